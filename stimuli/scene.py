@@ -1,0 +1,223 @@
+"""The scene: everything a simulator and a renderer need to know, as plain frozen data.
+
+SI units throughout (metres, kilograms, seconds, newtons; angles of cameras in degrees). The world is right-handed with
+z up. Motion happens in the x-z plane unless a task says otherwise, and at camera yaw 0 the x axis points to the right of
+the image, so that "left" in a question is image left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+Vec3 = tuple[float, float, float]
+Quaternion = tuple[float, float, float, float]
+
+SHAPES = ("box", "cylinder", "sphere")
+
+# Named colours as (red, green, blue) in [0, 1]: far apart from each other, and nameable by every VLM.
+COLOURS: dict[str, Vec3] = {
+    "red": (0.85, 0.10, 0.10),
+    "green": (0.10, 0.65, 0.15),
+    "blue": (0.12, 0.20, 0.85),
+    "yellow": (0.95, 0.85, 0.10),
+    "purple": (0.55, 0.10, 0.65),
+    "orange": (1.00, 0.50, 0.05),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A rigid body.
+
+    Attributes:
+        name: Unique within the scene.
+        shape: One of `SHAPES`.
+        size: Full extents along the body's own axes, metres (a sphere has three equal diameters).
+        position: Centre of mass, metres.
+        colour: A key of `COLOURS`.
+        mass: Kilograms; ignored when `fixed`.
+        friction: Coulomb coefficient, dimensionless.
+        restitution: 0 (no bounce) to 1.
+        orientation: Quaternion (x, y, z, w).
+        velocity: Metres per second at the start.
+        shade: Brightness multiplier of the colour, dimensionless.
+        fixed: Never moves.
+    """
+
+    name: str
+    shape: str
+    size: Vec3
+    position: Vec3
+    colour: str
+    mass: float = 0.5
+    friction: float = 0.8
+    restitution: float = 0.0
+    orientation: Quaternion = (0.0, 0.0, 0.0, 1.0)
+    velocity: Vec3 = (0.0, 0.0, 0.0)
+    shade: float = 1.0
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"body {self.name!r}: shape {self.shape!r} is not one of {', '.join(SHAPES)}")
+        if self.colour not in COLOURS:
+            raise ValueError(f"body {self.name!r}: colour {self.colour!r} is not one of {', '.join(COLOURS)}")
+        if min(self.size) <= 0 or (self.mass <= 0 and not self.fixed):
+            raise ValueError(f"body {self.name!r}: size and mass must be positive, got {self.size} m, {self.mass} kg")
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A constant force (newtons) on one body at a world point (metres), from `start` for `duration` seconds."""
+
+    body: str
+    force: Vec3
+    point: Vec3
+    start: float = 0.0
+    duration: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """An orbit camera: looks at `target` (m) from `distance` (m); yaw, pitch and vertical field of view in degrees."""
+
+    target: Vec3 = (0.0, 0.0, 0.23)
+    distance: float = 0.93
+    yaw: float = 0.0
+    pitch: float = -8.0
+    fov: float = 36.0
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """A directional light: `direction` points from the scene to the light; the coefficients are Phong's."""
+
+    direction: Vec3 = (-0.4, -0.8, 0.9)
+    ambient: float = 0.55
+    diffuse: float = 0.5
+    specular: float = 0.05
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Colours of the sky and the floor as (red, green, blue) in [0, 1]."""
+
+    sky: Vec3 = (0.93, 0.95, 0.97)
+    floor: Vec3 = (0.75, 0.72, 0.68)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Bodies on an infinite floor at z = 0, with the camera and light that show them.
+
+    Raises:
+        ValueError: If two bodies share a name or a push names no body.
+    """
+
+    bodies: tuple[Body, ...]
+    pushes: tuple[Push, ...] = ()
+    gravity: float = 9.81
+    floor_friction: float = 0.8
+    camera: Camera = field(default_factory=Camera)
+    light: Light = field(default_factory=Light)
+    background: Background = field(default_factory=Background)
+
+    def __post_init__(self) -> None:
+        names = [body.name for body in self.bodies]
+        if len(set(names)) != len(names):
+            raise ValueError(f"body names must be unique, got {names}")
+        for push in self.pushes:
+            if push.body not in names:
+                raise ValueError(f"a push names the body {push.body!r}, which is not in the scene ({', '.join(names)})")
+
+    def body(self, name: str) -> Body:
+        """The body of that name. Raises KeyError if there is none."""
+        for body in self.bodies:
+            if body.name == name:
+                return body
+        raise KeyError(f"no body {name!r} in the scene; there are {', '.join(b.name for b in self.bodies)}")
+
+    def moved(self, name: str, dx: float = 0.0, dz: float = 0.0) -> Scene:
+        """A copy in which one body is displaced by (dx, dz) metres in the picture plane."""
+        target = self.body(name)
+        x, y, z = target.position
+        # Rounded to a micrometre so that a displaced scene hashes alike however the sum was formed.
+        shifted = replace(target, position=(round(x + dx, 6), y, round(z + dz, 6)))
+        return replace(self, bodies=tuple(shifted if body is target else body for body in self.bodies))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data; `Scene.from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Scene:
+        """Rebuild a scene from `to_dict` data (or its JSON round trip).
+
+        Raises:
+            ValueError: If a field is missing, unknown or of the wrong form; the message names it.
+        """
+        data = _known(cls, data)
+        try:
+            return cls(
+                bodies=tuple(_build(Body, body) for body in data["bodies"]),
+                pushes=tuple(_build(Push, push) for push in data.get("pushes", ())),
+                gravity=float(data.get("gravity", 9.81)),
+                floor_friction=float(data.get("floor_friction", 0.8)),
+                camera=_build(Camera, data.get("camera", {})),
+                light=_build(Light, data.get("light", {})),
+                background=_build(Background, data.get("background", {})),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a scene: {error}") from error
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces. Equal scenes give equal strings."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON, as hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def mirror(scene: Scene) -> Scene:
+    """The scene reflected in the plane x = 0, so that its picture is the mirror image (up to rasterisation)."""
+
+    def flip(v: Vec3) -> Vec3:
+        return (-v[0] + 0.0, v[1], v[2])  # + 0.0 turns -0.0 into 0.0, which would otherwise change the hash
+
+    def flip_body(body: Body) -> Body:
+        x, y, z, w = body.orientation
+        return replace(
+            body,
+            position=flip(body.position),
+            velocity=flip(body.velocity),
+            orientation=(x, -y + 0.0, -z + 0.0, w),
+        )
+
+    return replace(
+        scene,
+        bodies=tuple(flip_body(body) for body in scene.bodies),
+        pushes=tuple(replace(push, force=flip(push.force), point=flip(push.point)) for push in scene.pushes),
+        camera=replace(scene.camera, target=flip(scene.camera.target), yaw=-scene.camera.yaw + 0.0),
+        light=replace(scene.light, direction=flip(scene.light.direction)),
+    )
+
+
+def _known(cls: type, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"not a {cls.__name__.lower()}: expected an object, got {type(data).__name__}")
+    unknown = set(data) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"not a {cls.__name__.lower()}: unknown field {sorted(unknown)[0]!r}")
+    return data
+
+
+def _build(cls: type, data: Any) -> Any:
+    """A frozen dataclass from JSON data, with lists turned back into tuples of floats."""
+    values = {k: tuple(float(x) for x in v) if isinstance(v, (list, tuple)) else v for k, v in _known(cls, data).items()}
+    return cls(**values)

@@ -1,0 +1,126 @@
+"""Simulators: one protocol, one outcome, one frame, and the engines that implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stimuli.scene import Scene
+
+FLOOR = -1
+"""Segmentation value of the floor."""
+BACKGROUND = -2
+"""Segmentation value of everything that is neither a body nor the floor."""
+
+FRAME_INTERVAL = 1 / 30
+"""Simulated seconds between two recorded poses."""
+MIN_DURATION = 1.5
+"""Simulated seconds before a scene that has not moved counts as at rest: slow falls show within this time."""
+MAX_DURATION = 6.0
+"""Simulated seconds after which a simulation ends, at rest or not."""
+
+Stop = Callable[[npt.NDArray[np.float64]], bool]
+"""Given the bodies' positions (n, 3) in metres, says whether the outcome is already decided."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened in a scene.
+
+    Attributes:
+        names: The n bodies, in scene order.
+        times: (t,) seconds; the first is 0, before anything moved.
+        positions: (t, n, 3) metres.
+        orientations: (t, n, 4) quaternions (x, y, z, w).
+        on_floor: Names of the bodies that touch the floor at the end.
+        at_rest: Whether everything had come to rest.
+        decided: Whether the simulation ended because its `stop` condition was met.
+    """
+
+    names: tuple[str, ...]
+    times: npt.NDArray[np.float64]
+    positions: npt.NDArray[np.float64]
+    orientations: npt.NDArray[np.float64]
+    on_floor: frozenset[str]
+    at_rest: bool
+    decided: bool
+
+    @property
+    def duration(self) -> float:
+        """Simulated seconds."""
+        return float(self.times[-1])
+
+    def displacement(self) -> npt.NDArray[np.float64]:
+        """(n, 3) metres: where each body ended, relative to where it began."""
+        return self.positions[-1] - self.positions[0]
+
+    def poses(self, frame: int = -1) -> Poses:
+        """The poses at one recorded frame, for `Simulator.render`."""
+        return Poses(self.positions[frame], self.orientations[frame])
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Positions (n, 3) in metres and orientations (n, 4) of the bodies, in scene order."""
+
+    positions: npt.NDArray[np.float64]
+    orientations: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A rendered picture.
+
+    Attributes:
+        rgb: (size, size, 3) uint8.
+        segmentation: (size, size) int32: index of the body, `FLOOR` or `BACKGROUND`.
+        depth: (size, size) float32, metres along the viewing axis.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    segmentation: npt.NDArray[np.int32]
+    depth: npt.NDArray[np.float32]
+
+
+class Simulator(Protocol):
+    """A physics engine with a renderer. Calls are independent: nothing of one scene reaches the next."""
+
+    name: str
+
+    def version(self) -> str:
+        """Engine and version, for the card of a stimulus set."""
+        ...
+
+    def simulate(
+        self, scene: Scene, *, stop: Stop | None = None, min_duration: float = ..., max_duration: float = ...
+    ) -> Outcome:
+        """Run until `stop` is met, until everything rests (but at least `min_duration`), or for `max_duration` seconds."""
+        ...
+
+    def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
+        """A square picture of the scene at its start, or with the bodies at `poses`."""
+        ...
+
+
+@lru_cache(maxsize=4)
+def get_simulator(name: str = "pybullet") -> Simulator:
+    """The engine of that name, started once per process.
+
+    Raises:
+        ValueError: If no such engine exists.
+        ModuleNotFoundError: If the engine is not installed; the message says how to install it.
+    """
+    if name != "pybullet":
+        raise ValueError(f"unknown simulator {name!r}; available: pybullet")
+    try:
+        from stimuli.simulators.pybullet import PyBulletSimulator
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "pybullet is not installed: pip install pybullet (its wheels exist up to Python 3.11)"
+        ) from error
+    return PyBulletSimulator()

@@ -1,0 +1,169 @@
+"""Tasks: one question about one family of scenes, with the physics that makes an answer right. And their registry."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import PARAPHRASES, Answer, Question, Variant
+from stimuli.scene import Scene, mirror
+from stimuli.simulators import Simulator, get_simulator
+
+AMBIGUITY_BAND = 0.1
+"""|margin| (half widths) below which engines may disagree with statics and with each other; left out of designed sets."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an answer is worth: success, a reward in [0, 1] that is 1 exactly on success, and the physics behind it."""
+
+    success: bool
+    reward: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class Unsatisfiable(ValueError):
+    """No scene of the family meets the condition."""
+
+
+class Task(ABC):
+    """One question about one family of scenes.
+
+    A subclass states what a scene is (`sample_matched`), how far it is from the boundary (`margin`), what is asked
+    (`question`), what is right (`solve`) and what an answer is worth (`score`). `score` is the only scorer there is: the
+    probe's accuracy, the reward of reinforcement learning and the analysis all come from it.
+
+    Class attributes:
+        name: `family-question`, as on the command line.
+        version: Raised whenever the same seed would give another stimulus or another score.
+        family: Folder under `stimuli/tasks`.
+        kind: "judgement" (what will happen?), "action" (what must be done?) or "grounding" (what is there?).
+        held_out: Never a training task; asked zero-shot.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    family: ClassVar[str]
+    kind: ClassVar[Literal["judgement", "action", "grounding"]]
+    held_out: ClassVar[bool] = False
+
+    @abstractmethod
+    def conditions(self) -> tuple[Condition, ...]:
+        """The cells of the designed set, for the unmirrored base scenes; each is used equally often."""
+
+    @abstractmethod
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene, ...]:
+        """Scenes that belong together: the one on the condition, then its foils, which differ in one body only.
+
+        The condition's `mirrored` is ignored here. Raises `Unsatisfiable` if there is no such scene.
+        """
+
+    @abstractmethod
+    def foil_condition(self, condition: Condition) -> Condition:
+        """The condition of the foils that `sample_matched` returns beside a scene on `condition`."""
+
+    @abstractmethod
+    def margin(self, scene: Scene) -> float:
+        """Signed physical margin, dimensionless; 0 is the boundary."""
+
+    @abstractmethod
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """What is asked about the scene, in that wording."""
+
+    @abstractmethod
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """The correct answer; for actions the one in the middle of those that work."""
+
+    @abstractmethod
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """What an answer is worth. Pure and bounded: the same scene and answer always give the same score."""
+
+    def sample(self, rng: np.random.Generator, condition: Condition) -> Scene:
+        """One scene on the condition, mirrored if it says so."""
+        scene = self.sample_matched(rng, condition)[0]
+        return mirror(scene) if condition.mirrored else scene
+
+    def demonstrate(self, scene: Scene, question: Question, rng: np.random.Generator) -> Answer:
+        """What an expert would answer, for supervised training. Always gets reward 1."""
+        return self.solve(scene, question)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """The wordings of the designed set, each used equally often."""
+        return tuple(
+            Variant(paraphrase, polarity, order)
+            for paraphrase in range(PARAPHRASES)
+            for polarity in range(2)
+            for order in range(2)
+        )
+
+    def shortcuts(self) -> Mapping[str, Any]:
+        """Named cues that could stand in for physics: functions from scene to float, for the audit."""
+        return {}
+
+    def certify(self, scene: Scene, question: Question) -> dict[str, Any]:
+        """Facts about an item that its card needs, found by the simulator (solvability of actions, say)."""
+        return {}
+
+
+def simulator_or_default(simulator: Simulator | None) -> Simulator:
+    """The given engine, or the default one of this process."""
+    return simulator if simulator is not None else get_simulator()
+
+
+_TOWERS = "stimuli.tasks.towers"
+_BUILT_IN: dict[str, str] = {
+    "towers-stability": f"{_TOWERS}.stability:TowersStability",
+    "towers-direction": f"{_TOWERS}.collapse:TowersDirection",
+    "towers-count": f"{_TOWERS}.collapse:TowersCount",
+    "towers-topblock": f"{_TOWERS}.topblock:TowersTopblock",
+    "towers-sideblock": f"{_TOWERS}.sideblock:TowersSideblock",
+    "towers-grounding": f"{_TOWERS}.grounding:TowersGrounding",
+}
+FAMILIES: dict[str, str] = {"towers": "towers-stability"}
+"""Families and their headline judgement task, which is what a family name stands for on the command line."""
+
+
+class UnknownTask(LookupError):
+    """No task of that name; the message lists the closest ones."""
+
+
+def task_names() -> list[str]:
+    """Every registered task: the built-in ones, then plug-ins (entry points in the group `probe.tasks`)."""
+    return list(_locations())
+
+
+@lru_cache(maxsize=64)
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UnknownTask: With the closest names.
+    """
+    locations = _locations()
+    if name not in locations:
+        close = difflib.get_close_matches(name, locations, n=3, cutoff=0.3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(locations)}"
+        raise UnknownTask(f"unknown task {name!r}: {hint}")
+    module, _, attribute = locations[name].partition(":")
+    task = getattr(import_module(module), attribute)()
+    if task.name != name:
+        raise UnknownTask(f"the plug-in {locations[name]} is registered as {name!r} but calls itself {task.name!r}")
+    return task  # type: ignore[no-any-return]
+
+
+def _locations() -> dict[str, str]:
+    locations = dict(_BUILT_IN)
+    for entry in entry_points(group="probe.tasks"):
+        if entry.name in locations:
+            raise UnknownTask(f"two tasks are called {entry.name!r}: {locations[entry.name]} and {entry.value}")
+        locations[entry.name] = entry.value
+    return locations

@@ -1,0 +1,1 @@
+"""Towers: stacks of equal blocks, one per level, that stand or fall when they are let go."""

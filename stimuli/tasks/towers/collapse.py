@@ -1,0 +1,199 @@
+"""towers-direction and towers-count: how does the tower come down? Held out: never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import THINK, Answer, Integers, Option, Options, Question, Variant, named_options
+from stimuli.scene import Scene
+from stimuli.simulators import Outcome, Simulator, get_simulator
+from stimuli.statics import stack_margin, stack_overshoot
+from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks.towers.tower import (
+    BLOCK,
+    MARGIN_BINS,
+    Floats,
+    Look,
+    fall_side,
+    fallen,
+    first_tower,
+    in_bin,
+    tower_arrays,
+    tower_margin,
+)
+
+DIRECTION_TEXTS = (
+    "This tower falls. To which side of the picture does it fall?",
+    "The tower is going to collapse. Does it topple to the left or to the right?",
+    "The blocks are let go and the tower falls over. In which direction does it go?",
+    "Towards which side does this tower come down, as seen in the picture?",
+)
+COUNT_TEXTS = (
+    "The blocks are let go. How many of them touch the floor when everything has come to rest?",
+    "Once nothing moves any more, how many blocks will lie on the floor?",
+    "The tower is left to itself. In the end, how many blocks are in contact with the floor?",
+    "How many blocks will rest directly on the floor after the tower has been released?",
+)
+JITTER = 0.001
+"""Metres by which every block of an item of towers-count may be displaced without changing the answer."""
+
+
+class TowersDirection(Task):
+    """Does the falling tower fall to the left or to the right?
+
+    From three blocks on, half the towers lean to one side as a whole and fall to the other.
+    """
+
+    name: ClassVar[str] = "towers-direction"
+    family: ClassVar[str] = "towers"
+    kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
+    held_out: ClassVar[bool] = True
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Number of blocks x |overshoot| bin x side x whether the lean is misleading."""
+        return tuple(
+            Condition(count, (low, high) if side > 0 else (-high, -low), build)
+            for count in (2, 3, 4)
+            for low, high in MARGIN_BINS
+            for side in (1, -1)
+            for build in (("plain", "tricky") if count > 2 else ("plain", "plain"))
+        )
+
+    def foil_condition(self, condition: Condition) -> Condition:
+        """The mirror image is the foil: it falls to the other side."""
+        return condition
+
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
+        """A tower that falls to the side of the bin's sign."""
+
+        def accept(towers: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+            left, right = stack_overshoot(towers, 1.0)
+            worst_left, worst_right = left.max(axis=1), right.max(axis=1)
+            # Only one side may give way anywhere in the tower: otherwise the direction is a race between two falls.
+            sided = np.where(worst_right > worst_left, worst_right, -worst_left)
+            clear = np.minimum(worst_left, worst_right) < -AMBIGUITY_BAND
+            lean = towers.mean(axis=1) - towers[:, 0]
+            misled = np.sign(lean) == -np.sign(sided)
+            visible = np.abs(lean) > 0.05
+            return in_bin(sided, condition.margin_bin) & clear & visible & (misled == (condition.build == "tricky"))
+
+        tower = first_tower(rng, condition.count, accept, f"falling with overshoot in {condition.margin_bin}")
+        look = Look(rng, condition.count)
+        return (look.scene(look.centred(tower)),)
+
+    def margin(self, scene: Scene) -> float:
+        """Signed overshoot of the centre of mass at the weakest interface, half widths; positive falls to the right."""
+        return fall_side(scene)
+
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """Left or right, as seen in the picture. Polarity does not apply."""
+        options, clause = named_options((Option("left", "left"), Option("right", "right")), variant.order)
+        prompt = f"{DIRECTION_TEXTS[variant.paraphrase]} Answer with one word: {clause}."
+        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """The side to which the blocks that leave their place move, on average, until they have sunk a quarter."""
+        outcome = simulator_or_default(simulator).simulate(scene, stop=fallen(scene))
+        return "right" if outcome.displacement()[:, 0].mean() > 0 else "left"
+
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """Reward 1 if the answer is what the simulator shows, else 0."""
+        truth = self.solve(scene, question, simulator)
+        return Score(answer == truth, float(answer == truth), {"truth": truth})
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Paraphrase x order."""
+        return tuple(Variant(paraphrase, order=order) for paraphrase in range(4) for order in range(2))
+
+    def shortcuts(self) -> Mapping[str, Any]:
+        """Cues to the side: positive means right."""
+        return {
+            "lean of the whole": lambda s: float(np.mean(tower_arrays(s)[0]) - tower_arrays(s)[0][0]),
+            "place of the top block": lambda s: float(tower_arrays(s)[0][-1] - tower_arrays(s)[0][0]),
+            "centroid in the picture": lambda s: float(np.mean(tower_arrays(s)[0])),
+        }
+
+
+class TowersCount(Task):
+    """How many blocks end up on the floor?"""
+
+    name: ClassVar[str] = "towers-count"
+    family: ClassVar[str] = "towers"
+    kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
+    held_out: ClassVar[bool] = True
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Number of blocks x number that end up on the floor (`build`)."""
+        return tuple(Condition(n, (-2.0, 1.0), f"floor{k}") for n in (2, 3, 4) for k in range(1, n + 1))
+
+    def foil_condition(self, condition: Condition) -> Condition:
+        """The mirror image has the same answer; there is no foil."""
+        return condition
+
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
+        """A tower that leaves that many blocks on the floor, also when every block is displaced by `JITTER`."""
+        count, target = condition.count, int(condition.build.removeprefix("floor"))
+
+        def accept(towers: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+            margin = stack_margin(towers, 1.0)
+            if target == 1:
+                return margin > AMBIGUITY_BAND
+            left, right = stack_overshoot(towers, 1.0)
+            # Most often the blocks above the weakest interface fall and the others stay.
+            weakest = np.maximum(left, right).argmax(axis=1)
+            return (margin < -AMBIGUITY_BAND) & (weakest == count - target)
+
+        for _ in range(60):
+            look = Look(rng, count)
+            scene = look.scene(look.centred(first_tower(rng, count, accept, condition.build)))
+            nudges = [np.zeros(count), *(rng.choice((-JITTER, JITTER), count) for _ in range(2))]
+            if all(_on_floor(self._settle(_nudged(scene, nudge))) == target for nudge in nudges):
+                return (scene,)
+        raise Unsatisfiable(f"found no tower of {count} blocks that leaves {target} on the floor")
+
+    def margin(self, scene: Scene) -> float:
+        """Signed stability margin of the tower, half widths."""
+        return tower_margin(scene)
+
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """A number from 1 to 4. Polarity and order do not apply."""
+        prompt = f"{COUNT_TEXTS[variant.paraphrase]} Answer with a number from 1 to 4."
+        return Question(prompt + (THINK if variant.style == "think" else ""), Integers(((1, 4),), ""), variant.style)
+
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """Number of blocks in contact with the floor at rest, by simulation."""
+        return _on_floor(self._settle(scene, simulator))
+
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """Reward 1 if the number is right, else 0."""
+        truth = self.solve(scene, question, simulator)
+        return Score(answer == truth, float(answer == truth), {"truth": truth})
+
+    def variants(self) -> tuple[Variant, ...]:
+        """One per paraphrase."""
+        return tuple(Variant(paraphrase) for paraphrase in range(len(COUNT_TEXTS)))
+
+    def shortcuts(self) -> Mapping[str, Any]:
+        """Cues to the number: an answer per scene."""
+        return {"block count": lambda scene: float(len(scene.bodies))}
+
+    @staticmethod
+    def _settle(scene: Scene, simulator: Simulator | None = None) -> Outcome:
+        return (simulator or get_simulator()).simulate(scene)
+
+
+def _on_floor(outcome: Outcome) -> int:
+    return len(outcome.on_floor)
+
+
+def _nudged(scene: Scene, dx: Floats) -> Scene:
+    for body, step in zip(scene.bodies, dx, strict=True):
+        if step:
+            scene = scene.moved(body.name, dx=float(step))
+    return scene
+
+

@@ -1,0 +1,179 @@
+"""towers-sideblock: move the red block from the floor onto the tower, so that a taller tower stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import THINK, Answer, Integers, Question, Variant
+from stimuli.scene import Scene
+from stimuli.simulators import Simulator
+from stimuli.statics import stack_margin
+from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks.towers.tower import BLOCK, Floats, Look, draw_towers, fallen, tower_arrays, tower_margin
+
+RANGES = ((-30, 30), (0, 50))
+"""Whole centimetres to the right, and whole centimetres up."""
+MAX_DROP = 2
+"""Centimetres above the tower from which the block may be let go."""
+MAX_WORKING = 6
+"""An item has at most this many sideways shifts that work, out of 61."""
+REWARD_WIDTH = 20
+COLOUR = "red"
+
+TEXTS = (
+    "Lift the red block from the floor onto the tower, so that a taller tower stands. How far to the right and how far "
+    "up must it be moved?",
+    "The red block is to become the new top of the tower without making it fall. Which move does this?",
+    "Put the red block on top of the tower so that everything stays up. By how much must it be moved?",
+    "Build a taller tower that stands by moving only the red block. What is the move?",
+)
+ASK = (
+    " Each block is 10 cm wide and high; right and up are positive, left is negative; let go at most 2 cm above the"
+    f" tower. Answer with two whole numbers of centimetres: right from {RANGES[0][0]} to {RANGES[0][1]}, up from"
+    f" {RANGES[1][0]} to {RANGES[1][1]}, like 7, 25."
+)
+
+
+class TowersSideblock(Task):
+    """By how much must the red block be moved, right and up, to become the top of a tower that stands?
+
+    The tower leans: it stands as it is, but falls if the red block is put over the middle of its top block.
+    """
+
+    name: ClassVar[str] = "towers-sideblock"
+    family: ClassVar[str] = "towers"
+    kind: ClassVar[Literal["judgement", "action", "grounding"]] = "action"
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Number of blocks in the tower x distance of the red block, in tenths of a block (`build`)."""
+        return tuple(
+            Condition(count, (AMBIGUITY_BAND, 1.0), f"{low}to{high}")
+            for count in (3, 4)
+            for low, high in ((13, 17), (18, 22), (23, 27))
+        )
+
+    def foil_condition(self, condition: Condition) -> Condition:
+        """Actions have no foils but their mirror images."""
+        return condition
+
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
+        """A leaning tower that stands, and a red block on the floor beside it."""
+        low, high = (int(part) for part in condition.build.split("to"))
+        batch = 1024
+        for _ in range(40):
+            towers = draw_towers(rng, condition.count, batch)
+            good = np.flatnonzero(
+                (stack_margin(towers, 1.0) > AMBIGUITY_BAND + 1e-9)
+                & (stack_margin(_with_top(towers, towers[:, -1]), 1.0) < -0.01)
+            )
+            for index in good:
+                tower = towers[index]
+                side = 1 if rng.random() < 0.5 else -1
+                edge = tower.max() if side > 0 else tower.min()
+                red = float(np.round(tower[-1] + side * rng.uniform(low, high) / 10, 2))
+                works = working_moves(tower, red)
+                clear = side * (red - edge) >= 1.1 and side * (red - tower[0]) >= 1.1
+                if not clear or not 2 <= len(works) <= MAX_WORKING:
+                    continue
+                # Certified: the middle answer keeps clear of the boundary.
+                moved = _with_top(tower[None], np.array([red + works[len(works) // 2] / 10]))
+                extent = max(tower.max(), red) - min(tower.min(), red)
+                if stack_margin(moved, 1.0)[0] <= AMBIGUITY_BAND or extent > 4.4:
+                    continue
+                look = Look(rng, condition.count, reserved=COLOUR)
+                middle = round((max(tower.max(), red) + min(tower.min(), red)) / 2 - look.place * 0.5, 2)
+                return (look.scene(np.round(tower - middle, 2), (COLOUR, round(red - middle, 2))),)
+            batch = min(2 * batch, 8192)
+        raise Unsatisfiable(f"found no leaning tower of {condition.count} blocks with a red block at {condition.build}")
+
+    def margin(self, scene: Scene) -> float:
+        """Stability margin of the tower as shown, half widths; positive, since it stands."""
+        return tower_margin(scene)
+
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """Two whole numbers of centimetres. Polarity and order do not apply."""
+        prompt = TEXTS[variant.paraphrase] + ASK + (THINK if variant.style == "think" else "")
+        return Question(prompt, Integers(RANGES), variant.style)
+
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """The middle of the sideways moves that work, and the height of the tower, centimetres."""
+        works = _scene_moves(scene)
+        return (works[len(works) // 2] if works else 0, _height_cm(scene))
+
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """Reward 1 if the red block ends as the top of a tower that stands, in simulation; else up to 0.5 for closeness.
+
+        The block may not start inside another one nor be dropped from more than `MAX_DROP` centimetres. Partial reward:
+        0.5 (1 - d / `REWARD_WIDTH`)^2, d being the city-block distance to the nearest answer that works, in cm.
+        """
+        if not isinstance(answer, tuple):
+            return Score(False, 0.0, {"truth": None})
+        right, up = answer
+        drop = up - _height_cm(scene)
+        works = _scene_moves(scene)
+        sideways = min((abs(right - w) for w in works), default=99)
+        upward = max(0, -drop, drop - MAX_DROP)
+        fits = upward == 0
+        if fits:
+            moved = self.apply(scene, answer)
+            outcome = simulator_or_default(simulator).simulate(moved, stop=_left_place(moved, drop))
+            if not outcome.decided and "side" not in outcome.on_floor:
+                return Score(True, 1.0, {"distance_cm": 0})
+        distance = sideways + upward
+        reward = 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2
+        return Score(False, reward, {"distance_cm": distance, "fits": fits})
+
+    def apply(self, scene: Scene, answer: tuple[int, int]) -> Scene:
+        """The scene with the red block moved by (right, up) centimetres."""
+        return scene.moved("side", dx=answer[0] / 100, dz=answer[1] / 100)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """One per paraphrase."""
+        return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
+
+    def shortcuts(self) -> Mapping[str, Any]:
+        """Answers that need no physics."""
+        return {"onto the middle of the top block": _onto_top}
+
+    def certify(self, scene: Scene, question: Question) -> dict[str, Any]:
+        """Which sideways moves work at the height of the tower, in simulation."""
+        up = _height_cm(scene)
+        near = sorted({w + d for w in _scene_moves(scene) for d in (-1, 0, 1)})
+        inside = [w for w in near if RANGES[0][0] <= w <= RANGES[0][1]]
+        return {"working": [[w, up] for w in inside if self.score(scene, question, (w, up)).success]}
+
+
+def working_moves(tower: Floats, red: float) -> list[int]:
+    """Whole centimetres by which a block at `red` (blocks) can be moved onto the tower (n centres, blocks) to stand."""
+    shifts = np.arange(RANGES[0][0], RANGES[0][1] + 1)
+    stacks = _with_top(np.repeat(tower[None], len(shifts), axis=0), red + shifts / 10)
+    return [int(s) for s in shifts[stack_margin(stacks, 1.0) > 1e-9]]
+
+
+def _with_top(towers: Floats, top: Floats) -> Floats:
+    return np.concatenate([towers, top[:, None]], axis=1)
+
+
+def _scene_moves(scene: Scene) -> list[int]:
+    return working_moves(tower_arrays(scene)[0] / BLOCK, scene.body("side").position[0] / BLOCK)
+
+
+def _height_cm(scene: Scene) -> int:
+    return round(sum(b.size[2] for b in scene.bodies if b.name != "side") * 100)
+
+
+def _left_place(moved: Scene, drop_cm: int) -> Any:
+    """Stop when a block of the tower has sunk, or the red one has by more than its drop and a quarter of its height."""
+    side = moved.body("side")
+    settled = replace(side, position=(side.position[0], 0.0, side.position[2] - drop_cm / 100))
+    return fallen(replace(moved, bodies=tuple(settled if b is side else b for b in moved.bodies)))
+
+
+def _onto_top(scene: Scene) -> tuple[int, int]:
+    x, _, _ = tower_arrays(scene)
+    return round(100 * (x[-1] - scene.body("side").position[0])), _height_cm(scene)

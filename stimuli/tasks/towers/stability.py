@@ -1,0 +1,157 @@
+"""towers-stability: will the tower stay up?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from stimuli.scene import Scene
+from stimuli.simulators import Simulator
+from stimuli.statics import stack_margin
+from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks.towers.tower import (
+    BLOCK,
+    MARGIN_BINS,
+    MAX_STEP,
+    SMALL_STEP,
+    Floats,
+    Look,
+    draw_towers,
+    fallen,
+    in_bin,
+    largest_step,
+    tower_arrays,
+    tower_margin,
+)
+
+# Wordings by polarity: whether "yes" means that the tower stands, or that it falls.
+STAY = (
+    "Will this tower stay up?",
+    "Look at the blocks. Is the tower stable, so that it keeps standing?",
+    "The blocks are let go. Will the tower remain standing?",
+    "Nothing holds these blocks. Does the tower stand on its own?",
+)
+FALL = (
+    "Will this tower fall?",
+    "Look at the blocks. Is the tower unstable, so that it falls over?",
+    "The blocks are let go. Will the tower collapse?",
+    "Nothing holds these blocks. Does the tower fall down?",
+)
+
+
+class TowersStability(Task):
+    """Will the tower stay up or fall?
+
+    Items come as minimal pairs: the same picture but for one block, whose place decides between standing and falling.
+    From three blocks on and near the boundary, half the pairs stand by a counterweight although one step exceeds half a
+    block, and half fall although every step is small, so that the neighbour rule is right on exactly one member of each.
+    """
+
+    name: ClassVar[str] = "towers-stability"
+    family: ClassVar[str] = "towers"
+    kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Number of blocks x |margin| bin, twice each: counterweighted and leaning where both exist, else plain."""
+        return tuple(
+            Condition(count, margin_bin, build)
+            for count in (2, 3, 4)
+            for margin_bin in MARGIN_BINS
+            for build in (
+                ("counterweighted", "leaning") if count > 2 and margin_bin[1] <= 0.4 else ("plain", "plain")
+            )
+        )
+
+    def foil_condition(self, condition: Condition) -> Condition:
+        """The same cell on the other side of the boundary."""
+        low, high = condition.margin_bin
+        return replace(condition, margin_bin=(-high, -low))
+
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene, Scene]:
+        """The scene on the condition and its foil, in which one block stands elsewhere and the outcome is the other."""
+        low, high = condition.margin_bin
+        if low < 0 < high or (low, high) == (0.0, 0.0):
+            raise Unsatisfiable(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
+        stands_bin = condition.margin_bin if low >= 0 else (-high, -low)
+        stands, falls = _pair(rng, condition.count, stands_bin, condition.build)
+        look = Look(rng, condition.count)
+        # Both members share the place of the blocks that did not move, so neither one can be told by its position.
+        shift = (min(stands.min(), falls.min()) + max(stands.max(), falls.max())) / 2 - look.place
+        scenes = [look.scene(np.round(x - shift, 2)) for x in (stands, falls)]
+        return (scenes[0], scenes[1]) if low >= 0 else (scenes[1], scenes[0])
+
+    def margin(self, scene: Scene) -> float:
+        """Signed distance of the centre of mass from the edge of the contact, at the weakest interface, half widths."""
+        return tower_margin(scene)
+
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """A yes/no question; polarity 0 asks whether it stays up, 1 whether it falls."""
+        yes, no = ("stands", "falls") if variant.polarity == 0 else ("falls", "stands")
+        options, clause = named_options((Option("yes", yes), Option("no", no)), variant.order)
+        wording = (STAY, FALL)[variant.polarity][variant.paraphrase]
+        prompt = f"{wording} Answer with one word: {clause}."
+        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """ "stands" or "falls", by simulation."""
+        outcome = simulator_or_default(simulator).simulate(scene, stop=fallen(scene))
+        return "falls" if outcome.decided else "stands"
+
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """Reward 1 if the answer is what the simulator shows, else 0."""
+        truth = self.solve(scene, question, simulator)
+        return Score(answer == truth, float(answer == truth), {"truth": truth})
+
+    def shortcuts(self) -> Mapping[str, Any]:
+        """Cues other than the physics: one number per scene."""
+        return {
+            "block count": lambda scene: float(len(scene.bodies)),
+            "height": lambda scene: max(b.position[2] + b.size[2] / 2 for b in scene.bodies),
+            "neighbour rule": largest_step,
+            "largest overhang": _largest_overhang,
+            "centroid": lambda scene: float(np.mean([b.position[0] for b in scene.bodies])),
+        }
+
+
+def _largest_overhang(scene: Scene) -> float:
+    """How far the outermost block reaches beyond the bottom block, in blocks."""
+    x, _, _ = tower_arrays(scene)
+    return float(np.abs(x - x[0]).max() / BLOCK)
+
+
+def _pair(
+    rng: np.random.Generator, count: int, stands_bin: tuple[float, float], build: str
+) -> tuple[Floats, Floats]:
+    """Centres (blocks) of a standing and a falling tower that differ in one block, both in the bin on their side.
+
+    `build` says which of the two breaks the neighbour rule: "counterweighted" (the standing one has a step above half a
+    block), "leaning" (the falling one has none), "plain" (neither), "tricky" (both).
+    """
+    stands_breaks = build in ("counterweighted", "tricky")
+    falls_breaks = build in ("leaning", "tricky")
+    falls_bin = (-stands_bin[1], -stands_bin[0])
+    batch = 1024
+    for _ in range(60):
+        first = draw_towers(rng, count, batch)
+        moved = rng.integers(0, count, batch)
+        second = first.copy()
+        second[np.arange(batch), moved] = np.round(
+            second[np.arange(batch), moved] + np.round(rng.uniform(-0.9, 0.9, batch), 2), 2
+        )
+        steps_first, steps_second = (np.abs(np.diff(x, axis=1)).max(axis=1) for x in (first, second))
+        good = np.flatnonzero(
+            (steps_second <= MAX_STEP)
+            & ((steps_first > SMALL_STEP + 1e-9) == stands_breaks)
+            & ((steps_second > SMALL_STEP + 1e-9) != falls_breaks)
+            & in_bin(stack_margin(first, 1.0), stands_bin)
+        )
+        good = good[in_bin(stack_margin(second[good], 1.0), falls_bin)]
+        if len(good):
+            return first[good[0]], second[good[0]]
+        batch = min(2 * batch, 16384)
+    raise Unsatisfiable(f"found no {build} pair of towers of {count} blocks with |margin| in {stands_bin}")

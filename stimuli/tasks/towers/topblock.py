@@ -1,0 +1,166 @@
+"""towers-topblock: shift the misplaced top block so that the tower stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import THINK, Answer, Integers, Question, Variant
+from stimuli.scene import Scene
+from stimuli.simulators import Simulator
+from stimuli.statics import stack_margin
+from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks.towers.tower import (
+    BLOCK,
+    MAX_STEP,
+    Floats,
+    Look,
+    draw_towers,
+    fallen,
+    tower_arrays,
+    tower_blocks,
+    tower_margin,
+)
+
+RANGE = (-20, 20)
+"""Whole centimetres that an answer may state."""
+MAX_WORKING = 5
+"""An item has at most this many answers that work, out of 41."""
+REWARD_WIDTH = 12
+"""Centimetres from the nearest working answer at which the partial reward has fallen to 0."""
+
+TEXTS = (
+    "The top block is misplaced and the tower would fall. How far must the top block be moved sideways so that the "
+    "tower stands?",
+    "Move only the top block, to the left or to the right, so that this tower does not collapse. By how much?",
+    "This tower falls unless its top block is shifted. Which shift makes it stable?",
+    "By how many centimetres must the top block be pushed sideways for the tower to stay up?",
+)
+SCALE = " Each block is 10 cm wide; right is positive, left is negative."
+ASK = SCALE + f" Answer with one whole number of centimetres from {RANGE[0]} to {RANGE[1]}."
+
+
+class TowersTopblock(Task):
+    """By how much must the misplaced top block be moved so that the tower stands?
+
+    The lower tower leans, so that pushing the top block to the middle of the one below fails: it has to be a
+    counterweight. Items are stratified by the size and the sign of the shift that is needed.
+    """
+
+    name: ClassVar[str] = "towers-topblock"
+    family: ClassVar[str] = "towers"
+    kind: ClassVar[Literal["judgement", "action", "grounding"]] = "action"
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Number of blocks x size of the shift that is needed, in centimetres (`build`)."""
+        return tuple(
+            Condition(count, (-2.0, -AMBIGUITY_BAND), f"{low}to{high}cm")
+            for count in (3, 4)
+            for low, high in ((2, 4), (5, 7), (8, 10), (11, 13))
+        )
+
+    def foil_condition(self, condition: Condition) -> Condition:
+        """Actions have no foils but their mirror images, whose answers have the other sign."""
+        return condition
+
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
+        """A tower that falls, and stands with the top block elsewhere."""
+        low, high = (int(part) for part in condition.build.removesuffix("cm").split("to"))
+        sign = 1 if rng.random() < 0.5 else -1
+        batch = 1024
+        for _ in range(40):
+            towers = draw_towers(rng, condition.count, batch)
+            middle = towers.copy()
+            middle[:, -1] = middle[:, -2]
+            shift = sign * rng.integers(low, high + 1, batch) / 10
+            solved = towers.copy()
+            solved[:, -1] = np.round(solved[:, -1] + shift, 2)
+            good = np.flatnonzero(
+                (stack_margin(towers, 1.0) < condition.margin_bin[1] - 1e-9)
+                & (stack_margin(towers, 1.0) > condition.margin_bin[0])
+                & (stack_margin(middle, 1.0) < -AMBIGUITY_BAND / 2)
+                & (stack_margin(solved, 1.0) > AMBIGUITY_BAND + 1e-9)
+                & (np.abs(np.diff(towers, axis=1)).max(axis=1) <= MAX_STEP)
+            )
+            for index in good:
+                answers = working_shifts(towers[index], 1.0)
+                centre = answers[len(answers) // 2]
+                # The stated shift must be the middle answer, so that strata do not overlap.
+                if len(answers) <= MAX_WORKING and centre == round(10 * float(shift[index])):
+                    look = Look(rng, condition.count)
+                    return (look.scene(look.centred(towers[index])),)
+            batch = min(2 * batch, 8192)
+        raise Unsatisfiable(f"found no tower of {condition.count} blocks that a shift of {condition.build} mends")
+
+    def margin(self, scene: Scene) -> float:
+        """Stability margin of the tower as shown, half widths; negative, since it falls."""
+        return tower_margin(scene)
+
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """One whole number of centimetres. Polarity and order do not apply."""
+        prompt = TEXTS[variant.paraphrase] + ASK + (THINK if variant.style == "think" else "")
+        return Question(prompt, Integers((RANGE,)), variant.style)
+
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """The shift in the middle of those that work, centimetres."""
+        x, width, mass = tower_arrays(scene)
+        answers = working_shifts(x / BLOCK, width / BLOCK, mass)
+        return answers[len(answers) // 2] if answers else 0
+
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """Reward 1 if the tower stands after the shift, in simulation; otherwise up to 0.5 for coming close.
+
+        Partial reward: 0.5 (1 - d / `REWARD_WIDTH`)^2, d being the distance to the nearest working answer in cm.
+        """
+        if not isinstance(answer, int):
+            return Score(False, 0.0, {"truth": None})
+        outcome = simulator_or_default(simulator).simulate(self.apply(scene, answer), stop=fallen(scene))
+        if not outcome.decided:
+            return Score(True, 1.0, {"distance_cm": 0})
+        x, width, mass = tower_arrays(scene)
+        distance = min((abs(answer - a) for a in working_shifts(x / BLOCK, width / BLOCK, mass)), default=99)
+        return Score(False, 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2, {"distance_cm": distance})
+
+    def apply(self, scene: Scene, answer: int) -> Scene:
+        """The scene with the top block shifted by `answer` centimetres."""
+        return scene.moved(tower_blocks(scene)[-1].name, dx=answer / 100)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """One per paraphrase."""
+        return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
+
+    def shortcuts(self) -> Mapping[str, Any]:
+        """Answers that need no physics: functions from scene to a whole number of centimetres."""
+        return {
+            "push to the middle": partial(_to_reference, level=-2),
+            "push over the bottom block": partial(_to_reference, level=0),
+        }
+
+    def certify(self, scene: Scene, question: Question) -> dict[str, Any]:
+        """Which answers work, in simulation: those that statics names, and their neighbours."""
+        x, width, mass = tower_arrays(scene)
+        near = {a + d for a in working_shifts(x / BLOCK, width / BLOCK, mass) for d in (-1, 0, 1)}
+        tried = sorted(a for a in near if RANGE[0] <= a <= RANGE[1])
+        return {"working": [a for a in tried if self.score(scene, question, a).success]}
+
+
+def working_shifts(x: Floats, width: Floats | float, mass: Floats | float = 1.0) -> list[int]:
+    """Whole tenths of a block (= centimetres) by which the top block can be shifted so that statics lets the tower stand.
+
+    Args:
+        x: (n,) centres in blocks; `width` in blocks.
+    """
+    shifts = np.arange(RANGE[0], RANGE[1] + 1)
+    moved = np.repeat(np.asarray(x, dtype=float)[None], len(shifts), axis=0)
+    moved[:, -1] += shifts / 10
+    return [int(s) for s in shifts[stack_margin(moved, width, mass) > 1e-9]]
+
+
+def _to_reference(scene: Scene, level: int) -> int:
+    """The shift that puts the top block exactly over another block, centimetres."""
+    blocks = tower_blocks(scene)
+    return round(100 * (blocks[level].position[0] - blocks[-1].position[0]))

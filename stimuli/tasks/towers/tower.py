@@ -1,0 +1,146 @@
+"""What a tower is: its geometry on a millimetre grid, its look, and when it has fallen.
+
+Geometry is sampled in units of blocks (1 = one block width) by drawing many towers at once and keeping the first that
+meets every requirement; the closed form of `stimuli.statics` makes that cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from stimuli.scene import COLOURS, Background, Body, Camera, Light, Scene
+from stimuli.simulators import Stop
+from stimuli.statics import stack_margin, stack_overshoot
+from stimuli.tasks import Unsatisfiable
+
+BLOCK = 0.10
+"""Edge of a block, metres. Ten centimetres, so that whole centimetres are tenths of a block."""
+MAX_STEP = 0.92
+"""Largest shift between neighbours, in blocks: every block visibly rests on the one below."""
+SMALL_STEP = 0.5
+"""The neighbour rule: a step above half a block looks as if the upper block must fall."""
+FALLEN = 0.25
+"""A block that sank by this share of its height has left its place."""
+MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
+"""|margin| of the designed sets, half widths: near, middle and far from the boundary."""
+
+Floats = npt.NDArray[np.float64]
+Accept = Callable[[Floats], npt.NDArray[np.bool_]]
+
+
+def tower_blocks(scene: Scene) -> list[Body]:
+    """The blocks of the tower from bottom to top (those named block1, block2, ...)."""
+    return sorted((b for b in scene.bodies if b.name.startswith("block")), key=lambda body: body.position[2])
+
+
+def tower_arrays(scene: Scene) -> tuple[Floats, Floats, Floats]:
+    """Horizontal centres, widths (metres) and masses (kg) of the tower's blocks from bottom to top."""
+    blocks = tower_blocks(scene)
+    return (
+        np.array([b.position[0] for b in blocks]),
+        np.array([b.size[0] for b in blocks]),
+        np.array([b.mass for b in blocks]),
+    )
+
+
+def tower_margin(scene: Scene) -> float:
+    """Signed stability margin of the tower, half widths (see `stimuli.statics.stack_margin`)."""
+    return float(stack_margin(*tower_arrays(scene)))
+
+
+def fall_side(scene: Scene) -> float:
+    """Signed overshoot at the weakest interface, half widths: positive if the tower falls to the right."""
+    left, right = stack_overshoot(*tower_arrays(scene))
+    worst = int(np.maximum(left, right).argmax())
+    return float(right[worst] if right[worst] >= left[worst] else -left[worst])
+
+
+def largest_step(scene: Scene) -> float:
+    """Largest shift between two neighbours, in blocks: what the neighbour rule looks at."""
+    x, width, _ = tower_arrays(scene)
+    return float(np.abs(np.diff(x)).max() / width[0]) if len(x) > 1 else 0.0
+
+
+def fallen(scene: Scene) -> Stop:
+    """A stop condition: some block has sunk by more than `FALLEN` of its height, so the outcome is decided."""
+    start = np.array([body.position[2] for body in scene.bodies])
+    limit = FALLEN * np.array([body.size[2] for body in scene.bodies])
+    return lambda positions: bool((start - positions[:, 2] > limit).any())
+
+
+def draw_towers(rng: np.random.Generator, count: int, batch: int) -> Floats:
+    """(batch, count) block centres in blocks, on a grid of a hundredth, bottom block at 0."""
+    # Half the batch has small steps, because leaning towers are rare among uniform ones.
+    scale = np.where(rng.random((batch, 1)) < 0.5, MAX_STEP, SMALL_STEP)
+    steps = np.round(rng.uniform(-1, 1, (batch, count - 1)) * scale, 2)
+    return np.concatenate([np.zeros((batch, 1)), np.round(np.cumsum(steps, axis=1), 2)], axis=1)
+
+
+def first_tower(rng: np.random.Generator, count: int, accept: Accept, what: str, batch: int = 512) -> Floats:
+    """The first drawn tower that `accept` (a vectorised test on (batch, count) centres) lets through.
+
+    Raises:
+        Unsatisfiable: After about 200,000 towers; `what` says which were sought.
+    """
+    for _ in range(50):
+        towers = draw_towers(rng, count, batch)
+        good = np.flatnonzero(accept(towers))
+        if len(good):
+            return towers[good[0]]
+        batch = min(2 * batch, 4096)
+    raise Unsatisfiable(f"found no tower of {count} blocks: {what}")
+
+
+def in_bin(values: Floats, margin_bin: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    """Which values lie inside the bin, edges excluded so that rounding cannot carry an item into the next one."""
+    low, high = margin_bin
+    return (values > low + 1e-9) & (values < high - 1e-9)
+
+
+class Look:
+    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils."""
+
+    def __init__(self, rng: np.random.Generator, colours: int, reserved: str | None = None) -> None:
+        names = [name for name in COLOURS if name != reserved]
+        self.colours = [names[i] for i in rng.permutation(len(names))[:colours]]
+        self.shades = np.round(rng.uniform(0.9, 1.05, colours + 1), 2).tolist()
+        self.place = float(np.round(rng.uniform(-0.25, 0.25), 2))  # of the tower in the picture, in blocks
+        self.camera = Camera(
+            target=(float(np.round(rng.uniform(-0.01, 0.01), 3)), 0.0, float(np.round(rng.uniform(0.225, 0.24), 3))),
+            distance=float(np.round(rng.uniform(0.92, 0.96), 3)),
+            yaw=float(np.round(rng.uniform(-4, 4), 1)),
+            pitch=float(np.round(rng.uniform(-10, -5), 1)),
+        )
+        x, z = np.round(rng.uniform((-0.6, 0.6), (0.6, 1.2)), 2).tolist()
+        self.light = Light(direction=(x, -0.8, z), ambient=float(np.round(rng.uniform(0.5, 0.6), 2)))
+        grey = np.round(rng.uniform(0.62, 0.78) + rng.uniform(-0.03, 0.03, 3), 2).tolist()
+        self.background = Background(floor=(grey[0], grey[1], grey[2]))
+
+    def scene(self, x: Floats, side: tuple[str, float] | None = None) -> Scene:
+        """The scene of a tower with centres `x` (blocks), and of a block on the floor (`side`: colour, centre)."""
+        blocks = [
+            block(f"block{i + 1}", float(centre), i, colour, shade)
+            for i, (centre, colour, shade) in enumerate(zip(x, self.colours, self.shades, strict=False))
+        ]
+        if side is not None:
+            blocks.append(block("side", side[1], 0, side[0], self.shades[-1]))
+        return Scene(tuple(blocks), camera=self.camera, light=self.light, background=self.background)
+
+    def centred(self, x: Floats, spread: float = 1.0) -> Floats:
+        """Centres moved so that the middle of the tower's extent stands at this look's place in the picture."""
+        return np.round(x - (x.min() + x.max()) / 2 + self.place * spread, 2)
+
+
+def block(name: str, x: float, level: int, colour: str, shade: float = 1.0) -> Body:
+    """A block of the tower's size with its centre at `x` (blocks) on the given level (0 = on the floor)."""
+    return Body(
+        name=name,
+        shape="box",
+        size=(BLOCK, BLOCK, BLOCK),
+        position=(round(x * BLOCK, 6), 0.0, round((level + 0.5) * BLOCK, 6)),
+        colour=colour,
+        shade=shade,
+    )
