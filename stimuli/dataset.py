@@ -1,0 +1,208 @@
+"""Stimulus sets: a folder with one row per item, the pictures, and a card that says what the set is worth.
+
+    SET/metadata.jsonl            one item per line; `datasets.load_dataset("imagefolder", data_dir=SET)` opens it
+    SET/images/<sha256>.png
+    SET/segmentation/, depth/     on request, as .npy
+    SET/card.json                 versions, seed, design, balance, agreement of engine and statics, content hash
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from stimuli.condition import Condition
+from stimuli.question import Answer, Grammar, Question, Variant, grammar_from_dict
+from stimuli.scene import Scene
+
+METADATA, CARD = "metadata.jsonl", "card.json"
+
+
+class StimulusError(ValueError):
+    """A stimulus set is missing, incomplete or damaged; the message names the file, the line and the fix."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one picture.
+
+    Attributes:
+        item_id: Unique in the set; spells out the factors.
+        task: Task name; `task_version` is the version that made it.
+        file_name: Picture, relative to the set's folder.
+        image_sha256: Hash of the picture's file.
+        question: Prompt, answer grammar and style.
+        answer: The correct answer.
+        margin: Signed physical margin, dimensionless.
+        condition: Factor levels.
+        variant: Wording.
+        pair_id: Shared by the minimal-pair foils of a group (and by nothing else).
+        group_id: Shared by a base scene, its foils and their mirror images.
+        role: "base" or "foil1", "foil2", ...
+        scene: What the picture shows; None in imported sets.
+        certificate: Facts found by the simulator, such as all answers that work.
+    """
+
+    item_id: str
+    task: str
+    task_version: int
+    file_name: str
+    image_sha256: str
+    question: Question
+    answer: Answer
+    margin: float
+    condition: Condition
+    variant: Variant
+    pair_id: str
+    group_id: str
+    role: str
+    scene: Scene | None
+    scene_sha256: str
+    certificate: dict[str, Any] = field(default_factory=dict)
+
+    def to_row(self) -> dict[str, Any]:
+        """The item as one row of metadata.jsonl."""
+        return {
+            "file_name": self.file_name,
+            "item_id": self.item_id,
+            "task": self.task,
+            "task_version": self.task_version,
+            "prompt": self.question.prompt,
+            "answer": self.question.grammar.text(self.answer),
+            "margin": self.margin,
+            "pair_id": self.pair_id,
+            "group_id": self.group_id,
+            "role": self.role,
+            "condition": self.condition.to_dict(),
+            "variant": asdict(self.variant),
+            "grammar": self.question.grammar.to_dict(),
+            "about": self.question.about,
+            "certificate": self.certificate,
+            "image_sha256": self.image_sha256,
+            "scene_sha256": self.scene_sha256,
+            "scene": self.scene.to_dict() if self.scene is not None else None,
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Item:
+        """Inverse of `to_row`. Raises ValueError or KeyError on malformed data."""
+        grammar: Grammar = grammar_from_dict(row["grammar"])
+        variant = Variant(**row["variant"])
+        answer, status = grammar.read(row["answer"])
+        if answer is None:
+            raise ValueError(f"the answer {row['answer']!r} is not one that the grammar allows ({status})")
+        scene = Scene.from_dict(row["scene"]) if row.get("scene") else None
+        return cls(
+            item_id=str(row["item_id"]),
+            task=str(row["task"]),
+            task_version=int(row["task_version"]),
+            file_name=str(row["file_name"]),
+            image_sha256=str(row["image_sha256"]),
+            question=Question(str(row["prompt"]), grammar, variant.style, dict(row.get("about") or {})),
+            answer=answer,
+            margin=float(row["margin"]),
+            condition=Condition.from_dict(row["condition"]),
+            variant=variant,
+            pair_id=str(row["pair_id"]),
+            group_id=str(row["group_id"]),
+            role=str(row["role"]),
+            scene=scene,
+            scene_sha256=str(row["scene_sha256"]),
+            certificate=dict(row.get("certificate") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class StimulusSet:
+    """A set on disk: its folder, its card and its items (read when first asked for)."""
+
+    path: Path
+    card: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> StimulusSet:
+        """Open a set and check that its rows are whole.
+
+        Raises:
+            StimulusError: If the folder is not a set, or its metadata is not what the card says.
+        """
+        folder = Path(path)
+        missing = [name for name in (METADATA, CARD) if not (folder / name).is_file()]
+        if missing:
+            raise StimulusError(
+                f"{folder} is not a stimulus set: it has no {' and no '.join(missing)}; make one with"
+                " `probe stimuli make TASK --out DIR`"
+            )
+        try:
+            card = json.loads((folder / CARD).read_text())
+            expected = (int(card["n"]), str(card["content_sha256"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StimulusError(f"{folder / CARD} is damaged ({error}); make the set anew") from error
+        found = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+        opened = cls(folder, card)
+        if found != expected[1]:
+            list(opened.rows())  # names the damaged line, if it is one that cannot be read
+            raise StimulusError(
+                f"{folder / METADATA} is not what {CARD} describes ({len(list(opened.rows()))} rows,"
+                f" {expected[0]} expected, or edited by hand): make the set anew or restore the file"
+            )
+        return opened
+
+    @property
+    def content_sha256(self) -> str:
+        """Hash of the metadata, which holds the hash of every picture."""
+        return str(self.card["content_sha256"])
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of the metadata as plain data, in order. Raises StimulusError naming the line that cannot be read."""
+        with (self.path / METADATA).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise StimulusError(
+                        f"{self.path / METADATA}, line {number}: truncated or damaged ({error}); make the set anew"
+                    ) from error
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """All items in order. Raises StimulusError naming the line that is not an item."""
+        items = []
+        for number, row in enumerate(self.rows(), 1):
+            try:
+                items.append(Item.from_row(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise StimulusError(f"{self.path / METADATA}, line {number}: not an item ({error})") from error
+        return items
+
+    def __len__(self) -> int:
+        return int(self.card["n"])
+
+    def image(self, item: Item) -> Image.Image:
+        """The picture of an item, RGB.
+
+        Raises:
+            StimulusError: If it is missing, unreadable, or not the picture that the metadata describes.
+        """
+        path = (self.path / item.file_name).resolve()
+        if not path.is_relative_to(self.path.resolve()):
+            raise StimulusError(f"{item.item_id}: the picture {item.file_name} lies outside the set")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StimulusError(f"{item.item_id}: cannot read {item.file_name}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != item.image_sha256:
+            raise StimulusError(f"{item.item_id}: {item.file_name} is corrupt: its hash is not the one in the metadata")
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                return picture.convert("RGB")
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise StimulusError(f"{item.item_id}: {item.file_name} is not a picture: {error}") from error

@@ -1,0 +1,91 @@
+"""The design of a stimulus set: which condition and wording every group of matched items gets.
+
+A group is one base scene, its foils, and the mirror images of all of them. Conditions and wordings are laid over the
+groups in shuffled blocks, so that each is used equally often (as far as n allows) and neither predicts the other. All
+members of a group share one wording, so that foils differ in the picture alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import Variant
+from stimuli.scene import Scene, mirror
+from stimuli.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The plan of one group: its index in the set, the condition of its base scene, and the wording."""
+
+    index: int
+    condition: Condition
+    variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One scene of a group: its condition, and whether it is the base scene or a foil of it."""
+
+    scene: Scene
+    condition: Condition
+    role: str
+
+
+def group_size(task: Task) -> int:
+    """Items per group: base and foils, each with its mirror image."""
+    return 2 * len(task.sample_matched(group_rng(task, 0, 0), task.conditions()[0]))
+
+
+def plan(task: Task, groups: int, seed: int, style: str = "direct") -> Iterator[Group]:
+    """The plans of that many groups. A pure function of the task's version, the seed and the index."""
+    conditions, variants = task.conditions(), task.variants()
+    rng = np.random.default_rng([seed, _code(task), 1])
+    rows: list[int] = []
+    wordings: list[int] = []
+    for index in range(groups):
+        if not rows:
+            rows = rng.permutation(len(conditions)).tolist()
+        if not wordings:
+            wordings = rng.permutation(len(variants)).tolist()
+        condition, variant = conditions[rows.pop()], variants[wordings.pop()]
+        ask, _, _ = condition.build.partition(":")
+        if task.kind == "grounding":
+            variant = replace(variant, ask=ask, detail=int(rng.integers(2**16)))
+        yield Group(index, condition, replace(variant, style=style))  # type: ignore[arg-type]
+
+
+def members(task: Task, group: Group, rng: np.random.Generator) -> list[Member]:
+    """The scenes of a group: base, foils, then the mirror image of each in the same order."""
+    scenes = task.sample_matched(rng, group.condition)
+    foil = task.foil_condition(group.condition)
+    plain = [
+        Member(scene, group.condition if i == 0 else foil, "base" if i == 0 else f"foil{i}")
+        for i, scene in enumerate(scenes)
+    ]
+    mirrored = [replace(m, scene=mirror(m.scene), condition=replace(m.condition, mirrored=True)) for m in plain]
+    return plain + mirrored
+
+
+def group_rng(task: Task, seed: int, index: int, attempt: int = 0) -> np.random.Generator:
+    """The generator from which the scenes of one group are drawn."""
+    return np.random.default_rng([seed, _code(task), 2, index, attempt])
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """The design as plain data, for the card of a set."""
+    return {
+        "conditions": [c.code for c in task.conditions()],
+        "variants": len(task.variants()),
+        "group": "base scene, its foils, and their mirror images; one wording per group",
+    }
+
+
+def _code(task: Task) -> int:
+    return zlib.crc32(f"{task.name} {task.version}".encode())
