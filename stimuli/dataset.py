@@ -1,9 +1,9 @@
 """Stimulus sets: a folder with one row per item, the pictures, and a card that says what the set is worth.
 
-    SET/metadata.jsonl            one item per line; `datasets.load_dataset("imagefolder", data_dir=SET)` opens it
-    SET/images/<sha256>.png
-    SET/segmentation/, depth/     on request, as .npy
-    SET/card.json                 versions, seed, design, balance, agreement of engine and statics, content hash
+SET/metadata.jsonl            one item per line; `datasets.load_dataset("imagefolder", data_dir=SET)` opens it
+SET/images/<sha256>.png
+SET/segmentation/, depth/     on request, as .npy
+SET/card.json                 versions, seed, design, balance, agreement of engine and statics, content hash
 """
 
 from __future__ import annotations

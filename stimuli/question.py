@@ -125,7 +125,9 @@ class Integers:
         number = rf"([+-]?\d+(?:\.\d+)?){unit}"
         plain = _bare(text.replace("\u2212", "-")).lower()
         plain = re.sub(r"[()\[\]]", "", plain)
-        tail = number if len(self.ranges) == 1 else rf"(?:x\s*=\s*)?{number}(?:\s*,\s*|\s+and\s+|\s+)(?:y\s*=\s*)?{number}"
+        tail = (
+            number if len(self.ranges) == 1 else rf"(?:x\s*=\s*)?{number}(?:\s*,\s*|\s+and\s+|\s+)(?:y\s*=\s*)?{number}"
+        )
         match = re.fullmatch(tail, plain)
         if not match:
             found = {m.groups() for m in (re.match(rf"{tail}(?![\d.]*\d)", p) for p in _STATED.findall(plain)) if m}
@@ -207,7 +209,7 @@ class Question:
 
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_STATED = re.compile(r"(?:\banswer\s*(?:is|:|=)|\\boxed\{)[\s:*\"'`]*([^\n<}]{1,80})")
+_STATED = re.compile(r"(?:\banswer\s*(?:is|:|=)|\\boxed\{)[\s:*\"'`]*(?=([^\n<}]{1,80}))")
 
 
 def parse(reply: str, grammar: Grammar, style: str = "direct") -> Parsed:

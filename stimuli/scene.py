@@ -219,5 +219,7 @@ def _known(cls: type, data: Any) -> dict[str, Any]:
 
 def _build(cls: type, data: Any) -> Any:
     """A frozen dataclass from JSON data, with lists turned back into tuples of floats."""
-    values = {k: tuple(float(x) for x in v) if isinstance(v, (list, tuple)) else v for k, v in _known(cls, data).items()}
+    values = {
+        k: tuple(float(x) for x in v) if isinstance(v, (list, tuple)) else v for k, v in _known(cls, data).items()
+    }
     return cls(**values)

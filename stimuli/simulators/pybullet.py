@@ -13,17 +13,27 @@ from importlib.metadata import version
 import numpy as np
 
 from stimuli.scene import COLOURS, Body, Scene
-from stimuli.simulators import BACKGROUND, FLOOR, FRAME_INTERVAL, MAX_DURATION, MIN_DURATION, Frame, Outcome, Poses, Stop
+from stimuli.simulators import (
+    BACKGROUND,
+    FLOOR,
+    FRAME_INTERVAL,
+    MAX_DURATION,
+    MIN_DURATION,
+    Frame,
+    Outcome,
+    Poses,
+    Stop,
+)
 
 
 def _import_pybullet():  # type: ignore[no-untyped-def]
-    """pybullet prints its build time to the C-level stdout when imported, which would spoil `--json`."""
-    saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    """Import it in silence: pybullet prints its build time to the process's stderr, below Python's."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 1)
+        os.dup2(null, 2)
         import pybullet
     finally:
-        os.dup2(saved, 1)
+        os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
     return pybullet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -105,8 +105,16 @@ class Task(ABC):
             for order in range(2)
         )
 
-    def shortcuts(self) -> Mapping[str, Any]:
-        """Named cues that could stand in for physics: functions from scene to float, for the audit."""
+    def statics_answer(self, scene: Scene) -> Answer | None:
+        """What the closed form says the answer is, to be compared with the simulation; None where there is none."""
+        return None
+
+    def cues(self) -> Mapping[str, Callable[[Scene], float]]:
+        """Numbers that could stand in for physics, for baselines and the audit."""
+        return {}
+
+    def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
+        """Answers that need no physics, for baselines and the audit; the first is the heuristic observer's."""
         return {}
 
     def certify(self, scene: Scene, question: Question) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,14 +14,15 @@ from stimuli.simulators import Outcome, Simulator, get_simulator
 from stimuli.statics import stack_margin, stack_overshoot
 from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.towers.tower import (
-    BLOCK,
+    FALLEN,
     MARGIN_BINS,
+    SMALL_STEP,
     Floats,
     Look,
     fall_side,
-    fallen,
     first_tower,
     in_bin,
+    largest_step,
     tower_arrays,
     tower_margin,
 )
@@ -75,7 +76,11 @@ class TowersDirection(Task):
             worst_left, worst_right = left.max(axis=1), right.max(axis=1)
             # Only one side may give way anywhere in the tower: otherwise the direction is a race between two falls.
             sided = np.where(worst_right > worst_left, worst_right, -worst_left)
-            clear = np.minimum(worst_left, worst_right) < -AMBIGUITY_BAND
+            clear = (np.minimum(worst_left, worst_right) < -AMBIGUITY_BAND) & (np.maximum(worst_left, worst_right) > 0)
+            # What stays behind must stand without what fell: otherwise a second fall may go the other way.
+            weakest = np.maximum(left, right).argmax(axis=1)
+            rest = [np.ones(len(towers)), *(stack_margin(towers[:, :k], 1.0) for k in range(2, towers.shape[1]))]
+            clear &= np.stack(rest, axis=1)[np.arange(len(towers)), weakest] > AMBIGUITY_BAND
             lean = towers.mean(axis=1) - towers[:, 0]
             misled = np.sign(lean) == -np.sign(sided)
             visible = np.abs(lean) > 0.05
@@ -96,9 +101,10 @@ class TowersDirection(Task):
         return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
-        """The side to which the blocks that leave their place move, on average, until they have sunk a quarter."""
-        outcome = simulator_or_default(simulator).simulate(scene, stop=fallen(scene))
-        return "right" if outcome.displacement()[:, 0].mean() > 0 else "left"
+        """The side to which the blocks that sank have moved, on average, when everything has come to rest."""
+        moved = simulator_or_default(simulator).simulate(scene).displacement()
+        sank = -moved[:, 2] > FALLEN * np.array([body.size[2] for body in scene.bodies])
+        return "right" if moved[sank, 0].sum() > 0 else "left"
 
     def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
         """Reward 1 if the answer is what the simulator shows, else 0."""
@@ -109,12 +115,19 @@ class TowersDirection(Task):
         """Paraphrase x order."""
         return tuple(Variant(paraphrase, order=order) for paraphrase in range(4) for order in range(2))
 
-    def shortcuts(self) -> Mapping[str, Any]:
-        """Cues to the side: positive means right."""
+    def statics_answer(self, scene: Scene) -> Answer:
+        """The side of the larger overshoot."""
+        return "right" if self.margin(scene) > 0 else "left"
+
+    def cues(self) -> Mapping[str, Callable[[Scene], float]]:
+        """Sideways measures; positive means right."""
+        return {"lean": _lean, "place of the top block": _top_place, "centroid in the picture": _centroid}
+
+    def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
+        """It falls to the side to which the whole leans, or to which its top block lies."""
         return {
-            "lean of the whole": lambda s: float(np.mean(tower_arrays(s)[0]) - tower_arrays(s)[0][0]),
-            "place of the top block": lambda s: float(tower_arrays(s)[0][-1] - tower_arrays(s)[0][0]),
-            "centroid in the picture": lambda s: float(np.mean(tower_arrays(s)[0])),
+            "lean of the whole": lambda scene: "right" if _lean(scene) > 0 else "left",
+            "side of the top block": lambda scene: "right" if _top_place(scene) > 0 else "left",
         }
 
 
@@ -177,9 +190,13 @@ class TowersCount(Task):
         """One per paraphrase."""
         return tuple(Variant(paraphrase) for paraphrase in range(len(COUNT_TEXTS)))
 
-    def shortcuts(self) -> Mapping[str, Any]:
-        """Cues to the number: an answer per scene."""
-        return {"block count": lambda scene: float(len(scene.bodies))}
+    def cues(self) -> Mapping[str, Callable[[Scene], float]]:
+        """Numbers that go with the answer."""
+        return {"block count": lambda scene: len(scene.bodies), "largest step": largest_step}
+
+    def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
+        """Everything falls, or nothing does, by the neighbour rule."""
+        return {"neighbour rule": lambda s: len(s.bodies) if largest_step(s) > SMALL_STEP + 1e-9 else 1}
 
     @staticmethod
     def _settle(scene: Scene, simulator: Simulator | None = None) -> Outcome:
@@ -197,3 +214,15 @@ def _nudged(scene: Scene, dx: Floats) -> Scene:
     return scene
 
 
+def _lean(scene: Scene) -> float:
+    x, _, _ = tower_arrays(scene)
+    return float(x.mean() - x[0])
+
+
+def _top_place(scene: Scene) -> float:
+    x, _, _ = tower_arrays(scene)
+    return float(x[-1] - x[0])
+
+
+def _centroid(scene: Scene) -> float:
+    return float(tower_arrays(scene)[0].mean())

@@ -165,14 +165,15 @@ def any_tower(rng: np.random.Generator, count: int) -> Scene:
     """A tower without regard to physics; every fifth has a further block on the floor beside it."""
     beside = rng.random() < 0.2 and count > 1
     look = Look(rng, count)
-    x = look.centred(draw_towers(rng, count - beside, 1)[0])
+    x = draw_towers(rng, count - beside, 1)[0]
     if not beside:
-        return look.scene(x)
-    gap = float(np.round(rng.uniform(1.15, 2.0), 2))
+        return look.scene(look.centred(x))
+    # On a small tower, so that both fit the picture.
+    x = x * min(1.0, 2.0 / max(1e-9, x.max() - x.min()))
+    gap = float(rng.uniform(1.15, 2.0))
     side = x[0] + gap if rng.random() < 0.5 else x[0] - gap
-    # The pair must fit the picture, which is six blocks wide.
-    middle = round((min(x.min(), side) + max(x.max(), side)) / 2 - look.place * 0.5, 2)
-    return look.scene(np.round(x - middle, 2), (look.colours[-1], round(side - middle, 2)))
+    middle = look.offset(min(x.min(), side), max(x.max(), side))
+    return look.scene(np.round(x - middle, 2), (look.colours[-1], round(float(side - middle), 2)))
 
 
 def scattered_blocks(rng: np.random.Generator, count: int) -> Scene:
@@ -202,9 +203,7 @@ def possible_asks(scene: Scene) -> list[str]:
 
 
 def _pairs(scene: Scene) -> list[tuple[Body, Body]]:
-    return [
-        (a, b) for a in scene.bodies for b in scene.bodies if abs(a.position[0] - b.position[0]) >= MIN_SEPARATION
-    ]
+    return [(a, b) for a in scene.bodies for b in scene.bodies if abs(a.position[0] - b.position[0]) >= MIN_SEPARATION]
 
 
 def _about(scene: Scene, ask: str, detail: int) -> dict[str, str | int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin
 from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.towers.tower import BLOCK, Floats, Look, draw_towers, fallen, tower_arrays, tower_margin
+from stimuli.tasks.towers.tower import BLOCK, MAX_EXTENT, Floats, Look, draw_towers, fallen, tower_arrays, tower_margin
 
 RANGES = ((-30, 30), (0, 50))
 """Whole centimetres to the right, and whole centimetres up."""
@@ -83,10 +83,10 @@ class TowersSideblock(Task):
                 # Certified: the middle answer keeps clear of the boundary.
                 moved = _with_top(tower[None], np.array([red + works[len(works) // 2] / 10]))
                 extent = max(tower.max(), red) - min(tower.min(), red)
-                if stack_margin(moved, 1.0)[0] <= AMBIGUITY_BAND or extent > 4.4:
+                if stack_margin(moved, 1.0)[0] <= AMBIGUITY_BAND or extent > MAX_EXTENT:
                     continue
                 look = Look(rng, condition.count, reserved=COLOUR)
-                middle = round((max(tower.max(), red) + min(tower.min(), red)) / 2 - look.place * 0.5, 2)
+                middle = round(look.offset(min(tower.min(), red), max(tower.max(), red)), 2)
                 return (look.scene(np.round(tower - middle, 2), (COLOUR, round(red - middle, 2))),)
             batch = min(2 * batch, 8192)
         raise Unsatisfiable(f"found no leaning tower of {condition.count} blocks with a red block at {condition.build}")
@@ -136,8 +136,8 @@ class TowersSideblock(Task):
         """One per paraphrase."""
         return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
 
-    def shortcuts(self) -> Mapping[str, Any]:
-        """Answers that need no physics."""
+    def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
+        """Moves that need no physics."""
         return {"onto the middle of the top block": _onto_top}
 
     def certify(self, scene: Scene, question: Question) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -43,6 +43,9 @@ FALL = (
     "Nothing holds these blocks. Does the tower fall down?",
 )
 
+SAME_REACH = 0.02
+"""Blocks by which the falling tower of a pair may reach further out, where the neighbour rule is made to fail."""
+
 
 class TowersStability(Task):
     """Will the tower stay up or fall?
@@ -62,9 +65,7 @@ class TowersStability(Task):
             Condition(count, margin_bin, build)
             for count in (2, 3, 4)
             for margin_bin in MARGIN_BINS
-            for build in (
-                ("counterweighted", "leaning") if count > 2 and margin_bin[1] <= 0.4 else ("plain", "plain")
-            )
+            for build in (("counterweighted", "leaning") if count > 2 and margin_bin[1] <= 0.4 else ("plain", "plain"))
         )
 
     def foil_condition(self, condition: Condition) -> Condition:
@@ -81,7 +82,7 @@ class TowersStability(Task):
         stands, falls = _pair(rng, condition.count, stands_bin, condition.build)
         look = Look(rng, condition.count)
         # Both members share the place of the blocks that did not move, so neither one can be told by its position.
-        shift = (min(stands.min(), falls.min()) + max(stands.max(), falls.max())) / 2 - look.place
+        shift = look.offset(min(stands.min(), falls.min()), max(stands.max(), falls.max()))
         scenes = [look.scene(np.round(x - shift, 2)) for x in (stands, falls)]
         return (scenes[0], scenes[1]) if low >= 0 else (scenes[1], scenes[0])
 
@@ -107,15 +108,23 @@ class TowersStability(Task):
         truth = self.solve(scene, question, simulator)
         return Score(answer == truth, float(answer == truth), {"truth": truth})
 
-    def shortcuts(self) -> Mapping[str, Any]:
-        """Cues other than the physics: one number per scene."""
+    def statics_answer(self, scene: Scene) -> Answer:
+        """ "stands" or "falls", by the sign of the margin."""
+        return "stands" if self.margin(scene) > 0 else "falls"
+
+    def cues(self) -> Mapping[str, Callable[[Scene], float]]:
+        """Numbers that are not the physics, but go with it in badly designed sets."""
         return {
-            "block count": lambda scene: float(len(scene.bodies)),
+            "block count": lambda scene: len(scene.bodies),
             "height": lambda scene: max(b.position[2] + b.size[2] / 2 for b in scene.bodies),
-            "neighbour rule": largest_step,
+            "largest step": largest_step,
             "largest overhang": _largest_overhang,
-            "centroid": lambda scene: float(np.mean([b.position[0] for b in scene.bodies])),
+            "centroid": lambda scene: abs(float(np.mean([b.position[0] for b in scene.bodies]))),
         }
+
+    def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
+        """The neighbour rule: it falls if some block sits more than half a block beside the one below."""
+        return {"neighbour rule": lambda scene: "falls" if largest_step(scene) > SMALL_STEP + 1e-9 else "stands"}
 
 
 def _largest_overhang(scene: Scene) -> float:
@@ -124,17 +133,19 @@ def _largest_overhang(scene: Scene) -> float:
     return float(np.abs(x - x[0]).max() / BLOCK)
 
 
-def _pair(
-    rng: np.random.Generator, count: int, stands_bin: tuple[float, float], build: str
-) -> tuple[Floats, Floats]:
+def _pair(rng: np.random.Generator, count: int, stands_bin: tuple[float, float], build: str) -> tuple[Floats, Floats]:
     """Centres (blocks) of a standing and a falling tower that differ in one block, both in the bin on their side.
 
     `build` says which of the two breaks the neighbour rule: "counterweighted" (the standing one has a step above half a
-    block), "leaning" (the falling one has none), "plain" (neither), "tricky" (both).
+    block), "leaning" (the falling one has none), "plain" (neither), "tricky" (both). In all but plain pairs the falling
+    tower does not reach further out than the standing one, where geometry allows, so that the largest overhang tells
+    nothing either.
     """
     stands_breaks = build in ("counterweighted", "tricky")
     falls_breaks = build in ("leaning", "tricky")
     falls_bin = (-stands_bin[1], -stands_bin[0])
+    # Three blocks with small steps cannot both stand with margin 0.2 and reach as far as one that falls by 0.2.
+    matched_reach = build != "plain" and not (build == "leaning" and count == 3 and stands_bin[1] > 0.2)
     batch = 1024
     for _ in range(60):
         first = draw_towers(rng, count, batch)
@@ -150,6 +161,9 @@ def _pair(
             & ((steps_second > SMALL_STEP + 1e-9) != falls_breaks)
             & in_bin(stack_margin(first, 1.0), stands_bin)
         )
+        if matched_reach:
+            reach_first, reach_second = (np.abs(x[good] - x[good, :1]).max(axis=1) for x in (first, second))
+            good = good[reach_second <= reach_first + SAME_REACH]
         good = good[in_bin(stack_margin(second[good], 1.0), falls_bin)]
         if len(good):
             return first[good[0]], second[good[0]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -133,8 +133,8 @@ class TowersTopblock(Task):
         """One per paraphrase."""
         return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
 
-    def shortcuts(self) -> Mapping[str, Any]:
-        """Answers that need no physics: functions from scene to a whole number of centimetres."""
+    def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
+        """Whole centimetres that need no physics."""
         return {
             "push to the middle": partial(_to_reference, level=-2),
             "push over the bottom block": partial(_to_reference, level=0),

@@ -24,6 +24,10 @@ SMALL_STEP = 0.5
 """The neighbour rule: a step above half a block looks as if the upper block must fall."""
 FALLEN = 0.25
 """A block that sank by this share of its height has left its place."""
+HALF_PICTURE = 2.7
+"""Blocks from the middle of the picture within which everything stays in view from every camera of a `Look`."""
+MAX_EXTENT = 4.2
+"""Largest distance between the outermost centres of a scene, in blocks, so that it fits the picture."""
 MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
 """|margin| of the designed sets, half widths: near, middle and far from the boundary."""
 
@@ -52,7 +56,7 @@ def tower_margin(scene: Scene) -> float:
 
 
 def fall_side(scene: Scene) -> float:
-    """Signed overshoot at the weakest interface, half widths: positive if the tower falls to the right."""
+    """Signed overshoot at the weakest interface of a falling tower, half widths: positive if it falls to the right."""
     left, right = stack_overshoot(*tower_arrays(scene))
     worst = int(np.maximum(left, right).argmax())
     return float(right[worst] if right[worst] >= left[worst] else -left[worst])
@@ -107,7 +111,7 @@ class Look:
         names = [name for name in COLOURS if name != reserved]
         self.colours = [names[i] for i in rng.permutation(len(names))[:colours]]
         self.shades = np.round(rng.uniform(0.9, 1.05, colours + 1), 2).tolist()
-        self.place = float(np.round(rng.uniform(-0.25, 0.25), 2))  # of the tower in the picture, in blocks
+        self.place = float(np.round(rng.uniform(-0.6, 0.6), 2))  # of the tower in the picture, in blocks
         self.camera = Camera(
             target=(float(np.round(rng.uniform(-0.01, 0.01), 3)), 0.0, float(np.round(rng.uniform(0.225, 0.24), 3))),
             distance=float(np.round(rng.uniform(0.92, 0.96), 3)),
@@ -129,9 +133,17 @@ class Look:
             blocks.append(block("side", side[1], 0, side[0], self.shades[-1]))
         return Scene(tuple(blocks), camera=self.camera, light=self.light, background=self.background)
 
-    def centred(self, x: Floats, spread: float = 1.0) -> Floats:
-        """Centres moved so that the middle of the tower's extent stands at this look's place in the picture."""
-        return np.round(x - (x.min() + x.max()) / 2 + self.place * spread, 2)
+    def offset(self, left: float, right: float) -> float:
+        """What to subtract from all centres (blocks) so that those from `left` to `right` stand at this look's place.
+
+        The place gives way where the outermost blocks would otherwise leave the picture.
+        """
+        room = max(0.0, HALF_PICTURE - 0.5 - (right - left) / 2)
+        return (left + right) / 2 - float(np.clip(self.place, -room, room))
+
+    def centred(self, x: Floats) -> Floats:
+        """Centres (blocks) moved to this look's place in the picture."""
+        return np.round(x - self.offset(x.min(), x.max()), 2)
 
 
 def block(name: str, x: float, level: int, colour: str, shade: float = 1.0) -> Body:

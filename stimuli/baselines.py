@@ -1,0 +1,120 @@
+"""What can be scored on a set without physics: chance, the best constant answer, fixed rules, and single cues."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stimuli.dataset import Item
+from stimuli.tasks import Task
+
+CUE_BINS = 8
+"""A cue is cut into this many quantile bins, each answered by its majority."""
+FOLDS = 2
+
+
+@dataclass(frozen=True)
+class ItemCues:
+    """What the baselines need of one item.
+
+    Attributes:
+        answer: The correct answer (hashable).
+        answer_text: The same, with which it is balanced: the meaning, not the word.
+        text: The word or number that a correct reply states.
+        working: All answers that work (for judgements, the correct one).
+        candidates: Number of legal answers.
+        group: Items of one group never fall into different folds.
+        cell: The cell of the design within which labels are balanced.
+        cues: Cue name -> number.
+        rules: Rule name -> whether its answer is right.
+    """
+
+    answer: Hashable
+    answer_text: str
+    text: str
+    working: tuple[Hashable, ...]
+    candidates: int
+    group: str
+    cell: str
+    cues: dict[str, float]
+    rules: dict[str, bool]
+
+
+def item_cues(task: Task, item: Item) -> ItemCues:
+    """Cues and rules of one item with a scene. Raises ValueError for an item without one."""
+    if item.scene is None:
+        raise ValueError(f"{item.item_id} has no scene, so that cues cannot be read from it")
+    scene, question = item.scene, item.question
+    listed = item.certificate.get("working")
+    working = tuple(tuple(w) if isinstance(w, list) else w for w in listed) if listed else (item.answer,)
+    low, high = item.condition.margin_bin
+    size = (min(abs(low), abs(high)), max(abs(low), abs(high)))
+    return ItemCues(
+        answer=item.answer,
+        answer_text=str(item.answer),
+        text=question.grammar.text(item.answer),
+        working=working,
+        candidates=len(question.grammar.candidates()),
+        group=item.group_id,
+        cell=f"{item.condition.count} {size} {item.condition.mirrored}",
+        cues={name: float(cue(scene)) for name, cue in task.cues().items()},
+        rules={name: rule(scene) in working for name, rule in task.rules().items()},
+    )
+
+
+def baselines(task: Task, cues: Sequence[ItemCues]) -> dict[str, Any]:
+    """Chance, best constant and shortcut scores of a set, as the card states them.
+
+    Returns:
+        {"chance", "constant": {"answer", "score"}, "shortcuts": {name: score}}; a rule's score is the share of items
+        on which its answer is right, a cue's is that of a cross-validated lookup (see `cue_accuracy`).
+    """
+    counts = Counter(answer for cue in cues for answer in set(cue.working))
+    answer, hits = min(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
+    texts = Counter(cue.text for cue in cues)
+    shortcuts = {name: _mean([cue.rules[name] for cue in cues]) for name in (cues[0].rules if cues else {})}
+    if task.kind != "action":
+        labels, groups = [cue.answer for cue in cues], [cue.group for cue in cues]
+        for name in cues[0].cues if cues else {}:
+            shortcuts[name] = cue_accuracy(np.array([cue.cues[name] for cue in cues]), labels, groups)
+        shortcuts["same word"] = round(max(texts.values()) / len(cues), 4)
+    return {
+        "chance": _mean([len(cue.working) / cue.candidates for cue in cues]),
+        "constant": {"answer": str(answer), "score": round(hits / len(cues), 4)},
+        "shortcuts": shortcuts,
+    }
+
+
+def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], groups: Sequence[str]) -> float:
+    """Cross-validated accuracy of answering by one number: the majority label of its quantile bin.
+
+    Bins and majorities come from one half of the groups and are scored on the other, both ways round, so that foils and
+    mirror images never help to answer each other.
+    """
+    codes = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
+    y = np.array([codes[label] for label in labels])
+    order = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    fold = np.array([order[group] % FOLDS for group in groups])
+    hits = 0
+    for held_out in range(FOLDS):
+        train, test = fold != held_out, fold == held_out
+        if not train.any():
+            train = test
+        edges = np.unique(np.quantile(cue[train], np.linspace(0, 1, CUE_BINS + 1)[1:-1]))
+        overall = int(np.bincount(y[train]).argmax())
+        bins = np.searchsorted(edges, cue, side="right")
+        best = [
+            int(np.bincount(y[train & (bins == b)]).argmax()) if (train & (bins == b)).any() else overall
+            for b in range(len(edges) + 1)
+        ]
+        hits += int((np.array(best)[bins[test]] == y[test]).sum())
+    return round(hits / len(y), 4)
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return round(float(np.mean(values)), 4) if values else float("nan")

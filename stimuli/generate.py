@@ -1,0 +1,292 @@
+"""Making a stimulus set: scenes, outcomes and pictures for every group of a design, over as many processes as wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stimuli import design
+from stimuli.baselines import ItemCues, baselines, item_cues
+from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet
+from stimuli.question import PARAPHRASES
+from stimuli.simulators import get_simulator
+from stimuli.tasks import Task, Unsatisfiable, get_task
+
+MAX_ATTEMPTS = 30
+"""Draws per group before a condition counts as impossible."""
+
+Progress = Callable[[int, int], None]
+"""Called with (items done, items in all)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the bytes of a set, apart from the versions of the software."""
+
+    task: str
+    n: int
+    seed: int
+    size: int = 224
+    style: str = "direct"
+    segmentation: bool = False
+    depth: bool = False
+
+
+def make_set(
+    task: str,
+    n: int,
+    seed: int,
+    out: str | Path,
+    *,
+    size: int = 224,
+    jobs: int = 1,
+    style: str = "direct",
+    segmentation: bool = False,
+    depth: bool = False,
+    progress: Progress | None = None,
+) -> StimulusSet:
+    """Make a designed stimulus set. The same arguments give the same bytes, however many processes make it.
+
+    Args:
+        task: Registered task name.
+        n: Number of items.
+        seed: Seed of the whole set.
+        out: Folder to make; it appears when it is whole.
+        size: Edge of the square pictures, pixels.
+        jobs: Worker processes.
+        style: "direct" or "think" (the wording of the answer format).
+        segmentation: Also write segmentation masks, int32 (size, size) as .npy.
+        depth: Also write depth maps, float32 metres (size, size) as .npy.
+        progress: Called with (items done, n).
+
+    Returns:
+        The set.
+
+    Raises:
+        StimulusError: If `out` exists or cannot be written, or a worker process dies.
+        UnknownTask: If there is no such task.
+        ValueError: If n, size, jobs or seed are out of range.
+    """
+    for name, value, least in (("n", n, 1), ("size", size, 16), ("jobs", jobs, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if style not in ("direct", "think"):
+        raise ValueError(f'style must be "direct" or "think", got {style!r}')
+    the_task = get_task(task)
+    recipe = Recipe(task, n, seed, size, style, segmentation, depth)
+    folder = Path(out)
+    if folder.exists():
+        raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(f".{folder.name}.partial-*"):
+            if not Path(f"/proc/{stale.name.rpartition('-')[2]}").exists():
+                shutil.rmtree(stale, ignore_errors=True)
+        for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
+            (partial / sub).mkdir(parents=True)
+        card = _write(recipe, the_task, partial, jobs, progress)
+        (partial / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        partial.rename(folder)
+    except OSError as error:
+        raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error
+    except BrokenProcessPool as error:
+        raise StimulusError("a worker process died (out of memory?): try --jobs 1") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return StimulusSet.load(folder)
+
+
+@dataclass(frozen=True)
+class _GroupResult:
+    rows: list[str]
+    cues: list[ItemCues]
+    rejected: int
+    resampled: int
+
+
+def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progress | None) -> dict[str, Any]:
+    """Write pictures and metadata into the folder; returns the card."""
+    per_group = design.group_size(task)
+    groups = -(-recipe.n // per_group)
+    digest = hashlib.sha256()
+    cues: list[ItemCues] = []
+    rejected = resampled = 0
+    with (folder / METADATA).open("w", encoding="utf-8") as metadata:
+        for result in _results(recipe, folder, groups, jobs):
+            rejected += result.rejected
+            resampled += result.resampled
+            for row, cue in zip(result.rows, result.cues, strict=True):
+                if len(cues) == recipe.n:
+                    break
+                metadata.write(row)
+                digest.update(row.encode())
+                cues.append(cue)
+            if progress is not None:
+                progress(len(cues), recipe.n)
+    named = {Path(json.loads(row)["file_name"]).stem for row in (folder / METADATA).open(encoding="utf-8")}
+    for picture in (folder / "images").iterdir():
+        if picture.stem not in named:  # of the items of the last group that n cut off
+            picture.unlink()
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "family": task.family,
+        "kind": task.kind,
+        "held_out": task.held_out,
+        "n": recipe.n,
+        "seed": recipe.seed,
+        "image_size": recipe.size,
+        "style": recipe.style,
+        "paraphrases": PARAPHRASES,
+        "design": design.describe(task) | {"groups": groups, "items_per_group": per_group},
+        "labels": dict(sorted(Counter(cue.answer_text for cue in cues).items())),
+        "balance": _balance(cues),
+        "agreement": {
+            "compared": "closed form against simulation, once per group",
+            "groups": groups,
+            "disagreements": rejected,
+            "resampled": resampled,
+        },
+        "baselines": baselines(task, cues),
+        "versions": {
+            "vlm-probe": _package_version(),
+            "engine": get_simulator().version(),
+            "renderer": "TinyRenderer",
+            "numpy": np.__version__,
+            "pillow": version("pillow"),
+        },
+        "content_sha256": digest.hexdigest(),
+    }
+
+
+def _results(recipe: Recipe, folder: Path, groups: int, jobs: int) -> Iterator[_GroupResult]:
+    plans = design.plan(get_task(recipe.task), groups, recipe.seed, recipe.style)
+    if jobs == 1:
+        yield from (_make_group(recipe, str(folder), plan) for plan in plans)
+        return
+    # Spawned, not forked: a forked child would inherit the locks of whatever threads (of torch, say) are running.
+    context = multiprocessing.get_context("spawn")
+    chunk = max(1, min(16, groups // (4 * jobs)))
+    with ProcessPoolExecutor(min(jobs, groups), mp_context=context) as pool:
+        try:
+            yield from pool.map(_make_group, _repeat(recipe), _repeat(str(folder)), plans, chunksize=chunk)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _repeat(value: Any) -> Iterator[Any]:
+    while True:
+        yield value
+
+
+def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult:
+    """Sample, solve, certify and draw one group. A pure function of the recipe and the plan, apart from its files."""
+    task = get_task(recipe.task)
+    rejected = resampled = 0
+    for attempt in range(MAX_ATTEMPTS):
+        rng = design.group_rng(task, recipe.seed, plan.index, attempt)
+        try:
+            group = design.members(task, plan, rng)
+            items = [_item(recipe, task, plan, member, Path(folder)) for member in group]
+        except _Disagreement:
+            rejected += 1
+            continue
+        except _Unaskable:
+            resampled += 1
+            continue
+        rows = [json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items]
+        return _GroupResult(rows, [item_cues(task, item) for item in items], rejected, resampled)
+    raise Unsatisfiable(
+        f"{task.name}: no group on the condition {plan.condition.code} within {MAX_ATTEMPTS} attempts"
+        f" ({rejected} disagreements of statics and simulation, {resampled} unaskable or unsolvable)"
+    )
+
+
+class _Disagreement(Exception):
+    """Closed form and simulation give different answers: the label would be noise."""
+
+
+class _Unaskable(Exception):
+    """The question cannot be asked of this scene, or no answer solves it."""
+
+
+def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member, folder: Path) -> Item:
+    scene, simulator = member.scene, get_simulator()
+    try:
+        question = task.question(scene, plan.variant)
+    except ValueError as error:
+        raise _Unaskable from error
+    # Drawn before it is simulated, so that the engine builds the world once.
+    frame = simulator.render(scene, recipe.size)
+    answer = task.solve(scene, question, simulator)
+    expected = task.statics_answer(scene)
+    if expected is not None and expected != answer:
+        raise _Disagreement
+    certificate = task.certify(scene, question)
+    if "working" in certificate and answer not in [
+        tuple(w) if isinstance(w, list) else w for w in certificate["working"]
+    ]:
+        raise _Unaskable
+    encoded = io.BytesIO()
+    Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=3)
+    data = encoded.getvalue()
+    image_hash = hashlib.sha256(data).hexdigest()
+    (folder / "images" / f"{image_hash}.png").write_bytes(data)
+    if recipe.segmentation:
+        np.save(folder / "segmentation" / f"{image_hash}.npy", frame.segmentation)
+    if recipe.depth:
+        np.save(folder / "depth" / f"{image_hash}.npy", frame.depth)
+    group_id = f"{task.name}_v{task.version}_s{recipe.seed}_g{plan.index:05d}"
+    mirrored = "_mir" if member.condition.mirrored else ""
+    return Item(
+        item_id=f"{group_id}_{member.condition.code}_{member.role}",
+        task=task.name,
+        task_version=task.version,
+        file_name=f"images/{image_hash}.png",
+        image_sha256=image_hash,
+        question=question,
+        answer=answer,
+        margin=round(task.margin(scene), 6),
+        condition=member.condition,
+        variant=plan.variant,
+        pair_id=f"{group_id}{mirrored}",
+        group_id=group_id,
+        role=member.role,
+        scene=scene,
+        scene_sha256=scene.content_hash,
+        certificate=certificate,
+    )
+
+
+def _balance(cues: list[ItemCues]) -> dict[str, Any]:
+    """How far the labels are from balance within the cells of (count x |margin| bin x mirror)."""
+    cells: dict[str, Counter[str]] = {}
+    for cue in cues:
+        cells.setdefault(cue.cell, Counter())[cue.answer_text] += 1
+    labels = sorted({cue.answer_text for cue in cues})
+    worst = max((max(c[x] for x in labels) - min(c[x] for x in labels) for c in cells.values()), default=0)
+    return {"cells": len(cells), "largest_difference_of_label_counts_in_a_cell": worst}
+
+
+def _package_version() -> str:
+    try:
+        return version("vlm-probe")
+    except PackageNotFoundError:
+        return "0+unknown"

@@ -1,0 +1,69 @@
+"""The audit finds planted shortcuts, and the designed set has none of those that it was designed against."""
+
+import numpy as np
+import pytest
+
+from stimuli.audit import audit
+from stimuli.baselines import cue_accuracy
+from stimuli.dataset import StimulusError
+from stimuli.generate import make_set
+from stimuli.sheet import contact_sheet
+from stimuli.standard import resolve
+
+
+@pytest.fixture(scope="module")
+def stability(tmp_path_factory):
+    return make_set("towers-stability", 360, 5, tmp_path_factory.mktemp("sets") / "s", size=64, jobs=2)
+
+
+def test_count_and_neighbour_rule_do_not_solve_the_judgement_set(stability, tmp_path):
+    result = audit(stability)
+    by_name = {shortcut.name: shortcut for shortcut in result.shortcuts}
+    assert by_name["block count"].score < 0.55
+    assert by_name["prompt alone"].score < 0.55
+    rule = by_name["neighbour rule"].by_bin_tall
+    assert rule["0.1-0.2"] < 0.6
+    assert rule["0.2-0.4"] < 0.6
+    assert rule["0.4-0.7"] == 1.0  # beyond 0.4 the rule is the physics, and the audit says so
+    assert {row["shortcut"] for row in result.rows()} == set(by_name)
+    result.plot(tmp_path / "audit.png")
+    assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+def test_a_planted_cue_is_found_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    labels = ["stands", "falls"] * 100
+    groups = [str(i // 4) for i in range(200)]
+    assert cue_accuracy(np.array([1.0, 2.0] * 100), labels, groups) == 1.0
+    assert cue_accuracy(rng.random(200), labels, groups) < 0.62
+
+
+def test_constant_answers_solve_few_action_items(tmp_path):
+    stimuli = make_set("towers-topblock", 64, 0, tmp_path / "t", size=64)
+    assert stimuli.card["baselines"]["constant"]["score"] < 0.35
+    assert stimuli.card["baselines"]["shortcuts"]["push to the middle"] == 0.0
+    assert len({item.answer for item in stimuli.items}) >= 10
+
+
+def test_small_sets_cannot_be_audited(tmp_path):
+    with pytest.raises(StimulusError, match="at least 10 groups"):
+        audit(make_set("towers-stability", 8, 0, tmp_path / "s", size=64))
+
+
+def test_contact_sheet_shows_pairs(stability, tmp_path):
+    contact_sheet(stability, tmp_path / "sheet.png", n=12)
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="at least one item"):
+        contact_sheet(stability, tmp_path / "none.png", n=0)
+
+
+def test_names_resolve_to_cached_standard_sets(tmp_path, monkeypatch, stability):
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path))
+    monkeypatch.setattr("stimuli.standard.STANDARD_N", 8)
+    monkeypatch.setattr("stimuli.standard.STANDARD_SIZE", 64)
+    made = resolve("towers")
+    assert made.card["task"] == "towers-stability"
+    assert resolve("towers-stability").path == made.path
+    assert resolve(str(stability.path)).path == stability.path
+    with pytest.raises(StimulusError, match="does not exist"):
+        resolve("no/such/folder")

@@ -1,0 +1,136 @@
+"""Making sets: same arguments give same bytes, labels balance in every cell, and a set is whole or absent."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from stimuli.dataset import StimulusError, StimulusSet
+from stimuli.generate import make_set
+from stimuli.tasks import UnknownTask
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def stability(tmp_path_factory) -> StimulusSet:
+    return make_set("towers-stability", 144, 0, tmp_path_factory.mktemp("sets") / "stability", size=64)
+
+
+def test_the_same_arguments_give_the_same_bytes_over_any_number_of_processes(stability, tmp_path):
+    make_set("towers-stability", 144, 0, tmp_path / "again", size=64, jobs=2)
+    assert digest(tmp_path / "again") == digest(stability.path)
+    make_set("towers-stability", 144, 1, tmp_path / "other", size=64)
+    assert not set(digest(tmp_path / "other")) & set(digest(stability.path)) - {"metadata.jsonl", "card.json"}
+
+
+def test_labels_are_balanced_in_every_cell_and_pairs_are_whole(stability):
+    cells: dict[tuple, Counter] = {}
+    for item in stability.items:
+        size = tuple(sorted(map(abs, item.condition.margin_bin)))
+        cells.setdefault((item.condition.count, size, item.condition.mirrored), Counter())[item.answer] += 1
+    assert len(cells) == 18
+    for counts in cells.values():
+        assert counts["stands"] == counts["falls"] > 0
+    assert stability.card["balance"]["largest_difference_of_label_counts_in_a_cell"] == 0
+    pairs = Counter(item.pair_id for item in stability.items)
+    assert set(pairs.values()) == {2}
+    assert all(abs(item.margin) >= 0.1 for item in stability.items)
+
+
+def test_cut_off_sets_hold_no_orphaned_pictures(tmp_path):
+    cut = make_set("towers-stability", 5, 0, tmp_path / "cut", size=64, segmentation=True, depth=True)
+    assert len(cut.items) == len(cut) == 5
+    assert len(list((cut.path / "images").iterdir())) == 5
+    assert len(list((cut.path / "depth").iterdir())) >= 5
+
+
+@pytest.mark.parametrize("task", ["towers-direction", "towers-topblock", "towers-sideblock", "towers-grounding"])
+def test_other_tasks_make_sets_that_load(task, tmp_path):
+    stimuli = make_set(task, 8, 0, tmp_path / task, size=64)
+    again = StimulusSet.load(stimuli.path)
+    assert [i.to_row() for i in again.items] == [i.to_row() for i in stimuli.items]
+    for item in again.items:
+        assert stimuli.image(item).size == (64, 64)
+        if stimuli.card["kind"] == "action":
+            assert item.certificate["working"]
+
+
+def test_datasets_opens_a_set_as_an_imagefolder(stability, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(stability.path), split="train", cache_dir=str(tmp_path))
+    assert len(loaded) == 144
+    row = loaded[0]
+    assert row["image"].size == (64, 64)
+    assert row["answer"] in ("yes", "no")
+    assert row["prompt"] == stability.items[0].question.prompt
+
+
+def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "set"
+    for bad in ({"n": 0}, {"n": -3}, {"size": 3}, {"jobs": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be at least"):
+            make_set(**({"task": "towers-stability", "n": 4, "seed": 0, "out": out} | bad))
+    with pytest.raises(UnknownTask, match="did you mean"):
+        make_set("towers-stabilty", 4, 0, out)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(StimulusError, match="exists already"):
+        make_set("towers-stability", 4, 0, out)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_generation_leaves_no_set(tmp_path, sign):
+    out = tmp_path / "set"
+    code = f"from stimuli.generate import make_set; make_set('towers-stability', 4000, 0, {str(out)!r}, size=64)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "."})
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".set.partial-*/images/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sign)
+    process.wait()
+    assert not out.exists()
+    with pytest.raises(StimulusError, match="not a stimulus set"):
+        StimulusSet.load(out)
+    make_set("towers-stability", 4, 0, out, size=64)
+    assert [p.name for p in tmp_path.iterdir()] == ["set"], "left-overs of a dead process are swept away"
+
+
+def test_damaged_sets_are_named(tmp_path):
+    stimuli = make_set("towers-stability", 4, 0, tmp_path / "set", size=64)
+    metadata = stimuli.path / "metadata.jsonl"
+    whole = metadata.read_bytes()
+    metadata.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StimulusError, match=r"line \d: truncated or damaged"):
+        StimulusSet.load(stimuli.path)
+    metadata.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    with pytest.raises(StimulusError, match="2 rows, 4 expected"):
+        StimulusSet.load(stimuli.path)
+    metadata.write_bytes(whole)
+    card = json.loads((stimuli.path / "card.json").read_text())
+    (stimuli.path / "card.json").write_text("{")
+    with pytest.raises(StimulusError, match=r"card.json is damaged"):
+        StimulusSet.load(stimuli.path)
+    (stimuli.path / "card.json").write_text(json.dumps(card))
+    first, second, third, _ = stimuli.items
+    (stimuli.path / first.file_name).unlink()
+    with pytest.raises(StimulusError, match="cannot read"):
+        stimuli.image(first)
+    (stimuli.path / second.file_name).write_bytes(b"not a picture")
+    with pytest.raises(StimulusError, match="corrupt"):
+        stimuli.image(second)
+    assert stimuli.image(third).mode == "RGB"
