@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -50,7 +50,7 @@ class Condition:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""
-        return asdict(self) | {"margin_bin": list(self.margin_bin)}
+        return {name: getattr(self, name) for name in self.__slots__} | {"margin_bin": list(self.margin_bin)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Condition:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Item:
             "group_id": self.group_id,
             "role": self.role,
             "condition": self.condition.to_dict(),
-            "variant": asdict(self.variant),
+            "variant": self.variant.to_dict(),
             "grammar": self.question.grammar.to_dict(),
             "about": self.question.about,
             "certificate": self.certificate,

@@ -183,6 +183,10 @@ class Variant:
     ask: str = ""
     detail: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 PARAPHRASES = 4
 

@@ -120,7 +120,7 @@ class PyBulletSimulator:
         if poses is not None:
             self._loaded = None
             for index, position, turn in zip(self._ids, poses.positions, poses.orientations, strict=True):
-                bullet.resetBasePositionAndOrientation(index, position, turn, client)
+                bullet.resetBasePositionAndOrientation(index, position, turn, physicsClientId=client)
         camera, light = scene.camera, scene.light
         view = bullet.computeViewMatrixFromYawPitchRoll(camera.target, camera.distance, camera.yaw, camera.pitch, 0, 2)
         projection = bullet.computeProjectionMatrixFOV(camera.fov, 1.0, NEAR, FAR)
@@ -152,7 +152,7 @@ class PyBulletSimulator:
         if self._loaded is scene:
             return
         client = self._client
-        bullet.resetSimulation(client)
+        bullet.resetSimulation(physicsClientId=client)
         bullet.setGravity(0, 0, -scene.gravity, physicsClientId=client)
         bullet.setPhysicsEngineParameter(
             fixedTimeStep=STEP, numSolverIterations=SOLVER_ITERATIONS, physicsClientId=client

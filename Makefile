@@ -1,0 +1,55 @@
+# make demo    install, ask the embedded model about 500 towers, write the summary and the figure
+# make test    lint, types, fast tests
+# PYTHON=python3.11 make install    uses another interpreter (3.11 or later)
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_DIR ?= runs/demo
+DEMO_ARGS ?=
+PYTEST_ARGS ?= -n auto
+
+BIN := $(VENV)/bin
+# Stamps: they are newer than what they were made from, so that a second run has nothing to do.
+INSTALLED := $(VENV)/.installed
+TEST_INSTALLED := $(VENV)/.installed-test
+
+.PHONY: help install demo test test-slow lint format clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "probe needs Python 3.11 or later: PYTHON=python3.11 make install" >&2; exit 1; }
+	@echo "Installing into $(VENV): some minutes, and about 7 GB on the disk with the GPU build of torch."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(TEST_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/probe run --model tiny --stimuli towers --out $(DEMO_DIR) $(DEMO_ARGS)
+	@echo "The figure is $(DEMO_DIR)/psychometric.png; every trial is in $(DEMO_DIR)/trials.jsonl."
+
+lint: $(TEST_INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(TEST_INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(TEST_INSTALLED)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,166 @@
+"""What was answered: trial rows reduced to the counts and proportions that tables and figures show."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A proportion with its 95 % Wilson interval; all three are nan when nothing was counted."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.n else "-"
+
+
+def proportion(successes: float, n: int) -> Proportion:
+    """`successes` of `n` with the Wilson score interval, which stays inside [0, 1] and holds near its ends.
+
+    Trials are taken as independent. Foils and mirror images of one scene are not quite, which the mixed-effects models
+    account for and this interval does not.
+    """
+    if n == 0:
+        return Proportion(math.nan, math.nan, math.nan, 0)
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    return Proportion(successes / n, float(low), float(high), n)
+
+
+def failed(row: Row) -> bool:
+    """Whether the trial never took place: a broken picture or a model error, which is not a wrong answer."""
+    return bool(row.get("error"))
+
+
+def succeeded(row: Row) -> bool:
+    """Whether the answer was right (judgements) or worked (actions). A reply without a legal answer is wrong."""
+    outcome = row.get("success")
+    return bool(row.get("correct") if outcome is None else outcome)
+
+
+def two_options(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """The two semantic answers of a judgement, signal first; None if the rows are not one two-option judgement.
+
+    The signal is what "yes" means in the wording of polarity 0 with the options in order 0: "stands" for stability. It
+    does not depend on the wording that an item happens to have.
+    """
+    pairs: set[tuple[str, str]] = set()
+    for row in rows:
+        options = row.get("options")
+        if not isinstance(options, list | tuple) or len(options) != 2 or not all(isinstance(o, str) for o in options):
+            return None
+        variant = row.get("variant") or {}
+        turned = bool(variant.get("order", 0)) != bool(variant.get("polarity", 0))
+        pairs.add((options[1], options[0]) if turned else (options[0], options[1]))
+    if len({frozenset(pair) for pair in pairs}) != 1:
+        return None
+    # More than one order: the task does not turn its options round with the polarity, and any fixed choice will do.
+    return min(pairs)
+
+
+def signal_probability(row: Row, signal: str) -> float:
+    """The probability of the signal answer: graded where it is logged, else 0 or 1; nan if there is no answer."""
+    graded = row.get("p_correct")
+    if graded is not None:
+        return float(graded) if row["truth"] == signal else 1.0 - float(graded)
+    return math.nan if row.get("answer") is None else float(row["answer"] == signal)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trials that share a level of one factor.
+
+    Attributes:
+        level: The level: a margin bin (low, high), a number or a name.
+        x: Where the level lies on an axis (mean margin, mean |answer|, or a running number).
+        accuracy: Proportion right, of the trials that took place.
+        signal: Proportion of signal answers among those that could be read (two-option judgements only).
+        p_signal: Mean probability of the signal answer (graded where it is logged), nan if there is none.
+    """
+
+    level: Any
+    x: float
+    accuracy: Proportion
+    signal: Proportion
+    p_signal: float
+
+    @property
+    def label(self) -> str:
+        """The level as it is printed."""
+        return f"{self.level[0]:+.2f} to {self.level[1]:+.2f}" if isinstance(self.level, tuple) else str(self.level)
+
+
+def cells(
+    rows: Iterable[Row],
+    level: Callable[[Row], Any],
+    x: Callable[[Row], float] | None = None,
+    signal: str | None = None,
+) -> list[Cell]:
+    """Trials that took place, grouped by the level of a factor; levels in natural order, rows without one left out."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        key = level(row)
+        if key is not None and not failed(row):
+            groups.setdefault(key, []).append(row)
+    result = []
+    for number, key in enumerate(sorted(groups, key=_natural)):
+        members = groups[key]
+        read = [r for r in members if r.get("answer") is not None] if signal is not None else []
+        graded = [p for p in (signal_probability(r, signal) for r in members) if not math.isnan(p)] if signal else []
+        result.append(
+            Cell(
+                level=key,
+                x=sum(map(x, members)) / len(members) if x else float(number),
+                accuracy=proportion(sum(map(succeeded, members)), len(members)),
+                signal=proportion(sum(r["answer"] == signal for r in read), len(read)),
+                p_signal=sum(graded) / len(graded) if graded else math.nan,
+            )
+        )
+    return result
+
+
+def by_margin(rows: Sequence[Row], signal: str | None = None) -> list[Cell]:
+    """Cells of the designed margin bins; empty if there are fewer than two of them."""
+    found = cells(rows, _margin_bin, lambda row: float(row["margin"]), signal)
+    return found if len(found) > 1 else []
+
+
+def by_condition(rows: Sequence[Row], factor: str, signal: str | None = None) -> list[Cell]:
+    """Cells of another factor of the condition ("count", "build", "mirrored", ...)."""
+    return cells(rows, lambda row: (row.get("condition") or {}).get(factor), None, signal)
+
+
+def by_answer_size(rows: Sequence[Row]) -> list[Cell]:
+    """Cells of |correct answer| (of the first number, if it is a pair)."""
+
+    def size(row: Row) -> int | None:
+        truth = row.get("truth")
+        first = truth[0] if isinstance(truth, list | tuple) and truth else truth
+        return abs(first) if isinstance(first, int) and not isinstance(first, bool) else None
+
+    return cells(rows, size, lambda row: float(size(row) or 0))
+
+
+def _margin_bin(row: Row) -> tuple[float, float] | None:
+    edges = (row.get("condition") or {}).get("margin_bin")
+    if not edges or row.get("margin") is None or tuple(edges) == (0.0, 0.0):
+        return None
+    return float(edges[0]), float(edges[1])
+
+
+def _natural(level: Any) -> Any:
+    """Sort key under which "5to7cm" comes before "11to13cm"."""
+    if isinstance(level, str):
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", level) if part]
+    return level

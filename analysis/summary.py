@@ -1,0 +1,275 @@
+"""The summary of one run: what was right, how it was biased, and what could be scored without any physics."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from analysis.responses import (
+    Cell,
+    Proportion,
+    Row,
+    by_condition,
+    by_margin,
+    failed,
+    proportion,
+    succeeded,
+    two_options,
+)
+from analysis.signal_detection import SignalDetection, signal_detection
+from probes.trials import read_run, read_trials
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run in numbers.
+
+    Attributes:
+        run: Folder of the run.
+        model: Model, as the user named it.
+        stimuli: Stimulus set, as the run records it.
+        task: Task name.
+        headline: What the proportion of successes is called: answers are right ("accuracy"), actions work.
+        readout: "generate" or "options".
+        n: Trials in the log.
+        errors: Trials that never took place (a broken picture, a model error); in no proportion below.
+        accuracy: Proportion right (judgements) or working (actions); replies that cannot be read count as wrong.
+        parse_rate: Proportion of replies that state one legal answer.
+        statuses: How many replies had each parse status.
+        reward: Mean reward, 0 to 1.
+        signal: The answer that d' and criterion call the signal; None unless the task is a two-option judgement.
+        detection: d' and criterion over the replies that could be read.
+        yes_bias: Proportion of "yes" among yes/no replies minus the proportion for which "yes" was right; nan if none.
+        pairs: Proportion of minimal pairs with every member right.
+        set_size: Items in the whole set, of which a run may have asked fewer.
+        baselines: What chance, the best constant answer and the shortcut rules score on the whole set.
+        margins: Accuracy per designed margin bin.
+        counts: Accuracy per number of objects.
+        builds: Accuracy per kind of build.
+    """
+
+    run: str
+    model: str
+    stimuli: str
+    task: str
+    headline: str
+    readout: str
+    n: int
+    errors: int
+    accuracy: Proportion
+    parse_rate: float
+    statuses: dict[str, int]
+    reward: float
+    signal: str | None
+    detection: SignalDetection | None
+    yes_bias: float
+    pairs: Proportion
+    set_size: int
+    baselines: dict[str, Any]
+    margins: list[Cell] = field(default_factory=list)
+    counts: list[Cell] = field(default_factory=list)
+    builds: list[Cell] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data; what is not defined is null, never NaN."""
+        detection = self.detection
+        return {
+            "run": self.run,
+            "model": self.model,
+            "stimuli": self.stimuli,
+            "task": self.task,
+            "readout": self.readout,
+            "n": self.n,
+            "errors": self.errors,
+            "accuracy": _number(self.accuracy.value),
+            "accuracy_ci": [_number(self.accuracy.low), _number(self.accuracy.high)],
+            "d_prime": _number(detection.d_prime) if detection else None,
+            "criterion": _number(detection.criterion) if detection else None,
+            "signal": self.signal,
+            "yes_bias": _number(self.yes_bias),
+            "parse_rate": _number(self.parse_rate),
+            "statuses": self.statuses,
+            "reward": _number(self.reward),
+            "pair_accuracy": _number(self.pairs.value),
+            "n_pairs": self.pairs.n,
+            "baselines": self.baselines,
+            "by_margin": [_cell(c, "margin_bin") for c in self.margins],
+            "by_count": [_cell(c, "count") for c in self.counts],
+            "by_build": [_cell(c, "build") for c in self.builds],
+        }
+
+    def __rich__(self) -> RenderableType:
+        """The tables that `probe run` prints."""
+        parts: list[RenderableType] = [self._head(), self._measures()]
+        if self.baselines:
+            parts.append(self._baselines())
+        if self.margins:
+            parts.append(self._cells("margin", self.margins))
+        for name, found in (("objects", self.counts), ("build", self.builds)):
+            if len(found) > 1:
+                parts.append(self._cells(name, found))
+        return Group(*[x for part in parts for x in (part, "")][:-1])
+
+    def __str__(self) -> str:
+        buffer = io.StringIO()
+        Console(file=buffer, width=80, no_color=True).print(self)
+        return buffer.getvalue().rstrip()
+
+    def _head(self) -> Text:
+        n = f"{self.n} trials" + (f", {self.errors} of them failed" if self.errors else "")
+        return Text.assemble((f"{self.model} on {self.task}", "bold"), f"  {n}, readout: {self.readout}\n{self.run}")
+
+    def _measures(self) -> Table:
+        table = _table("measure", "value")
+        table.add_row(self.headline, f"{self.accuracy}  (95 % Wilson)")
+        if self.detection is not None:
+            table.add_row("d'", _text(self.detection.d_prime))
+            table.add_row("criterion c", f"{_text(self.detection.criterion)}  (signal: {self.signal})")
+        if not math.isnan(self.yes_bias):
+            table.add_row("bias towards yes", f"{self.yes_bias:+.3f}")
+        if self.pairs.n:
+            table.add_row("whole pairs right", f"{self.pairs}  ({self.pairs.n} pairs)")
+        table.add_row("mean reward", _text(self.reward))
+        unread = {k: v for k, v in self.statuses.items() if k != "ok"}
+        note = "  (" + ", ".join(f"{k} {v}" for k, v in unread.items()) + ")" if unread else ""
+        table.add_row("parse rate", _text(self.parse_rate) + note)
+        return table
+
+    def _baselines(self) -> Table:
+        # Baselines belong to the set; a run of its first items may be easier or harder.
+        part = f" (all {self.set_size})" if self.set_size not in (0, self.n) else ""
+        table = _table(f"without physics{part}", self.headline)
+        if "chance" in self.baselines:
+            table.add_row("chance", _text(self.baselines["chance"]))
+        constant = self.baselines.get("constant") or {}
+        if constant:
+            table.add_row(f"always “{constant.get('answer')}”", _text(constant.get("score")))
+        for name, score in (self.baselines.get("shortcuts") or {}).items():
+            table.add_row(str(name), _text(score))
+        return table
+
+    def _cells(self, name: str, found: Sequence[Cell]) -> Table:
+        table = _table(name, "n", self.headline, *([f'P("{self.signal}")'] if self.signal is not None else []))
+        for cell in found:
+            row = [cell.label, str(cell.accuracy.n), str(cell.accuracy)]
+            table.add_row(*row, *([_text(cell.signal.value)] if self.signal is not None else []))
+        return table
+
+
+def summarise(run_dir: str | Path) -> Summary:
+    """Read a run folder and summarise it.
+
+    Raises:
+        OSError: If the folder or its files cannot be read.
+        RunError: If it holds no run (from `probes.trials`).
+    """
+    return summarise_rows(read_trials(Path(run_dir)), read_run(Path(run_dir)), run=str(run_dir))
+
+
+def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -> Summary:
+    """Summarise trial rows.
+
+    Args:
+        rows: Trial rows as `probes.trials.read_trials` gives them.
+        record: The contents of run.json.
+        run: Name of the run, for the heading.
+    """
+    held = [row for row in rows if not failed(row)]
+    n = len(held)
+    answered = [row for row in held if row.get("answer") is not None]
+    stimuli = record.get("stimuli") or {}
+    first: Row = rows[0] if rows else {}
+    options = two_options(rows) if rows else None
+    signal = options[0] if options else None
+    return Summary(
+        run=run,
+        model=str(first.get("model") or record.get("model") or ""),
+        stimuli=str(stimuli.get("path", "")),
+        task=str(first.get("task") or stimuli.get("task", "")),
+        headline=_headline(rows, stimuli),
+        readout=str(first.get("readout", "")),
+        n=len(rows),
+        errors=len(rows) - n,
+        accuracy=proportion(sum(map(succeeded, held)), n),
+        parse_rate=len(answered) / n if n else math.nan,
+        statuses=dict(Counter(str(row.get("status")) for row in held).most_common()),
+        reward=sum(float(row.get("reward") or 0.0) for row in held) / n if n else math.nan,
+        signal=signal,
+        detection=_detection(answered, signal) if signal is not None else None,
+        yes_bias=_yes_bias(answered),
+        pairs=_pairs(held),
+        set_size=int(stimuli.get("n") or 0),
+        baselines=dict(stimuli.get("baselines") or {}),
+        margins=by_margin(rows, signal),
+        counts=by_condition(rows, "count", signal),
+        builds=by_condition(rows, "build", signal),
+    )
+
+
+def _headline(rows: Sequence[Row], stimuli: dict[str, Any]) -> str:
+    judged = any(isinstance(row.get("truth"), str) for row in rows)
+    return "accuracy" if stimuli.get("kind", "judgement" if judged else "action") != "action" else "success rate"
+
+
+def _detection(answered: Sequence[Row], signal: str) -> SignalDetection:
+    table = Counter((row["truth"] == signal, row["answer"] == signal) for row in answered)
+    return signal_detection(table[True, True], table[True, False], table[False, True], table[False, False])
+
+
+def _yes_bias(answered: Sequence[Row]) -> float:
+    said = right = n = 0
+    for row in answered:
+        word = str(row.get("answer_text", "")).strip().lower()
+        if word not in ("yes", "no"):
+            continue
+        n += 1
+        said += word == "yes"
+        right += (word == "yes") == (row["answer"] == row["truth"])
+    return (said - right) / n if n else math.nan
+
+
+def _pairs(held: Sequence[Row]) -> Proportion:
+    pairs: dict[str, list[bool]] = {}
+    for row in held:
+        if row.get("pair_id"):
+            pairs.setdefault(str(row["pair_id"]), []).append(succeeded(row))
+    whole = [members for members in pairs.values() if len(members) > 1]
+    return proportion(sum(map(all, whole)), len(whole))
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for index, header in enumerate(headers):
+        table.add_column(header, min_width=22 if index == 0 else None, no_wrap=True)
+    return table
+
+
+def _cell(cell: Cell, name: str) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        name: list(cell.level) if isinstance(cell.level, tuple) else cell.level,
+        "n": cell.accuracy.n,
+        "accuracy": _number(cell.accuracy.value),
+        "accuracy_ci": [_number(cell.accuracy.low), _number(cell.accuracy.high)],
+    }
+    if cell.signal.n:
+        data["p_signal"] = _number(cell.signal.value)
+    if name == "margin_bin":
+        data["mean_margin"] = _number(cell.x)
+    return data
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(float(value), 6)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""LoRA adaptation of models: supervised and by reinforcement learning against the simulator."""

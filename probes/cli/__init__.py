@@ -1,0 +1,82 @@
+"""The command line. Importing it, and `probe --help`, costs no import of torch, a simulator, pandas or numpy.
+
+Exit codes: 0 success, 1 failure, 2 usage, 3 finished with failed trials, 130 interrupted. Results go to stdout, logs
+and progress to stderr. Every command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from probes.cli import doctor, models, pretrain, run, score, settings, stimuli
+from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, report, usage_line
+
+
+def _version() -> str:
+    # Imported here because it is a fifth of what `probe --help` costs.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vlm-probe")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+app: App = App(
+    name="probe",
+    help="Test the intuitive physics of vision-language models.",
+    help_epilogue=(
+        "Every option can also be set by a variable (PROBE_MODEL=tiny), a TOML file (--config FILE) or [tool.probe] in"
+        " pyproject.toml; what is given first in this list wins, and the command line before all of them."
+    ),
+    version=_version,
+    help_format="plaintext",  # markdown would cost half as much again
+    config=tuple(settings.Sources(lambda: app)),
+    suppress_keyboard_interrupt=False,
+)
+app.command(run.run)
+app.command(stimuli.app)
+app.command(models.models)
+app.command(score.score)
+app.command(pretrain.pretrain)
+app.command(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: What to parse instead of `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: Always.
+    """
+    debug = os.environ.get("PROBE_DEBUG", "") not in ("", "0")
+    try:
+        code = app(
+            list(sys.argv[1:] if arguments is None else arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else SUCCESS)
+    except CycloptsError as error:
+        report(usage_line(error))
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        report("interrupted; what was finished is kept, and the same command goes on from there")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; there is nobody to tell. Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)
+    except Exception as error:
+        if debug or not expected(error):
+            raise
+        report(as_line(error))
+        sys.exit(USAGE if names_nothing(error) else FAILURE)

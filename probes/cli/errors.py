@@ -1,0 +1,70 @@
+"""Exit codes, and how errors are told: one line on stderr that ends with what to do."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError
+
+SUCCESS, FAILURE, USAGE, FAILED_TRIALS, INTERRUPTED = 0, 1, 2, 3, 130
+
+# By module, because an error can only be of a class whose module is loaded, and loading them here would be slow.
+_EXPECTED = {
+    "probes.models": "ModelError",
+    "probes.trials": "RunError",
+    "stimuli.dataset": "StimulusError",
+    "stimuli.tasks": "UnknownTask",
+}
+_OURS = ("probes", "stimuli", "analysis", "finetune")
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; the message says why and ends with the fix."""
+
+
+class UnknownName(CommandError):
+    """An argument names a model or a task that does not exist: a slip on the command line."""
+
+
+def expected(error: Exception) -> bool:
+    """Whether an error is news for the user rather than a bug of ours.
+
+    That is one of our named errors, an error of the file system, or a ValueError that our own code raises (one that
+    comes from inside a library is a bug: it deserves its traceback).
+    """
+    named = (getattr(sys.modules.get(module), name, None) for module, name in _EXPECTED.items())
+    if isinstance(error, (CommandError, OSError, *(cls for cls in named if cls is not None))):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
+    return isinstance(error, ValueError) and raised_in.split(".")[0] in _OURS
+
+
+def names_nothing(error: Exception) -> bool:
+    """Whether the error is a slip on the command line: a task or a model that does not exist."""
+    unknown_task = getattr(sys.modules.get("stimuli.tasks"), "UnknownTask", UnknownName)
+    return isinstance(error, (UnknownName, unknown_task))
+
+
+def as_line(error: Exception) -> str:
+    """The message of an expected error, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{text}; choose another folder, or check its permissions and free space"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def usage_line(error: CycloptsError) -> str:
+    """The message of a usage error, in one line that names the help page."""
+    error.verbose = False
+    command = " ".join(["probe", *(error.command_chain or ())])
+    return f"{' '.join(str(error).split()).rstrip('.')}; see `{command} --help`"
+
+
+def report(line: str) -> None:
+    """Tell an error."""
+    print(f"probe: {line}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,30 @@
+"""`probe pretrain`: make the weights of the embedded model anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from probes.cli.settings import Config
+
+
+def pretrain(
+    *,
+    out: Path,
+    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    config: Config = None,
+) -> int:
+    """Pretrain the embedded model `tiny` on perceptual questions, from nothing (hours on two cores).
+
+    Args:
+        out: Folder for the weights and the checkpoint; the same command goes on from that.
+        seed: Seed of the scenes, the questions and the initial weights.
+    """
+    from probes.cli.console import show
+    from probes.tiny.pretrain import Recipe
+    from probes.tiny.pretrain import pretrain as train
+
+    show(str(train(out, Recipe(seed=seed))))
+    return 0

@@ -1,0 +1,92 @@
+"""What several commands need: the stimulus set of a name, a usable output folder, and the number of processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probes.cli.errors import CommandError, UnknownName
+
+if TYPE_CHECKING:
+    from stimuli.dataset import StimulusSet
+
+
+def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
+    """The set of that name: a folder, a task or a family, whose standard set is made and cached when it is not there.
+
+    Raises:
+        StimulusError, UnknownName, CommandError: If there is no such set.
+    """
+    from probes.cli.console import progress
+    from stimuli.standard import resolve
+
+    check_stimuli_name(name)
+    with progress("making stimuli") as step:
+        return resolve(name, jobs=jobs or cores(), progress=step)
+
+
+def check_stimuli_name(name: str) -> str:
+    """The task that a set's name stands for, found without making anything, so that a slip costs no time.
+
+    Raises:
+        StimulusError: If it is a folder that is not a set.
+        UnknownName: If it is neither a folder nor a task or family.
+        CommandError: If it can only be a path, and there is nothing.
+    """
+    from stimuli.dataset import StimulusSet
+
+    if Path(name).is_dir():
+        return str(StimulusSet.load(name).card["task"])
+    if os.sep in name or name.startswith((".", "~")):
+        raise CommandError(f"there is no stimulus set {name}: make one with `probe stimuli make TASK --out {name}`")
+    return task_name(name)
+
+
+def task_name(name: str) -> str:
+    """The task that a task or family name stands for. Raises UnknownName with the closest names."""
+    import difflib
+
+    from stimuli.tasks import FAMILIES, task_names
+
+    known = [*FAMILIES, *task_names()]
+    if name in known:
+        return FAMILIES.get(name, name)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+    hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+    raise UnknownName(f"unknown task or family {name!r}: {hint} (or give the folder of a stimulus set)")
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that is no alias and can be no folder or hub id either. Raises UnknownName with the closest."""
+    from probes.models import ModelError
+    from probes.models.catalog import lookup
+
+    try:
+        lookup(name)
+    except ModelError as error:
+        if "/" not in name:
+            raise UnknownName(str(error)) from error
+        # A folder or hub id that is not there is the loader's to tell.
+
+
+def check_writable(folder: Path, resume: bool) -> None:
+    """Refuse a run folder that can be seen to be unusable, before anything slow happens.
+
+    Raises:
+        CommandError: If it cannot be made or written, or holds a run that is not to be resumed.
+    """
+    if not resume and (folder / "run.json").exists():
+        raise CommandError(
+            f"{folder} holds a run already: leave out --no-resume to go on with it, or choose another --out"
+        )
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise CommandError(f"cannot write to {folder}: {nearest} is a file; choose another folder with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise CommandError(f"cannot write to {folder}: no permission in {nearest}; choose another folder with --out")
+
+
+def cores() -> int:
+    """Processors that this process may use (fewer than the machine has, under Slurm or in a container)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,47 @@
+"""What a finished run leaves beside its trials: the summary on stdout and in summary.json, and the figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+FIGURE, SUMMARY = "psychometric.png", "summary.json"
+
+
+def write_summary(run: Path, as_json: bool) -> None:
+    """Summarise a run folder, to stdout and to summary.json.
+
+    Args:
+        run: Folder of the run.
+        as_json: Print the JSON object instead of the tables.
+    """
+    from analysis.summary import summarise
+    from probes.cli.console import show, show_json
+
+    summary = summarise(run)
+    data = summary.to_dict()
+    (run / SUMMARY).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        show_json(data)
+    else:
+        show(summary)
+
+
+def write_figure(run: Path, references: Mapping[str, Path]) -> None:
+    """Draw a run folder's psychometric.png.
+
+    Args:
+        run: Folder of the run.
+        references: Label -> folder of an observer's run on the same set, to be drawn as a line.
+    """
+    from analysis.figures import draw
+    from probes.cli.console import tell
+    from probes.trials import read_trials
+
+    rows = read_trials(run)
+    label = str(rows[0]["model"]) if rows else ""
+    lines = {name: read_trials(folder) for name, folder in references.items()}
+    figure = draw({label: rows}, run / FIGURE, lines)
+    if figure is not None:
+        tell(f"figure: {figure}")

@@ -1,0 +1,165 @@
+"""`probe run`: ask a model the items of a stimulus set, and say what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+
+from probes.cli.settings import Config, Jobs, Json
+
+if TYPE_CHECKING:
+    from probes.run import RunConfig
+    from stimuli.dataset import StimulusSet
+
+Positive = validators.Number(gte=1)
+NotNegative = validators.Number(gte=0)
+SETTINGS = "config.toml"
+
+
+def run(
+    *,
+    model: str,
+    stimuli: str,
+    adapter: str | None = None,
+    limit: Annotated[int | None, Parameter(validator=Positive)] = None,
+    readout: Literal["generate", "options"] = "generate",
+    batch_size: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    temperature: Annotated[float, Parameter(validator=NotNegative)] = 0.0,
+    max_new_tokens: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    seed: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    revision: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
+    out: Path | None = None,
+    resume: bool = True,
+    references: bool = True,
+    jobs: Jobs = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Ask a model the items of a stimulus set; print the summary, write trials, summary and figure.
+
+    The same command again goes on where it was stopped. Exits with 3 if some trials failed.
+
+    Args:
+        model: Short name (see `probe models`), local folder or hub id.
+        stimuli: Folder of a set, task name, or family (`towers`: its headline task).
+        adapter: Folder of a LoRA adapter.
+        limit: Only the first so many items.
+        readout: `generate`: read the reply. `options`: the log-probability of every legal answer.
+        batch_size: Items per batch; 0: what suits the model. Answers do not depend on it.
+        temperature: 0: greedy.
+        max_new_tokens: 0: as many as the answers need.
+        seed: Of sampled replies.
+        revision: Revision on the hub.
+        dtype: Number format of the weights.
+        device: `cpu`, `cuda`, ...
+        load_in_4bit: Quantise the weights to four bits.
+        out: Folder of the run; by default runs/MODEL_TASK.
+        resume: Go on with a run that is there already; `--no-resume` refuses instead.
+        references: Draw the noisy-simulation observer into the figure of a judgement.
+    """
+    from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS
+    from probes.cli.references import reference_runs
+    from probes.cli.resources import check_model_name, check_stimuli_name, check_writable, cores, find_stimuli
+    from probes.cli.results import write_figure, write_summary
+    from probes.run import RunConfig
+
+    settings: dict[str, Any] = {
+        "model": model,
+        "stimuli": stimuli,
+        "readout": readout,
+        "batch_size": batch_size,
+        "limit": limit,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "revision": revision,
+        "dtype": dtype,
+        "device": device,
+        "adapter": adapter,
+        "load_in_4bit": load_in_4bit,
+    }
+    check_model_name(model)
+    run_config = RunConfig(**settings)
+    task = check_stimuli_name(stimuli)
+    folder = out or Path("runs") / run_name(run_config, task)
+    check_writable(folder, resume)
+    # The model comes before any work on stimuli: what cannot be loaded should be known at once.
+    loaded = _load(run_config)
+    items = find_stimuli(stimuli, jobs)
+    saved = settings | {"out": out, "references": references}
+    report = _ask(run_config, items, folder, loaded, saved)
+    write_summary(folder, json)
+    lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
+    try:
+        if references:
+            lines = reference_runs(items, model, limit, jobs or cores())
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    write_figure(folder, lines)
+    return code
+
+
+def run_name(config: RunConfig, task: str) -> str:
+    """The default folder of a run: model, stimuli, and every setting that makes it another run."""
+    stimuli = Path(config.stimuli)
+    parts = [_short(config.model), stimuli.resolve().name if stimuli.is_dir() else task]
+    if config.adapter:
+        parts.append(_short(config.adapter))
+    codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s"}
+    names = ("revision", "dtype", "readout", "limit", "temperature", "max_new_tokens", "seed")
+    defaults = {f.name: f.default for f in fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            parts.append(f"{codes.get(name, '')}{value}".replace("/", "-"))
+    return "_".join([*parts, *(["4bit"] if config.load_in_4bit else [])])
+
+
+def _short(name: str) -> str:
+    path = Path(name)
+    return path.resolve().name if path.is_dir() else name.strip("/").replace("/", "-")
+
+
+def _load(config: RunConfig) -> Any:
+    from probes.models.loading import load_model
+
+    names = ("revision", "dtype", "device", "adapter", "load_in_4bit")
+    return load_model(config.model, **{name: getattr(config, name) for name in names})
+
+
+def _ask(config: RunConfig, items: StimulusSet, folder: Path, model: Any, saved: dict[str, Any]) -> Any:
+    """Run, and save the resolved settings as soon as the folder is known to be this run's."""
+    from probes.cli.console import progress
+    from probes.cli.settings import to_toml
+    from probes.run import run as ask
+
+    with progress(f"asking {config.model}") as step:
+        written = False
+
+        def started(done: int, total: int) -> None:
+            nonlocal written
+            if not written:
+                written = True
+                head = "# Made by `probe run`; `probe run --config` with this file gives the same command again.\n"
+                (folder / SETTINGS).write_text(head + to_toml(_portable(saved)), encoding="utf-8")
+            step(done, total)
+
+        return ask(config, items, folder, model=model, progress=started)
+
+
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that mean the same from any working directory."""
+    from probes.models.catalog import lookup
+
+    fixed = dict(settings)
+    folders = {"stimuli", "adapter", *(("model",) if lookup(settings["model"]).kind == "local" else ())}
+    for name in folders:
+        if settings[name] is not None and Path(settings[name]).is_dir():
+            fixed[name] = str(Path(settings[name]).resolve())
+    return fixed | {"out": None if settings["out"] is None else str(settings["out"].resolve())}

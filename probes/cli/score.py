@@ -1,0 +1,37 @@
+"""`probe score`: score the replies of a run once more, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from probes.cli.settings import Config, Json
+
+
+def score(
+    run: Annotated[Path, Parameter(name="RUN", help="Folder of the run.")],
+    /,
+    *,
+    stimuli: str | None = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Score the replies of a run once more, without a model, and write its summary and figure anew.
+
+    Args:
+        stimuli: The set it was made with; needed only if that has moved.
+    """
+    from probes.cli.console import tell
+    from probes.cli.resources import find_stimuli
+    from probes.cli.results import write_figure, write_summary
+    from probes.readout import rescore
+    from probes.trials import read_run
+
+    made_with = stimuli or str(read_run(run).get("stimuli", {}).get("path", ""))
+    n, changed = rescore(run, find_stimuli(made_with, None))
+    tell(f"{n} trials scored, {changed} of them differently from before")
+    write_summary(run, json)
+    write_figure(run, {})
+    return 0

@@ -1,0 +1,182 @@
+"""Where options come from: command line, PROBE_* variables, --config file, [tool.probe] of pyproject.toml, default.
+
+A TOML file holds options at its top level, or in a table named after the command, which wins:
+
+    model = "tiny"
+    [stimuli.make]
+    size = 336
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, validators
+
+Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
+Jobs = Annotated[
+    int | None, Parameter(validator=validators.Number(gte=1), help="Processes for stimuli and reference observers.")
+]
+
+Source = Callable[[App, tuple[str, ...], ArgumentCollection], None]
+
+OTHER_VARIABLES = ("PROBE_DEBUG", "PROBE_CACHE")
+"""Variables that are no options: tracebacks for every error, and the folder for cached sets and reference runs."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of values beside the command line, for cyclopts, which asks them in this order.
+
+    Attributes:
+        program: The whole command line, so that an option of another command is not taken for a slip.
+    """
+
+    program: Callable[[], App]
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter((self.environment, self.config_file, self.pyproject))
+
+    def environment(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Fill options from variables: PROBE_RUN_SEED for one command, PROBE_SEED for every one that has --seed."""
+        for name, argument in _options(arguments).items():
+            for variable in (_variable((*commands, name)), _variable((name,))):
+                # An empty variable counts as unset, as it does for most Unix tools.
+                if not argument.tokens and os.environ.get(variable):
+                    argument.append(Token(keyword=variable, value=os.environ[variable], source="the environment"))
+        given = [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]
+        if not given:
+            return
+        paths = _every_option(self.program())
+        known = {_variable(path) for path in paths} | {_variable(path[-1:]) for path in paths} | set(OTHER_VARIABLES)
+        for name in given:
+            # Only a near miss is an error: other programs may well use the prefix, too.
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if name not in known else []
+            if close:
+                raise _mistake(f"unknown variable {name}: did you mean {close[0]}?", commands)
+
+    def config_file(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Fill options from the file that --config (or PROBE_CONFIG) names."""
+        config = _options(arguments).get("config")
+        if config is None or not config.tokens:
+            return
+        path = Path(config.tokens[-1].value).expanduser()
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise _mistake(f"cannot read --config {path}: {error.strerror}", commands) from error
+        except ValueError as error:
+            raise _mistake(f"--config {path} is not TOML: {error}", commands) from error
+        _fill(_every_option(self.program()), commands, arguments, data, str(path), shared=False)
+
+    def pyproject(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Fill options from [tool.probe] in the pyproject.toml of the working directory."""
+        path = Path("pyproject.toml")
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("probe", {})
+        except OSError:
+            return
+        except ValueError as error:
+            raise _mistake(f"{path} is not TOML: {error}", commands) from error
+        if data:
+            paths = _every_option(self.program())
+            _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Options as a TOML file that --config reads; those without a value are left out."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None)
+
+
+def _fill(
+    every: list[tuple[str, ...]],
+    commands: tuple[str, ...],
+    arguments: ArgumentCollection,
+    data: Any,
+    source: str,
+    *,
+    shared: bool,
+) -> None:
+    """Fill options that have no value yet from a TOML table, the command's own table first.
+
+    A `shared` table is read by every command, so that options of other commands are no mistakes in it.
+    """
+    options = {name: argument for name, argument in _options(arguments).items() if name != "config"}
+    tables = {path[:depth] for path in every for depth in range(1, len(path))}
+    for at, table in reversed(_levels(data, commands, source)):
+        for key, value in table.items():
+            name = key.replace("_", "-")
+            if isinstance(value, dict) and (*at, key) in tables:
+                continue
+            if name in options:
+                if not options[name].tokens:
+                    for index, text in enumerate(_texts(value, key, source, commands)):
+                        options[name].append(Token(keyword=key, value=text, source=source, index=index))
+            elif not (shared and at != commands and any(path[-1] == name for path in every)):
+                known = sorted({*options, *(path[-1] for path in tables if path[:-1] == at)})
+                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+                raise _mistake(f"unknown key {key!r} in {source}: {hint}", commands)
+
+
+def _levels(data: Any, commands: tuple[str, ...], source: str) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The tables that a command reads with their places: the top level, then its group's, then its own."""
+    levels = []
+    for depth in range(len(commands) + 1):
+        if not isinstance(data, dict):
+            raise _mistake(f"{source} must be a table, not a value", commands)
+        levels.append((commands[:depth], data))
+        following = data.get(commands[depth]) if depth < len(commands) else None
+        # `stimuli = "towers"` at the top level is the option of `run`, not the table of `probe stimuli`.
+        if not isinstance(following, dict):
+            break
+        data = following
+    return levels
+
+
+def _texts(value: Any, key: str, source: str, commands: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(value, dict):
+        raise _mistake(f"{key!r} in {source} must be a value, not a table", commands)
+    for item in value if isinstance(value, list) else [value]:
+        yield str(item).lower() if isinstance(item, bool) else str(item)
+
+
+def _options(arguments: ArgumentCollection) -> dict[str, Any]:
+    """Option name without dashes -> argument."""
+    return {argument.name.removeprefix("--"): argument for argument in arguments if argument.name.startswith("--")}
+
+
+def _every_option(app: App, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """(command, ..., option) for every option below an app."""
+    found: list[tuple[str, ...]] = []
+    if app.default_command is not None:
+        found += [(*path, name) for name in _options(app.assemble_argument_collection(parse_docstring=False))]
+    for name in app:
+        if not name.startswith("-"):
+            found += _every_option(app[name], (*path, name))
+    return found
+
+
+def _mistake(message: str, commands: tuple[str, ...]) -> CycloptsError:
+    return CycloptsError(msg=message, command_chain=commands)
+
+
+def _variable(path: tuple[str, ...]) -> str:
+    return "_".join(("probe", *path)).upper().replace("-", "_")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,157 @@
+"""`probe stimuli`: make, list, show and audit stimulus sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter, validators
+
+from probes.cli.settings import Config, Jobs, Json
+
+app = App(name="stimuli", help="Make, list, show and audit stimulus sets.")
+
+Count = Annotated[int, Parameter(name=("--n", "-n"), validator=validators.Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Size = Annotated[int, Parameter(validator=validators.Number(gte=16))]
+SetName = Annotated[str, Parameter(name="SET", help="Folder of a set, task name or family.")]
+
+
+@app.command
+def make(
+    task: Annotated[str, Parameter(name="TASK", help="Task name or family, see `probe stimuli list`.")],
+    /,
+    *,
+    out: Path,
+    n: Count = 500,
+    seed: Seed = 0,
+    size: Size = 224,
+    style: Literal["direct", "think"] = "direct",
+    jobs: Jobs = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Make a stimulus set. The same arguments give the same bytes; the folder appears when it is whole.
+
+    Args:
+        out: Folder to make.
+        n: Number of items.
+        seed: Seed of the whole set.
+        size: Edge of the square pictures, pixels.
+        style: Whether prompts ask for the bare answer or for reasoning first.
+    """
+    from probes.cli.console import progress, show, show_json
+    from probes.cli.resources import cores, task_name
+    from stimuli.generate import make_set
+
+    with progress("making stimuli") as step:
+        made = make_set(task_name(task), n, seed, out, size=size, jobs=jobs or cores(), style=style, progress=step)
+    if json:
+        show_json({"path": str(made.path), **made.card})
+    else:
+        labels = ", ".join(f"{count} {label}" for label, count in made.card["labels"].items())
+        show(f"{made.path}: {len(made)} items of {made.card['task']} ({labels}), content {made.content_sha256[:12]}")
+    return 0
+
+
+@app.command(name="list")
+def list_(*, json: Json = False, config: Config = None) -> int:
+    """List the tasks for which stimuli can be made."""
+    from probes.cli.console import show, show_json
+    from stimuli.tasks import FAMILIES, get_task, task_names
+
+    tasks = [get_task(name) for name in task_names()]
+    rows = [
+        {
+            "task": task.name,
+            "family": task.family,
+            "kind": task.kind,
+            "held_out": task.held_out,
+            "version": task.version,
+            "conditions": len(task.conditions()),
+            "about": (type(task).__doc__ or "").strip().split("\n")[0],
+        }
+        for task in tasks
+    ]
+    if json:
+        show_json(rows)
+        return 0
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("task", "kind", "conditions", "trained on", "about"):
+        table.add_column(header)
+    for row in rows:
+        trained = "never" if row["held_out"] else "yes"
+        table.add_row(str(row["task"]), str(row["kind"]), str(row["conditions"]), trained, str(row["about"]))
+    show(table)
+    show("A family stands for its headline task: " + ", ".join(f"{f} = {t}" for f, t in FAMILIES.items()) + ".")
+    return 0
+
+
+@app.command(name="show")
+def show_set(
+    stimuli: SetName,
+    /,
+    *,
+    out: Path = Path("contact-sheet.png"),
+    n: Count = 24,
+    jobs: Jobs = None,
+    config: Config = None,
+) -> int:
+    """Draw a contact sheet: the pictures of a set with their labels and margins.
+
+    Args:
+        out: PNG to write.
+        n: Number of items to show.
+    """
+    from probes.cli.console import show
+    from probes.cli.resources import find_stimuli
+    from stimuli.sheet import contact_sheet
+
+    contact_sheet(find_stimuli(stimuli, jobs), out, n)
+    show(str(out))
+    return 0
+
+
+@app.command
+def audit(
+    stimuli: SetName,
+    /,
+    *,
+    out: Path | None = None,
+    jobs: Jobs = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Score what needs no physics: block count, height, overhang, pixels, the prompt alone.
+
+    Args:
+        out: Figure to write (.png or .pdf).
+    """
+    from probes.cli.console import show, show_json, tell
+    from probes.cli.resources import find_stimuli
+    from stimuli.audit import audit as audit_set
+
+    audited = audit_set(find_stimuli(stimuli, jobs))
+    rows = audited.rows()
+    if out is not None:
+        audited.plot(out)
+        tell(f"figure: {out}")
+    if json:
+        show_json(rows)
+        return 0
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    headers = list(dict.fromkeys(key for row in rows for key in row))
+    for header in headers:
+        table.add_column(header, no_wrap=header == headers[0])
+    for row in rows:
+        table.add_row(*(_cell(row.get(header)) for header in headers))
+    show(table)
+    return 0
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,277 @@
+"""The Hugging Face backend: any image-text-to-text model, with its processor and its chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+
+from probes.models import Generation, Identity, ModelError, Trial
+from probes.models.adapters import adapter_hash, attach_adapter, check_effect
+from probes.models.option_scoring import OptionScorer
+from probes.models.prompting import Prompter
+from stimuli.question import Question
+
+THINKING_TOKENS = 512
+SPARE_TOKENS = 8
+"""Tokens beyond the longest legal answer: a full stop, a unit, or the beginning of a sentence that gives it away."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class HuggingFaceModel:
+    """A vision-language model and its processor. Implements `probes.models.Model`."""
+
+    needs_images = True
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        self._model = model
+        ends = _end_tokens(model, processor.tokenizer, name)
+        self._prompter = Prompter(processor, ends, name)
+        # A model's own settings may sample or penalise repetition; published replies are greedy and nothing else.
+        plain = GenerationConfig(
+            eos_token_id=ends, pad_token_id=self._prompter.pad_token, bos_token_id=processor.tokenizer.bos_token_id
+        )
+        for part in {model, model.get_base_model() if hasattr(model, "get_base_model") else model}:
+            part.generation_config = plain
+        self._scorer = OptionScorer(model, self._prompter.pad_token)
+        self._ready: dict[tuple[str, ...], Any] = {}
+        self._identity = Identity(name)
+        self.batch_size = 16
+        self.observed: dict[str, Any] = {}
+        """What the run has seen: shapes of the pictures that the model really got, and tokens of the longest prompt."""
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        name: str,
+        *,
+        revision: str = "",
+        dtype: str = "auto",
+        device: str = "auto",
+        adapter: Path | None = None,
+        load_in_4bit: bool = False,
+    ) -> HuggingFaceModel:
+        """Load a model from a folder with configuration, processor and safetensors weights.
+
+        Args:
+            folder: The folder.
+            name: The name as the user gave it.
+            revision: Commit, if the folder is a snapshot of the hub.
+            dtype: "auto" is float32 on a CPU, elsewhere the type of the checkpoint.
+            device: "auto" is the first GPU, if there is one.
+            adapter: Folder of a LoRA adapter.
+            load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
+
+        Raises:
+            ModelError: If that fails; one line with the fix.
+        """
+        if dtype != "auto" and dtype not in DTYPES:
+            raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Half precision is slower than single on most CPUs, and not the same from one CPU to the next.
+        precision = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
+        settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
+        if load_in_4bit:
+            settings |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+        safe = {"local_files_only": True, "trust_remote_code": False}
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
+        try:
+            processor = AutoProcessor.from_pretrained(folder, **safe)
+            model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **safe)
+            if not load_in_4bit:
+                model = model.to(device)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+            raise ModelError(f"cannot load {name}: {_reason(error)}") from error
+        if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+            raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
+        absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        if absent:
+            raise ModelError(
+                f"cannot load {name}: {len(absent)} tensors are missing from its weights (such as {absent[0]});"
+                " download or save the model again"
+            )
+        model.eval()
+        if adapter is not None:
+            model = attach_adapter(model, adapter)
+        loaded = cls(model, processor, name)
+        if adapter is not None:
+            check_effect(model, loaded.probe_inputs(), adapter)
+        loaded._identity = Identity(
+            name=name,
+            revision=revision,
+            weights_sha256=weights_hash(folder),
+            adapter_sha256=adapter_hash(adapter) if adapter is not None else "",
+            details=_details(model, processor, device, load_in_4bit)
+            | {"chat_template_sha256": loaded._prompter.template_sha256},
+        )
+        return loaded
+
+    @property
+    def identity(self) -> Identity:
+        """What exactly answers."""
+        return self._identity
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Make the inputs of a batch that will be asked next. May be called from another thread."""
+        self._ready[tuple(trial.item.item_id for trial in trials)] = self._make_inputs(trials)
+
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
+        """One reply text per trial, greedy unless `settings` has a temperature."""
+        inputs = self._inputs(trials)
+        limits = [self._limit(trial.item.question, settings) for trial in trials]
+        noise = LogitsProcessorList()
+        if settings.temperature > 0:
+            ids = [trial.item.item_id for trial in trials]
+            noise.append(_Sample(ids, settings, inputs["input_ids"].shape[1]))
+        with torch.inference_mode():
+            tokens = self._model.generate(
+                **inputs,
+                generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1),
+                logits_processor=noise,
+            )[:, inputs["input_ids"].shape[1] :]
+        # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
+        return [self._prompter.decode(row[:limit]) for row, limit in zip(tokens.tolist(), limits, strict=True)]
+
+    def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
+        """The exact log-probability of every legal reply and its end, given the picture and the prompt."""
+        inputs = self._inputs(trials)
+        return self._scorer.score(inputs, [self._prompter.replies(trial.item.question) for trial in trials])
+
+    def reply_length(self, question: Question) -> int:
+        """Tokens of the longest legal answer to a question, with the one that ends a reply."""
+        return self._prompter.reply_length(question)
+
+    def probe_inputs(self) -> dict[str, torch.Tensor]:
+        """The inputs of a made-up question, for checks of the model itself."""
+        shades = np.add.outer(np.arange(224), np.arange(224)) // 2
+        picture = Image.fromarray(np.stack([shades, shades[::-1], shades.T], axis=2).astype(np.uint8))
+        return self._move(self._prompter.inputs(["How many blocks are there?"], [picture]))
+
+    def _limit(self, question: Question, settings: Generation) -> int:
+        if settings.max_new_tokens:
+            return settings.max_new_tokens
+        if question.style == "think":
+            return THINKING_TOKENS
+        return self.reply_length(question) + SPARE_TOKENS
+
+    def _inputs(self, trials: Sequence[Trial]) -> dict[str, torch.Tensor]:
+        key = tuple(trial.item.item_id for trial in trials)
+        inputs = self._ready.pop(key) if key in self._ready else self._make_inputs(trials)
+        pictures = sorted({*self.observed.get("pictures", []), str(list(inputs["pixel_values"].shape[1:]))})
+        longest = max(self.observed.get("prompt_tokens", 0), inputs["input_ids"].shape[1])
+        self.observed = {"pictures": pictures, "prompt_tokens": longest}
+        return self._move(inputs)
+
+    def _make_inputs(self, trials: Sequence[Trial]) -> Any:
+        images = [trial.image for trial in trials if trial.image is not None]
+        if len(images) < len(trials):
+            raise ModelError(f"{self.identity.name} looks at pictures, and a trial has none")
+        return self._prompter.inputs([trial.item.question.prompt for trial in trials], images)
+
+    def _move(self, inputs: Any) -> dict[str, torch.Tensor]:
+        return dict(inputs.to(self._model.device, self._model.dtype))
+
+
+class _Sample(LogitsProcessor):
+    """Turns greedy search into sampling: the largest of logits / T + Gumbel noise is a draw from the softmax.
+
+    Every item has its own generator, so that its reply is the same in any batch, and when it is asked again.
+    """
+
+    def __init__(self, item_ids: Sequence[str], settings: Generation, prompt: int) -> None:
+        seeds = [zlib.crc32(f"{item_id} {settings.seed}".encode()) for item_id in item_ids]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = settings.temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=g, dtype=torch.float64) for g in self._generators])
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
+        return scores.double() / self._temperature + gumbel.to(scores.device)
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        # The cache of the hub names a file by the SHA-256 of its contents; reading 16 GB again would take a minute.
+        stored = file.resolve().name
+        if len(stored) != 64 or not file.is_symlink():
+            with file.open("rb") as opened:
+                stored = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.name} {stored}\n".encode())
+    return digest.hexdigest()
+
+
+def _end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
+    """The tokens that end a reply: those of the model's generation settings, then the tokenizer's."""
+    configured = model.generation_config.eos_token_id
+    ends = list(configured) if isinstance(configured, list | tuple) else [configured]
+    known = [int(token) for token in dict.fromkeys([*ends, tokenizer.eos_token_id]) if token is not None]
+    if not known:
+        raise ModelError(f"cannot use {name}: neither its generation settings nor its tokenizer name an end token")
+    return known
+
+
+def _four_bits() -> Any:
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "--load-in-4bit needs bitsandbytes, which is not installed: pip install 'vlm-probe[quantized]'"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError("--load-in-4bit needs a GPU, and torch sees none here: leave the flag out")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _details(model: Any, processor: Any, device: str, load_in_4bit: bool) -> dict[str, Any]:
+    """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
+    settings = json.loads(json.dumps(processor.image_processor.to_dict(), default=str, sort_keys=True))
+    return {
+        "architecture": str(model.config.model_type),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": device,
+        "load_in_4bit": load_in_4bit,
+        "attention": str(model.config._attn_implementation),
+        "processor_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "processor": settings,
+        "parameters": {"total": sum(p.numel() for p in model.parameters())},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error with a fix."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[0][:300]
+    if "trust_remote_code" in str(error):
+        return "it runs code of its own, which probe never does; use a variant that transformers supports (often -hf)"
+    if "safetensors" in str(error).lower():
+        return f"{text}; probe reads safetensors weights only: save or convert the model with safe_serialization=True"
+    return f"{text} (a vision-language model that this version of transformers supports is needed)"

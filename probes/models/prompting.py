@@ -1,0 +1,135 @@
+"""What a model reads: the prompt in its chat template, and candidate replies in the tokens that it would say."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from probes.models import ModelError
+from stimuli.question import Question
+
+log = logging.getLogger(__name__)
+
+FALLBACK = "{image}\n{prompt}\nAnswer:"
+"""The prompt for models without a chat template."""
+
+Tokens = tuple[int, ...]
+
+
+class Prompter:
+    """Turns questions and pictures into the model's inputs, and candidate replies into tokens.
+
+    Args:
+        processor: The model's processor; its tokenizer is set to pad on the left, without which the replies of a batch
+            would depend on the longest prompt in it.
+        end_tokens: The tokens that end a reply, the usual one first.
+        name: Of the model, for messages.
+    """
+
+    def __init__(self, processor: Any, end_tokens: Sequence[int], name: str) -> None:
+        self._processor = processor
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = end_tokens[0]
+        self._ends = tuple(end_tokens)
+        # Tokenizers are not to be used from two threads at once, and inputs are made ahead in another thread.
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._lock = threading.Lock()
+        self._texts: dict[str, str] = {}
+        self._replies: dict[tuple[str, tuple[str, ...]], tuple[Tokens, ...]] = {}
+        self.template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+        if self.template is None:
+            log.warning("%s has no chat template: it is asked in the form %r", name, FALLBACK)
+
+    @property
+    def pad_token(self) -> int:
+        """The token that fills up short prompts."""
+        return int(self._tokenizer.pad_token_id)
+
+    @property
+    def template_sha256(self) -> str:
+        """Hash of the chat template, or of the fallback."""
+        return hashlib.sha256(str(self.template or FALLBACK).encode()).hexdigest()
+
+    def inputs(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Any:
+        """The model's inputs for a batch, padded on the left, on the CPU. May be called from another thread."""
+        texts = [self._prompt(prompt) for prompt in prompts]
+        # A template that writes the start token itself must not get a second one from the tokenizer.
+        start = self._tokenizer.bos_token
+        settings = {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
+        with self._lock:
+            return self._processor(
+                text=texts, images=[[image] for image in images], padding=True, return_tensors="pt", **settings
+            )
+
+    def replies(self, question: Question) -> tuple[Tokens, ...]:
+        """Every legal answer of a question as the tokens of a whole reply, in the order of the grammar's candidates."""
+        prompt = self._prompt(question.prompt)
+        place = prompt.rfind(question.prompt)
+        # What follows the user's words is the same for all prompts, and all that the tokens of a reply can depend on.
+        tail = prompt[place + len(question.prompt) :] if place >= 0 else prompt[-64:]
+        texts = tuple(question.reply(value) for _, value in question.grammar.candidates())
+        if (tail, texts) not in self._replies:
+            opening, closing = self._around_reply(question.prompt)
+            before = self._encode([tail])[0]
+            whole = self._encode([tail + opening + text for text in texts])
+            alone = self._encode([opening + text for text in texts])
+            self._replies[tail, texts] = tuple(
+                (*(full[len(before) :] if full[: len(before)] == before else bare), closing)
+                for full, bare in zip(whole, alone, strict=True)
+            )
+        return self._replies[tail, texts]
+
+    def reply_length(self, question: Question) -> int:
+        """Tokens of the longest legal answer, with the one that ends the reply."""
+        return max(len(tokens) for tokens in self.replies(question))
+
+    def decode(self, tokens: Any) -> str:
+        """The text of a reply, as generated but for special tokens."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _prompt(self, prompt: str) -> str:
+        if prompt not in self._texts:
+            if self.template is None:
+                image = getattr(self._processor, "image_token", "<image>")
+                self._texts[prompt] = FALLBACK.format(image=image, prompt=prompt)
+            else:
+                self._texts[prompt] = self._render([_turn("user", prompt, picture=True)], add_generation_prompt=True)
+        return self._texts[prompt]
+
+    def _around_reply(self, prompt: str) -> tuple[str, int]:
+        """White space that comes before a reply, and the token that ends it: as the chat template writes a reply."""
+        probe = "yes"
+        if self.template is None:
+            return " ", self._ends[0]
+        asked = self._prompt(prompt)
+        told = self._render([_turn("user", prompt, picture=True), _turn("assistant", probe)])
+        said = told[len(asked) :] if told.startswith(asked) else probe
+        if not said.lstrip().startswith(probe):
+            return "", self._ends[0]
+        opening = said[: len(said) - len(said.lstrip())]
+        after = self._encode([said.lstrip()[len(probe) :].lstrip()])[0]
+        return opening, after[0] if after and after[0] in self._ends else self._ends[0]
+
+    def _render(self, turns: list[dict[str, Any]], **settings: Any) -> str:
+        try:
+            return str(
+                self._processor.apply_chat_template(turns, tokenize=False, chat_template=self.template, **settings)
+            )
+        except Exception as error:  # a template is a program of the model's author and may raise anything
+            raise ModelError(f"the model's chat template failed on a picture and a question: {error}") from error
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+
+def _turn(role: str, text: str, picture: bool = False) -> dict[str, Any]:
+    image = [{"type": "image"}] if picture else []
+    return {"role": role, "content": [*image, {"type": "text", "text": text}]}

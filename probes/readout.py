@@ -1,0 +1,166 @@
+"""From what a model gave to what it is worth: replies and log-probabilities become the scored columns of a trial."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.trials import RunError, read_run, rewrite_trials
+from stimuli.dataset import Item, StimulusSet
+from stimuli.question import Answer, Integers, Options
+from stimuli.tasks import Score, get_task
+
+Columns = dict[str, Any]
+
+
+class Scorer:
+    """Scores answers with the task's own scorer, and remembers what an answer to an item was worth."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, Answer], Score] = {}
+
+    def score(self, item: Item, answer: Answer) -> Score:
+        """What an answer to an item is worth.
+
+        It is `Task.score`, which simulates, but for two cases that cannot come out otherwise: an item without a scene
+        (imported) has nothing but its stored answer; and the stored answer of a judgement item *is* the simulated
+        outcome, with which its task would compare the answer, as long as the task's version is the one that made the
+        item.
+        """
+        task = get_task(item.task) if item.scene is not None else None
+        if task is None or (task.kind == "judgement" and task.version == item.task_version):
+            right = answer == item.answer
+            return Score(right, float(right), {"truth": item.answer})
+        assert item.scene is not None
+        key = (item.scene_sha256, item.question.prompt, answer)
+        if key not in self._known:
+            self._known[key] = task.score(item.scene, item.question, answer)
+        return self._known[key]
+
+    def row(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
+        """All columns that follow from an item and what was given to it: a reply, else log-probabilities."""
+        scored = self.reply(item, raw) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
+        return self.describe(item) | scored
+
+    def reply(self, item: Item, raw: str) -> Columns:
+        """The columns that follow from a reply."""
+        parsed = item.question.parse(raw)
+        if parsed.value is None:
+            return UNREAD | {"raw": raw, "status": parsed.status}
+        return self._answered(item, parsed.value) | {"raw": raw}
+
+    def options(self, item: Item, logprobs: npt.NDArray[np.float64]) -> Columns:
+        """The columns that follow from the log-probabilities of all legal answers: the likeliest one is the answer.
+
+        A tie is broken by the item's id, so that a model without a preference is not credited with a constant answer.
+        """
+        candidates = item.question.grammar.candidates()
+        logprobs = np.round(logprobs, 6)  # as logged, so that scoring the log again gives the same
+        if logprobs.shape != (len(candidates),) or not np.isfinite(logprobs).all():
+            raise ValueError(f"expected {len(candidates)} finite log-probabilities, got {logprobs.tolist()[:8]}")
+        relative = np.exp(logprobs - logprobs.max())
+        right = self.right_answers(item)
+        p_correct = None
+        if right is not None:
+            is_right = np.array([value in right for _, value in candidates])
+            p_correct = float(relative[is_right].sum() / relative.sum())
+        likeliest = np.flatnonzero(logprobs == logprobs.max())
+        chosen = likeliest[zlib.crc32(item.item_id.encode()) % len(likeliest)]
+        answered = self._answered(item, candidates[chosen][1])
+        return answered | {"logprobs": logprobs.tolist(), "p_correct": p_correct}
+
+    def right_answers(self, item: Item) -> set[Answer] | None:
+        """All answers that succeed, where they are known without trying: certified, stored, or read from the scene."""
+        if item.scene is None:
+            return {item.answer}
+        kind = get_task(item.task).kind
+        if kind == "action":
+            working = item.certificate.get("working")
+            return None if working is None else {tuple(a) if isinstance(a, list) else a for a in working}
+        if kind == "grounding" and isinstance(item.question.grammar, Integers):
+            return {value for _, value in item.question.grammar.candidates() if self.score(item, value).success}
+        return {item.answer}
+
+    def describe(self, item: Item) -> Columns:
+        """The columns that follow from the item alone."""
+        grammar = item.question.grammar
+        candidates = grammar.candidates()
+        right = self.right_answers(item)
+        return {
+            "item_id": item.item_id,
+            "task": item.task,
+            "task_version": item.task_version,
+            "prompt": item.question.prompt,
+            "options": [value for _, value in candidates] if isinstance(grammar, Options) else None,
+            "truth": _plain(item.answer),
+            "n_candidates": len(candidates),
+            "chance": None if right is None else len(right) / len(candidates),
+            "margin": item.margin,
+            "condition": item.condition.to_dict(),
+            "variant": asdict(item.variant),
+            "pair_id": item.pair_id,
+            "group_id": item.group_id,
+            "role": item.role,
+            "image_sha256": item.image_sha256,
+            "scene_sha256": item.scene_sha256,
+        }
+
+    def _answered(self, item: Item, answer: Answer) -> Columns:
+        score = self.score(item, answer)
+        return UNREAD | {
+            "answer": _plain(answer),
+            "answer_text": item.question.grammar.text(answer),
+            "status": "ok",
+            "correct": score.success,
+            "success": score.success,
+            "reward": score.reward,
+            "detail": {name: _plain(value) for name, value in score.detail.items()},
+        }
+
+
+UNREAD: Columns = {
+    "raw": None,
+    "answer": None,
+    "answer_text": None,
+    "status": "error",
+    "logprobs": None,
+    "p_correct": None,
+    "correct": False,
+    "success": False,
+    "reward": 0.0,
+    "detail": {},
+}
+"""The scored columns of a trial without an answer."""
+
+
+def rescore(folder: str | Path, stimuli: StimulusSet) -> tuple[int, int]:
+    """Read and score the replies of a run once more, without a model, and write them in place of the old rows.
+
+    Args:
+        folder: The run.
+        stimuli: The set that it was made with.
+
+    Returns:
+        Number of rows, and of those that came out differently.
+
+    Raises:
+        RunError: If the run is not of this set, another process is writing to it, or the rows cannot be written.
+    """
+    if read_run(folder).get("stimuli", {}).get("content_sha256") != stimuli.content_sha256:
+        raise RunError(f"{folder} was made with another stimulus set than {stimuli.path}; give that one with --stimuli")
+    scorer, items = Scorer(), {item.item_id: item for item in stimuli.items}
+
+    def again(row: Columns) -> Columns:
+        return row if row["error"] else row | scorer.row(items[row["item_id"]], row["raw"], row["logprobs"])
+
+    return rewrite_trials(Path(folder), again)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON would give it back."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,334 @@
+"""The run: a model is asked every item of a stimulus set, and every trial is written down as it happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from probes.models import Generation, Model, Trial
+from probes.readout import UNREAD, Columns, Scorer
+from probes.trials import RunError, TrialLog, trial_key
+from stimuli.dataset import Item, StimulusSet
+from stimuli.tasks import UnknownTask, get_task
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Told how many trials are done, and how many there are."""
+PACKAGES = ("vlm-probe", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "pillow", "pybullet")
+AUTO_BATCH = 16
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is asked of whom, and how.
+
+    Attributes:
+        model: Alias, folder or hub id.
+        stimuli: The set as the user named it.
+        readout: "generate" (a reply, parsed) or "options" (log-probabilities of all legal answers).
+        batch_size: Trials per call of the model; 0 = what suits it. Answers do not depend on it.
+        limit: Only the first so many items; None = all.
+        temperature: 0 = greedy.
+        max_new_tokens: 0 = as many as the answers need.
+        seed: Of sampled replies.
+        revision: Hub revision; None = the default.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda", ...
+        adapter: Folder of a LoRA adapter.
+        load_in_4bit: Quantise the weights to 4 bits on loading.
+    """
+
+    model: str
+    stimuli: str
+    readout: Literal["generate", "options"] = "generate"
+    batch_size: int = 0
+    limit: int | None = None
+    temperature: float = 0.0
+    max_new_tokens: int = 0
+    seed: int = 0
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    adapter: str | None = None
+    load_in_4bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.readout not in ("generate", "options"):
+            raise RunError(f"readout {self.readout!r} is neither generate nor options")
+        if self.limit is not None and self.limit < 1:
+            raise RunError(f"limit must be at least 1, got {self.limit}")
+        if min(self.batch_size, self.temperature, self.max_new_tokens) < 0:
+            raise RunError("batch_size, temperature and max_new_tokens cannot be negative")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Where a run is, how many trials it has, and how many of them failed."""
+
+    path: Path
+    n: int
+    n_errors: int
+
+
+def run(
+    config: RunConfig,
+    stimuli: StimulusSet,
+    out: Path,
+    *,
+    model: Model | None = None,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Ask a model all items that the run in `out` does not have yet.
+
+    A picture or a batch that fails costs its own trials only: they become rows with an error, and are asked again
+    when the run is started once more. Ctrl-C and kill leave a run that can be gone on with.
+
+    Args:
+        config: What is asked of whom, and how.
+        stimuli: The items.
+        out: Folder of the run: new, or of the same run, begun earlier.
+        model: The model, if it is loaded already; by default `config` says which one is loaded.
+        progress: Told how many trials are done, and how many there are.
+
+    Raises:
+        ModelError: If the model cannot be loaded, or cannot answer such items.
+        RunError: If `out` holds another run, is in use, or cannot be written.
+    """
+    items = stimuli.items[: config.limit]
+    if not items:
+        raise RunError(f"{stimuli.path} has no items")
+    _check_scorable(items)
+    if model is None:
+        from probes.models.loading import load_model
+
+        model = load_model(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device=config.device,
+            adapter=config.adapter,
+            load_in_4bit=config.load_in_4bit,
+        )
+    check = getattr(model, "check", None)
+    if check is not None:
+        check(items)
+    settings = Generation(config.max_new_tokens, config.temperature, config.seed)
+    keys = {item.item_id: trial_key(model.identity, item, config.readout, settings) for item in items}
+    if len(keys) != len(items):
+        raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
+    with TrialLog(out, _describe(config, stimuli, model, len(items))) as trials:
+        pending = [item for item in items if keys[item.item_id] not in trials.done]
+        trials.update(status="running", resumed=trials.run["resumed"] + bool(trials.done))
+        done, n_errors = len(items) - len(pending), 0
+        scorer, status = Scorer(), "failed"
+        if progress is not None:
+            progress(done, len(items))
+        try:
+            for answer in _answers(model, stimuli, pending, config, settings):
+                row = {"key": keys[answer.item.item_id], "model": model.identity.name, "readout": config.readout}
+                trials.append(row | _columns(scorer, answer))
+                n_errors += answer.error is not None
+                done += 1
+                if progress is not None and answer.ends_batch:
+                    progress(done, len(items))
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            # What went wrong is already on its way up; a full disk must not hide it.
+            with suppress(*(() if status == "finished" else (RunError,))):
+                observed = getattr(model, "observed", {})
+                trials.update(status=status, finished=_now(), n_errors=n_errors, observed=observed)
+    return RunReport(out, len(items), n_errors)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What came of asking one item: a reply, log-probabilities or an error."""
+
+    item: Item
+    raw: str | None = None
+    logprobs: Any = None
+    error: str | None = None
+    latency_s: float = 0.0
+    ends_batch: bool = False
+
+
+def _answers(
+    model: Model, stimuli: StimulusSet, pending: Sequence[Item], config: RunConfig, settings: Generation
+) -> Iterator[_Answer]:
+    """Ask all items in batches of prompts of similar length; the next batch is made ready meanwhile."""
+    size = config.batch_size or int(getattr(model, "batch_size", AUTO_BATCH))
+    batches = in_batches(pending, size)
+    if not model.needs_images:
+        for batch in batches:
+            yield from _ask(model, [Trial(item, None) for item in batch], config.readout, settings)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="pictures") as pool:
+        ahead = [pool.submit(_show, model, stimuli, batch) for batch in batches[:1]]
+        for number in range(len(batches)):
+            ready, failed = ahead.pop().result()
+            ahead += [pool.submit(_show, model, stimuli, batch) for batch in batches[number + 1 : number + 2]]
+            yield from failed
+            yield from _ask(model, ready, config.readout, settings)
+
+
+def in_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Items in batches of prompts of similar length, which need little padding."""
+    ordered = sorted(items, key=lambda item: (item.question.style, len(item.question.prompt)))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _show(model: Model, stimuli: StimulusSet, batch: Sequence[Item]) -> tuple[list[Trial], list[_Answer]]:
+    """The trials of a batch, with their pictures, and the items whose picture cannot be shown."""
+    ready, failed = [], []
+    for item in batch:
+        try:
+            ready.append(Trial(item, stimuli.image(item)))
+        except Exception as error:  # whatever is wrong with one picture must not end the run
+            failed.append(_Answer(item, error=_message(error)))
+    prepare = getattr(model, "prepare", None)
+    if prepare is not None and ready:
+        with suppress(Exception):  # if it fails, it fails once more where it is asked, and is reported there
+            prepare(ready)
+    return ready, failed
+
+
+def _ask(model: Model, trials: Sequence[Trial], readout: str, settings: Generation) -> Iterator[_Answer]:
+    """Ask one batch; if that fails, each of its trials on its own, so that only what cannot be answered fails."""
+    if not trials:
+        return
+    start = time.perf_counter()
+    try:
+        given: Sequence[Any] = (
+            model.generate(trials, settings) if readout == "generate" else model.score_options(trials)
+        )
+        if len(given) != len(trials):
+            raise ValueError(f"the model gave {len(given)} answers to {len(trials)} trials")
+    except Exception as error:  # a trial that fails is a row in the log
+        if len(trials) == 1:
+            yield _Answer(trials[0].item, error=_message(error), ends_batch=True)
+            return
+        log.warning("a batch of %d failed (%s); asking its trials one by one", len(trials), _message(error))
+        for trial in trials:
+            yield from _ask(model, [trial], readout, settings)
+        return
+    latency = round((time.perf_counter() - start) / len(trials), 6)
+    for number, (trial, value) in enumerate(zip(trials, given, strict=True), 1):
+        name = "raw" if readout == "generate" else "logprobs"
+        yield _Answer(trial.item, **{name: value}, latency_s=latency, ends_batch=number == len(trials))
+
+
+def _columns(scorer: Scorer, answer: _Answer) -> Columns:
+    """The columns of a row that do not name the run."""
+    columns = scorer.describe(answer.item) | UNREAD
+    error = answer.error
+    if error is None:
+        try:
+            columns = scorer.row(answer.item, answer.raw, answer.logprobs)
+        except Exception as failure:  # a reply that cannot be scored is an error row too
+            error = _message(failure)
+    return columns | {"latency_s": answer.latency_s, "error": error, "time": _now()}
+
+
+def _check_scorable(items: Sequence[Item]) -> None:
+    try:
+        for item in {item.task: item for item in items if item.scene is not None}.values():
+            current = get_task(item.task).version
+            if current != item.task_version:
+                log.warning("%s: made by version %d, scored by version %d", item.task, item.task_version, current)
+    except UnknownTask as error:
+        raise RunError(f"the stimulus set cannot be scored: {error}") from error
+
+
+def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int) -> dict[str, Any]:
+    """The contents of run.json at the start. "fingerprint" is what must be equal for a run to be gone on with."""
+    identity = asdict(model.identity)
+    # Who answers and what is shown are known by their hashes; batches do not matter.
+    names = ("readout", "limit", "temperature", "max_new_tokens", "seed")
+    fingerprint = {name: getattr(config, name) for name in names} | {
+        "model": identity["name"],
+        "revision": identity["revision"],
+        "weights": identity["weights_sha256"],
+        "adapter": identity["adapter_sha256"],
+        "stimuli": stimuli.content_sha256,
+    }
+    fingerprint |= {k: v for k, v in identity["details"].items() if isinstance(v, str | int | float)}
+    return {
+        "format": 1,
+        "status": "running",
+        "config": asdict(config),
+        "seed": config.seed,
+        "n": n,
+        "n_errors": 0,
+        "model": identity,
+        "observed": {},
+        "stimuli": {
+            "path": str(stimuli.path),
+            "content_sha256": stimuli.content_sha256,
+            "task": stimuli.card.get("task"),
+            "n": len(stimuli),
+            "baselines": stimuli.card.get("baselines"),
+        },
+        "versions": _versions(),
+        "git": _git(),
+        "hardware": _hardware(),
+        "started": _now(),
+        "finished": None,
+        "resumed": 0,
+        "fingerprint": fingerprint,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the code that runs, and whether it was changed since; None where it is not a git checkout."""
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    facts: dict[str, Any] = {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    torch = sys.modules.get("torch")  # a run of an observer has no reason to load it
+    if torch is not None:
+        facts["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _message(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

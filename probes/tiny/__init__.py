@@ -1,0 +1,6 @@
+"""`tiny`: a two-million-parameter LLaVA that sees block towers, shipped so that everything runs offline."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder in the Hugging Face hub layout: hand it to `AutoProcessor` and `AutoModelForImageTextToText`."""

@@ -1,0 +1,328 @@
+"""The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes, then the whole model.
+
+Run as `python -m probes.tiny.pretrain FOLDER`. Nothing it learns from is physics: pictures have labels of what is to be
+seen, and the prompts of physics tasks come with answers drawn at random, so that only their format is learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from probes.tiny.architecture import build_model, build_processor
+from probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
+from probes.tiny.perception import ReadOuts, colour_facts
+from probes.tiny.pictures import Picture, batches, cached_pictures, pixel_values
+from probes.tiny.questions import ASK_WEIGHTS, caption, draw_ask, perception, physics_format, prompt_texts
+from probes.tiny.tokenizer import build_tokenizer
+
+BATCH = 16
+"""Pictures per process and step."""
+WARM_UP = 200
+LAST_RATE = 0.02
+"""The learning rate ends at this share of its peak."""
+TEXT_TOKENS = 192
+"""Tokens of questions and answers per picture."""
+FORMAT_FROM, FORMAT_LATE = 0.08, 0.72
+"""Shares of the second stage after which a few and then many format questions are asked."""
+FEW, MANY = 0.06, 0.2
+"""How many of the questions they are."""
+LENGTHS = ((0.5, 0.3, 0.2), (0.25, 0.25, 0.5), (0.05, 0.15, 0.8))
+"""Shares of short, bare and full prompts in the three parts of the second stage."""
+LENGTHS_FROM = (0.3, 0.72)
+HELD_OUT = 400
+IN_CENTIMETRES = ("shift", "position", "shift-between")
+SAVE_EVERY = 120.0
+"""Seconds between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long to train on how much.
+
+    Attributes:
+        seed: Of the pictures, the questions and the initial weights.
+        processes: Data-parallel processes of one thread each.
+        pictures: Distinct pictures per process.
+        eye_steps: Steps of the first stage, the vision tower alone.
+        steps: Steps of the second stage, the whole model.
+        eye_rate: Peak learning rate of the first stage.
+        rate: Peak learning rate of the second stage.
+        eye_minutes: End the first stage after this time even if steps are left.
+        minutes: The same for the second stage.
+    """
+
+    seed: int = 0
+    processes: int = 2
+    pictures: int = 18_000
+    eye_steps: int = 1_000
+    steps: int = 3_400
+    eye_rate: float = 1e-3
+    rate: float = 1e-3
+    eye_minutes: float = math.inf
+    minutes: float = math.inf
+
+
+def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
+    """Pretrain `tiny` from nothing, or go on from the checkpoint in `out`.
+
+    Args:
+        out: Receives `weights/` (hub layout), `log.jsonl`, `state.pt` and, under `cache/`, the rendered pictures.
+        recipe: How long to train on how much; by default what the shipped weights had.
+
+    Returns:
+        The folder with the weights.
+    """
+    recipe = recipe or Recipe()
+    (out / "cache").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_work, args=(recipe, out, f"file://{folder}/meet"), nprocs=recipe.processes)
+    return out / "weights"
+
+
+class _Worker:
+    """One of the data-parallel processes: its share of the pictures, its copy of the model."""
+
+    def __init__(self, rank: int, recipe: Recipe, out: Path) -> None:
+        self.rank, self.recipe, self.out = rank, recipe, out
+        torch.manual_seed(recipe.seed)
+        tokenizer = build_tokenizer(prompt_texts())
+        self.processor: LlavaProcessor = build_processor(tokenizer)
+        self.model: LlavaForConditionalGeneration = build_model(tokenizer)
+        self.read_outs = ReadOuts()
+        self.encoder = Encoder(tokenizer)
+        self.stage, self.step, self.elapsed, self.cpu = 0, 0, 0.0, 0.0
+        self.steps, self.asked = [0, 0], 0.0
+        self.rng = np.random.default_rng([recipe.seed, 7, rank])
+        cache, world = out / "cache", recipe.processes
+        seed = (recipe.seed, rank)
+        self.pictures = cached_pictures(cache / f"pictures-{rank}of{world}.pkl", seed, recipe.pictures, self.processor)
+        self.held_out: list[Picture] = []
+        if rank == 0:
+            self.held_out = cached_pictures(cache / "held-out.pkl", (recipe.seed, 1_000_003), HELD_OUT, self.processor)
+
+    def run(self) -> None:
+        """Both stages, from wherever the checkpoint is."""
+        recipe, state = self.recipe, self.out / "state.pt"
+        kept: dict[str, Any] | None = None
+        if state.exists():
+            kept = torch.load(state, weights_only=False)
+            self.model.load_state_dict(kept["model"])
+            self.read_outs.load_state_dict(kept["read_outs"])
+            self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
+            self.steps = kept["steps"]
+            self.rng = np.random.default_rng([recipe.seed, 7, self.rank, self.stage, self.step])
+        plan = ((recipe.eye_steps, recipe.eye_minutes, recipe.eye_rate), (recipe.steps, recipe.minutes, recipe.rate))
+        while self.stage < len(plan):
+            self._train(*plan[self.stage], kept)
+            kept = None
+            self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
+            self._save(None)
+
+    def _train(self, steps: int, minutes: float, rate: float, kept: dict[str, Any] | None) -> None:
+        parameters = [p for m in (self.model, self.read_outs) for p in m.parameters()]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=rate,
+            betas=(0.9, 0.98),
+        )
+        if kept is not None and kept["optimizer"] is not None:
+            optimizer.load_state_dict(kept["optimizer"])
+        supply = batches(self.rng, self.pictures, BATCH)
+        saved = told = self.elapsed
+        last, last_cpu = time.time(), time.process_time()
+        running: dict[str, float] = {}
+        self.model.train()
+        while True:
+            # Whichever comes first ends the stage; all processes follow the clock of the first.
+            progress = max(self.step / steps, self.elapsed / (60 * minutes))
+            if progress >= 1:
+                break
+            warm = min(1.0, (self.step + 1) / WARM_UP)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * warm * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+            loss, facts = self._loss(next(supply), progress)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            now, now_cpu = time.time(), time.process_time()
+            spent = self._share(parameters, now - last, now_cpu - last_cpu)
+            last, last_cpu = now, now_cpu
+            self.elapsed, self.cpu = self.elapsed + spent[0], self.cpu + spent[1]
+            torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
+            optimizer.step()
+            self.step += 1
+            self.steps[self.stage] = self.step
+            for name, value in facts.items():
+                running[name] = 0.95 * running.get(name, value) + 0.05 * value
+            if self.rank == 0 and self.elapsed - told > 30:
+                told = self.elapsed
+                self._tell({name: round(value, 3) for name, value in running.items()})
+            if self.rank == 0 and self.elapsed - saved > SAVE_EVERY:
+                saved = self.elapsed
+                self._save(optimizer)
+                if self.stage == 1:
+                    self._tell({"held_out": self._evaluate()})
+        if self.rank == 0 and self.stage == 1:
+            self._tell({"held_out": self._evaluate()})
+
+    def _loss(self, pictures: list[Picture], progress: float) -> tuple[torch.Tensor, dict[str, float]]:
+        features = see(self.model, pixel_values(pictures))
+        sight, facts = self.read_outs.see(features, pictures)
+        facts["sight"] = float(sight.detach())
+        if self.stage == 0:
+            return sight, facts
+        questions = pack(pictures, lambda picture: self._ask(picture, progress), self.encoder, TEXT_TOKENS)
+        self.asked = float(questions.segments.amax(1).float().mean())
+        middle, final = read(self.model, features, questions, self.encoder)
+        reply = answer_loss(self.model, final, questions)
+        colour = self.encoder.colours[questions.ids]
+        word = (colour >= 0) & (questions.segments > 0)
+        row = word.nonzero()[:, 0]
+        found = self.read_outs.read(middle[word], row, colour[word], colour_facts(pictures))
+        facts |= {"reply": float(reply.detach()), "found": float(found.detach())}
+        return reply + 0.15 * sight + 0.15 * found, facts
+
+    def _ask(self, picture: Picture, progress: float) -> tuple[str, str]:
+        rng = self.rng
+        formats = MANY if progress > FORMAT_LATE else FEW if progress > FORMAT_FROM else 0.0
+        draw = rng.random()
+        if draw < formats:
+            question, answer = physics_format(rng, picture.scene)
+        elif draw < 1.1 * formats:
+            question, answer = caption(rng, picture.scene)
+        else:
+            lengths = LENGTHS[sum(progress > edge for edge in LENGTHS_FROM)]
+            question, answer = perception(rng, picture.scene, lengths)
+        return ("\n" + question if rng.random() < 0.1 else question), answer
+
+    def _share(self, parameters: list[torch.nn.Parameter], seconds: float, cpu: float) -> tuple[float, float]:
+        """Average the gradients over the processes. Returns mean wall-clock and total CPU seconds of the step."""
+        world = self.recipe.processes
+        if world == 1:
+            return seconds, cpu
+        graded = [p for p in parameters if p.grad is not None]
+        flat = torch.cat([p.grad.reshape(-1) for p in graded if p.grad is not None] + [torch.tensor([seconds, cpu])])
+        dist.all_reduce(flat)
+        flat /= world
+        start = 0
+        for p in graded:
+            p.grad = flat[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        return float(flat[-2]), float(flat[-1]) * world
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Share of held-out answers whose every token is the likeliest one, by kind of question, with full prompts."""
+        self.model.eval()
+        rng = np.random.default_rng(5)
+        right: dict[str, list[bool]] = {}
+        for start in range(0, len(self.held_out), BATCH):
+            pictures = self.held_out[start : start + BATCH]
+            kinds: dict[int, list[str]] = {id(p): [] for p in pictures}
+
+            def ask(picture: Picture, kinds: dict[int, list[str]] = kinds) -> tuple[str, str]:
+                kind = draw_ask(rng, picture.scene)
+                kinds[id(picture)].append(kind)
+                return perception(rng, picture.scene, (0.0, 0.0, 1.0), kind)
+
+            questions = pack(pictures, ask, self.encoder, TEXT_TOKENS)
+            _, final = read(self.model, see(self.model, pixel_values(pictures)), questions, self.encoder)
+            said = self.model.lm_head(final).argmax(-1)
+            for row, named in enumerate(kinds.values()):
+                for number in range(1, int(questions.segments[row].max()) + 1):
+                    answered = (questions.segments[row] == number) & (questions.labels[row] != IGNORED)
+                    want, got = questions.labels[row][answered].tolist(), said[row][answered].tolist()
+                    kind = named[number - 1]
+                    right.setdefault(kind, []).append(self._agree(want, got, kind in IN_CENTIMETRES))
+        self.model.train()
+        return {kind: round(float(np.mean(right[kind])), 3) for kind in ASK_WEIGHTS if kind in right}
+
+    def _agree(self, want: list[int], got: list[int], roughly: bool) -> bool:
+        """Whether two answers are the same, or `roughly` so: whole numbers that differ by at most one."""
+        if want == got or not roughly:
+            return want == got
+        texts = [self.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in (want, got)]
+        try:
+            return abs(int(texts[0]) - int(texts[1])) <= 1
+        except ValueError:
+            return False
+
+    def _tell(self, facts: dict[str, Any]) -> None:
+        line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
+        sys.stderr.write(line + "\n")
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+
+    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if self.rank:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "read_outs": self.read_outs.state_dict(),
+            "optimizer": optimizer.state_dict() if optimizer else None,
+            "stage": self.stage,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "cpu": self.cpu,
+            "steps": self.steps,
+        }
+        part = self.out / "state.tmp"
+        torch.save(state, part)
+        part.replace(self.out / "state.pt")
+        save_weights(self.model, self.processor, self.out / "weights")
+        facts = {
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if v != math.inf},
+            "steps": self.steps,
+            "batch": BATCH * self.recipe.processes,
+            "questions_per_picture": round(self.asked, 1),
+            "cpu_seconds": round(self.cpu),
+        }
+        (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Write model (float16) and processor in the hub layout."""
+    half = LlavaForConditionalGeneration(model.config)
+    half.load_state_dict(model.state_dict())
+    half.generation_config = model.generation_config
+    half.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _work(rank: int, recipe: Recipe, out: Path, meeting: str) -> None:
+    torch.set_num_threads(1)
+    if recipe.processes > 1:
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.processes)
+    _Worker(rank, recipe, out).run()
+    if recipe.processes > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Command line: `python -m probes.tiny.pretrain FOLDER [--minutes M] [--eye-minutes M] [--steps N] ...`."""
+    parser = argparse.ArgumentParser(description="Pretrain the embedded model from nothing.")
+    parser.add_argument("out", type=Path)
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
+    arguments = vars(parser.parse_args())
+    sys.stdout.write(f"{pretrain(arguments.pop('out'), Recipe(**arguments))}\n")
+
+
+if __name__ == "__main__":
+    main()

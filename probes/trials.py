@@ -1,0 +1,327 @@
+"""The trial log: `RUN/trials.jsonl`, one row per trial, appended as it happens, and `RUN/run.json`, what made it.
+
+A row is on its way to the disk before the next trial is asked, so a run that is killed at any byte goes on where it
+was: a torn last line is cut off and its trial asked again. A trial that failed has an `error` and is asked again on
+resume; the later row then stands for it. Everything here works without torch, and without pandas but for
+`load_frame`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probes.models import Generation, Identity
+from stimuli.dataset import Item
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+TRIALS, RUN, LOCK = "trials.jsonl", "run.json", ".lock"
+SYNC_INTERVAL = 2.0
+"""Seconds between two forced writes to the disk. A row outlives its process at once, a power cut after this time."""
+
+COLUMNS = (
+    "key",
+    "item_id",
+    "task",
+    "task_version",
+    "model",
+    "readout",
+    "prompt",
+    "raw",
+    "answer",
+    "answer_text",
+    "status",
+    "logprobs",
+    "options",
+    "p_correct",
+    "truth",
+    "correct",
+    "success",
+    "reward",
+    "detail",
+    "n_candidates",
+    "chance",
+    "margin",
+    "condition",
+    "variant",
+    "pair_id",
+    "group_id",
+    "role",
+    "image_sha256",
+    "scene_sha256",
+    "latency_s",
+    "error",
+    "time",
+)
+"""The columns of a row, all always present.
+
+key: identifies the trial (see `trial_key`). raw: the reply, null with the options readout. answer: its meaning, null
+if it could not be read; status: how reading went, "error" if the trial failed. logprobs: of every legal answer in the
+order of the grammar's candidates, which `options` names where they are not numbers. p_correct: probability of the
+answers that are right, out of all legal ones. truth: the right answer. reward: in [0, 1], 0 if unread. chance: what a
+random legal answer is expected to score. latency_s: seconds, the batch's time shared evenly. error: null or "Type:
+message". time: UTC, when it was written.
+"""
+
+
+class RunError(RuntimeError):
+    """A run's folder cannot be used; the message says why and what to do."""
+
+
+def trial_key(identity: Identity, item: Item, readout: str, settings: Generation) -> str:
+    """The hash that identifies a trial: who answered, what was shown and asked, and how the answer was read."""
+    question = item.question
+    asked = [question.prompt, question.grammar.to_dict(), question.style]
+    parts = [
+        [identity.name, identity.revision, identity.weights_sha256, identity.adapter_sha256],
+        # The item's id keeps two items with the same picture and prompt apart; observers look at the scene.
+        [item.item_id, item.image_sha256, item.scene_sha256, _sha256(json.dumps(asked))],
+        [readout, asdict(settings) if readout == "generate" else {}],
+    ]
+    return _sha256(json.dumps(parts))
+
+
+class TrialLog:
+    """The log of one run, open for appending, by one process at a time. A context manager.
+
+    Args:
+        folder: The run's folder; made if it is not there.
+        run: What goes into `run.json`. Its "fingerprint" (flat) must equal that of the run which is there already.
+
+    Raises:
+        RunError: If the folder cannot be written, another process has it open, or it holds another run.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+        except OSError as error:
+            raise RunError(
+                f"cannot write a run to {folder}: {error.strerror}; choose another folder with --out"
+            ) from error
+        try:
+            self.run = self._adopt(dict(run))
+            self._file = os.open(folder / TRIALS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            rows, end = _read(folder / TRIALS)
+            os.ftruncate(self._file, end)
+        except OSError as error:
+            os.close(self._lock)
+            raise RunError(f"cannot write to {folder}: {error.strerror}") from error
+        except RunError:
+            os.close(self._lock)
+            raise
+        self._end = end
+        self._synced = time.monotonic()
+        self.done = {row["key"] for row in rows if row["error"] is None}
+        """Keys of the trials that need not be asked again."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row. Raises RunError if the disk does not take it; the rows before it stay."""
+        data = _line(row).encode()
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
+            if time.monotonic() - self._synced > SYNC_INTERVAL:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+        except OSError as error:
+            # Half a line in the middle of the log would damage it once there is room again.
+            os.ftruncate(self._file, self._end)
+            raise RunError(
+                f"cannot write to {self.folder / TRIALS}: {error.strerror}; the rows written so far are kept:"
+                " make room and give the same command again"
+            ) from error
+        self._end += len(data)
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of `run.json`. Raises RunError if it cannot be written."""
+        self.run.update(changes)
+        write_json(self.folder / RUN, self.run)
+
+    def close(self) -> None:
+        """Force everything to the disk and let other processes have the folder."""
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.folder / TRIALS}: {error.strerror}") from error
+        finally:
+            os.close(self._file)
+            os.close(self._lock)
+
+    def __enter__(self) -> TrialLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _adopt(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The description of the run that is here already, if it is the same one; else the new one, written."""
+        if not (self.folder / RUN).exists():
+            if (self.folder / TRIALS).exists() and (self.folder / TRIALS).stat().st_size:
+                raise RunError(
+                    f"{self.folder} has {TRIALS} but no {RUN}: not a run to go on with; choose another --out"
+                )
+            write_json(self.folder / RUN, run)
+            return run
+        found = read_run(self.folder)
+        old, new = found.get("fingerprint", {}), run["fingerprint"]
+        differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if differ:
+            changes = ", ".join(f"{name} ({_brief(old.get(name))}, now {_brief(new.get(name))})" for name in differ)
+            raise RunError(f"{self.folder} holds a run with another configuration: {changes}; choose another --out")
+        return found
+
+
+def read_trials(folder: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run, one per trial: of a trial that was asked again, the last.
+
+    A torn last line, as a run that is going on or was killed may have, is left out.
+
+    Raises:
+        RunError: If there is no log, or a line in its middle is damaged.
+    """
+    path = Path(folder) / TRIALS
+    if not path.is_file():
+        raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
+    rows: dict[str, dict[str, Any]] = {}
+    for row in _read(path)[0]:
+        rows[row["key"]] = row
+    return list(rows.values())
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The contents of `run.json`. Raises RunError if it is missing or damaged."""
+    path = Path(folder) / RUN
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{folder} is not a run: cannot read its {RUN} ({error.strerror})") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); restore it, or make the run anew with another --out") from error
+    if not isinstance(run, dict):
+        raise RunError(f"{path} is damaged (not an object); restore it, or make the run anew with another --out")
+    return run
+
+
+def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """The trials of several runs as one table.
+
+    Beside `COLUMNS` it has `run` (the folder's path), `adapter` (hash, or ""), `seed`, and every entry of `condition`
+    and `variant` as a column of its own (`condition_count`, `variant_polarity`, ...).
+    """
+    import pandas as pd
+
+    rows = []
+    for folder in folders:
+        run = read_run(folder)
+        of_run = {
+            "run": str(folder),
+            "adapter": run.get("model", {}).get("adapter_sha256", ""),
+            "seed": run.get("seed", 0),
+        }
+        for row in read_trials(folder):
+            levels = {f"{of}_{k}": v for of in ("condition", "variant") for k, v in (row[of] or {}).items()}
+            rows.append({**of_run, **row, **levels})
+    return pd.DataFrame(rows, columns=None if rows else ["run", "adapter", "seed", *COLUMNS])
+
+
+def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[int, int]:
+    """Put `change(row)` in place of every row of a run's log, all of them or none.
+
+    Returns:
+        Number of rows, and of those that came out differently.
+
+    Raises:
+        RunError: If another process is writing to the run, or it cannot be written.
+    """
+    try:
+        lock = _lock(folder)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        old = read_trials(folder)
+        lines = [_line(change(row)) for row in old]
+        _write_whole(folder / TRIALS, "".join(lines))
+    finally:
+        os.close(lock)
+    return len(lines), sum(_line(row) != line for row, line in zip(old, lines, strict=True))
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all. Raises RunError if that is not possible."""
+    _write_whole(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _lock(folder: Path) -> int:
+    """Take the folder for this process; the lock goes when the descriptor is closed, or with the process."""
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunError(f"another process is writing to {folder}: wait for it, or choose another --out") from error
+    except OSError as error:  # some network file systems have no locks
+        log.warning("cannot lock %s (%s): do not start a second run there", folder, error.strerror)
+    return descriptor
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All whole rows of a log, and where they end (bytes)."""
+    data = path.read_bytes()
+    rows: list[dict[str, Any]] = []
+    end = 0
+    while (newline := data.find(b"\n", end)) >= 0:
+        try:
+            row = json.loads(data[end:newline])
+            row["key"], row["error"]
+        except (ValueError, KeyError, TypeError) as error:
+            # A power cut can leave a block of zeros at the end; anywhere else this is not our doing.
+            if data.find(b"\n", newline + 1) < 0:
+                break
+            raise RunError(
+                f"{path}, line {len(rows) + 1}: damaged ({error}); remove the line to have its trial asked again"
+            ) from error
+        rows.append(row)
+        end = newline + 1
+    return rows, end
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({name: row[name] for name in COLUMNS}, allow_nan=False) + "\n"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) > 40 else text
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,76 @@
+"""The commands beside `probe run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from probes.cli import main
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert isinstance(end.value.code, int)
+    return end.value.code, out, err
+
+
+def test_making_a_set_twice_gives_the_same_bytes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, jobs in (("a", "1"), ("b", "2")):
+        arguments = ["stimuli", "make", "towers", "--out", name, "-n", "12", "--size", "64", "--jobs", jobs, "--json"]
+        code, out, err = call(capsys, *arguments)
+        assert code == 0 and json.loads(out)["n"] == 12 and "making stimuli: 12/12" in err
+    assert (tmp_path / "a/metadata.jsonl").read_bytes() == (tmp_path / "b/metadata.jsonl").read_bytes()
+
+
+def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "stimuli", "list")
+    assert code == 0 and "towers-topblock" in out and "action" in out
+    code, out, _ = call(capsys, "stimuli", "list", "--json")
+    found = {row["task"]: row for row in json.loads(out)}
+    assert found["towers-direction"]["held_out"] is True and found["towers-stability"]["kind"] == "judgement"
+
+
+def test_a_set_is_shown(capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "stimuli", "show", towers, "--out", "sheet.png", "-n", "6")
+    assert code == 0 and out.strip() == "sheet.png"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 600
+
+
+def test_a_set_is_audited(capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "stimuli", "audit", towers, "--json", "--out", "audit.png")
+    names = {row["shortcut"] for row in json.loads(out)}
+    assert code == 0 and {"block count", "prompt alone", "neighbour rule"} <= names
+    assert (tmp_path / "audit.png").stat().st_size > 5000
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "models", "--json")
+    found = {row["name"]: row for row in json.loads(out)}
+    assert code == 0 and found["chance"]["available"] is True and "/" in found["qwen3-vl"]["source"]
+    assert all({"licence", "parameters", "kind"} <= set(row) for row in found.values())
+    code, out, _ = call(capsys, "models")
+    assert code == 0 and "Qwen/Qwen3-VL-8B-Instruct" in out and "tiny" in out
+
+
+def test_a_run_is_scored_again(capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path) -> None:
+    arguments = ["run", "--model", "chance", "--stimuli", towers, "--no-references", "--out", "r", "--json"]
+    _, before, _ = call(capsys, *arguments)
+    code, after, err = call(capsys, "score", "r", "--json")
+    assert code == 0 and json.loads(after) == json.loads(before) and "0 of them differently" in err
+
+
+def test_the_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "doctor", "--json")
+    found = json.loads(out)
+    packages = {row["package"]: row for row in found["packages"]}
+    assert packages["torch"]["version"] and not packages["torch"]["problem"]
+    assert {"Python", "physics engine", "embedded model", "GPU", "cache folder"} == {c["what"] for c in found["checks"]}
+    assert code == (0 if found["ok"] else 1)
+    for extra in found["missing_extras"]:
+        assert any(row["extra"] == extra and "pip install" in row["problem"] for row in found["packages"])

@@ -1,0 +1,157 @@
+"""The Hugging Face backend on small untrained models: batches, lengths, sampling, prompts, identity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from probes.models import Generation, Trial
+from probes.models.huggingface import SPARE_TOKENS, HuggingFaceModel
+from probes.models.loading import load_model
+from probes.run import RunConfig, run
+from probes.trials import read_run, read_trials
+from stimuli.dataset import StimulusSet
+from stimuli.question import Integers, Option, Options, Question
+
+SaveModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(llava: Path) -> Any:
+    return load_model(str(llava))
+
+
+def trials_of(stimuli: StimulusSet, count: int = 8) -> list[Trial]:
+    return [Trial(item, stimuli.image(item)) for item in stimuli.items[:count]]
+
+
+@pytest.mark.parametrize("name", ["stability", "topblock", "grounding"])
+def test_answers_do_not_depend_on_batches(name: str, model: Any, request: pytest.FixtureRequest) -> None:
+    """Batch 1 against 8, single precision: the same replies, log-probabilities within 1e-4."""
+    trials = trials_of(request.getfixturevalue(name))
+    together = model.generate(trials, Generation(max_new_tokens=12))
+    assert together == [model.generate([trial], Generation(max_new_tokens=12))[0] for trial in trials]
+    assert len(set(together)) > 1  # the untrained model does look at what it is shown
+    for row, trial in zip(model.score_options(trials), trials, strict=True):
+        assert np.abs(row - model.score_options([trial])[0]).max() < 1e-4
+
+
+def test_a_reply_stops_at_its_own_limit(model: Any, stability: StimulusSet, topblock: StimulusSet) -> None:
+    """A batch with longer answers in it does not make the others longer."""
+    trials = [*trials_of(stability, 2), *trials_of(topblock, 2)]
+    together = model.generate(trials, Generation())
+    assert together == [model.generate([trial], Generation())[0] for trial in trials]
+    # "yes" and "-20" are three bytes each; the token that ends a reply is not part of the text.
+    assert max(len(reply) for reply in together) <= 4 + SPARE_TOKENS
+
+
+def test_sampling_is_repeatable_and_by_item(model: Any, stability: StimulusSet) -> None:
+    trials = trials_of(stability, 4)
+    settings = Generation(temperature=1.0, max_new_tokens=8)
+    replies = model.generate(trials, settings)
+    assert replies == model.generate(trials, settings)
+    assert replies[2:] == model.generate(trials[2:], settings)
+    assert replies != model.generate(trials, Generation(temperature=1.0, max_new_tokens=8, seed=1))
+    assert replies != model.generate(trials, Generation(max_new_tokens=8))
+    cold = model.generate(trials, Generation(temperature=1e-6, max_new_tokens=8))
+    assert cold == model.generate(trials, Generation(max_new_tokens=8))
+
+
+def test_sampling_follows_the_model_s_probabilities(model: Any, stability: StimulusSet) -> None:
+    """The first token of 400 sampled replies against the softmax."""
+    import torch
+
+    trial = trials_of(stability, 1)[0]
+    inputs = model._inputs([trial])
+    with torch.inference_mode():
+        expected = torch.softmax(model._model(**inputs).logits[0, -1].float(), dim=-1)
+    likely = int(expected.argmax())
+    settings = [Generation(temperature=1.0, max_new_tokens=1, seed=seed) for seed in range(400)]
+    texts = [model.generate([trial], one)[0] for one in settings]
+    share = np.mean([text == model._prompter.decode([likely]) for text in texts])
+    assert abs(share - float(expected[likely])) < 4 * np.sqrt(0.25 / 400)
+
+
+def test_generation_settings_of_the_checkpoint_are_not_used(
+    tmp_path: Path, llava: Path, model: Any, stability: StimulusSet
+) -> None:
+    folder = Path(shutil.copytree(llava, tmp_path / "model"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "max_new_tokens": 3, "num_beams": 2}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    trials = trials_of(stability, 4)
+    assert load_model(str(folder)).generate(trials, Generation()) == model.generate(trials, Generation())
+
+
+def test_the_identity_says_what_answered(model: Any, llava: Path, save_model: SaveModel, tmp_path: Path) -> None:
+    identity = model.identity
+    assert len(identity.weights_sha256) == 64 and identity.adapter_sha256 == "" and identity.name == str(llava)
+    assert identity.details["dtype"] == "float32" and identity.details["attention"] and identity.details["versions"]
+    assert identity.details["processor"]["size"] == {"height": 32, "width": 32}
+    other = load_model(str(save_model(tmp_path / "other", hidden=32))).identity
+    assert other.weights_sha256 != identity.weights_sha256
+    assert other.details["chat_template_sha256"] == identity.details["chat_template_sha256"]
+
+
+@pytest.mark.parametrize("readout", ["generate", "options"])
+def test_a_run_goes_from_pictures_to_rows(
+    llava: Path, model: Any, stability: StimulusSet, tmp_path: Path, readout: str
+) -> None:
+    config = RunConfig(str(llava), "s", readout, batch_size=5)  # type: ignore[arg-type]
+    report = run(config, stability, tmp_path / "r", model=model)
+    rows = read_trials(report.path)
+    assert report.n_errors == 0 and len(rows) == len(stability)
+    if readout == "options":
+        assert all(len(row["logprobs"]) == 2 and 0 <= row["p_correct"] <= 1 for row in rows)
+    alone = run(RunConfig(str(llava), "s", readout, batch_size=1), stability, tmp_path / "one", model=model)  # type: ignore[arg-type]
+    others = {row["item_id"]: row for row in read_trials(alone.path)}
+    for row in rows:
+        other = others[row["item_id"]]
+        assert (row["raw"], row["answer"], row["key"]) == (other["raw"], other["answer"], other["key"])
+    observed = read_run(report.path)["observed"]
+    assert observed["pictures"] == ["[3, 32, 32]"] and 16 < observed["prompt_tokens"] < 512
+
+
+def test_without_a_chat_template_the_fallback_is_used(
+    save_model: SaveModel, tmp_path: Path, stability: StimulusSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = load_model(str(save_model(tmp_path / "bare", template=None)))
+    assert "no chat template" in caplog.text
+    assert isinstance(bare, HuggingFaceModel)
+    trials = trials_of(stability, 2)
+    prompt = trials[0].item.question.prompt
+    assert bare._prompter._prompt(prompt) == f"<image>\n{prompt}\nAnswer:"
+    assert len(bare.generate(trials, Generation())) == 2
+    assert len(bare.score_options(trials)) == 2
+
+
+def test_replies_are_written_as_the_chat_template_writes_them(save_model: SaveModel, tmp_path: Path) -> None:
+    """White space before a reply, and the token that ends it, come from the template."""
+    question = Question("Yes?", Options((Option("yes", "a"), Option("no", "b"))))
+    template = (
+        "{% for m in messages %}{{ m['role'].upper() + ':' }}{% for p in m['content'] %}"
+        "{{ ' <image>' if p['type'] == 'image' else ' ' + p['text'] }}{% endfor %}"
+        "{% if m['role'] == 'assistant' %}{{ '</s>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    spaced = load_model(str(save_model(tmp_path / "spaced", template=template)))
+    assert isinstance(spaced, HuggingFaceModel)
+    replies = spaced._prompter.replies(question)
+    decode = spaced._prompter._tokenizer.decode
+    assert [decode(reply) for reply in replies] == [" yes</s>", " no</s>"]
+    assert spaced._prompter.reply_length(question) == 5
+    assert len(spaced._prompter.replies(Question("How far?", Integers(((-20, 20),))))) == 41
+
+
+def test_the_start_token_comes_once(model: Any, stability: StimulusSet) -> None:
+    inputs = model._inputs(trials_of(stability, 2))
+    tokens = inputs["input_ids"]
+    assert ((tokens == 1).sum(dim=1) == 1).all()
+    # Padding is on the left: the last token is the beginning of the reply for all.
+    assert (tokens[:, -1] == 5).all()

@@ -1,0 +1,92 @@
+"""Observers: they answer every task in its own grammar, as well as their name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probes.models import Generation, ModelError, Trial
+from probes.models.observers import Noise, make_observer, noisy_simulation
+from probes.run import RunConfig, run
+from probes.trials import read_trials
+from stimuli.dataset import Item, StimulusSet
+from stimuli.generate import make_set
+from stimuli.tasks import task_names
+
+NAMES = ("chance", "heuristic", "ideal", "noisy-simulation")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> StimulusSet:
+    """72 items of towers-stability."""
+    return make_set("towers-stability", 72, 1, tmp_path_factory.mktemp("sets") / "towers", size=16)
+
+
+def accuracy(name: str, stimuli: StimulusSet, out: Path, readout: str = "generate") -> float:
+    report = run(RunConfig(name, "s", readout), stimuli, out, model=make_observer(name))  # type: ignore[arg-type]
+    assert report.n_errors == 0
+    return float(np.mean([row["correct"] for row in read_trials(out)]))
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_every_observer_answers_every_task(task: str, tmp_path: Path) -> None:
+    stimuli = make_set(task, 4, 0, tmp_path / "set", size=16)
+    trials = [Trial(item, None) for item in stimuli.items]
+    for name in NAMES:
+        observer = make_observer(name)
+        observer.check(stimuli.items)
+        for trial, reply, scores in zip(
+            trials, observer.generate(trials, Generation()), observer.score_options(trials), strict=True
+        ):
+            assert trial.item.question.parse(reply).status == "ok"
+            assert np.exp(scores).sum() == pytest.approx(1)
+            assert np.isfinite(scores).all()
+    assert accuracy("ideal", stimuli, tmp_path / "ideal") == 1.0
+
+
+def test_accuracies_are_in_order(towers: StimulusSet, tmp_path: Path) -> None:
+    found = {name: accuracy(name, towers, tmp_path / name) for name in NAMES}
+    assert found["ideal"] == 1.0
+    assert 0.35 < found["chance"] < 0.65
+    assert 0.65 < found["noisy-simulation"] < 0.95
+    assert found["heuristic"] < 0.9
+
+
+def test_the_noisy_observer_is_less_sure_near_the_boundary(towers: StimulusSet) -> None:
+    scores = noisy_simulation(Noise()).score_options([Trial(item, None) for item in towers.items])
+    values = [[value for _, value in item.question.grammar.candidates()] for item in towers.items]
+    right = np.array([np.exp(s[v.index(i.answer)]) for s, v, i in zip(scores, values, towers.items, strict=True)])
+    size = np.abs([item.margin for item in towers.items])
+    near, middle, far = (right[(size > low) & (size < high)].mean() for low, high in ((0.1, 0.2), (0.2, 0.4), (0.4, 1)))
+    assert 0.5 < near < middle < far < 1
+
+
+def test_without_noise_the_noisy_observer_is_ideal(stability: StimulusSet) -> None:
+    observer = noisy_simulation(Noise(sigma=0.0, phi=0.0, samples=1))
+    for item in stability.items:
+        scores = observer.score_options([Trial(item, None)])[0]
+        best = item.question.grammar.candidates()[int(scores.argmax())][1]
+        assert best == item.answer
+
+
+def test_replies_do_not_depend_on_batches_but_on_the_seed(stability: StimulusSet) -> None:
+    observer = noisy_simulation(Noise(samples=2))
+    trials = [Trial(item, None) for item in stability.items]
+    together = observer.generate(trials, Generation())
+    assert together == [observer.generate([trial], Generation())[0] for trial in reversed(trials)][::-1]
+    chance = make_observer("chance")
+    assert chance.generate(trials, Generation(seed=0)) != chance.generate(trials, Generation(seed=1))
+
+
+def test_observers_need_scenes(stability: StimulusSet, tmp_path: Path) -> None:
+    imported = [Item.from_row(row | {"scene": None}) for row in stability.rows()]
+    for name in NAMES:
+        with pytest.raises(ModelError, match="needs the scene"):
+            make_observer(name).check(imported)
+
+
+def test_parameters_are_part_of_the_identity() -> None:
+    hashes = {noisy_simulation(Noise(sigma=sigma)).identity.weights_sha256 for sigma in (0.01, 0.02)}
+    assert len(hashes) == 2

@@ -1,0 +1,213 @@
+"""The trial log: nothing lost, nothing doubled, nothing overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from probes.models.observers import make_observer
+from probes.readout import rescore
+from probes.run import RunConfig, run
+from probes.trials import COLUMNS, RUN, TRIALS, RunError, TrialLog, load_frame, read_run, read_trials
+from stimuli.dataset import StimulusSet
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from probes.models.observers import Observer, make_observer
+from probes.readout import rescore
+from probes.run import RunConfig, run
+from stimuli.dataset import StimulusSet
+
+quick = Observer.generate
+def slow(self, trials, settings):
+    time.sleep(0.02)
+    return quick(self, trials, settings)
+Observer.generate = slow
+stimuli, out = StimulusSet.load(sys.argv[1]), Path(sys.argv[2])
+run(RunConfig("chance", "s", batch_size=2), stimuli, out, model=make_observer("chance"))
+"""
+
+
+def finished(stimuli: StimulusSet, out: Path, **changes: Any) -> Path:
+    """A run of `chance` in that folder."""
+    run(RunConfig("chance", "s", **changes), stimuli, out, model=make_observer("chance"))
+    return out
+
+
+def contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows by item, without what differs from run to run; one row per item, or this fails."""
+    rows = read_trials(folder)
+    assert len({row["item_id"] for row in rows}) == len(rows)
+    return {row["item_id"]: {k: v for k, v in row.items() if k not in ("latency_s", "time")} for row in rows}
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(stability: StimulusSet, tmp_path: Path) -> None:
+    expected = contents(finished(stability, tmp_path / "whole", batch_size=2))
+    out, log = tmp_path / "killed", tmp_path / "killed" / TRIALS
+    rng, kills = random.Random(0), 0
+    while True:
+        size = log.stat().st_size if log.exists() else 0
+        until = size + rng.randrange(1, 8000)
+        process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(stability.path), str(out)])
+        while process.poll() is None and (not log.exists() or log.stat().st_size < until):
+            time.sleep(0.001)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        # What a kill within a write leaves: the beginning of a row.
+        with log.open("ab") as file:
+            file.write(b'{"key": "0123'[: rng.randrange(14)])
+    assert kills >= 3
+    assert contents(out) == expected
+    assert log.read_bytes().count(b"\n") == len(stability)
+
+
+def test_a_log_cut_at_any_byte_is_completed(stability: StimulusSet, tmp_path: Path) -> None:
+    whole = finished(stability, tmp_path / "run", limit=3)
+    expected, data = contents(whole), (whole / TRIALS).read_bytes()
+    second = data.index(b"\n") + 1
+    for cut in [0, 1, second - 2, second - 1, second, second + 1, second + 700, len(data) - 1, len(data)]:
+        (whole / TRIALS).write_bytes(data[:cut])
+        assert len(read_trials(whole)) == data[:cut].count(b"\n")
+        finished(stability, whole, limit=3)
+        assert contents(whole) == expected
+        assert (whole / TRIALS).read_bytes().count(b"\n") == 3
+
+
+def test_zeros_after_a_power_cut_are_dropped(stability: StimulusSet, tmp_path: Path) -> None:
+    out = finished(stability, tmp_path / "run", limit=3)
+    expected = contents(out)
+    with (out / TRIALS).open("ab") as file:
+        file.write(b"\0" * 512)
+    finished(stability, out, limit=3)
+    assert contents(out) == expected
+
+
+def test_damage_in_the_middle_is_reported(stability: StimulusSet, tmp_path: Path) -> None:
+    out = finished(stability, tmp_path / "run", limit=3)
+    lines = (out / TRIALS).read_bytes().splitlines(keepends=True)
+    (out / TRIALS).write_bytes(lines[0] + lines[1][40:] + lines[2])
+    with pytest.raises(RunError, match="line 2: damaged"):
+        read_trials(out)
+    with pytest.raises(RunError, match="line 2: damaged"):
+        finished(stability, out, limit=3)
+
+
+def test_a_second_process_is_refused(stability: StimulusSet, tmp_path: Path) -> None:
+    out = finished(stability, tmp_path / "run")
+    with TrialLog(out, read_run(out)):
+        with pytest.raises(RunError, match="another process is writing"):
+            finished(stability, out)
+        with pytest.raises(RunError, match="another process is writing"):
+            rescore(out, stability)
+        assert len(read_trials(out)) == len(stability)  # reading is free
+    finished(stability, out)
+
+
+def test_another_configuration_is_refused_by_name(
+    stability: StimulusSet, topblock: StimulusSet, tmp_path: Path
+) -> None:
+    out = finished(stability, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(RunError, match=r"another configuration: temperature \(0.0, now 0.7\), seed \(0, now 3\)"):
+        finished(stability, out, temperature=0.7, seed=3)
+    with pytest.raises(RunError, match=r"another configuration: stimuli"):
+        finished(topblock, out)
+    with pytest.raises(RunError, match=r"another configuration: .*model \(chance, now heuristic\)"):
+        run(RunConfig("heuristic", "s"), stability, out, model=make_observer("heuristic"))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    finished(stability, out, batch_size=5)  # batches do not change answers
+
+
+def test_a_log_without_its_description_is_not_touched(stability: StimulusSet, tmp_path: Path) -> None:
+    out = finished(stability, tmp_path / "run")
+    (out / RUN).unlink()
+    with pytest.raises(RunError, match=r"no run\.json"):
+        finished(stability, out)
+    (out / RUN).write_text('{"model": ')
+    with pytest.raises(RunError, match="damaged"):
+        finished(stability, out)
+
+
+def test_a_full_disk_is_reported_and_what_was_written_stays(
+    stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, written, write = tmp_path / "run", [0], os.write
+
+    def full(descriptor: int, data: Any) -> int:
+        # The fifth row finds room for its beginning only.
+        written[0] += 1
+        if written[0] == 5:
+            return write(descriptor, data[:100])
+        if written[0] > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(RunError, match=r"No space left on device.*same command again"):
+            finished(stability, out)
+    assert (out / TRIALS).read_bytes().count(b"\n") == 4
+    assert (out / TRIALS).read_bytes().endswith(b"\n")
+    assert read_run(out)["status"] == "failed"
+    finished(stability, out)
+    assert contents(out) == contents(finished(stability, tmp_path / "whole"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(stability: StimulusSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write a run to"):
+        finished(stability, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("readout", ["generate", "options"])
+@pytest.mark.parametrize("name", ["stability", "topblock", "sideblock", "grounding"])
+def test_scoring_again_changes_nothing(name: str, readout: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    stimuli = request.getfixturevalue(name)
+    out = tmp_path / "run"
+    run(RunConfig("noisy-simulation", "s", readout, limit=4), stimuli, out, model=make_observer("noisy-simulation"))  # type: ignore[arg-type]
+    before = (out / TRIALS).read_bytes()
+    assert rescore(out, stimuli) == (4, 0)
+    assert (out / TRIALS).read_bytes() == before
+
+
+def test_scoring_again_mends_scores_and_needs_the_right_set(
+    stability: StimulusSet, topblock: StimulusSet, tmp_path: Path
+) -> None:
+    out = finished(stability, tmp_path / "run")
+    expected = contents(out)
+    rows = [json.loads(line) for line in (out / TRIALS).read_text().splitlines()]
+    for row in rows[:5]:
+        row.update(correct=not row["correct"], reward=0.5, status="no_answer", answer=None)
+    (out / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rescore(out, stability) == (len(stability), 5)
+    assert contents(out) == expected
+    with pytest.raises(RunError, match="another stimulus set"):
+        rescore(out, topblock)
+
+
+def test_the_frame_has_every_column_and_the_factors(stability: StimulusSet, tmp_path: Path) -> None:
+    frame = load_frame([finished(stability, tmp_path / "a"), finished(stability, tmp_path / "b", seed=1)])
+    assert len(frame) == 2 * len(stability)
+    assert {*COLUMNS, "run", "seed", "adapter", "condition_count", "variant_polarity"} <= set(frame.columns)
+    assert set(frame["seed"]) == {0, 1}
+
+
+def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run"):
+        read_trials(tmp_path)
+    with pytest.raises(RunError, match="not a run"):
+        read_run(tmp_path)
