@@ -75,9 +75,8 @@ class Audit:
             points = [(s.by_bin_tall.get(name), y) for y, s in enumerate(order)]
             kept = [(score, y) for score, y in points if score is not None]
             if kept and any(s.by_bin_tall for s in order):
-                axis.scatter(
-                    *zip(*kept, strict=True), s=14, color=colour, label=f"|margin| {name}, 3+ blocks", zorder=2
-                )
+                scores, heights = [score for score, _ in kept], [y for _, y in kept]
+                axis.scatter(scores, heights, s=14, color=colour, label=f"|margin| {name}, 3+ blocks", zorder=2)
         axis.scatter([s.score for s in order], range(len(order)), s=34, color="black", label="all items", zorder=3)
         axis.axvline(self.chance, color="0.4", lw=0.8, ls="--")
         axis.text(self.chance, len(order) - 0.35, "chance", fontsize=7, ha="center", color="0.3")

@@ -167,7 +167,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         "versions": {
             "vlm-probe": _package_version(),
             "engine": get_simulator().version(),
-            "renderer": "TinyRenderer",
+            "renderer": get_simulator().renderer,
             "numpy": np.__version__,
             "pillow": version("pillow"),
         },

@@ -35,12 +35,17 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         left = GAP + index % columns * (CELL + GAP)
         top = GAP + index // columns * (CELL + CAPTION + GAP)
         sheet.paste(stimuli.image(item).resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
-        answer = item.question.grammar.text(item.answer)
-        lines = [f"{item.answer}  margin {item.margin:+.2f}" if item.margin else f"{item.question.about}: {answer}"]
-        lines = [line if len(line) < 34 else f"{line[:32]}…" for line in lines] + [item.condition.code]
+        lines = [_caption(item), item.condition.code]
         for number, line in enumerate(lines):
             draw.text((left + 2, top + CELL + 3 + 17 * number), line, fill="black", font=font)
     sheet.save(out, "PNG")
+
+
+def _caption(item: Item) -> str:
+    """The answer with the margin, or with what was asked about where there is no margin."""
+    if item.task.endswith("grounding"):
+        return " ".join(str(value) for value in item.question.about.values()) + f": {item.answer}"
+    return f"{item.answer}   margin {item.margin:+.2f}"
 
 
 def _spread(items: list[Item], n: int) -> list[Item]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stimuli.scene import Scene
+
+log = logging.getLogger(__name__)
 
 FLOOR = -1
 """Segmentation value of the floor."""
@@ -91,6 +95,7 @@ class Simulator(Protocol):
     """A physics engine with a renderer. Calls are independent: nothing of one scene reaches the next."""
 
     name: str
+    renderer: str
 
     def version(self) -> str:
         """Engine and version, for the card of a stimulus set."""
@@ -107,20 +112,41 @@ class Simulator(Protocol):
         ...
 
 
+ENGINES = {
+    "pybullet": "stimuli.simulators.pybullet:PyBulletSimulator",
+    "mujoco": "stimuli.simulators.mujoco:MuJoCoSimulator",
+}
+INSTALL = {
+    "pybullet": "pip install pybullet (its wheels exist up to Python 3.11)",
+    "mujoco": "pip install 'vlm-probe[mujoco]'",
+}
+
+
 @lru_cache(maxsize=4)
-def get_simulator(name: str = "pybullet") -> Simulator:
+def get_simulator(name: str | None = None) -> Simulator:
     """The engine of that name, started once per process.
+
+    Args:
+        name: "pybullet", "mujoco", or None for the default: pybullet, or mujoco with a warning where it is missing.
 
     Raises:
         ValueError: If no such engine exists.
         ModuleNotFoundError: If the engine is not installed; the message says how to install it.
     """
-    if name != "pybullet":
-        raise ValueError(f"unknown simulator {name!r}; available: pybullet")
+    if name is None:
+        try:
+            return get_simulator("pybullet")
+        except ModuleNotFoundError as missing:
+            try:
+                fallback = get_simulator("mujoco")
+            except ModuleNotFoundError:
+                raise missing from None
+            log.warning("pybullet is not installed, so MuJoCo simulates; its pictures differ from the standard ones")
+            return fallback
+    if name not in ENGINES:
+        raise ValueError(f"unknown simulator {name!r}; available: {', '.join(ENGINES)}")
+    module, _, attribute = ENGINES[name].partition(":")
     try:
-        from stimuli.simulators.pybullet import PyBulletSimulator
+        return getattr(import_module(module), attribute)()
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pybullet is not installed: pip install pybullet (its wheels exist up to Python 3.11)"
-        ) from error
-    return PyBulletSimulator()
+        raise ModuleNotFoundError(f"{name} is not installed: {INSTALL[name]}") from error

@@ -15,7 +15,6 @@ import numpy as np
 from stimuli.scene import COLOURS, Body, Scene
 from stimuli.simulators import (
     BACKGROUND,
-    FLOOR,
     FRAME_INTERVAL,
     MAX_DURATION,
     MIN_DURATION,
@@ -54,6 +53,7 @@ class PyBulletSimulator:
     """Bullet physics and the TinyRenderer. Implements `stimuli.simulators.Simulator`."""
 
     name = "pybullet"
+    renderer = "TinyRenderer"
 
     def __init__(self) -> None:
         self._client = bullet.connect(bullet.DIRECT)
@@ -105,7 +105,7 @@ class PyBulletSimulator:
         touching = {contact[2] for contact in bullet.getContactPoints(self._floor, physicsClientId=client)}
         return Outcome(
             names=tuple(body.name for body in scene.bodies),
-            times=np.arange(len(poses)) * per_frame * STEP,
+            times=np.arange(len(poses), dtype=np.float64) * (per_frame * STEP),
             positions=np.array([[position for position, _ in frame] for frame in poses]).reshape(len(poses), -1, 3),
             orientations=np.array([[turn for _, turn in frame] for frame in poses]).reshape(len(poses), -1, 4),
             on_floor=frozenset(b.name for b, i in zip(scene.bodies, ids, strict=True) if i in touching),
@@ -200,6 +200,3 @@ class PyBulletSimulator:
             if math.hypot(*linear) > REST_SPEED or math.hypot(*angular) > 10 * REST_SPEED:
                 return False
         return True
-
-
-__all__ = ["FLOOR", "PyBulletSimulator"]

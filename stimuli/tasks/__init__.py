@@ -165,7 +165,7 @@ def get_task(name: str) -> Task:
     task = getattr(import_module(module), attribute)()
     if task.name != name:
         raise UnknownTask(f"the plug-in {locations[name]} is registered as {name!r} but calls itself {task.name!r}")
-    return task  # type: ignore[no-any-return]
+    return task
 
 
 def _locations() -> dict[str, str]:

@@ -97,7 +97,9 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
 def test_interrupted_generation_leaves_no_set(tmp_path, sign):
     out = tmp_path / "set"
     code = f"from stimuli.generate import make_set; make_set('towers-stability', 4000, 0, {str(out)!r}, size=64)"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "."})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "."}
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".set.partial-*/images/*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -14,7 +14,13 @@ numbers = st.floats(-2, 2, allow_nan=False).map(lambda v: round(v, 3) + 0.0)
 @st.composite
 def scenes(draw):
     bodies = tuple(
-        Body(f"block{i}", "box", (0.1, 0.1, 0.1), (draw(numbers), 0.0, 0.05 + 0.1 * i), draw(st.sampled_from(["red", "blue"])))
+        Body(
+            f"block{i}",
+            "box",
+            (0.1, 0.1, 0.1),
+            (draw(numbers), 0.0, 0.05 + 0.1 * i),
+            draw(st.sampled_from(["red", "blue"])),
+        )
         for i in range(draw(st.integers(1, 4)))
     )
     pushes = (Push("block0", (draw(numbers), 0.0, 0.0), (0.0, 0.0, 0.05)),) if draw(st.booleans()) else ()

@@ -16,7 +16,11 @@ GOLDEN = Path(__file__).parent.parent / "data" / "golden_scenes.json"
 
 
 def tower(*x: float) -> Scene:
-    return Scene(tuple(block(f"block{i + 1}", v, i, c) for i, (v, c) in enumerate(zip(x, ("red", "green", "blue"), strict=False))))
+    return Scene(
+        tuple(
+            block(f"block{i + 1}", v, i, c) for i, (v, c) in enumerate(zip(x, ("red", "green", "blue"), strict=False))
+        )
+    )
 
 
 def golden_scenes() -> dict[str, Scene]:

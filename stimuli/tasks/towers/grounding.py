@@ -181,7 +181,7 @@ def scattered_blocks(rng: np.random.Generator, count: int) -> Scene:
     look = Look(rng, count)
     free = max(0.2, 5.2 - 1.08 * count)
     gaps = rng.dirichlet(np.ones(count + 1)) * free
-    x = -2.6 + 0.54 + np.cumsum(gaps[:count]) + 1.08 * np.arange(count)
+    x = -2.6 + 0.54 + np.cumsum(gaps[:count]) + 1.08 * np.arange(count, dtype=float)
     scene = look.scene(np.round(x, 2))
     bodies = tuple(
         replace(b, name=f"loose{i}", position=(b.position[0], 0.0, BLOCK / 2)) for i, b in enumerate(scene.bodies)
