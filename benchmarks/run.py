@@ -3,11 +3,14 @@
 Baseline: the same model and the same batches; pictures opened with Pillow, prompts through the chat template and the
 processor, `generate`, `batch_decode`. Nothing is prefetched, checked, hashed, scored or written.
 
-    python benchmarks/run.py [--model tiny] [--stimuli SET] [-n 500] [--rounds 5] [--batch-size 16]
+    python benchmarks/run.py [--model tiny] [--stimuli SET] [-n 500] [--rounds 5] [--batch-size 16] [--threads 1]
 
 Both are timed in turn in one process, the order changing from round to round, after one round that is not counted.
 Prints the ratio of the times per item, wall and CPU (target: wall <= 1.1), and the peak memory of a process that does
 nothing but the run (target: < 1.5 GB).
+
+Torch computes with one thread by default here: with more threads than free cores both slow down up to tenfold, the plain
+loop more than the run, and the ratio then says nothing about the toolkit.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +107,8 @@ def compare(name: str, stimuli: StimulusSet, batch_size: int, rounds: int) -> No
     for number in range(rounds + 1):
         out = Path(tempfile.mkdtemp()) / "run"
         work = {
-            "plain": lambda: plain_loop(plain, processor, stimuli, batch_size, new_tokens),
-            "run": lambda: run(RunConfig(name, "s", batch_size=batch_size), stimuli, out, model=model),
+            "plain": partial(plain_loop, plain, processor, stimuli, batch_size, new_tokens),
+            "run": partial(run, RunConfig(name, "s", batch_size=batch_size), stimuli, out, model=model),
         }
         order = ["plain", "run"] if number % 2 else ["run", "plain"]
         took = {which: timed(work[which]) for which in order}
@@ -113,7 +117,10 @@ def compare(name: str, stimuli: StimulusSet, batch_size: int, rounds: int) -> No
             walls.append(took["run"][0] / took["plain"][0])
             cpus.append(took["run"][1] / took["plain"][1])
             ours.append(took["run"][0] / len(stimuli))
-    print(f"{name}, {len(stimuli)} items of {stimuli.card['task']}, batches of {batch_size}, {rounds} rounds")
+    print(
+        f"{name}, {len(stimuli)} items of {stimuli.card['task']}, batches of {batch_size}, "
+        f"{rounds} rounds, {torch.get_num_threads()} thread(s)"
+    )
     print(f"run / plain loop, wall: {statistics.median(walls):.3f} ({min(walls):.3f} to {max(walls):.3f}); target 1.1")
     print(f"run / plain loop, CPU:  {statistics.median(cpus):.3f} ({min(cpus):.3f} to {max(cpus):.3f})")
     print(f"items per second: {1 / statistics.median(ours):.0f}")
@@ -128,7 +135,9 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=500, help="items, if a set is made")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     if given.stimuli is not None:
         compare(given.model, StimulusSet.load(given.stimuli), given.batch_size, given.rounds)
         return

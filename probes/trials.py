@@ -113,17 +113,19 @@ class TrialLog:
             raise RunError(
                 f"cannot write a run to {folder}: {error.strerror}; choose another folder with --out"
             ) from error
+        self._file = -1
         try:
             self.run = self._adopt(dict(run))
             self._file = os.open(folder / TRIALS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             rows, end = _read(folder / TRIALS)
             os.ftruncate(self._file, end)
-        except OSError as error:
-            os.close(self._lock)
+        except (OSError, RunError) as error:
+            for descriptor in (self._file, self._lock):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            if isinstance(error, RunError):
+                raise
             raise RunError(f"cannot write to {folder}: {error.strerror}") from error
-        except RunError:
-            os.close(self._lock)
-            raise
         self._end = end
         self._synced = time.monotonic()
         self.done = {row["key"] for row in rows if row["error"] is None}

@@ -82,7 +82,7 @@ def baselines(task: Task, cues: Sequence[ItemCues]) -> dict[str, Any]:
         labels, groups = [cue.answer for cue in cues], [cue.group for cue in cues]
         for name in cues[0].cues if cues else {}:
             shortcuts[name] = cue_accuracy(np.array([cue.cues[name] for cue in cues]), labels, groups)
-        shortcuts["same word"] = round(max(texts.values()) / len(cues), 4)
+        shortcuts["best constant word"] = round(max(texts.values()) / len(cues), 4)
     return {
         "chance": _mean([len(cue.working) / cue.candidates for cue in cues]),
         "constant": {"answer": str(answer), "score": round(hits / len(cues), 4)},

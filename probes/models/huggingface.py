@@ -92,7 +92,7 @@ class HuggingFaceModel:
         precision = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
         settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
         if load_in_4bit:
-            settings |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+            settings |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
         safe = {"local_files_only": True, "trust_remote_code": False}
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
@@ -118,7 +118,8 @@ class HuggingFaceModel:
         if adapter is not None:
             check_effect(model, loaded.probe_inputs(), adapter)
         loaded._identity = Identity(
-            name=name,
+            # A folder goes by its own name, so that a run can be gone on with from another working directory.
+            name=folder.resolve().name if Path(name).expanduser().is_dir() else name,
             revision=revision,
             weights_sha256=weights_hash(folder),
             adapter_sha256=adapter_hash(adapter) if adapter is not None else "",
@@ -233,20 +234,20 @@ def _end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     return known
 
 
-def _four_bits() -> Any:
+def _four_bits(device: str) -> Any:
     from importlib.util import find_spec
 
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "--load-in-4bit needs bitsandbytes, which is not installed: pip install 'vlm-probe[quantized]'"
         )
-    if not torch.cuda.is_available():
-        raise ModelError("--load-in-4bit needs a GPU, and torch sees none here: leave the flag out")
+    # A CPU computes in single precision; there, 4 bits save memory and no time.
+    compute = torch.bfloat16 if device != "cpu" else torch.float32
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
     )
 
 

@@ -147,7 +147,7 @@ class _Imagination:
 
     def __init__(self, engine: Simulator) -> None:
         self._engine = engine
-        self.name = engine.name
+        self.name, self.renderer = engine.name, engine.renderer
         self.version, self.render = engine.version, engine.render
 
     def simulate(

@@ -159,7 +159,8 @@ def stability(loaded: Loaded, scenes: int, seed: int = SEED + 2) -> dict[str, An
     evidence = []
     for polarity, name in enumerate(("stay", "fall")):
         items = [
-            Item(scene, task.question(scene, Variant(i % PARAPHRASES, polarity, i // PARAPHRASES % 2)))
+            # Standing and falling towers alternate; both members of a pair must be asked in the same words.
+            Item(scene, task.question(scene, Variant(i // 2 % PARAPHRASES, polarity, i // 2 // PARAPHRASES % 2)))
             for i, scene in enumerate(towers)
         ]
         odds = []

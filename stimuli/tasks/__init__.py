@@ -85,7 +85,11 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """What an answer is worth. Pure and bounded: the same scene and answer always give the same score."""
+        """What an answer is worth. Pure and bounded: the same scene and answer always give the same score.
+
+        A judgement is worth 1 if it is what `solve` gives and 0 otherwise, so that a stored solution can stand in for
+        the simulation.
+        """
 
     def sample(self, rng: np.random.Generator, condition: Condition) -> Scene:
         """One scene on the condition, mirrored if it says so."""

@@ -91,7 +91,7 @@ def test_generation_settings_of_the_checkpoint_are_not_used(
 
 def test_the_identity_says_what_answered(model: Any, llava: Path, save_model: SaveModel, tmp_path: Path) -> None:
     identity = model.identity
-    assert len(identity.weights_sha256) == 64 and identity.adapter_sha256 == "" and identity.name == str(llava)
+    assert len(identity.weights_sha256) == 64 and identity.adapter_sha256 == "" and identity.name == llava.name
     assert identity.details["dtype"] == "float32" and identity.details["attention"] and identity.details["versions"]
     assert identity.details["processor"]["size"] == {"height": 32, "width": 32}
     other = load_model(str(save_model(tmp_path / "other", hidden=32))).identity

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from probes.models import ModelError
+from probes.models import Generation, ModelError, Trial
 from probes.models.catalog import ENTRIES, is_available, lookup
 from probes.models.loading import load_model
+from stimuli.dataset import StimulusSet
 
 
 def refused(name: str, **settings: object) -> str:
@@ -133,5 +134,15 @@ def test_a_text_model_is_refused(tmp_path: Path, llava: Path) -> None:
     assert "cannot load" in refused(str(tmp_path))
 
 
-def test_four_bits_need_their_library_or_a_gpu(llava: Path) -> None:
-    assert "--load-in-4bit needs" in refused(str(llava), load_in_4bit=True)
+def test_four_bits_need_their_library(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "--load-in-4bit needs bitsandbytes" in refused(str(llava), load_in_4bit=True)
+
+
+def test_four_bits_load_and_answer_on_a_cpu(stability: StimulusSet) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = load_model("tiny", load_in_4bit=True)
+    item = stability.items[0]
+    reply = model.generate([Trial(item, stability.image(item))], Generation())[0]
+    assert item.question.parse(reply).status == "ok"
+    assert model.identity.details["load_in_4bit"]

@@ -69,6 +69,8 @@ def test_scores_are_bounded_and_reward_one_means_success(name):
             score = task.score(scene, question, answer)
             assert 0.0 <= score.reward <= 1.0
             assert (score.reward == 1.0) == score.success
+            if task.kind == "judgement":
+                assert score.reward == float(answer == task.solve(scene, question))
 
 
 @pytest.mark.parametrize("name", TASKS)

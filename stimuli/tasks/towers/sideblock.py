@@ -141,11 +141,22 @@ class TowersSideblock(Task):
         return {"onto the middle of the top block": _onto_top}
 
     def certify(self, scene: Scene, question: Question) -> dict[str, Any]:
-        """Which sideways moves work at the height of the tower, in simulation."""
-        up = _height_cm(scene)
+        """Which answers work, in simulation.
+
+        At the height of the tower those moves that statics names and their neighbours are tried; from up to `MAX_DROP`
+        centimetres above it, those that worked at its height.
+        """
+        height = _height_cm(scene)
         near = sorted({w + d for w in _scene_moves(scene) for d in (-1, 0, 1)})
-        inside = [w for w in near if RANGES[0][0] <= w <= RANGES[0][1]]
-        return {"working": [[w, up] for w in inside if self.score(scene, question, (w, up)).success]}
+        inside = [right for right in near if RANGES[0][0] <= right <= RANGES[0][1]]
+        fits = [right for right in inside if self.score(scene, question, (right, height)).success]
+        dropped = [
+            [right, height + drop]
+            for drop in range(1, MAX_DROP + 1)
+            for right in fits
+            if height + drop <= RANGES[1][1] and self.score(scene, question, (right, height + drop)).success
+        ]
+        return {"working": [[right, height] for right in fits] + dropped}
 
 
 def working_moves(tower: Floats, red: float) -> list[int]:
