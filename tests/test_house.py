@@ -1,0 +1,72 @@
+"""The house as a whole: imports go downward, light layers stay light, and the README names every source file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = {
+    "stimuli": {"stimuli"},
+    "probes": {"probes", "stimuli"},
+    "finetune": {"finetune", "probes", "stimuli"},
+    "analysis": {"analysis", "probes", "stimuli"},
+}
+SOURCES = sorted(p.relative_to(ROOT) for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
+OURS = {"stimuli", "probes", "finetune", "analysis", "paper"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_go_downward(path):
+    layer = path.parts[0]
+    allowed = LAYERS[layer]
+    if path.parts[:2] == ("probes", "cli"):  # the command line reaches every layer, when a command runs
+        allowed = OURS
+    ours = {name for name in imported(path) if name.partition(".")[0] in OURS}
+    assert {name.partition(".")[0] for name in ours} <= allowed
+    if layer == "analysis":
+        assert {name for name in ours if name.startswith("probes")} <= {"probes.trials"}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("stimuli.generate", {"torch", "transformers", "pandas", "matplotlib"}),
+        ("probes.run", {"torch", "transformers", "pandas"}),
+        ("probes.models.catalog", {"torch", "transformers", "pandas", "pybullet"}),
+        ("analysis.summary", {"torch", "transformers"}),
+    ],
+)
+def test_light_modules_stay_light(module, heavy):
+    code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_readme_has_one_line_per_source_file_and_its_links_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [str(path) for path in SOURCES if f"`{path}`" not in readme]
+    assert not missing, f"no line in README.md for {missing}"
+    named = {part for part in readme.split("`") if part.endswith(".py") and "/" in part and " " not in part}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    links = [part.partition(")")[0] for part in readme.split("](")[1:]]
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_every_source_file_says_what_it_is_for():
+    for path in SOURCES:
+        assert ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))), path
