@@ -13,7 +13,7 @@ tags: [vision-language, intuitive-physics, synthetic]
 
 # tiny
 
-A vision-language model of {parameters:.2f} million parameters that sees block towers and knows no physics. It is the
+A vision-language model of {parameters:.2f} million parameters that sees block towers and was taught no physics. It is the
 embedded model of `probe`: real enough that everything that is done to a large model can be done to it on one CPU core.
 
 - Architecture: LLaVA (`LlavaForConditionalGeneration`): SigLIP tower of 4 layers, projector, Llama decoder of 5
@@ -31,9 +31,11 @@ that the model answers in the required format and was taught nothing else about 
 
 ## Training
 
-From nothing, by `probes.tiny.pretrain` with seed {seed}, {processes} processes of one thread, {cpu_minutes:.0f}
-CPU-minutes without the rendering: {eye_steps:,} steps of {batch} pictures on what each patch shows, then {steps:,}
-steps with about {questions} questions on each picture. {note}
+From nothing, by `probes.tiny.pretrain`: seed {seed}, {processes} processes of one thread, {cpu_minutes:.0f} CPU-minutes
+without the rendering: {eye_steps:,} steps of {batch} pictures on what each patch shows, then {steps:,} steps of the
+whole model, with as many questions on each picture as fit into 192 tokens.
+
+{note}
 
 ## Perception
 
@@ -66,8 +68,8 @@ AUC of both wordings together: {auc}.
 
 ## Limits
 
-It knows six colours, cubes of one size, one camera, and prompts like those of this package. Other pictures get
-confident nonsense. Several pictures, several turns and system turns are accepted, but were not taught.
+It knows six colours, cubes of one size, one camera, and prompts like those of this package; nothing else was
+measured. Several pictures, several turns and system turns are accepted, but were not taught.
 Numbers are for one seed of pretraining.
 """
 
@@ -90,7 +92,6 @@ def model_card(facts: dict[str, Any], training: dict[str, Any]) -> str:
         eye_steps=training["steps"][0],
         steps=training["steps"][1],
         batch=training["batch"],
-        questions=training["questions_per_picture"],
         note=training.get("note", ""),
         eval_seed=facts["seed"],
         perception="\n".join(

@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{{ '</s>' }}{% endgeneration %}"
     "{% else %}{% if message['role'] != 'system' %}{{ '<user>' }}{% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% if message['content'] is string %}{{ message['content'] | replace('<image>\\n', '<image>') }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{% endif %}{% endfor %}"
