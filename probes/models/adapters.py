@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     Raises:
         ModelError: If the folder is no adapter, or one for another architecture, or a tensor of it found no place.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ModelError(
             f"{folder} is not an adapter: it has no {' and no '.join(missing)}; give a folder made by PEFT"
         )
+    # Where bitsandbytes is installed, importing peft loads it, and it complains of an optional kernel on some CPUs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from peft import PeftModel, get_peft_model_state_dict
+
     try:
         stored = load_file(folder / WEIGHTS)
         with warnings.catch_warnings():

@@ -36,7 +36,7 @@ TINY_WEIGHTS = Path(__file__).resolve().parent.parent / "tiny" / "weights"
 _GEMMA = "Gemma terms"
 ENTRIES: tuple[Entry, ...] = (
     Entry(
-        "tiny", "embedded", str(TINY_WEIGHTS), 0.002, "Apache-2.0", "model organism: can see, never trained on physics"
+        "tiny", "embedded", str(TINY_WEIGHTS), 0.0022, "Apache-2.0", "model organism: can see, never trained on physics"
     ),
     Entry("chance", "observer", note="answers at random, every legal answer alike"),
     Entry("heuristic", "observer", note="follows the obvious visual rule of the task"),

@@ -29,6 +29,7 @@ from stimuli.scene import Scene, mirror
 from stimuli.simulators import get_simulator
 from stimuli.tasks import Task, get_task
 from stimuli.tasks.towers.grounding import ASKS, STEPPING_STONES, possible_asks
+from stimuli.tasks.towers.tower import tower_blocks
 
 SEED = 20_260_000
 """Of the held-out scenes; pretraining has other ones."""
@@ -108,11 +109,14 @@ def accuracies(loaded: Loaded, per_ask: int, seed: int = SEED, stones: bool = Fa
         by_paraphrase = [
             round(float(np.mean(right[p * 2 :: 8] + right[p * 2 + 1 :: 8])), 3) for p in range(PARAPHRASES)
         ]
+        clear = [r for r, item in zip(right, items, strict=True) if not _lone_tower(item)]
         results[ask] = {
             "n": per_ask,
             "accuracy": round(float(np.mean(right)), 4),
             "parsed": round(float(np.mean(parsed)), 4),
             "by_paraphrase": by_paraphrase,
+            "n_clear": len(clear),
+            "accuracy_clear": round(float(np.mean(clear)), 4),
         }
     return results
 
@@ -223,6 +227,11 @@ def _grounding_item(task: Task, rng: np.random.Generator, condition: Any, varian
             question = task.question(scene, replace(variant, detail=int(rng.integers(5040))))
             if sayable(task.solve(scene, question), question):
                 return Item(scene, question)
+
+
+def _lone_tower(item: Item) -> bool:
+    """Whether the question counts from the bottom of a "tower" of one block beside another: nothing shows which is it."""
+    return "n" in item.question.about and len(tower_blocks(item.scene)) == 1 < len(item.scene.bodies)
 
 
 def _auc(evidence: Any, truth: Any) -> float:
