@@ -139,10 +139,8 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
                 cues.append(cue)
             if progress is not None:
                 progress(len(cues), recipe.n)
-    named = {Path(json.loads(row)["file_name"]).stem for row in (folder / METADATA).open(encoding="utf-8")}
-    for picture in (folder / "images").iterdir():
-        if picture.stem not in named:  # of the items of the last group that n cut off
-            picture.unlink()
+    if recipe.n % per_group:
+        _remove_orphans(folder)
     return {
         "task": task.name,
         "task_version": task.version,
@@ -175,6 +173,16 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
     }
 
 
+def _remove_orphans(folder: Path) -> None:
+    """Delete the pictures of those items of the last group that did not fit into the set."""
+    with (folder / METADATA).open(encoding="utf-8") as metadata:
+        named = {Path(json.loads(row)["file_name"]).stem for row in metadata}
+    for sub in ("images", "segmentation", "depth"):
+        for file in (folder / sub).glob("*"):
+            if file.stem not in named:
+                file.unlink()
+
+
 def _results(recipe: Recipe, folder: Path, groups: int, jobs: int) -> Iterator[_GroupResult]:
     plans = design.plan(get_task(recipe.task), groups, recipe.seed, recipe.style)
     if jobs == 1:
@@ -182,7 +190,7 @@ def _results(recipe: Recipe, folder: Path, groups: int, jobs: int) -> Iterator[_
         return
     # Spawned, not forked: a forked child would inherit the locks of whatever threads (of torch, say) are running.
     context = multiprocessing.get_context("spawn")
-    chunk = max(1, min(16, groups // (4 * jobs)))
+    chunk = max(1, min(4, groups // (4 * jobs)))
     with ProcessPoolExecutor(min(jobs, groups), mp_context=context) as pool:
         try:
             yield from pool.map(_make_group, _repeat(recipe), _repeat(str(folder)), plans, chunksize=chunk)
@@ -245,7 +253,7 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
     ]:
         raise _Unaskable
     encoded = io.BytesIO()
-    Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=3)
+    Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=1)
     data = encoded.getvalue()
     image_hash = hashlib.sha256(data).hexdigest()
     (folder / "images" / f"{image_hash}.png").write_bytes(data)

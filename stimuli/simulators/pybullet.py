@@ -81,7 +81,8 @@ class PyBulletSimulator:
         self._loaded = None
         client, ids = self._client, self._ids
         per_frame = round(FRAME_INTERVAL / STEP)
-        poses = [[bullet.getBasePositionAndOrientation(i, client) for i in ids]]
+        poses = [bullet.getBasePositionAndOrientation(i, client) for i in ids]
+        positions, turns = [np.array([p for p, _ in poses])], [[turn for _, turn in poses]]
         steps, decided, at_rest = 0, False, False
         while steps * STEP < max_duration - 1e-9:
             for _ in range(per_frame):
@@ -94,9 +95,10 @@ class PyBulletSimulator:
                         )
                 bullet.stepSimulation(client)
                 steps += 1
-            frame = [bullet.getBasePositionAndOrientation(i, client) for i in ids]
-            poses.append(frame)
-            if stop is not None and stop(np.array([position for position, _ in frame])):
+            poses = [bullet.getBasePositionAndOrientation(i, client) for i in ids]
+            positions.append(np.array([p for p, _ in poses]))
+            turns.append([turn for _, turn in poses])
+            if stop is not None and stop(positions[-1]):
                 decided = True
                 break
             if steps * STEP >= min_duration - 1e-9 and self._resting():
@@ -105,9 +107,9 @@ class PyBulletSimulator:
         touching = {contact[2] for contact in bullet.getContactPoints(self._floor, physicsClientId=client)}
         return Outcome(
             names=tuple(body.name for body in scene.bodies),
-            times=np.arange(len(poses), dtype=np.float64) * (per_frame * STEP),
-            positions=np.array([[position for position, _ in frame] for frame in poses]).reshape(len(poses), -1, 3),
-            orientations=np.array([[turn for _, turn in frame] for frame in poses]).reshape(len(poses), -1, 4),
+            times=np.arange(len(positions), dtype=np.float64) * (per_frame * STEP),
+            positions=np.stack(positions).reshape(len(positions), -1, 3),
+            orientations=np.array(turns).reshape(len(turns), -1, 4),
             on_floor=frozenset(b.name for b, i in zip(scene.bodies, ids, strict=True) if i in touching),
             at_rest=at_rest,
             decided=decided,

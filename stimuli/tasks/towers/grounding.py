@@ -11,7 +11,7 @@ from stimuli.condition import Condition
 from stimuli.question import THINK, Answer, Grammar, Integers, Option, Options, Question, Variant, named_options
 from stimuli.scene import COLOURS, Body, Scene
 from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task
+from stimuli.tasks import Score, Task, Unsatisfiable
 from stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower_blocks
 
 ASKS = ("count", "nth-colour", "left-right", "exists", "shift")
@@ -105,11 +105,17 @@ class TowersGrounding(Task):
         return condition
 
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
-        """One tower, standing or not, or blocks scattered on the floor."""
+        """One tower, standing or not, or blocks scattered on the floor, about which the question can be asked."""
         ask, _, layout = condition.build.partition(":")
         if ask not in TEXTS or layout not in ("", "scattered"):
             raise ValueError(f"grounding knows no build {condition.build!r}; use one of {', '.join(TEXTS)}")
-        return (scattered_blocks(rng, condition.count) if layout else any_tower(rng, condition.count),)
+        for _ in range(100):
+            scene = scattered_blocks(rng, condition.count) if layout else any_tower(rng, condition.count)
+            if ask in possible_asks(scene):
+                return (scene,)
+        raise Unsatisfiable(
+            f"{ask} cannot be asked about {condition.count} block(s){' on the floor' if layout else ''}"
+        )
 
     def margin(self, scene: Scene) -> float:
         """Always 0: no physics is asked about."""
@@ -163,7 +169,7 @@ class TowersGrounding(Task):
 
 def any_tower(rng: np.random.Generator, count: int) -> Scene:
     """A tower without regard to physics; every fifth has a further block on the floor beside it."""
-    beside = rng.random() < 0.2 and count > 1
+    beside = rng.random() < 0.2 and count > 2
     look = Look(rng, count)
     x = draw_towers(rng, count - beside, 1)[0]
     if not beside:
@@ -191,14 +197,16 @@ def scattered_blocks(rng: np.random.Generator, count: int) -> Scene:
 
 def possible_asks(scene: Scene) -> list[str]:
     """The kinds of question that can be asked about a scene."""
-    tower = tower_blocks(scene)
+    tower, pairs = tower_blocks(scene), _pairs(scene)
     asks = ["count", "exists", "position"]
-    if len(tower) >= 2:
-        asks += ["nth-colour", "shift", "which-number", "above-colour"]
-    elif tower:
+    if tower:
         asks += ["nth-colour", "which-number"]
-    if _pairs(scene):
-        asks += ["left-right", "shift-between"]
+    if len(tower) >= 2:
+        asks += ["shift", "above-colour"]
+    if pairs:
+        asks.append("left-right")
+    if any(_gap_cm(a, b) <= PLACE_RANGE[1] for a, b in pairs):
+        asks.append("shift-between")
     return asks
 
 
@@ -206,8 +214,14 @@ def _pairs(scene: Scene) -> list[tuple[Body, Body]]:
     return [(a, b) for a in scene.bodies for b in scene.bodies if abs(a.position[0] - b.position[0]) >= MIN_SEPARATION]
 
 
+def _gap_cm(a: Body, b: Body) -> float:
+    return 100 * abs(a.position[0] - b.position[0])
+
+
 def _about(scene: Scene, ask: str, detail: int) -> dict[str, str | int]:
     """What the question is about, picked by `detail`; every possible object is picked equally often."""
+    if ask not in possible_asks(scene):
+        raise ValueError(f"{ask} cannot be asked about this scene; it allows {', '.join(possible_asks(scene))}")
     tower = tower_blocks(scene)
     if ask == "nth-colour":
         return {"n": 1 + detail % len(tower)}
@@ -217,9 +231,8 @@ def _about(scene: Scene, ask: str, detail: int) -> dict[str, str | int]:
         pool = here if detail % 2 or not absent else absent
         return {"a": pool[detail // 2 % len(pool)]}
     if ask in ("left-right", "shift-between"):
-        pairs = _pairs(scene)
-        if not pairs:
-            raise ValueError("no two blocks are far enough apart for left and right")
+        within = PLACE_RANGE[1] if ask == "shift-between" else np.inf
+        pairs = [(a, b) for a, b in _pairs(scene) if _gap_cm(a, b) <= within]
         a, b = pairs[detail % len(pairs)]
         return {"a": a.colour, "b": b.colour}
     if ask == "above-colour":

@@ -43,6 +43,8 @@ FALL = (
     "Nothing holds these blocks. Does the tower fall down?",
 )
 
+TRIES = 4
+"""Places tried for the block that moves, per standing tower."""
 SAME_REACH = 0.02
 """Blocks by which the falling tower of a pair may reach further out, where the neighbour rule is made to fail."""
 
@@ -146,21 +148,21 @@ def _pair(rng: np.random.Generator, count: int, stands_bin: tuple[float, float],
     falls_bin = (-stands_bin[1], -stands_bin[0])
     # Three blocks with small steps cannot both stand with margin 0.2 and reach as far as one that falls by 0.2.
     matched_reach = build != "plain" and not (build == "leaning" and count == 3 and stands_bin[1] > 0.2)
-    batch = 1024
+    # A proposal that fits the build: both towers of a leaning pair have small steps only.
+    largest = {"leaning": SMALL_STEP, "counterweighted": MAX_STEP}.get(build)
+    reach = 0.6 if build in ("leaning", "counterweighted") else 0.9
+    batch = 256
     for _ in range(60):
-        first = draw_towers(rng, count, batch)
-        moved = rng.integers(0, count, batch)
+        first = draw_towers(rng, count, batch, largest)
+        first = first[in_bin(stack_margin(first, 1.0), stands_bin)]
+        first = first[(_largest_steps(first) > SMALL_STEP + 1e-9) == stands_breaks]
+        # Several places for the one block that moves, for every tower that can be the standing one.
+        first = np.repeat(first, TRIES, axis=0)
+        rows, moved = np.arange(len(first)), rng.integers(0, count, len(first))
         second = first.copy()
-        second[np.arange(batch), moved] = np.round(
-            second[np.arange(batch), moved] + np.round(rng.uniform(-0.9, 0.9, batch), 2), 2
-        )
-        steps_first, steps_second = (np.abs(np.diff(x, axis=1)).max(axis=1) for x in (first, second))
-        good = np.flatnonzero(
-            (steps_second <= MAX_STEP)
-            & ((steps_first > SMALL_STEP + 1e-9) == stands_breaks)
-            & ((steps_second > SMALL_STEP + 1e-9) != falls_breaks)
-            & in_bin(stack_margin(first, 1.0), stands_bin)
-        )
+        second[rows, moved] = np.round(second[rows, moved] + rng.uniform(-reach, reach, len(first)), 2)
+        steps = _largest_steps(second)
+        good = np.flatnonzero((steps <= MAX_STEP) & ((steps > SMALL_STEP + 1e-9) != falls_breaks))
         if matched_reach:
             reach_first, reach_second = (np.abs(x[good] - x[good, :1]).max(axis=1) for x in (first, second))
             good = good[reach_second <= reach_first + SAME_REACH]
@@ -169,3 +171,9 @@ def _pair(rng: np.random.Generator, count: int, stands_bin: tuple[float, float],
             return first[good[0]], second[good[0]]
         batch = min(2 * batch, 16384)
     raise Unsatisfiable(f"found no {build} pair of towers of {count} blocks with |margin| in {stands_bin}")
+
+
+def _largest_steps(x: Floats) -> Floats:
+    """(batch,) largest shift between neighbours, in blocks."""
+    largest: Floats = np.abs(np.diff(x, axis=1)).max(axis=1)
+    return largest

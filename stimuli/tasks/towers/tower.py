@@ -75,10 +75,10 @@ def fallen(scene: Scene) -> Stop:
     return lambda positions: bool((start - positions[:, 2] > limit).any())
 
 
-def draw_towers(rng: np.random.Generator, count: int, batch: int) -> Floats:
-    """(batch, count) block centres in blocks, on a grid of a hundredth, bottom block at 0."""
-    # Half the batch has small steps, because leaning towers are rare among uniform ones.
-    scale = np.where(rng.random((batch, 1)) < 0.5, MAX_STEP, SMALL_STEP)
+def draw_towers(rng: np.random.Generator, count: int, batch: int, largest: float | None = None) -> Floats:
+    """(batch, count) block centres in blocks, on a grid of a hundredth, bottom block at 0; steps up to `largest`."""
+    # By default half the batch has small steps, because leaning towers are rare among uniform ones.
+    scale = np.where(rng.random((batch, 1)) < 0.5, MAX_STEP, SMALL_STEP) if largest is None else largest
     steps = np.round(rng.uniform(-1, 1, (batch, count - 1)) * scale, 2)
     return np.concatenate([np.zeros((batch, 1)), np.round(np.cumsum(steps, axis=1), 2)], axis=1)
 
