@@ -149,8 +149,10 @@ class PyBulletSimulator:
         sky = np.round(np.array((*scene.background.sky, 1.0)) * 255).astype(np.uint8).view(np.uint32)[0]
         painted = np.where(segmentation == BACKGROUND, sky, pixels).view(np.uint8).reshape(size, size, 4)
         rgb = painted[..., :3].copy()
-        buffer = np.asarray(depth, dtype=np.float32).reshape(size, size)
-        return Frame(rgb, segmentation, FAR * NEAR / (FAR - (FAR - NEAR) * buffer))
+        metres = np.asarray(depth, dtype=np.float32).reshape(size, size) * np.float32(NEAR - FAR)
+        metres += np.float32(FAR)
+        np.divide(np.float32(FAR * NEAR), metres, out=metres)
+        return Frame(rgb, segmentation, metres)
 
     def _load(self, scene: Scene) -> None:
         """Build the world of a scene, unless it is already there and untouched."""
