@@ -86,7 +86,7 @@ class TowersSideblock(Task):
                 if stack_margin(moved, 1.0)[0] <= AMBIGUITY_BAND or extent > MAX_EXTENT:
                     continue
                 look = Look(rng, condition.count, reserved=COLOUR)
-                middle = round(look.offset(min(tower.min(), red), max(tower.max(), red)), 2)
+                middle = look.offset(min(tower.min(), red), max(tower.max(), red))
                 return (look.scene(np.round(tower - middle, 2), (COLOUR, round(red - middle, 2))),)
             batch = min(2 * batch, 8192)
         raise Unsatisfiable(f"found no leaning tower of {condition.count} blocks with a red block at {condition.build}")

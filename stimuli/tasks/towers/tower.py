@@ -139,7 +139,8 @@ class Look:
         The place gives way where the outermost blocks would otherwise leave the picture.
         """
         room = max(0.0, HALF_PICTURE - 0.5 - (right - left) / 2)
-        return (left + right) / 2 - float(np.clip(self.place, -room, room))
+        # On the grid, so that moving a tower never changes the steps between its blocks.
+        return round((left + right) / 2 - float(np.clip(self.place, -room, room)), 2)
 
     def centred(self, x: Floats) -> Floats:
         """Centres (blocks) moved to this look's place in the picture."""
