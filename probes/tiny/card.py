@@ -46,9 +46,6 @@ pictures of unseen scenes (seed {eval_seed}); a distance may be off by one centi
 |---|---|---|---|---|
 {perception}
 
-Of the questions on the n-th colour, {unclear} are about two blocks on the floor one of which the task calls a tower;
-nothing shows which. Without them the accuracy is {clear:.3f}.
-
 ## Format
 
 Share of replies that the question's own parser accepts:
@@ -102,8 +99,6 @@ def model_card(facts: dict[str, Any], training: dict[str, Any]) -> str:
             f"| {r['parsed']:.3f} |"
             for name, r in facts["perception"].items()
         ),
-        unclear=facts["perception"]["nth-colour"]["n"] - facts["perception"]["nth-colour"]["n_clear"],
-        clear=facts["perception"]["nth-colour"]["accuracy_clear"],
         parse="\n".join(
             f"| {name} | {r['direct']:.3f} | {r['think']:.3f} |" for name, r in facts["parse_rates"].items()
         ),
