@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -16,16 +21,16 @@ class Condition:
         build: How the outcome relates to the obvious cue: "plain" (the cue is right), "tricky" (the cue is wrong), or a
             value that the family defines.
         mirrored: Whether the scene is the left-right mirror image of its base scene.
-        shift: "none", or the name of a visual or physical shift.
-        level: Strength of the shift, 1 to 3; 0 for none.
+        shown: How a quantity that a plain picture does not show is given ("arrow", "text", ...); empty where there is none.
+        shifts: Visual and physical shifts as (name, level 1 to 3), in the order in which they are applied.
     """
 
     count: int
     margin_bin: tuple[float, float] = (0.0, 0.0)
     build: str = "plain"
     mirrored: bool = False
-    shift: str = "none"
-    level: int = 0
+    shown: str = ""
+    shifts: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.margin_bin
@@ -42,18 +47,29 @@ class Condition:
         if (low, high) != (0.0, 0.0):
             parts.append(f"m{low:+.2f}{high:+.2f}")
         parts.append(self.build)
+        if self.shown:
+            parts.append(self.shown)
         if self.mirrored:
             parts.append("mir")
-        if self.shift != "none":
-            parts.append(f"{self.shift}{self.level}")
+        parts += [f"{name}{level}" for name, level in self.shifts]
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"margin_bin": list(self.margin_bin)}
+        return {name: getattr(self, name) for name in self.__slots__} | {
+            "margin_bin": list(self.margin_bin),
+            "shifts": [list(shift) for shift in self.shifts],
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Condition:
         """Inverse of `to_dict`. Raises TypeError or ValueError on malformed data."""
         low, high = data["margin_bin"]
-        return cls(**(data | {"margin_bin": (float(low), float(high))}))
+        shifts = tuple((str(name), int(level)) for name, level in data.get("shifts", ()))
+        return cls(**(data | {"margin_bin": (float(low), float(high)), "shifts": shifts}))
+
+
+def in_bin(values: Floats | float, margin_bin: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    """Which values lie inside the bin, edges excluded so that rounding cannot carry an item into the next one."""
+    low, high = margin_bin
+    return np.asarray((np.asarray(values) > low + 1e-9) & (np.asarray(values) < high - 1e-9))

@@ -23,6 +23,7 @@ from PIL import Image
 from stimuli import design
 from stimuli.baselines import ItemCues, baselines, item_cues
 from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet
+from stimuli.picture import draw
 from stimuli.question import PARAPHRASES
 from stimuli.simulators import get_simulator
 from stimuli.tasks import Task, Unsatisfiable, get_task
@@ -242,7 +243,7 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
     except ValueError as error:
         raise _Unaskable from error
     # Drawn before it is simulated, so that the engine builds the world once.
-    frame = simulator.render(scene, recipe.size)
+    frame = draw(simulator, scene, recipe.size)
     answer = task.solve(scene, question, simulator)
     expected = task.statics_answer(scene)
     if expected is not None and expected != answer:

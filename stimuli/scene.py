@@ -15,7 +15,9 @@ from typing import Any
 Vec3 = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
 
-SHAPES = ("box", "cylinder", "sphere")
+SHAPES = ("box", "cylinder", "sphere", "wedge", "cradle")
+"""Shapes of bodies; `stimuli.shapes` has their geometry."""
+MARKER_SHAPES = (*SHAPES, "arrow")
 
 # Named colours as (red, green, blue) in [0, 1]: far apart from each other, and nameable by every VLM.
 COLOURS: dict[str, Vec3] = {
@@ -26,6 +28,15 @@ COLOURS: dict[str, Vec3] = {
     "purple": (0.55, 0.10, 0.65),
     "orange": (1.00, 0.50, 0.05),
 }
+# Colours of what is never asked about by its colour: planks, posts, arrows, distractors.
+NEUTRALS: dict[str, Vec3] = {
+    "white": (0.96, 0.96, 0.96),
+    "grey": (0.52, 0.53, 0.55),
+    "black": (0.10, 0.10, 0.11),
+    "brown": (0.50, 0.33, 0.20),
+}
+PANELS = 4
+"""A strip of frames has this many pictures, in reading order: upper left, upper right, lower left, lower right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ class Body:
         shape: One of `SHAPES`.
         size: Full extents along the body's own axes, metres (a sphere has three equal diameters).
         position: Centre of mass, metres.
-        colour: A key of `COLOURS`.
+        colour: A key of `COLOURS` or `NEUTRALS`.
         mass: Kilograms; ignored when `fixed`.
         friction: Coulomb coefficient, dimensionless.
         restitution: 0 (no bounce) to 1.
@@ -45,6 +56,7 @@ class Body:
         velocity: Metres per second at the start.
         shade: Brightness multiplier of the colour, dimensionless.
         fixed: Never moves.
+        texture: Name of a procedural texture (`stimuli.textures`), or empty for a plain surface.
     """
 
     name: str
@@ -59,14 +71,46 @@ class Body:
     velocity: Vec3 = (0.0, 0.0, 0.0)
     shade: float = 1.0
     fixed: bool = False
+    texture: str = ""
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise ValueError(f"body {self.name!r}: shape {self.shape!r} is not one of {', '.join(SHAPES)}")
-        if self.colour not in COLOURS:
-            raise ValueError(f"body {self.name!r}: colour {self.colour!r} is not one of {', '.join(COLOURS)}")
+        _check_colour("body", self.name, self.colour)
         if min(self.size) <= 0 or (self.mass <= 0 and not self.fixed):
             raise ValueError(f"body {self.name!r}: size and mass must be positive, got {self.size} m, {self.mass} kg")
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Something to be seen that takes no part in the physics: an arrow, a ghost of an earlier place, a distractor.
+
+    Attributes:
+        name: Unique within the scene, bodies included.
+        shape: One of `MARKER_SHAPES`. An arrow points along its own +x axis and is flat along its own y axis.
+        size: Full extents along its own axes, metres.
+        position: Centre, metres (of mass, for the shapes of bodies).
+        colour: A key of `COLOURS` or `NEUTRALS`.
+        orientation: Quaternion (x, y, z, w).
+        fade: How far the colour is mixed with white, 0 to 1: ghosts are paler than what they are ghosts of.
+        texture: As for a body.
+    """
+
+    name: str
+    shape: str
+    size: Vec3
+    position: Vec3
+    colour: str
+    orientation: Quaternion = (0.0, 0.0, 0.0, 1.0)
+    fade: float = 0.0
+    texture: str = ""
+
+    def __post_init__(self) -> None:
+        if self.shape not in MARKER_SHAPES:
+            raise ValueError(f"marker {self.name!r}: shape {self.shape!r} is not one of {', '.join(MARKER_SHAPES)}")
+        _check_colour("marker", self.name, self.colour)
+        if min(self.size) <= 0 or not 0 <= self.fade <= 1:
+            raise ValueError(f"marker {self.name!r}: size must be positive and fade in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,32 +148,56 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """Colours of the sky and the floor as (red, green, blue) in [0, 1]."""
+    """Colours of the sky and the floor as (red, green, blue) in [0, 1], and their procedural textures (or empty)."""
 
     sky: Vec3 = (0.93, 0.95, 0.97)
     floor: Vec3 = (0.75, 0.72, 0.68)
+    sky_texture: str = ""
+    floor_texture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """Bodies on an infinite floor at z = 0, with the camera and light that show them.
 
+    Two surfaces in contact have the product of their friction coefficients, and of their restitutions, in every engine.
+
+    Attributes:
+        bodies: Everything that takes part in the physics.
+        pushes: Forces on bodies.
+        markers: Everything else that is to be seen.
+        gravity: Metres per second squared, downwards.
+        floor_friction: Coulomb coefficient of the floor.
+        camera, light, background: How it is shown.
+        palette: Which colours the colour names stand for (`stimuli.palettes`).
+        panels: Empty for one picture of the start; else `PANELS` moments (seconds; negative ones come before the start,
+            when every body moved uniformly) shown side by side.
+        shown: How a quantity that a plain picture does not show is given ("arrow", "text", ...; each family defines its
+            own), so that the question can say so.
+
     Raises:
-        ValueError: If two bodies share a name or a push names no body.
+        ValueError: If two things share a name, a push names no body, or the number of panels is wrong.
     """
 
     bodies: tuple[Body, ...]
     pushes: tuple[Push, ...] = ()
+    markers: tuple[Marker, ...] = ()
     gravity: float = 9.81
     floor_friction: float = 0.8
     camera: Camera = field(default_factory=Camera)
     light: Light = field(default_factory=Light)
     background: Background = field(default_factory=Background)
+    palette: str = "standard"
+    panels: tuple[float, ...] = ()
+    shown: str = ""
 
     def __post_init__(self) -> None:
         names = [body.name for body in self.bodies]
-        if len(set(names)) != len(names):
-            raise ValueError(f"body names must be unique, got {names}")
+        everything = names + [marker.name for marker in self.markers]
+        if len(set(everything)) != len(everything):
+            raise ValueError(f"the names of bodies and markers must be unique, got {everything}")
+        if len(self.panels) not in (0, PANELS):
+            raise ValueError(f"a scene has no panels or {PANELS}, got {len(self.panels)}")
         for push in self.pushes:
             if push.body not in names:
                 raise ValueError(f"a push names the body {push.body!r}, which is not in the scene ({', '.join(names)})")
@@ -154,6 +222,7 @@ class Scene:
         return _plain(self) | {
             "bodies": [_plain(body) for body in self.bodies],
             "pushes": [_plain(push) for push in self.pushes],
+            "markers": [_plain(marker) for marker in self.markers],
             "camera": _plain(self.camera),
             "light": _plain(self.light),
             "background": _plain(self.background),
@@ -171,11 +240,15 @@ class Scene:
             return cls(
                 bodies=tuple(_build(Body, body) for body in data["bodies"]),
                 pushes=tuple(_build(Push, push) for push in data.get("pushes", ())),
+                markers=tuple(_build(Marker, marker) for marker in data.get("markers", ())),
                 gravity=float(data.get("gravity", 9.81)),
                 floor_friction=float(data.get("floor_friction", 0.8)),
                 camera=_build(Camera, data.get("camera", {})),
                 light=_build(Light, data.get("light", {})),
                 background=_build(Background, data.get("background", {})),
+                palette=str(data.get("palette", "standard")),
+                panels=tuple(float(moment) for moment in data.get("panels", ())),
+                shown=str(data.get("shown", "")),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a scene: {error}") from error
@@ -196,22 +269,28 @@ def mirror(scene: Scene) -> Scene:
     def flip(v: Vec3) -> Vec3:
         return (-v[0] + 0.0, v[1], v[2])  # + 0.0 turns -0.0 into 0.0, which would otherwise change the hash
 
-    def flip_body(body: Body) -> Body:
-        x, y, z, w = body.orientation
-        return replace(
-            body,
-            position=flip(body.position),
-            velocity=flip(body.velocity),
-            orientation=(x, -y + 0.0, -z + 0.0, w),
-        )
+    def turn(thing: Body | Marker) -> Quaternion:
+        x, y, z, w = thing.orientation
+        if thing.shape in ("wedge", "arrow"):
+            # Not symmetric along its own x axis, but along y: its mirror image is itself turned half about z.
+            return (-y + 0.0, -x + 0.0, w, z)
+        return (x, -y + 0.0, -z + 0.0, w)
 
     return replace(
         scene,
-        bodies=tuple(flip_body(body) for body in scene.bodies),
+        bodies=tuple(
+            replace(b, position=flip(b.position), velocity=flip(b.velocity), orientation=turn(b)) for b in scene.bodies
+        ),
+        markers=tuple(replace(m, position=flip(m.position), orientation=turn(m)) for m in scene.markers),
         pushes=tuple(replace(push, force=flip(push.force), point=flip(push.point)) for push in scene.pushes),
         camera=replace(scene.camera, target=flip(scene.camera.target), yaw=-scene.camera.yaw + 0.0),
         light=replace(scene.light, direction=flip(scene.light.direction)),
     )
+
+
+def _check_colour(kind: str, name: str, colour: str) -> None:
+    if colour not in COLOURS and colour not in NEUTRALS:
+        raise ValueError(f"{kind} {name!r}: colour {colour!r} is not one of {', '.join((*COLOURS, *NEUTRALS))}")
 
 
 def _plain(data: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from probes.tiny import WEIGHTS
 from probes.tiny.card import model_card
 from probes.tiny.pictures import RENDER_PIXELS
 from probes.tiny.questions import sayable
+from stimuli.picture import draw
 from stimuli.question import PARAPHRASES, Question, Variant
 from stimuli.scene import Scene, mirror
 from stimuli.simulators import get_simulator
@@ -204,7 +205,7 @@ def evaluate(folder: Path, per_ask: int = 600, per_task: int = 200, towers: int 
 
 def _inputs(loaded: Loaded, items: Sequence[Item]) -> Any:
     simulator = get_simulator()
-    pictures = [Image.fromarray(simulator.render(item.scene, RENDER_PIXELS).rgb) for item in items]
+    pictures = [Image.fromarray(draw(simulator, item.scene, RENDER_PIXELS).rgb) for item in items]
     turns = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.question.prompt}]}]
         for item in items

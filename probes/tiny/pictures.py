@@ -13,6 +13,7 @@ import torch
 from transformers import LlavaProcessor
 
 from probes.tiny.architecture import GRID, PATCH, PIXELS
+from stimuli.picture import draw
 from stimuli.scene import COLOURS, Scene, mirror
 from stimuli.simulators import FLOOR, Frame, get_simulator
 from stimuli.tasks import get_task
@@ -97,7 +98,7 @@ def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProces
     """That many pictures of new scenes."""
     simulator = get_simulator()
     scenes = (sample_scene(rng) for _ in range(count))
-    return [see(scene, simulator.render(scene, RENDER_PIXELS), processor) for scene in scenes]
+    return [see(scene, draw(simulator, scene, RENDER_PIXELS), processor) for scene in scenes]
 
 
 def cached_pictures(path: Path, seed: Sequence[int], count: int, processor: LlavaProcessor) -> list[Picture]:

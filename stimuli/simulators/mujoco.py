@@ -5,13 +5,16 @@ Its pictures come from OpenGL (EGL or OSMesa) and differ from Bullet's in their 
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import version
 from xml.sax.saxutils import quoteattr
 
 import mujoco
 import numpy as np
 
-from stimuli.scene import COLOURS, Body, Scene
+from stimuli.palettes import paint
+from stimuli.scene import Body, Marker, Scene
+from stimuli.shapes import cradle_boards, mesh
 from stimuli.simulators import (
     BACKGROUND,
     FLOOR,
@@ -23,13 +26,14 @@ from stimuli.simulators import (
     Poses,
     Stop,
 )
+from stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
 
 STEP = 1 / 480
-"""Integration step, seconds."""
+"""Coarsest integration step, seconds."""
 CONTACT = 'solref="0.0045 1" solimp="0.99 0.999 0.0001"'
 """Contacts about as stiff as the step allows: soft ones let a tower near its boundary tilt and fall."""
-REST_SPEED = 2e-3
-"""Metres per second (and radians per second / 10) below which a body counts as at rest."""
+BOUNCE_STEPS = 10
+"""Steps that an elastic contact lasts: fewer, and the integrator loses or adds energy."""
 
 
 class MuJoCoSimulator:
@@ -50,54 +54,10 @@ class MuJoCoSimulator:
         min_duration: float = MIN_DURATION,
         max_duration: float = MAX_DURATION,
     ) -> Outcome:
-        """Run until `stop` is met, until everything rests (but at least `min_duration`), or for `max_duration` seconds.
-
-        `stop` is asked every `FRAME_INTERVAL`.
-        """
-        model = mujoco.MjModel.from_xml_string(model_xml(scene))
-        data = mujoco.MjData(model)
-        for body in scene.bodies:
-            if not body.fixed:
-                address = model.jnt_dofadr[model.body(body.name).jntadr[0]]
-                data.qvel[address : address + 3] = body.velocity
-        mujoco.mj_forward(model, data)
-        ids = [model.body(body.name).id for body in scene.bodies]
-        per_frame = round(FRAME_INTERVAL / STEP)
-        positions, turns = [data.xpos[ids].copy()], [data.xquat[ids].copy()]
-        steps, decided, at_rest = 0, False, False
-        while steps * STEP < max_duration - 1e-9:
-            for _ in range(per_frame):
-                data.xfrc_applied[:] = 0.0
-                for push in scene.pushes:
-                    if push.start <= steps * STEP < push.start + push.duration:
-                        index = model.body(push.body).id
-                        arm = np.subtract(push.point, data.xipos[index])
-                        data.xfrc_applied[index, :3] += push.force
-                        data.xfrc_applied[index, 3:] += np.cross(arm, push.force)
-                mujoco.mj_step(model, data)
-                steps += 1
-            positions.append(data.xpos[ids].copy())
-            turns.append(data.xquat[ids].copy())
-            if stop is not None and stop(positions[-1]):
-                decided = True
-                break
-            if steps * STEP >= min_duration - 1e-9 and _resting(data):
-                at_rest = True
-                break
-        pairs = {tuple(sorted((contact.geom1, contact.geom2))) for contact in data.contact[: data.ncon]}
-        floor = model.geom("floor").id
-        touching = {
-            name for name in (b.name for b in scene.bodies) if tuple(sorted((floor, model.geom(name).id))) in pairs
-        }
-        return Outcome(
-            names=tuple(body.name for body in scene.bodies),
-            times=np.arange(len(positions), dtype=np.float64) * (per_frame * STEP),
-            positions=np.stack(positions),
-            orientations=np.stack(turns)[..., [1, 2, 3, 0]],  # MuJoCo puts w first
-            on_floor=frozenset(touching),
-            at_rest=at_rest,
-            decided=decided,
-        )
+        """See `stimuli.simulators.Simulator`."""
+        per_frame = steps_per_frame(scene, STEP)
+        model = mujoco.MjModel.from_xml_string(model_xml(scene, step=FRAME_INTERVAL / per_frame))
+        return run(_World(model, scene), scene, per_frame, stop, min_duration, max_duration)
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
         """A square picture of the scene at its start, or with the bodies at `poses`.
@@ -105,7 +65,7 @@ class MuJoCoSimulator:
         Raises:
             RuntimeError: If no OpenGL is to be had; the message says what to install.
         """
-        model = mujoco.MjModel.from_xml_string(model_xml(scene, size))
+        model = mujoco.MjModel.from_xml_string(model_xml(scene, size=size))
         data = mujoco.MjData(model)
         if poses is not None:
             free = [body for body in scene.bodies if not body.fixed]
@@ -135,46 +95,166 @@ class MuJoCoSimulator:
             geoms = renderer.render()[..., 0]
         segmentation = np.full(geoms.shape, BACKGROUND, dtype=np.int32)
         segmentation[geoms == model.geom("floor").id] = FLOOR
-        for index, body in enumerate(scene.bodies):
-            segmentation[geoms == model.geom(body.name).id] = index
+        for index, thing in enumerate(_things(scene)):
+            address, count = model.body(thing.name).geomadr[0], model.body(thing.name).geomnum[0]
+            segmentation[(geoms >= address) & (geoms < address + count)] = index
         rgb[segmentation == BACKGROUND] = np.round(np.array(scene.background.sky) * 255)
         return Frame(rgb, segmentation, depth)
 
 
-def model_xml(scene: Scene, size: int = 64) -> str:
-    """The scene in MuJoCo's own format (MJCF)."""
+def model_xml(scene: Scene, *, size: int = 64, step: float = STEP) -> str:
+    """The scene in MuJoCo's own format (MJCF), for pictures of `size` pixels and steps of `step` seconds."""
     light = scene.light
-    bodies = "".join(_body_xml(body) for body in scene.bodies)
+    things = _things(scene)
+    meshes = "".join(_mesh_xml(thing) for thing in things if thing.shape in ("wedge", "arrow"))
+    bodies = "".join(_body_xml(thing, scene.palette) for thing in things)
     floor = " ".join(map(str, scene.background.floor))
     toward = " ".join(str(-v) for v in light.direction)
     return f"""<mujoco>
-  <option timestep="{STEP!r}" gravity="0 0 {-scene.gravity!r}" cone="elliptic" impratio="10" integrator="implicitfast"/>
+  <option timestep="{step!r}" gravity="0 0 {-scene.gravity!r}" cone="elliptic" impratio="10" integrator="implicitfast"/>
+  <default><geom contype="0" conaffinity="0"/></default>
   <visual>
     <global offwidth="{size}" offheight="{size}" fovy="{scene.camera.fov!r}"/>
     <headlight ambient="{light.ambient} {light.ambient} {light.ambient}" diffuse="0 0 0" specular="0 0 0"/>
   </visual>
+  <asset>{meshes}</asset>
   <worldbody>
     <light directional="true" dir="{toward}" diffuse="{light.diffuse} {light.diffuse} {light.diffuse}"
       specular="0 0 0" castshadow="{str(light.shadow).lower()}"/>
-    <geom name="floor" type="plane" size="4 4 0.1" rgba="{floor} 1" friction="{scene.floor_friction!r} 0.005 0.0001" {CONTACT}/>
+    <geom name="floor" type="plane" size="4 4 0.1" rgba="{floor} 1"/>
     {bodies}
   </worldbody>
+  <contact>{_pairs_xml(scene, step)}</contact>
 </mujoco>"""
 
 
-def _body_xml(body: Body) -> str:
-    half = [extent / 2 for extent in body.size]
-    sizes = {"box": half, "sphere": half[:1], "cylinder": [half[0], half[2]]}[body.shape]
-    x, y, z, w = body.orientation
-    colour = " ".join(f"{min(1.0, channel * body.shade):.4f}" for channel in COLOURS[body.colour])
-    name = quoteattr(body.name)
+def _things(scene: Scene) -> list[Body | Marker]:
+    return [*scene.bodies, *scene.markers]
+
+
+def _body_xml(thing: Body | Marker, palette: str) -> str:
+    """A body, or a marker, which has no mass and touches nothing."""
+    x, y, z, w = thing.orientation
+    colour = " ".join(f"{channel:.4f}" for channel in paint(thing, palette))
+    free = isinstance(thing, Body) and not thing.fixed
+    pieces = cradle_boards(thing.size) if thing.shape == "cradle" else [((0.0, 0.0, 0.0), thing.size)]
+    whole = sum(extents[0] * extents[1] * extents[2] for _, extents in pieces)
+    geoms = []
+    for number, (centre, extents) in enumerate(pieces):
+        half = [extent / 2 for extent in extents]
+        if thing.shape in ("wedge", "arrow"):
+            form = f'type="mesh" mesh={quoteattr(thing.name)}'
+        else:
+            kind = "box" if thing.shape == "cradle" else thing.shape
+            sizes = {"box": half, "sphere": half[:1], "cylinder": [half[0], half[2]]}[kind]
+            form = f'type="{kind}" size="{" ".join(map(repr, sizes))}"'
+        share = extents[0] * extents[1] * extents[2] / whole
+        mass = f'mass="{thing.mass * share!r}"' if isinstance(thing, Body) else 'mass="0"'
+        place = " ".join(map(repr, centre))
+        geoms.append(
+            f'<geom name={quoteattr(_geom_name(thing.name, number))} {form} pos="{place}" {mass} rgba="{colour} 1"/>'
+        )
+    place = " ".join(map(repr, thing.position))
     return (
-        f'<body name={name} pos="{" ".join(map(repr, body.position))}" quat="{w!r} {x!r} {y!r} {z!r}">'
-        + ("" if body.fixed else "<freejoint/>")
-        + f'<geom name={name} type="{body.shape}" size="{" ".join(map(repr, sizes))}" mass="{body.mass!r}"'
-        # Of two surfaces in contact the larger friction counts; a higher priority would hide the floor's.
-        + f' rgba="{colour} 1" friction="{body.friction!r} 0.005 0.0001" {CONTACT}/></body>'
+        f'<body name={quoteattr(thing.name)} pos="{place}" quat="{w!r} {x!r} {y!r} {z!r}">'
+        + ("<freejoint/>" if free else "")
+        + "".join(geoms)
+        + "</body>"
     )
+
+
+def _mesh_xml(thing: Body | Marker) -> str:
+    vertices, triangles = mesh(thing.shape, thing.size)
+    points = " ".join(repr(float(v)) for v in vertices.ravel())
+    faces = " ".join(str(i) for triangle in triangles for i in triangle)
+    return f'<mesh name={quoteattr(thing.name)} vertex="{points}" face="{faces}" inertia="shell"/>'
+
+
+def _pairs_xml(scene: Scene, step: float) -> str:
+    """Every pair that can touch, with the product of its frictions and restitutions, as in Bullet.
+
+    Left to itself MuJoCo takes the larger friction of two surfaces, and knows no restitution.
+    """
+    pieces = [
+        (body, _geom_name(body.name, number))
+        for body in scene.bodies
+        for number in range(len(cradle_boards(body.size)) if body.shape == "cradle" else 1)
+    ]
+    pairs = []
+    for index, (body, name) in enumerate(pieces):
+        if not body.fixed:
+            pairs.append((name, "floor", body.friction * scene.floor_friction, 0.0))
+        for other, other_name in pieces[index + 1 :]:
+            if other is not body and not (body.fixed and other.fixed):
+                friction, restitution = body.friction * other.friction, body.restitution * other.restitution
+                pairs.append((name, other_name, friction, restitution))
+    return "".join(
+        f'<pair geom1={quoteattr(a)} geom2={quoteattr(b)} condim="{3 if friction > 0 else 1}"'
+        f' friction="{friction!r} {friction!r} 0.005 0.0001 0.0001" {_contact(restitution, step)}/>'
+        for a, b, friction, restitution in pairs
+    )
+
+
+def _contact(restitution: float, step: float) -> str:
+    """Parameters of a contact that gives back that share of the speed of approach.
+
+    A bounce is half a period of a damped spring, from the two parameters of MuJoCo's reference acceleration: with damping
+    ratio d, exp(-d pi / sqrt(1 - d^2)) of the speed is left. It is made to last `BOUNCE_STEPS` steps.
+    """
+    if restitution <= 0:
+        return CONTACT
+    log_share = math.log(min(restitution, 0.999))
+    ratio = -log_share / math.hypot(math.pi, log_share)
+    frequency = math.pi / (BOUNCE_STEPS * step * math.sqrt(1 - ratio**2))
+    return f'solref="{-(frequency**2)!r} {-2 * ratio * frequency!r}" solimp="0.99 0.999 0.0001"'
+
+
+def _geom_name(body: str, number: int) -> str:
+    return body if number == 0 else f"{body}/{number}"
+
+
+class _World:
+    """A compiled model in motion. Implements `stimuli.simulators.loop.World`."""
+
+    def __init__(self, model: mujoco.MjModel, scene: Scene) -> None:
+        self._model, self._data = model, mujoco.MjData(model)
+        self._scene = scene
+        self._ids = [model.body(body.name).id for body in scene.bodies]
+        self._pushes = [(push, model.body(push.body).id) for push in scene.pushes]
+        for body in scene.bodies:
+            if not body.fixed:
+                address = model.jnt_dofadr[model.body(body.name).jntadr[0]]
+                self._data.qvel[address : address + 3] = body.velocity
+        mujoco.mj_forward(model, self._data)
+
+    def step(self, time: float) -> None:
+        data = self._data
+        if self._pushes:
+            data.xfrc_applied[:] = 0.0
+            for push, index in self._pushes:
+                if push.start - 1e-9 <= time < push.start + push.duration - 1e-9:
+                    arm = np.subtract(push.point, data.xipos[index])
+                    data.xfrc_applied[index, :3] += push.force
+                    data.xfrc_applied[index, 3:] += np.cross(arm, push.force)
+        mujoco.mj_step(self._model, data)
+
+    def state(self) -> tuple[Floats, Floats]:
+        # MuJoCo puts w first.
+        return self._data.xpos[self._ids].copy(), self._data.xquat[self._ids][:, [1, 2, 3, 0]]
+
+    def resting(self) -> bool:
+        speeds = self._data.qvel.reshape(-1, 6)
+        return bool((np.abs(speeds[:, :3]) < REST_SPEED).all() and (np.abs(speeds[:, 3:]) < 10 * REST_SPEED).all())
+
+    def on_floor(self) -> frozenset[str]:
+        model, data = self._model, self._data
+        floor = model.geom("floor").id
+        touching = {
+            int(model.geom_bodyid[a if b == floor else b])
+            for a, b in ((contact.geom1, contact.geom2) for contact in data.contact[: data.ncon])
+            if floor in (a, b)
+        }
+        return frozenset(b.name for b, index in zip(self._scene.bodies, self._ids, strict=True) if index in touching)
 
 
 def _camera(scene: Scene) -> mujoco.MjvCamera:
@@ -185,8 +265,3 @@ def _camera(scene: Scene) -> mujoco.MjvCamera:
     # Bullet looks along +y at yaw 0 and turns the camera; MuJoCo's azimuth 90 looks along +y.
     camera.azimuth, camera.elevation = 90.0 + scene.camera.yaw, scene.camera.pitch
     return camera
-
-
-def _resting(data: mujoco.MjData) -> bool:
-    speeds = data.qvel.reshape(-1, 6)
-    return bool((np.abs(speeds[:, :3]) < REST_SPEED).all() and (np.abs(speeds[:, 3:]) < 10 * REST_SPEED).all())

@@ -12,7 +12,9 @@ from importlib.metadata import version
 
 import numpy as np
 
-from stimuli.scene import COLOURS, Body, Scene
+from stimuli.palettes import paint
+from stimuli.scene import Body, Marker, Scene, Vec3
+from stimuli.shapes import cradle_boards, mesh
 from stimuli.simulators import (
     BACKGROUND,
     FRAME_INTERVAL,
@@ -23,6 +25,7 @@ from stimuli.simulators import (
     Poses,
     Stop,
 )
+from stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
 
 
 def _import_pybullet():  # type: ignore[no-untyped-def]
@@ -41,10 +44,10 @@ def _import_pybullet():  # type: ignore[no-untyped-def]
 bullet = _import_pybullet()
 
 STEP = 1 / 240
-"""Integration step, seconds."""
+"""Coarsest integration step, seconds."""
 SOLVER_ITERATIONS = 50
-REST_SPEED = 2e-3
-"""Metres per second (and radians per second / 10) below which a body counts as at rest."""
+SLOWEST_BOUNCE = 0.05
+"""Metres per second of approach below which nothing bounces."""
 NEAR, FAR = 0.05, 10.0
 """Clipping planes of the camera, metres."""
 
@@ -73,47 +76,13 @@ class PyBulletSimulator:
         min_duration: float = MIN_DURATION,
         max_duration: float = MAX_DURATION,
     ) -> Outcome:
-        """Run until `stop` is met, until everything rests (but at least `min_duration`), or for `max_duration` seconds.
-
-        `stop` is asked every `FRAME_INTERVAL`.
-        """
+        """See `stimuli.simulators.Simulator`."""
         self._load(scene)
         self._loaded = None
-        client, ids = self._client, self._ids
-        per_frame = round(FRAME_INTERVAL / STEP)
-        poses = [bullet.getBasePositionAndOrientation(i, client) for i in ids]
-        positions, turns = [np.array([p for p, _ in poses])], [[turn for _, turn in poses]]
-        steps, decided, at_rest = 0, False, False
-        while steps * STEP < max_duration - 1e-9:
-            for _ in range(per_frame):
-                for push in scene.pushes:
-                    # Bullet clears applied forces after every step.
-                    if push.start <= steps * STEP < push.start + push.duration:
-                        index = ids[[b.name for b in scene.bodies].index(push.body)]
-                        bullet.applyExternalForce(
-                            index, -1, push.force, push.point, bullet.WORLD_FRAME, physicsClientId=client
-                        )
-                bullet.stepSimulation(client)
-                steps += 1
-            poses = [bullet.getBasePositionAndOrientation(i, client) for i in ids]
-            positions.append(np.array([p for p, _ in poses]))
-            turns.append([turn for _, turn in poses])
-            if stop is not None and stop(positions[-1]):
-                decided = True
-                break
-            if steps * STEP >= min_duration - 1e-9 and self._resting():
-                at_rest = True
-                break
-        touching = {contact[2] for contact in bullet.getContactPoints(self._floor, physicsClientId=client)}
-        return Outcome(
-            names=tuple(body.name for body in scene.bodies),
-            times=np.arange(len(positions), dtype=np.float64) * (per_frame * STEP),
-            positions=np.stack(positions).reshape(len(positions), -1, 3),
-            orientations=np.array(turns).reshape(len(turns), -1, 4),
-            on_floor=frozenset(b.name for b, i in zip(scene.bodies, ids, strict=True) if i in touching),
-            at_rest=at_rest,
-            decided=decided,
-        )
+        per_frame = steps_per_frame(scene, STEP)
+        bullet.setTimeStep(FRAME_INTERVAL / per_frame, physicsClientId=self._client)
+        world = _World(scene, self._client, self._ids[: len(scene.bodies)], self._floor)
+        return run(world, scene, per_frame, stop, min_duration, max_duration)
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
         """A square picture of the scene at its start, or with the bodies at `poses`."""
@@ -121,7 +90,8 @@ class PyBulletSimulator:
         client = self._client
         if poses is not None:
             self._loaded = None
-            for index, position, turn in zip(self._ids, poses.positions, poses.orientations, strict=True):
+            bodies = self._ids[: len(scene.bodies)]
+            for index, position, turn in zip(bodies, poses.positions, poses.orientations, strict=True):
                 bullet.resetBasePositionAndOrientation(index, position, turn, physicsClientId=client)
         camera, light = scene.camera, scene.light
         view = bullet.computeViewMatrixFromYawPitchRoll(camera.target, camera.distance, camera.yaw, camera.pitch, 0, 2)
@@ -141,8 +111,8 @@ class PyBulletSimulator:
             renderer=bullet.ER_TINY_RENDERER,
             physicsClientId=client,
         )
-        # Bullet numbers the floor 0 and the bodies 1, 2, ... in the order in which `_load` makes them, and nothing is -1:
-        # one less is just FLOOR, the index of the body, and BACKGROUND.
+        # Bullet numbers the floor 0 and then bodies and markers in the order in which `_load` makes them, and nothing
+        # is -1: one less is just FLOOR, the index of the body or marker, and BACKGROUND.
         segmentation = np.asarray(mask, dtype=np.int32).reshape(size, size) - np.int32(1)
         # Pixels as whole words: painting the sky channel by channel takes as long as a sixth of the rendering.
         pixels = np.ascontiguousarray(rgba, dtype=np.uint8).reshape(size, size, 4).view(np.uint32)[..., 0]
@@ -162,7 +132,10 @@ class PyBulletSimulator:
         bullet.resetSimulation(physicsClientId=client)
         bullet.setGravity(0, 0, -scene.gravity, physicsClientId=client)
         bullet.setPhysicsEngineParameter(
-            fixedTimeStep=STEP, numSolverIterations=SOLVER_ITERATIONS, physicsClientId=client
+            fixedTimeStep=STEP,
+            numSolverIterations=SOLVER_ITERATIONS,
+            restitutionVelocityThreshold=SLOWEST_BOUNCE,
+            physicsClientId=client,
         )
         half = (4.0, 4.0, 0.05)
         shape = bullet.createCollisionShape(bullet.GEOM_BOX, halfExtents=half, physicsClientId=client)
@@ -170,40 +143,141 @@ class PyBulletSimulator:
         look = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=half, rgbaColor=colour, physicsClientId=client)
         self._floor = bullet.createMultiBody(0, shape, look, (0, 0, -half[2]), physicsClientId=client)
         bullet.changeDynamics(self._floor, -1, lateralFriction=scene.floor_friction, physicsClientId=client)
-        self._ids = [self._add(body) for body in scene.bodies]
+        self._ids = [self._add(body, scene.palette) for body in scene.bodies]
+        self._ids += [self._add_marker(marker, scene.palette) for marker in scene.markers]
         self._loaded = scene
 
-    def _add(self, body: Body) -> int:
+    def _add(self, body: Body, palette: str) -> int:
         client = self._client
-        half = [extent / 2 for extent in body.size]
-        if body.shape == "box":
-            solid = {"shapeType": bullet.GEOM_BOX, "halfExtents": half}
-            visible = solid
-        elif body.shape == "sphere":
-            solid = {"shapeType": bullet.GEOM_SPHERE, "radius": half[0]}
-            visible = solid
-        else:
-            solid = {"shapeType": bullet.GEOM_CYLINDER, "radius": half[0], "height": body.size[2]}
-            visible = {"shapeType": bullet.GEOM_CYLINDER, "radius": half[0], "length": body.size[2]}
-        rgba = [min(1.0, channel * body.shade) for channel in COLOURS[body.colour]] + [1.0]
         index = bullet.createMultiBody(
             0.0 if body.fixed else body.mass,
-            bullet.createCollisionShape(**solid, physicsClientId=client),
-            bullet.createVisualShape(**visible, rgbaColor=rgba, physicsClientId=client),
+            self._solid(body.shape, body.size),
+            self._visible(body.shape, body.size, paint(body, palette)),
             body.position,
             body.orientation,
             physicsClientId=client,
         )
         bullet.changeDynamics(
-            index, -1, lateralFriction=body.friction, restitution=body.restitution, physicsClientId=client
+            index,
+            -1,
+            lateralFriction=body.friction,
+            restitution=body.restitution,
+            # Bullet slows everything down a little by default, as if in thick air.
+            linearDamping=0.0,
+            angularDamping=0.0,
+            physicsClientId=client,
         )
         if any(body.velocity):
             bullet.resetBaseVelocity(index, body.velocity, physicsClientId=client)
         return int(index)
 
-    def _resting(self) -> bool:
+    def _add_marker(self, marker: Marker, palette: str) -> int:
+        visible = self._visible(marker.shape, marker.size, paint(marker, palette))
+        return int(
+            bullet.createMultiBody(0, -1, visible, marker.position, marker.orientation, physicsClientId=self._client)
+        )
+
+    def _solid(self, shape: str, size: Vec3) -> int:
+        """Collision shape."""
+        client, half = self._client, [extent / 2 for extent in size]
+        if shape == "box":
+            return int(bullet.createCollisionShape(bullet.GEOM_BOX, halfExtents=half, physicsClientId=client))
+        if shape == "sphere":
+            return int(bullet.createCollisionShape(bullet.GEOM_SPHERE, radius=half[0], physicsClientId=client))
+        if shape == "cylinder":
+            return int(
+                bullet.createCollisionShape(
+                    bullet.GEOM_CYLINDER, radius=half[0], height=size[2], physicsClientId=client
+                )
+            )
+        if shape == "wedge":
+            vertices = mesh(shape, size)[0].tolist()
+            return int(bullet.createCollisionShape(bullet.GEOM_MESH, vertices=vertices, physicsClientId=client))
+        boards = cradle_boards(size)
+        return int(
+            bullet.createCollisionShapeArray(
+                shapeTypes=[bullet.GEOM_BOX] * len(boards),
+                halfExtents=[[extent / 2 for extent in extents] for _, extents in boards],
+                collisionFramePositions=[centre for centre, _ in boards],
+                physicsClientId=client,
+            )
+        )
+
+    def _visible(self, shape: str, size: Vec3, colour: Vec3) -> int:
+        """Visual shape."""
+        client, half, rgba = self._client, [extent / 2 for extent in size], (*colour, 1.0)
+        if shape == "box":
+            found = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=half, rgbaColor=rgba, physicsClientId=client)
+        elif shape == "sphere":
+            found = bullet.createVisualShape(bullet.GEOM_SPHERE, radius=half[0], rgbaColor=rgba, physicsClientId=client)
+        elif shape == "cylinder":
+            found = bullet.createVisualShape(
+                bullet.GEOM_CYLINDER, radius=half[0], length=size[2], rgbaColor=rgba, physicsClientId=client
+            )
+        elif shape == "cradle":
+            boards = cradle_boards(size)
+            found = bullet.createVisualShapeArray(
+                shapeTypes=[bullet.GEOM_BOX] * len(boards),
+                halfExtents=[[extent / 2 for extent in extents] for _, extents in boards],
+                visualFramePositions=[centre for centre, _ in boards],
+                rgbaColors=[rgba] * len(boards),
+                physicsClientId=client,
+            )
+        else:
+            vertices, indices, normals = _flat_shaded(shape, size)
+            found = bullet.createVisualShape(
+                bullet.GEOM_MESH,
+                vertices=vertices,
+                indices=indices,
+                normals=normals,
+                rgbaColor=rgba,
+                physicsClientId=client,
+            )
+        return int(found)
+
+
+class _World:
+    """A loaded scene in motion. Implements `stimuli.simulators.loop.World`."""
+
+    def __init__(self, scene: Scene, client: int, ids: list[int], floor: int) -> None:
+        self._client, self._ids, self._floor = client, ids, floor
+        self._names = [body.name for body in scene.bodies]
+        self._pushes = [(push, ids[self._names.index(push.body)]) for push in scene.pushes]
+
+    def step(self, time: float) -> None:
+        for push, index in self._pushes:
+            # Bullet clears applied forces after every step.
+            if push.start - 1e-9 <= time < push.start + push.duration - 1e-9:
+                bullet.applyExternalForce(
+                    index, -1, push.force, push.point, bullet.WORLD_FRAME, physicsClientId=self._client
+                )
+        bullet.stepSimulation(self._client)
+
+    def state(self) -> tuple[Floats, Floats]:
+        poses = [bullet.getBasePositionAndOrientation(i, self._client) for i in self._ids]
+        return np.array([p for p, _ in poses]).reshape(-1, 3), np.array([turn for _, turn in poses]).reshape(-1, 4)
+
+    def resting(self) -> bool:
         for index in self._ids:
             linear, angular = bullet.getBaseVelocity(index, self._client)
             if math.hypot(*linear) > REST_SPEED or math.hypot(*angular) > 10 * REST_SPEED:
                 return False
         return True
+
+    def on_floor(self) -> frozenset[str]:
+        contacts = bullet.getContactPoints(self._floor, physicsClientId=self._client)
+        touching = {contact[2] for contact in contacts}
+        return frozenset(name for name, index in zip(self._names, self._ids, strict=True) if index in touching)
+
+
+def _flat_shaded(shape: str, size: Vec3) -> tuple[list[list[float]], list[int], list[list[float]]]:
+    """Vertices, indices and normals of a mesh whose faces share no vertex, so that every face has its own shade."""
+    points, triangles = mesh(shape, size)
+    vertices: list[list[float]] = []
+    normals: list[list[float]] = []
+    for triangle in triangles:
+        a, b, c = points[list(triangle)]
+        normal = np.cross(b - a, c - a)
+        vertices += [a.tolist(), b.tolist(), c.tolist()]
+        normals += [(normal / np.linalg.norm(normal)).tolist()] * 3
+    return vertices, list(range(len(vertices))), normals

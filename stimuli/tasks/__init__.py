@@ -16,7 +16,7 @@ import numpy as np
 from stimuli.condition import Condition
 from stimuli.question import PARAPHRASES, Answer, Question, Variant
 from stimuli.scene import Scene, mirror
-from stimuli.simulators import Simulator, get_simulator
+from stimuli.simulators import Outcome, Simulator, get_simulator
 
 AMBIGUITY_BAND = 0.1
 """|margin| (half widths) below which engines may disagree with statics and with each other; left out of designed sets."""
@@ -24,11 +24,19 @@ AMBIGUITY_BAND = 0.1
 
 @dataclass(frozen=True)
 class Score:
-    """What an answer is worth: success, a reward in [0, 1] that is 1 exactly on success, and the physics behind it."""
+    """What an answer is worth.
+
+    Attributes:
+        success: Whether it is right, or works.
+        reward: In [0, 1]; 1 exactly on success.
+        detail: The physics behind it, as plain data.
+        outcome: What happened to the scene that `Task.apply` gives, where the scoring took a simulation of it.
+    """
 
     success: bool
     reward: float
     detail: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = field(default=None, repr=False, compare=False)
 
 
 class Unsatisfiable(ValueError):
@@ -48,6 +56,7 @@ class Task(ABC):
         family: Folder under `stimuli/tasks`.
         kind: "judgement" (what will happen?), "action" (what must be done?) or "grounding" (what is there?).
         held_out: Never a training task; asked zero-shot.
+        signed_side: The margin's sign is a side (left or right), so that it changes in the mirror.
     """
 
     name: ClassVar[str]
@@ -55,6 +64,7 @@ class Task(ABC):
     family: ClassVar[str]
     kind: ClassVar[Literal["judgement", "action", "grounding"]]
     held_out: ClassVar[bool] = False
+    signed_side: ClassVar[bool] = False
 
     @abstractmethod
     def conditions(self) -> tuple[Condition, ...]:
@@ -96,6 +106,18 @@ class Task(ABC):
         scene = self.sample_matched(rng, condition)[0]
         return mirror(scene) if condition.mirrored else scene
 
+    def apply(self, scene: Scene, answer: Answer) -> Scene:
+        """The scene with the answer of an action carried out, as it is simulated. Raises TypeError for other kinds."""
+        raise TypeError(f"{self.name} is a {self.kind} task: its answers change nothing in the scene")
+
+    def mirrored(self, answer: Answer) -> Answer:
+        """What an answer is in the mirror image: left and right swap, and so does the sign of a distance along x."""
+        if isinstance(answer, str):
+            return {"left": "right", "right": "left"}.get(answer, answer)
+        if self.kind != "action":
+            return answer
+        return -answer if isinstance(answer, int) else (-answer[0], answer[1])
+
     def demonstrate(self, scene: Scene, question: Question, rng: np.random.Generator) -> Answer:
         """What an expert would answer, for supervised training. Always gets reward 1."""
         return self.solve(scene, question)
@@ -131,16 +153,32 @@ def simulator_or_default(simulator: Simulator | None) -> Simulator:
     return simulator if simulator is not None else get_simulator()
 
 
-_TOWERS = "stimuli.tasks.towers"
 _BUILT_IN: dict[str, str] = {
-    "towers-stability": f"{_TOWERS}.stability:TowersStability",
-    "towers-direction": f"{_TOWERS}.collapse:TowersDirection",
-    "towers-count": f"{_TOWERS}.collapse:TowersCount",
-    "towers-topblock": f"{_TOWERS}.topblock:TowersTopblock",
-    "towers-sideblock": f"{_TOWERS}.sideblock:TowersSideblock",
-    "towers-grounding": f"{_TOWERS}.grounding:TowersGrounding",
+    "towers-stability": "towers.stability:TowersStability",
+    "towers-direction": "towers.collapse:TowersDirection",
+    "towers-count": "towers.collapse:TowersCount",
+    "towers-topblock": "towers.topblock:TowersTopblock",
+    "towers-sideblock": "towers.sideblock:TowersSideblock",
+    "towers-grounding": "towers.grounding:TowersGrounding",
+    # "balance-tilt": "balance.tilt:BalanceTilt",
+    # "balance-place": "balance.place:BalancePlace",
+    # "balance-heavier": "balance.heavier:BalanceHeavier",
+    # "balance-grounding": "balance.grounding:BalanceGrounding",
+    # "collision-outcome": "collision.outcome:CollisionOutcome",
+    # "collision-aim": "collision.aim:CollisionAim",
+    # "collision-launch": "collision.launch:CollisionLaunch",
+    # "collision-grounding": "collision.grounding:CollisionGrounding",
+    # "support-hold": "support.hold:SupportHold",
+    # "support-brace": "support.brace:SupportBrace",
+    # "support-remove": "support.remove:SupportRemove",
+    # "support-grounding": "support.grounding:SupportGrounding",
 }
-FAMILIES: dict[str, str] = {"towers": "towers-stability"}
+FAMILIES: dict[str, str] = {
+    "towers": "towers-stability",
+    # "balance": "balance-tilt",
+    # "collision": "collision-outcome",
+    # "support": "support-hold",
+}
 """Families and their headline judgement task, which is what a family name stands for on the command line."""
 
 
@@ -173,7 +211,7 @@ def get_task(name: str) -> Task:
 
 
 def _locations() -> dict[str, str]:
-    locations = dict(_BUILT_IN)
+    locations = {name: f"{__name__}.{place}" for name, place in _BUILT_IN.items()}
     for entry in entry_points(group="probe.tasks"):
         if entry.name in locations:
             raise UnknownTask(f"two tasks are called {entry.name!r}: {locations[entry.name]} and {entry.value}")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
+from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Integers, Option, Options, Question, Variant, named_options
 from stimuli.scene import Scene
 from stimuli.simulators import Outcome, Simulator, get_simulator
@@ -21,7 +21,6 @@ from stimuli.tasks.towers.tower import (
     Look,
     fall_side,
     first_tower,
-    in_bin,
     largest_step,
     tower_arrays,
     tower_margin,
@@ -53,6 +52,7 @@ class TowersDirection(Task):
     family: ClassVar[str] = "towers"
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
     held_out: ClassVar[bool] = True
+    signed_side: ClassVar[bool] = True
 
     def conditions(self) -> tuple[Condition, ...]:
         """Number of blocks x |overshoot| bin x side x whether the lean is misleading."""

@@ -119,17 +119,20 @@ class TowersSideblock(Task):
         sideways = min((abs(right - w) for w in works), default=99)
         upward = max(0, -drop, drop - MAX_DROP)
         fits = upward == 0
+        outcome = None
         if fits:
             moved = self.apply(scene, answer)
             outcome = simulator_or_default(simulator).simulate(moved, stop=_left_place(moved, drop))
             if not outcome.decided and "side" not in outcome.on_floor:
-                return Score(True, 1.0, {"distance_cm": 0})
+                return Score(True, 1.0, {"distance_cm": 0}, outcome)
         distance = sideways + upward
         reward = 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2
-        return Score(False, reward, {"distance_cm": distance, "fits": fits})
+        return Score(False, reward, {"distance_cm": distance, "fits": fits}, outcome)
 
-    def apply(self, scene: Scene, answer: tuple[int, int]) -> Scene:
+    def apply(self, scene: Scene, answer: Answer) -> Scene:
         """The scene with the red block moved by (right, up) centimetres."""
+        if not isinstance(answer, tuple):
+            raise TypeError(f"an answer is two whole numbers of centimetres, got {answer!r}")
         return scene.moved("side", dx=answer[0] / 100, dz=answer[1] / 100)
 
     def variants(self) -> tuple[Variant, ...]:

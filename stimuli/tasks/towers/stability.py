@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
+from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
@@ -23,7 +23,6 @@ from stimuli.tasks.towers.tower import (
     Look,
     draw_towers,
     fallen,
-    in_bin,
     largest_step,
     tower_arrays,
     tower_margin,

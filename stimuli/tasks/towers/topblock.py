@@ -120,13 +120,15 @@ class TowersTopblock(Task):
             return Score(False, 0.0, {"truth": None})
         outcome = simulator_or_default(simulator).simulate(self.apply(scene, answer), stop=fallen(scene))
         if not outcome.decided:
-            return Score(True, 1.0, {"distance_cm": 0})
+            return Score(True, 1.0, {"distance_cm": 0}, outcome)
         x, width, mass = tower_arrays(scene)
         distance = min((abs(answer - a) for a in working_shifts(x / BLOCK, width / BLOCK, mass)), default=99)
-        return Score(False, 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2, {"distance_cm": distance})
+        return Score(False, 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2, {"distance_cm": distance}, outcome)
 
-    def apply(self, scene: Scene, answer: int) -> Scene:
+    def apply(self, scene: Scene, answer: Answer) -> Scene:
         """The scene with the top block shifted by `answer` centimetres."""
+        if not isinstance(answer, int):
+            raise TypeError(f"an answer is one whole number of centimetres, got {answer!r}")
         return scene.moved(tower_blocks(scene)[-1].name, dx=answer / 100)
 
     def variants(self) -> tuple[Variant, ...]:

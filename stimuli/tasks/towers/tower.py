@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import COLOURS, Background, Body, Camera, Light, Scene
+from stimuli.look import draw_colours, draw_surroundings
+from stimuli.scene import Body, Camera, Scene
 from stimuli.simulators import Stop
 from stimuli.statics import stack_margin, stack_overshoot
 from stimuli.tasks import Unsatisfiable
@@ -98,18 +99,11 @@ def first_tower(rng: np.random.Generator, count: int, accept: Accept, what: str,
     raise Unsatisfiable(f"found no tower of {count} blocks: {what}")
 
 
-def in_bin(values: Floats, margin_bin: tuple[float, float]) -> npt.NDArray[np.bool_]:
-    """Which values lie inside the bin, edges excluded so that rounding cannot carry an item into the next one."""
-    low, high = margin_bin
-    return (values > low + 1e-9) & (values < high - 1e-9)
-
-
 class Look:
     """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils."""
 
     def __init__(self, rng: np.random.Generator, colours: int, reserved: str | None = None) -> None:
-        names = [name for name in COLOURS if name != reserved]
-        self.colours = [names[i] for i in rng.permutation(len(names))[:colours]]
+        self.colours = draw_colours(rng, colours, reserved)
         self.shades = np.round(rng.uniform(0.9, 1.05, colours + 1), 2).tolist()
         self.place = float(np.round(rng.uniform(-0.6, 0.6), 2))  # of the tower in the picture, in blocks
         self.camera = Camera(
@@ -118,10 +112,8 @@ class Look:
             yaw=float(np.round(rng.uniform(-4, 4), 1)),
             pitch=float(np.round(rng.uniform(-10, -5), 1)),
         )
-        x, z = np.round(rng.uniform((-0.6, 0.6), (0.6, 1.2)), 2).tolist()
-        self.light = Light(direction=(x, -0.8, z), ambient=float(np.round(rng.uniform(0.5, 0.6), 2)))
-        grey = np.round(rng.uniform(0.62, 0.78) + rng.uniform(-0.03, 0.03, 3), 2).tolist()
-        self.background = Background(floor=(grey[0], grey[1], grey[2]))
+        surroundings = draw_surroundings(rng)
+        self.light, self.background = surroundings.light, surroundings.background
 
     def scene(self, x: Floats, side: tuple[str, float] | None = None) -> Scene:
         """The scene of a tower with centres `x` (blocks), and of a block on the floor (`side`: colour, centre)."""

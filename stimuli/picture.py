@@ -1,0 +1,63 @@
+"""The picture of a scene as a viewer gets it: one view, or four moments side by side, with textures.
+
+Everything that shows a scene (sets, the environment, pretraining) draws it here, so that a scene looks the same everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from stimuli.scene import Scene
+from stimuli.simulators import BACKGROUND, FRAME_INTERVAL, Frame, Poses, Simulator
+
+GAP = 2
+"""Pixels between the panels of a strip."""
+
+
+def draw(simulator: Simulator, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
+    """A square picture of a scene: of its start, of its panels where it has some, or with the bodies at `poses`.
+
+    Args:
+        simulator: Draws, and simulates what panels later than the start show.
+        size: Edge, pixels.
+        poses: Where the bodies are; the panels are then left out.
+
+    Returns:
+        The frame. Its segmentation numbers the bodies, then the markers, in scene order.
+    """
+    if poses is not None or not scene.panels:
+        return simulator.render(scene, size, poses)
+    half = (size - GAP) // 2
+    moments = [simulator.render(scene, half, p) for p in panel_poses(simulator, scene)]
+    return Frame(
+        _tile([m.rgb for m in moments], size, 255),
+        _tile([m.segmentation for m in moments], size, BACKGROUND),
+        _tile([m.depth for m in moments], size, 0),
+    )
+
+
+def panel_poses(simulator: Simulator, scene: Scene) -> list[Poses]:
+    """Where the bodies are at each moment of `scene.panels`."""
+    start = np.array([body.position for body in scene.bodies])
+    turns = np.array([body.orientation for body in scene.bodies])
+    velocity = np.array([body.velocity for body in scene.bodies])
+    last = max(scene.panels)
+    path = simulator.simulate(scene, min_duration=last, max_duration=last) if last > 0 else None
+    found = []
+    for moment in scene.panels:
+        if moment <= 0 or path is None:
+            found.append(Poses(start + moment * velocity, turns))
+        else:
+            found.append(path.poses(min(len(path.times) - 1, round(moment / FRAME_INTERVAL))))
+    return found
+
+
+def _tile(pictures: list[npt.NDArray], size: int, fill: int) -> npt.NDArray:  # type: ignore[type-arg]
+    """Four pictures in reading order, with a gap between them."""
+    half = pictures[0].shape[0]
+    whole = np.full((size, size, *pictures[0].shape[2:]), fill, dtype=pictures[0].dtype)
+    for index, picture in enumerate(pictures):
+        top, left = (index // 2) * (size - half), (index % 2) * (size - half)
+        whole[top : top + half, left : left + half] = picture
+    return whole

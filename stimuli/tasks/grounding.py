@@ -1,0 +1,227 @@
+"""Grounding: what is in the picture? The questions that every family can ask, and the task that asks them.
+
+A family's grounding task is a `GroundingTask` with a table of `Ask`s: the ones made here (counting, colours, shapes, existence,
+left and right) about its own objects, and its own (which way does the arrow point?).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from stimuli.condition import Condition
+from stimuli.question import THINK, Answer, Grammar, Integers, Option, Options, Question, Variant, named_options
+from stimuli.scene import COLOURS, Body, Scene
+from stimuli.simulators import Simulator
+from stimuli.tasks import Score, Task, Unsatisfiable
+
+About = dict[str, str | int]
+"""What one question is about: the blanks of its wording."""
+Objects = Callable[[Scene], Sequence[Body]]
+
+MIN_SEPARATION = 0.015
+"""Metres between two centres before left and right of each other are asked about."""
+LARGEST_COUNT = 6
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One kind of question.
+
+    Attributes:
+        texts: Four wordings, with blanks named as in `About`.
+        abouts: Everything in a scene that it can be asked about; empty if it cannot be asked of the scene. Listed so that
+            right answers are balanced when the list is used evenly.
+        answer: The right answer.
+        grammar: Given the order of the options (0 or 1), the answer grammar and the sentence of the prompt that states it.
+        tolerance: For numbers, how far a reply may be off; it loses a tenth of the reward for each unit beyond.
+    """
+
+    texts: tuple[str, str, str, str]
+    abouts: Callable[[Scene], list[About]]
+    answer: Callable[[Scene, About], Answer]
+    grammar: Callable[[int], tuple[Grammar, str]]
+    tolerance: int = 0
+
+
+class GroundingTask(Task):
+    """What is in the picture?
+
+    The condition's `build` names the kind of question, one of `asks`. After a colon it may name a layout, which is the
+    family's affair.
+    """
+
+    kind: ClassVar[Literal["judgement", "action", "grounding"]] = "grounding"
+    asks: ClassVar[Mapping[str, Ask]]
+
+    @abstractmethod
+    def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:
+        """Any scene of the family with that count and layout, without regard to what would happen in it."""
+
+    def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
+        """One scene about which the question can be asked."""
+        ask = condition.build.partition(":")[0]
+        if ask not in self.asks:
+            raise ValueError(f"{self.name} knows no question {ask!r}; use one of {', '.join(self.asks)}")
+        for _ in range(100):
+            scene = self.sample_scene(rng, condition)
+            if self.asks[ask].abouts(scene):
+                return (scene,)
+        raise Unsatisfiable(f"{self.name}: {ask} cannot be asked with {condition.count} object(s)")
+
+    def foil_condition(self, condition: Condition) -> Condition:
+        """Grounding items have no foils but their mirror images."""
+        return condition
+
+    def margin(self, scene: Scene) -> float:
+        """Always 0: no physics is asked about."""
+        return 0.0
+
+    def variants(self) -> tuple[Variant, ...]:
+        """The usual wordings; `ask` follows from the condition and `detail` picks the object asked about."""
+        return tuple(replace(v, detail=i) for i, v in enumerate(super().variants()))
+
+    def possible_asks(self, scene: Scene) -> list[str]:
+        """The kinds of question that can be asked about a scene."""
+        return [name for name, ask in self.asks.items() if ask.abouts(scene)]
+
+    def question(self, scene: Scene, variant: Variant) -> Question:
+        """A question of kind `variant.ask` (by default the first); `variant.detail` picks what it is about.
+
+        Raises:
+            ValueError: If that cannot be asked about the scene.
+        """
+        name = variant.ask or next(iter(self.asks))
+        abouts = self.asks[name].abouts(scene)
+        if not abouts:
+            raise ValueError(f"{name} cannot be asked of this scene; it allows {', '.join(self.possible_asks(scene))}")
+        about = abouts[variant.detail % len(abouts)]
+        text = self.asks[name].texts[variant.paraphrase].format(**about)
+        grammar, clause = self.asks[name].grammar(variant.order)
+        prompt = f"{text}{clause}" + (THINK if variant.style == "think" else "")
+        return Question(prompt, grammar, variant.style, {"ask": name, **about})
+
+    def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
+        """The answer, read from the scene."""
+        about = {key: value for key, value in question.about.items() if key != "ask"}
+        return self.asks[question.about["ask"]].answer(scene, about)
+
+    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
+        """Reward 1 if right; a number may be off by the tolerance and loses a tenth for every unit beyond."""
+        truth, ask = self.solve(scene, question), self.asks[question.about["ask"]]
+        if ask.tolerance:
+            error = abs(answer - truth) if isinstance(answer, int) and isinstance(truth, int) else 99
+            success = error <= ask.tolerance
+            return Score(success, 1.0 if success else max(0.0, 0.9 - error / 10), {"truth": truth, "error": error})
+        return Score(answer == truth, float(answer == truth), {"truth": truth})
+
+
+def words(*options: str) -> Callable[[int], tuple[Grammar, str]]:
+    """The grammar of one word out of a few."""
+
+    def grammar(order: int) -> tuple[Grammar, str]:
+        named, clause = named_options([Option(o, o) for o in options], order)
+        return Options(named), f" Answer with one word: {clause}."
+
+    return grammar
+
+
+def number(
+    low: int, high: int, sentence: str = " Answer with a number.", unit: str = ""
+) -> Callable[[int], tuple[Grammar, str]]:
+    """The grammar of a whole number."""
+    return lambda order: (Integers(((low, high),), unit), sentence)
+
+
+def count(noun: str, objects: Objects) -> Ask:
+    """How many objects are there?"""
+    texts = (
+        f"How many {noun}s are there?",
+        f"Count the {noun}s in the picture.",
+        f"What is the number of {noun}s?",
+        f"How many {noun}s do you see?",
+    )
+    return Ask(texts, lambda scene: [{}], lambda scene, about: len(objects(scene)), number(1, LARGEST_COUNT))
+
+
+def exists(noun: str, objects: Objects) -> Ask:
+    """Is there an object of that colour? Half of the colours asked about are there."""
+    texts = (
+        f"Is there a {{a}} {noun}?",
+        f"Does the picture show a {{a}} {noun}?",
+        f"Can you see a {{a}} {noun}?",
+        f"Is any of the {noun}s {{a}}?",
+    )
+
+    def abouts(scene: Scene) -> list[About]:
+        here = [b.colour for b in objects(scene)]
+        absent = [c for c in COLOURS if c not in here]
+        if not here or not absent:
+            return []
+        # Each list is repeated to a common length, so that yes and no alternate.
+        return [{"a": pool[i % len(pool)]} for i in range(len(here) * len(absent)) for pool in (absent, here)]
+
+    def answer(scene: Scene, about: About) -> Answer:
+        return "yes" if any(b.colour == about["a"] for b in objects(scene)) else "no"
+
+    return Ask(texts, abouts, answer, words("yes", "no"))
+
+
+def left_right(noun: str, objects: Objects) -> Ask:
+    """Is one object left or right of another, as seen in the picture?"""
+    texts = (
+        f"Is the {{a}} {noun} left or right of the {{b}} {noun}?",
+        f"Seen in the picture, where is the {{a}} {noun}: left or right of the {{b}} {noun}?",
+        f"On which side of the {{b}} {noun} is the {{a}} {noun}?",
+        f"Compared with the {{b}} {noun}, is the {{a}} {noun} further left or further right?",
+    )
+
+    def abouts(scene: Scene) -> list[About]:
+        found = objects(scene)
+        return [
+            {"a": a.colour, "b": b.colour}
+            for a in found
+            for b in found
+            if abs(a.position[0] - b.position[0]) >= MIN_SEPARATION
+        ]
+
+    def answer(scene: Scene, about: About) -> Answer:
+        place = {b.colour: b.position[0] for b in objects(scene)}
+        return "left" if place[str(about["a"])] < place[str(about["b"])] else "right"
+
+    return Ask(texts, abouts, answer, words("left", "right"))
+
+
+def nth_colour(noun: str, objects: Objects, where: str = "from the left") -> Ask:
+    """What colour is the n-th object? `objects` lists them in that order, and may list none if the order is unclear."""
+    texts = (
+        f"What colour is {noun} {{n}} {where}?",
+        f"Counting {where}, what is the colour of {noun} {{n}}?",
+        f"Which colour does {noun} {{n}} have, counted {where}?",
+        f"Name the colour of {noun} number {{n}} {where}.",
+    )
+    return Ask(
+        texts,
+        lambda scene: [{"n": i + 1} for i in range(len(objects(scene)))],
+        lambda scene, about: objects(scene)[int(about["n"]) - 1].colour,
+        words(*COLOURS),
+    )
+
+
+def shape(noun: str, objects: Objects, shape_word: Callable[[Body], str], shape_words: Sequence[str]) -> Ask:
+    """What shape has the object of that colour?"""
+    texts = (
+        f"What shape is the {{a}} {noun}?",
+        f"Which shape does the {{a}} {noun} have?",
+        f"Name the shape of the {{a}} {noun}.",
+        f"Look at the {{a}} {noun}: what shape is it?",
+    )
+
+    def answer(scene: Scene, about: About) -> Answer:
+        return next(shape_word(b) for b in objects(scene) if b.colour == about["a"])
+
+    return Ask(texts, lambda scene: [{"a": b.colour} for b in objects(scene)], answer, words(*shape_words))
