@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from probes.models import Model
+from probes.models import Model, Trial
 from probes.models.catalog import lookup
 from probes.models.huggingface import SPARE_TOKENS, HuggingFaceModel
 from probes.models.loading import load_model
@@ -102,7 +102,7 @@ def compare(name: str, stimuli: StimulusSet, batch_size: int, rounds: int) -> No
     plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     processor.tokenizer.padding_side = "left"
-    new_tokens = model.reply_length(stimuli.items[0].question) + SPARE_TOKENS
+    new_tokens = model.reply_length(Trial(stimuli.items[0], stimuli.image(stimuli.items[0]))) + SPARE_TOKENS
     walls, cpus, ours = [], [], []
     for number in range(rounds + 1):
         out = Path(tempfile.mkdtemp()) / "run"

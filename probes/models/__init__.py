@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,46 @@ from stimuli.dataset import Item
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: who speaks, the pictures that come first, and the words."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    images: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True)
 class Trial:
-    """What a model is shown: an item and its picture (None if the model does not look at pictures)."""
+    """What a model is shown and asked.
+
+    Attributes:
+        item: The item, with the question as it is asked here.
+        image: The picture that comes with the question; None if there is none, or the model does not look at pictures.
+        context: Turns before the question: worked examples, earlier attempts.
+        preamble: Words before the question, in the same turn.
+        manner: Code of the manner in which the item is asked (`probes.presentation`); empty for the plain one.
+    """
 
     item: Item
     image: Image.Image | None
+    context: tuple[Turn, ...] = ()
+    preamble: str = ""
+    manner: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The words of the last turn."""
+        return self.preamble + self.item.question.prompt
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation; the last turn asks."""
+        return (*self.context, Turn("user", self.prompt, () if self.image is None else (self.image,)))
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells the trials of one run apart."""
+        return self.item.item_id, self.manner
 
 
 @dataclass(frozen=True)

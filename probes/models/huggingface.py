@@ -24,11 +24,10 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from probes.models import Generation, Identity, ModelError, Trial
+from probes.models import Generation, Identity, ModelError, Trial, Turn
 from probes.models.adapters import adapter_hash, attach_adapter, check_effect
 from probes.models.option_scoring import OptionScorer
 from probes.models.prompting import Prompter
-from stimuli.question import Question
 
 THINKING_TOKENS = 512
 SPARE_TOKENS = 8
@@ -52,7 +51,7 @@ class HuggingFaceModel:
         for part in {model, model.get_base_model() if hasattr(model, "get_base_model") else model}:
             part.generation_config = plain
         self._scorer = OptionScorer(model, self._prompter.pad_token)
-        self._ready: dict[tuple[str, ...], Any] = {}
+        self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
         self.batch_size = 16
         self.observed: dict[str, Any] = {}
@@ -135,15 +134,15 @@ class HuggingFaceModel:
 
     def prepare(self, trials: Sequence[Trial]) -> None:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
-        self._ready[tuple(trial.item.item_id for trial in trials)] = self._make_inputs(trials)
+        self._ready[tuple(trial.key for trial in trials)] = self._make_inputs(trials)
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         """One reply text per trial, greedy unless `settings` has a temperature."""
         inputs = self._inputs(trials)
-        limits = [self._limit(trial.item.question, settings) for trial in trials]
+        limits = [self._limit(trial, settings) for trial in trials]
         noise = LogitsProcessorList()
         if settings.temperature > 0:
-            ids = [trial.item.item_id for trial in trials]
+            ids = [" ".join(part for part in trial.key if part) for trial in trials]
             noise.append(_Sample(ids, settings, inputs["input_ids"].shape[1]))
         with torch.inference_mode():
             tokens = self._model.generate(
@@ -157,38 +156,36 @@ class HuggingFaceModel:
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
         """The exact log-probability of every legal reply and its end, given the picture and the prompt."""
         inputs = self._inputs(trials)
-        return self._scorer.score(inputs, [self._prompter.replies(trial.item.question) for trial in trials])
+        return self._scorer.score(inputs, [self._prompter.replies(trial) for trial in trials])
 
-    def reply_length(self, question: Question) -> int:
-        """Tokens of the longest legal answer to a question, with the one that ends a reply."""
-        return self._prompter.reply_length(question)
+    def reply_length(self, trial: Trial) -> int:
+        """Tokens of the longest legal answer of a trial, with the one that ends a reply."""
+        return self._prompter.reply_length(trial)
 
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""
         shades = np.add.outer(np.arange(224), np.arange(224)) // 2
         picture = Image.fromarray(np.stack([shades, shades[::-1], shades.T], axis=2).astype(np.uint8))
-        return self._move(self._prompter.inputs(["How many blocks are there?"], [picture]))
+        return self._move(self._prompter.inputs([[Turn("user", "How many blocks are there?", (picture,))]]))
 
-    def _limit(self, question: Question, settings: Generation) -> int:
+    def _limit(self, trial: Trial, settings: Generation) -> int:
         if settings.max_new_tokens:
             return settings.max_new_tokens
-        if question.style == "think":
+        if trial.item.question.style == "think":
             return THINKING_TOKENS
-        return self.reply_length(question) + SPARE_TOKENS
+        return self.reply_length(trial) + SPARE_TOKENS
 
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, torch.Tensor]:
-        key = tuple(trial.item.item_id for trial in trials)
+        key = tuple(trial.key for trial in trials)
         inputs = self._ready.pop(key) if key in self._ready else self._make_inputs(trials)
-        pictures = sorted({*self.observed.get("pictures", []), str(list(inputs["pixel_values"].shape[1:]))})
+        shapes = [str(list(inputs["pixel_values"].shape[1:]))] if "pixel_values" in inputs else []
+        pictures = sorted({*self.observed.get("pictures", []), *shapes})
         longest = max(self.observed.get("prompt_tokens", 0), inputs["input_ids"].shape[1])
         self.observed = {"pictures": pictures, "prompt_tokens": longest}
         return self._move(inputs)
 
     def _make_inputs(self, trials: Sequence[Trial]) -> Any:
-        images = [trial.image for trial in trials if trial.image is not None]
-        if len(images) < len(trials):
-            raise ModelError(f"{self.identity.name} looks at pictures, and a trial has none")
-        return self._prompter.inputs([trial.item.question.prompt for trial in trials], images)
+        return self._prompter.inputs([trial.turns for trial in trials])
 
     def _move(self, inputs: Any) -> dict[str, torch.Tensor]:
         return dict(inputs.to(self._model.device, self._model.dtype))

@@ -9,14 +9,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
-from probes.models import ModelError
-from stimuli.question import Question
+from probes.models import ModelError, Trial, Turn
 
 log = logging.getLogger(__name__)
 
-FALLBACK = "{image}\n{prompt}\nAnswer:"
+FALLBACK = "{image}{prompt}\nAnswer:"
 """The prompt for models without a chat template."""
 
 Tokens = tuple[int, ...]
@@ -42,7 +39,7 @@ class Prompter:
         # Tokenizers are not to be used from two threads at once, and inputs are made ahead in another thread.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
-        self._texts: dict[str, str] = {}
+        self._texts: dict[tuple[tuple[str, str, int], ...], str] = {}
         self._replies: dict[tuple[str, tuple[str, ...]], tuple[Tokens, ...]] = {}
         self.template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
         if self.template is None:
@@ -58,20 +55,26 @@ class Prompter:
         """Hash of the chat template, or of the fallback."""
         return hashlib.sha256(str(self.template or FALLBACK).encode()).hexdigest()
 
-    def inputs(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Any:
-        """The model's inputs for a batch, padded on the left, on the CPU. May be called from another thread."""
-        texts = [self._prompt(prompt) for prompt in prompts]
+    def inputs(self, conversations: Sequence[Sequence[Turn]]) -> Any:
+        """The model's inputs for a batch, padded on the left, on the CPU. May be called from another thread.
+
+        Raises:
+            ValueError: If some conversations have pictures and others none.
+        """
+        texts = [self._prompt(turns) for turns in conversations]
+        images = [[image for turn in turns for image in turn.images] for turns in conversations]
+        if any(images) != all(images):
+            raise ValueError("a batch cannot mix conversations with and without pictures")
         # A template that writes the start token itself must not get a second one from the tokenizer.
         start = self._tokenizer.bos_token
         settings = {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
+        pictures = {"images": images} if all(images) else {}
         with self._lock:
-            return self._processor(
-                text=texts, images=[[image] for image in images], padding=True, return_tensors="pt", **settings
-            )
+            return self._processor(text=texts, padding=True, return_tensors="pt", **pictures, **settings)
 
-    def replies(self, question: Question) -> tuple[Tokens, ...]:
-        """Every legal answer of a question as the tokens of a whole reply, in the order of the grammar's candidates."""
-        prompt = self._prompt(question.prompt)
+    def replies(self, trial: Trial) -> tuple[Tokens, ...]:
+        """Every legal answer of a trial as the tokens of a whole reply, in the order of the grammar's candidates."""
+        question, prompt = trial.item.question, self._prompt(trial.turns)
         place = prompt.rfind(question.prompt)
         # What follows the user's words is the same for all prompts, and all that the tokens of a reply can depend on.
         tail = prompt[place + len(question.prompt) :] if place >= 0 else prompt[-64:]
@@ -87,30 +90,43 @@ class Prompter:
             )
         return self._replies[tail, texts]
 
-    def reply_length(self, question: Question) -> int:
+    def reply_length(self, trial: Trial) -> int:
         """Tokens of the longest legal answer, with the one that ends the reply."""
-        return max(len(tokens) for tokens in self.replies(question))
+        return max(len(tokens) for tokens in self.replies(trial))
 
     def decode(self, tokens: Any) -> str:
         """The text of a reply, as generated but for special tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _prompt(self, prompt: str) -> str:
-        if prompt not in self._texts:
+    def _prompt(self, turns: Sequence[Turn]) -> str:
+        key = tuple((turn.role, turn.text, len(turn.images)) for turn in turns)
+        if key not in self._texts:
             if self.template is None:
-                image = getattr(self._processor, "image_token", "<image>")
-                self._texts[prompt] = FALLBACK.format(image=image, prompt=prompt)
+                self._texts[key] = self._plain(turns)
             else:
-                self._texts[prompt] = self._render([_turn("user", prompt, picture=True)], add_generation_prompt=True)
-        return self._texts[prompt]
+                self._texts[key] = self._render([_message(turn) for turn in turns], add_generation_prompt=True)
+        return self._texts[key]
+
+    def _plain(self, turns: Sequence[Turn]) -> str:
+        """A conversation for models without a chat template."""
+        image = getattr(self._processor, "image_token", "<image>")
+        parts = [
+            FALLBACK.format(image=f"{image}\n" * len(turn.images), prompt=turn.text)
+            if turn.role == "user"
+            else f" {turn.text}\n"
+            for turn in turns
+        ]
+        return "".join(parts)
 
     def _around_reply(self, prompt: str) -> tuple[str, int]:
         """White space that comes before a reply, and the token that ends it: as the chat template writes a reply."""
         probe = "yes"
         if self.template is None:
             return " ", self._ends[0]
-        asked = self._prompt(prompt)
-        told = self._render([_turn("user", prompt, picture=True), _turn("assistant", probe)])
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        reply = _message(Turn("assistant", probe))
+        asked = self._render([question], add_generation_prompt=True)
+        told = self._render([question, reply])
         said = told[len(asked) :] if told.startswith(asked) else probe
         if not said.lstrip().startswith(probe):
             return "", self._ends[0]
@@ -130,6 +146,6 @@ class Prompter:
         return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
 
-def _turn(role: str, text: str, picture: bool = False) -> dict[str, Any]:
-    image = [{"type": "image"}] if picture else []
-    return {"role": role, "content": [*image, {"type": "text", "text": text}]}
+def _message(turn: Turn) -> dict[str, Any]:
+    pictures = [{"type": "image"} for _ in turn.images]
+    return {"role": turn.role, "content": [*pictures, {"type": "text", "text": turn.text}]}

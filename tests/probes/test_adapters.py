@@ -63,7 +63,7 @@ def test_an_adapter_changes_the_answers(llava: Path, adapter: Path, stability: S
 def test_scores_with_an_adapter_are_exact_as_well(llava: Path, adapter: Path, topblock: StimulusSet) -> None:
     adapted: Any = load_model(str(llava), adapter=adapter)
     trials = [Trial(item, topblock.image(item)) for item in topblock.items[:2]]
-    few = [adapted._prompter.replies(trial.item.question)[::10] for trial in trials]
+    few = [adapted._prompter.replies(trial)[::10] for trial in trials]
     inputs = adapted._inputs(trials)
     with torch.inference_mode():
         expected = adapted._scorer._generated(inputs, few)

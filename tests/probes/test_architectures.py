@@ -186,7 +186,7 @@ def test_answers_do_not_depend_on_batches_nor_on_the_tree(
     assert model.generate(trials, settings) == [model.generate([trial], settings)[0] for trial in trials]
     scores = model.score_options(trials)
     assert model._scorer._use_tree is tree
-    few = [model._prompter.replies(trial.item.question)[:2] for trial in trials]
+    few = [model._prompter.replies(trial)[:2] for trial in trials]
     for row, trial in zip(scores, trials, strict=True):
         assert np.abs(row - model.score_options([trial])[0]).max() < 1e-4
     with torch.inference_mode():

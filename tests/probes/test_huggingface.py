@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,21 @@ def test_without_a_chat_template_the_fallback_is_used(
     assert isinstance(bare, HuggingFaceModel)
     trials = trials_of(stability, 2)
     prompt = trials[0].item.question.prompt
-    assert bare._prompter._prompt(prompt) == f"<image>\n{prompt}\nAnswer:"
+    assert bare._prompter._prompt(trials[0].turns) == f"<image>\n{prompt}\nAnswer:"
     assert len(bare.generate(trials, Generation())) == 2
     assert len(bare.score_options(trials)) == 2
 
 
-def test_replies_are_written_as_the_chat_template_writes_them(save_model: SaveModel, tmp_path: Path) -> None:
+def test_replies_are_written_as_the_chat_template_writes_them(
+    save_model: SaveModel, stability: StimulusSet, tmp_path: Path
+) -> None:
     """White space before a reply, and the token that ends it, come from the template."""
-    question = Question("Yes?", Options((Option("yes", "a"), Option("no", "b"))))
+    first = trials_of(stability, 1)[0]
+
+    def asking(question: Question) -> Trial:
+        return replace(first, item=replace(first.item, question=question))
+
+    trial = asking(Question("Yes?", Options((Option("yes", "a"), Option("no", "b")))))
     template = (
         "{% for m in messages %}{{ m['role'].upper() + ':' }}{% for p in m['content'] %}"
         "{{ ' <image>' if p['type'] == 'image' else ' ' + p['text'] }}{% endfor %}"
@@ -142,11 +150,11 @@ def test_replies_are_written_as_the_chat_template_writes_them(save_model: SaveMo
     )
     spaced = load_model(str(save_model(tmp_path / "spaced", template=template)))
     assert isinstance(spaced, HuggingFaceModel)
-    replies = spaced._prompter.replies(question)
+    replies = spaced._prompter.replies(trial)
     decode = spaced._prompter._tokenizer.decode
     assert [decode(reply) for reply in replies] == [" yes</s>", " no</s>"]
-    assert spaced._prompter.reply_length(question) == 5
-    assert len(spaced._prompter.replies(Question("How far?", Integers(((-20, 20),))))) == 41
+    assert spaced._prompter.reply_length(trial) == 5
+    assert len(spaced._prompter.replies(asking(Question("How far?", Integers(((-20, 20),)))))) == 41
 
 
 def test_the_start_token_comes_once(model: Any, stability: StimulusSet) -> None:

@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_plain_computation(name: str, model: Any, reques
     stimuli = request.getfixturevalue(name)
     trials = [Trial(item, stimuli.image(item)) for item in stimuli.items[:6]]
     for trial, scores in zip(trials, model.score_options(trials), strict=True):
-        replies = model._prompter.replies(trial.item.question)
+        replies = model._prompter.replies(trial)
         some = range(0, len(replies), 1 + len(replies) // 8)
         assert [plain(model, trial, replies[i]) for i in some] == pytest.approx(scores[list(some)].tolist(), abs=1e-4)
     assert model._scorer._use_tree
@@ -67,7 +67,7 @@ def test_pairs_of_numbers_are_scored_whole(model: Any, sideblock: StimulusSet) -
     """All 3111 pairs; some of them against the plain computation."""
     trial = Trial(sideblock.items[0], sideblock.image(sideblock.items[0]))
     scores = model.score_options([trial])[0]
-    replies = model._prompter.replies(trial.item.question)
+    replies = model._prompter.replies(trial)
     assert scores.shape == (61 * 51,)
     for i in (0, 7, 1500, 3110):
         assert scores[i] == pytest.approx(plain(model, trial, replies[i]), abs=1e-4)
