@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.responses import Cell, Row, by_answer_size, by_condition, by_margin, two_options
+from analysis.responses import Cell, Row, by_answer_size, by_condition, by_margin, plain_rows, two_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ STYLE: Any = {
 def draw(
     runs: Mapping[str, Sequence[Row]], out: str | Path, references: Mapping[str, Sequence[Row]] | None = None
 ) -> Path | None:
-    """The figure that fits the task: a psychometric function, or success by condition.
+    """The figure that fits the task: a psychometric function, or success by condition; of the first manner only.
 
     Args:
         runs: Label -> trial rows, all of one task.
@@ -53,6 +53,7 @@ def draw(
     Returns:
         The path, or None if there is nothing to draw.
     """
+    runs = {label: plain_rows(members) for label, members in runs.items()}
     rows = [row for members in runs.values() for row in members]
     options = two_options(rows) if rows else None
     if options is not None and by_margin(rows):

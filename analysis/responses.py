@@ -49,6 +49,64 @@ def succeeded(row: Row) -> bool:
     return bool(row.get("correct") if outcome is None else outcome)
 
 
+def manner_of(row: Row) -> str:
+    """Code of the manner in which the item was presented; empty for the plain one (also in logs without manners)."""
+    return str((row.get("manner") or {}).get("code", ""))
+
+
+def plain_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the manner that the others are compared with: the first that was asked."""
+    reference = manner_of(rows[0]) if rows else ""
+    return [row for row in rows if manner_of(row) == reference]
+
+
+@dataclass(frozen=True)
+class MannerCell:
+    """Trials of one manner of presentation, beside the same items in the manner of reference.
+
+    Attributes:
+        code: The manner; "intact" for the plain one.
+        accuracy: Proportion right.
+        difference: Accuracy minus that of the reference on the same items; nan for the reference itself.
+        same: Proportion of items with the same answer as in the reference, of those answered in both.
+        parse_rate: Proportion of replies that state one legal answer.
+    """
+
+    code: str
+    accuracy: Proportion
+    difference: float
+    same: Proportion
+    parse_rate: float
+
+
+def by_manner(rows: Sequence[Row]) -> list[MannerCell]:
+    """One cell per manner in the order in which they were asked; empty if there is only one."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if not failed(row):
+            groups.setdefault(manner_of(row), []).append(row)
+    if len(groups) < 2:
+        return []
+    reference = {str(row["item_id"]): row for row in next(iter(groups.values()))}
+    found = []
+    for number, (code, members) in enumerate(groups.items()):
+        both = [(row, reference[str(row["item_id"])]) for row in members if str(row["item_id"]) in reference]
+        answered = [(a, b) for a, b in both if a.get("answer") is not None and b.get("answer") is not None]
+        gained = sum(succeeded(a) - succeeded(b) for a, b in both)
+        found.append(
+            MannerCell(
+                code=code or "intact",
+                accuracy=proportion(sum(map(succeeded, members)), len(members)),
+                difference=gained / len(both) if number and both else math.nan,
+                same=proportion(sum(a["answer"] == b["answer"] for a, b in answered if number), len(answered))
+                if number
+                else proportion(0, 0),
+                parse_rate=sum(row.get("answer") is not None for row in members) / len(members),
+            )
+        )
+    return found
+
+
 def two_options(rows: Sequence[Row]) -> tuple[str, str] | None:
     """The two semantic answers of a judgement, signal first; None if the rows are not one two-option judgement.
 

@@ -16,11 +16,14 @@ from rich.text import Text
 
 from analysis.responses import (
     Cell,
+    MannerCell,
     Proportion,
     Row,
     by_condition,
+    by_manner,
     by_margin,
     failed,
+    plain_rows,
     proportion,
     succeeded,
     two_options,
@@ -31,7 +34,7 @@ from probes.trials import read_run, read_trials
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in numbers.
+    """One run in numbers. Of a run in several manners all but `manners` is about the first, the intact one.
 
     Attributes:
         run: Folder of the run.
@@ -55,6 +58,7 @@ class Summary:
         margins: Accuracy per designed margin bin.
         counts: Accuracy per number of objects.
         builds: Accuracy per kind of build.
+        manners: Accuracy per manner of presentation, beside the first; empty if there is only one.
     """
 
     run: str
@@ -78,6 +82,7 @@ class Summary:
     margins: list[Cell] = field(default_factory=list)
     counts: list[Cell] = field(default_factory=list)
     builds: list[Cell] = field(default_factory=list)
+    manners: list[MannerCell] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data; what is not defined is null, never NaN."""
@@ -105,11 +110,14 @@ class Summary:
             "by_margin": [_cell(c, "margin_bin") for c in self.margins],
             "by_count": [_cell(c, "count") for c in self.counts],
             "by_build": [_cell(c, "build") for c in self.builds],
+            "by_manner": [_manner(c) for c in self.manners],
         }
 
     def __rich__(self) -> RenderableType:
         """The tables that `probe run` prints."""
         parts: list[RenderableType] = [self._head(), self._measures()]
+        if self.manners:
+            parts.append(self._manners())
         if self.baselines:
             parts.append(self._baselines())
         if self.margins:
@@ -157,6 +165,14 @@ class Summary:
             table.add_row(str(name), _text(score))
         return table
 
+    def _manners(self) -> Table:
+        table = _table("manner", "n", self.headline, "against the first", "same answer", "parse rate")
+        for cell in self.manners:
+            difference = "" if math.isnan(cell.difference) else f"{cell.difference:+.3f}"
+            same = _text(cell.same.value) if cell.same.n else ""
+            table.add_row(cell.code, str(cell.accuracy.n), str(cell.accuracy), difference, same, _text(cell.parse_rate))
+        return table
+
     def _cells(self, name: str, found: Sequence[Cell]) -> Table:
         table = _table(name, "n", self.headline, *([f'P("{self.signal}")'] if self.signal is not None else []))
         for cell in found:
@@ -183,6 +199,7 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         record: The contents of run.json.
         run: Name of the run, for the heading.
     """
+    every, rows = rows, plain_rows(rows)
     held = [row for row in rows if not failed(row)]
     n = len(held)
     answered = [row for row in held if row.get("answer") is not None]
@@ -212,6 +229,7 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         margins=by_margin(rows, signal),
         counts=by_condition(rows, "count", signal),
         builds=by_condition(rows, "build", signal),
+        manners=by_manner(every),
     )
 
 
@@ -265,6 +283,18 @@ def _cell(cell: Cell, name: str) -> dict[str, Any]:
     if name == "margin_bin":
         data["mean_margin"] = _number(cell.x)
     return data
+
+
+def _manner(cell: MannerCell) -> dict[str, Any]:
+    return {
+        "manner": cell.code,
+        "n": cell.accuracy.n,
+        "accuracy": _number(cell.accuracy.value),
+        "accuracy_ci": [_number(cell.accuracy.low), _number(cell.accuracy.high)],
+        "difference": _number(cell.difference),
+        "same_answer": _number(cell.same.value),
+        "parse_rate": _number(cell.parse_rate),
+    }
 
 
 def _number(value: float | None) -> float | None:

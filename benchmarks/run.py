@@ -37,7 +37,7 @@ from probes.models import Model, Trial
 from probes.models.catalog import lookup
 from probes.models.huggingface import SPARE_TOKENS, HuggingFaceModel
 from probes.models.loading import load_model
-from probes.run import RunConfig, in_batches, run
+from probes.run import RunConfig, run
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
 
@@ -47,7 +47,8 @@ TASK = "towers-stability"
 def plain_loop(model: Any, processor: Any, stimuli: StimulusSet, batch_size: int, new_tokens: int) -> list[str]:
     """What one would write by hand."""
     replies: list[str] = []
-    for batch in in_batches(stimuli.items, batch_size):
+    ordered = sorted(stimuli.items, key=lambda item: (item.question.style, len(item.question.prompt)))
+    for batch in (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)):
         turns = [
             [
                 {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from probes.presentation import Manner, Presenter
 from probes.trials import RunError, read_run, rewrite_trials
 from stimuli.dataset import Item, StimulusSet
 from stimuli.question import Answer, Integers, Options
@@ -153,10 +154,13 @@ def rescore(folder: str | Path, stimuli: StimulusSet) -> tuple[int, int]:
     """
     if read_run(folder).get("stimuli", {}).get("content_sha256") != stimuli.content_sha256:
         raise RunError(f"{folder} was made with another stimulus set than {stimuli.path}; give that one with --stimuli")
-    scorer, items = Scorer(), {item.item_id: item for item in stimuli.items}
+    scorer, items, presenter = Scorer(), {item.item_id: item for item in stimuli.items}, Presenter(stimuli)
 
     def again(row: Columns) -> Columns:
-        return row if row["error"] else row | scorer.row(items[row["item_id"]], row["raw"], row["logprobs"])
+        if row["error"]:
+            return row
+        item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
+        return row | scorer.row(item, row["raw"], row["logprobs"])
 
     return rewrite_trials(Path(folder), again)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probes.models import Generation, Model, Trial
+from probes.presentation import HIDES_PICTURE, Manner, PresentationError, Presenter, manners
 from probes.readout import UNREAD, Columns, Scorer
 from probes.trials import RunError, TrialLog, trial_key
 from stimuli.dataset import Item, StimulusSet
@@ -49,6 +50,10 @@ class RunConfig:
         device: "auto", "cpu", "cuda", ...
         adapter: Folder of a LoRA adapter.
         load_in_4bit: Quantise the weights to 4 bits on loading.
+        design: "plain", "controls", "variants", or names of control conditions (see `probes.presentation`).
+        examples: Numbers of worked examples before the question; every item is asked with each.
+        examples_from: The set that they come from, as the user named it.
+        style: "direct" or "think"; empty for the items' own.
     """
 
     model: str
@@ -64,6 +69,10 @@ class RunConfig:
     device: str = "auto"
     adapter: str | None = None
     load_in_4bit: bool = False
+    design: str = "plain"
+    examples: tuple[int, ...] = (0,)
+    examples_from: str | None = None
+    style: str = ""
 
     def __post_init__(self) -> None:
         if self.readout not in ("generate", "options"):
@@ -89,9 +98,10 @@ def run(
     out: Path,
     *,
     model: Model | None = None,
+    examples: StimulusSet | None = None,
     progress: Progress | None = None,
 ) -> RunReport:
-    """Ask a model all items that the run in `out` does not have yet.
+    """Ask a model all items, in every manner of the design, that the run in `out` does not have yet.
 
     A picture or a batch that fails costs its own trials only: they become rows with an error, and are asked again
     when the run is started once more. Ctrl-C and kill leave a run that can be gone on with.
@@ -101,16 +111,19 @@ def run(
         stimuli: The items.
         out: Folder of the run: new, or of the same run, begun earlier.
         model: The model, if it is loaded already; by default `config` says which one is loaded.
+        examples: The set that worked examples come from, if the design has any.
         progress: Told how many trials are done, and how many there are.
 
     Raises:
         ModelError: If the model cannot be loaded, or cannot answer such items.
+        PresentationError: If the design cannot be had with these items.
         RunError: If `out` holds another run, is in use, or cannot be written.
     """
     items = stimuli.items[: config.limit]
     if not items:
         raise RunError(f"{stimuli.path} has no items")
     _check_scorable(items)
+    presenter = make_presenter(config, stimuli, examples)
     if model is None:
         from probes.models.loading import load_model
 
@@ -125,25 +138,33 @@ def run(
     check = getattr(model, "check", None)
     if check is not None:
         check(items)
+    if not model.needs_images:
+        hidden = [m.control for m in presenter.manners if m.control in HIDES_PICTURE]
+        if hidden:
+            raise RunError(
+                f"{config.model} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
+                " to it: leave the controls out, or ask a model that looks"
+            )
     settings = Generation(config.max_new_tokens, config.temperature, config.seed)
-    keys = {item.item_id: trial_key(model.identity, item, config.readout, settings) for item in items}
-    if len(keys) != len(items):
+    wanted = [Ask(presenter, item, manner) for manner in presenter.manners for item in items]
+    keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
+    if len(keys) != len(wanted):
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
-    with TrialLog(out, _describe(config, stimuli, model, len(items))) as trials:
-        pending = [item for item in items if keys[item.item_id] not in trials.done]
+    with TrialLog(out, _describe(config, stimuli, model, len(wanted), presenter)) as trials:
+        pending = [ask for ask in wanted if keys[ask.id] not in trials.done]
         trials.update(status="running", resumed=trials.run["resumed"] + bool(trials.done))
-        done, n_errors = len(items) - len(pending), 0
+        done, n_errors = len(wanted) - len(pending), 0
         scorer, status = Scorer(), "failed"
         if progress is not None:
-            progress(done, len(items))
+            progress(done, len(wanted))
         try:
-            for answer in _answers(model, stimuli, pending, config, settings):
-                row = {"key": keys[answer.item.item_id], "model": model.identity.name, "readout": config.readout}
+            for answer in _answers(model, pending, config, settings):
+                row = {"key": keys[answer.ask.id], "model": model.identity.name, "readout": config.readout}
                 trials.append(row | _columns(scorer, answer))
                 n_errors += answer.error is not None
                 done += 1
                 if progress is not None and answer.ends_batch:
-                    progress(done, len(items))
+                    progress(done, len(wanted))
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -153,14 +174,59 @@ def run(
             with suppress(*(() if status == "finished" else (RunError,))):
                 observed = getattr(model, "observed", {})
                 trials.update(status=status, finished=_now(), n_errors=n_errors, observed=observed)
-    return RunReport(out, len(items), n_errors)
+    return RunReport(out, len(wanted), n_errors)
+
+
+def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
+    """The manners of a run's design, over its set. Raises PresentationError if they cannot be had."""
+    tasks = list(dict.fromkeys(item.task for item in stimuli.items)) if config.design == "variants" else []
+    if len(tasks) > 1:
+        raise PresentationError(
+            f"{stimuli.path} has items of several tasks, whose wordings cannot be crossed in one run"
+        )
+    variants = [variant for name in tasks for variant in get_task(name).variants()]
+    asked = manners(config.design, config.examples, config.style, variants)
+    return Presenter(stimuli, asked, examples, config.seed)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An item in one manner: what one trial asks."""
+
+    presenter: Presenter
+    item: Item
+    manner: Manner
+
+    @property
+    def id(self) -> tuple[str, str]:
+        """What tells the trials of a run apart."""
+        return self.item.item_id, self.manner.code
+
+    @property
+    def asked(self) -> Item:
+        """The item as it is asked in this manner."""
+        return self.presenter.asked(self.item, self.manner)
+
+    @property
+    def example_ids(self) -> list[str]:
+        """Worked examples that come first."""
+        return self.presenter.example_ids(self.item, self.manner)
+
+    def trial(self, with_picture: bool) -> Trial:
+        """What the model is shown. Raises StimulusError if a picture cannot be read."""
+        return self.presenter.trial(self.item, self.manner, with_picture)
+
+    def key(self, model: Model, readout: str, settings: Generation) -> str:
+        """The key of the trial in the log."""
+        manner = [self.manner.code, self.example_ids] if self.manner.code else []
+        return trial_key(model.identity, self.asked, readout, settings, manner)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What came of asking one item: a reply, log-probabilities or an error."""
+    """What came of one trial: a reply, log-probabilities or an error."""
 
-    item: Item
+    ask: Ask
     raw: str | None = None
     logprobs: Any = None
     error: str | None = None
@@ -168,50 +234,53 @@ class _Answer:
     ends_batch: bool = False
 
 
-def _answers(
-    model: Model, stimuli: StimulusSet, pending: Sequence[Item], config: RunConfig, settings: Generation
-) -> Iterator[_Answer]:
-    """Ask all items in batches of prompts of similar length; the next batch is made ready meanwhile."""
+def _answers(model: Model, pending: Sequence[Ask], config: RunConfig, settings: Generation) -> Iterator[_Answer]:
+    """Ask everything in batches of prompts of similar length; the next batch is made ready meanwhile."""
     size = config.batch_size or int(getattr(model, "batch_size", AUTO_BATCH))
     batches = in_batches(pending, size)
     if not model.needs_images:
         for batch in batches:
-            yield from _ask(model, [Trial(item, None) for item in batch], config.readout, settings)
+            yield from _ask(model, [(ask, ask.trial(with_picture=False)) for ask in batch], config.readout, settings)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="pictures") as pool:
-        ahead = [pool.submit(_show, model, stimuli, batch) for batch in batches[:1]]
+        ahead = [pool.submit(_show, model, batch) for batch in batches[:1]]
         for number in range(len(batches)):
             ready, failed = ahead.pop().result()
-            ahead += [pool.submit(_show, model, stimuli, batch) for batch in batches[number + 1 : number + 2]]
+            ahead += [pool.submit(_show, model, batch) for batch in batches[number + 1 : number + 2]]
             yield from failed
             yield from _ask(model, ready, config.readout, settings)
 
 
-def in_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Items in batches of prompts of similar length, which need little padding."""
-    ordered = sorted(items, key=lambda item: (item.question.style, len(item.question.prompt)))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def in_batches(pending: Sequence[Ask], size: int) -> list[list[Ask]]:
+    """Trials of one manner in batches of prompts of similar length, which need little padding."""
+    batches: list[list[Ask]] = []
+    for manner in dict.fromkeys(ask.manner for ask in pending):
+        of_manner = [ask for ask in pending if ask.manner == manner]
+        ordered = sorted(of_manner, key=lambda ask: (ask.item.question.style, len(ask.item.question.prompt)))
+        batches += [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return batches
 
 
-def _show(model: Model, stimuli: StimulusSet, batch: Sequence[Item]) -> tuple[list[Trial], list[_Answer]]:
-    """The trials of a batch, with their pictures, and the items whose picture cannot be shown."""
+def _show(model: Model, batch: Sequence[Ask]) -> tuple[list[tuple[Ask, Trial]], list[_Answer]]:
+    """The trials of a batch, with their pictures, and those whose picture cannot be shown."""
     ready, failed = [], []
-    for item in batch:
+    for ask in batch:
         try:
-            ready.append(Trial(item, stimuli.image(item)))
+            ready.append((ask, ask.trial(with_picture=True)))
         except Exception as error:  # whatever is wrong with one picture must not end the run
-            failed.append(_Answer(item, error=_message(error)))
+            failed.append(_Answer(ask, error=_message(error)))
     prepare = getattr(model, "prepare", None)
     if prepare is not None and ready:
         with suppress(Exception):  # if it fails, it fails once more where it is asked, and is reported there
-            prepare(ready)
+            prepare([trial for _, trial in ready])
     return ready, failed
 
 
-def _ask(model: Model, trials: Sequence[Trial], readout: str, settings: Generation) -> Iterator[_Answer]:
+def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, settings: Generation) -> Iterator[_Answer]:
     """Ask one batch; if that fails, each of its trials on its own, so that only what cannot be answered fails."""
-    if not trials:
+    if not asked:
         return
+    trials = [trial for _, trial in asked]
     start = time.perf_counter()
     try:
         given: Sequence[Any] = (
@@ -221,28 +290,30 @@ def _ask(model: Model, trials: Sequence[Trial], readout: str, settings: Generati
             raise ValueError(f"the model gave {len(given)} answers to {len(trials)} trials")
     except Exception as error:  # a trial that fails is a row in the log
         if len(trials) == 1:
-            yield _Answer(trials[0].item, error=_message(error), ends_batch=True)
+            yield _Answer(asked[0][0], error=_message(error), ends_batch=True)
             return
         log.warning("a batch of %d failed (%s); asking its trials one by one", len(trials), _message(error))
-        for trial in trials:
-            yield from _ask(model, [trial], readout, settings)
+        for one in asked:
+            yield from _ask(model, [one], readout, settings)
         return
     latency = round((time.perf_counter() - start) / len(trials), 6)
-    for number, (trial, value) in enumerate(zip(trials, given, strict=True), 1):
+    for number, ((ask, _), value) in enumerate(zip(asked, given, strict=True), 1):
         name = "raw" if readout == "generate" else "logprobs"
-        yield _Answer(trial.item, **{name: value}, latency_s=latency, ends_batch=number == len(trials))
+        yield _Answer(ask, **{name: value}, latency_s=latency, ends_batch=number == len(trials))
 
 
 def _columns(scorer: Scorer, answer: _Answer) -> Columns:
     """The columns of a row that do not name the run."""
-    columns = scorer.describe(answer.item) | UNREAD
+    item = answer.ask.asked
+    columns = scorer.describe(item) | UNREAD
     error = answer.error
     if error is None:
         try:
-            columns = scorer.row(answer.item, answer.raw, answer.logprobs)
+            columns = scorer.row(item, answer.raw, answer.logprobs)
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = _message(failure)
-    return columns | {"latency_s": answer.latency_s, "error": error, "time": _now()}
+    manner = {"manner": answer.ask.manner.to_dict(), "examples": answer.ask.example_ids}
+    return columns | manner | {"latency_s": answer.latency_s, "error": error, "time": _now()}
 
 
 def _check_scorable(items: Sequence[Item]) -> None:
@@ -255,17 +326,19 @@ def _check_scorable(items: Sequence[Item]) -> None:
         raise RunError(f"the stimulus set cannot be scored: {error}") from error
 
 
-def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int) -> dict[str, Any]:
+def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, presenter: Presenter) -> dict[str, Any]:
     """The contents of run.json at the start. "fingerprint" is what must be equal for a run to be gone on with."""
     identity = asdict(model.identity)
     # Who answers and what is shown are known by their hashes; batches do not matter.
-    names = ("readout", "limit", "temperature", "max_new_tokens", "seed")
+    names = ("readout", "limit", "temperature", "max_new_tokens", "seed", "design", "style")
     fingerprint = {name: getattr(config, name) for name in names} | {
         "model": identity["name"],
         "revision": identity["revision"],
         "weights": identity["weights_sha256"],
         "adapter": identity["adapter_sha256"],
         "stimuli": stimuli.content_sha256,
+        "examples": " ".join(map(str, config.examples)),
+        "examples_from": presenter.examples_sha256,
     }
     fingerprint |= {k: v for k, v in identity["details"].items() if isinstance(v, str | int | float)}
     return {
@@ -277,6 +350,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int) -> 
         "n_errors": 0,
         "model": identity,
         "observed": {},
+        "manners": [manner.to_dict() for manner in presenter.manners],
         "stimuli": {
             "path": str(stimuli.path),
             "content_sha256": stimuli.content_sha256,

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,8 @@ COLUMNS = (
     "margin",
     "condition",
     "variant",
+    "manner",
+    "examples",
     "pair_id",
     "group_id",
     "role",
@@ -71,17 +73,24 @@ key: identifies the trial (see `trial_key`). raw: the reply, null with the optio
 if it could not be read; status: how reading went, "error" if the trial failed. logprobs: of every legal answer in the
 order of the grammar's candidates, which `options` names where they are not numbers. p_correct: probability of the
 answers that are right, out of all legal ones. truth: the right answer. reward: in [0, 1], 0 if unread. chance: what a
-random legal answer is expected to score. latency_s: seconds, the batch's time shared evenly. error: null or "Type:
+random legal answer is expected to score. manner: how the item was presented (see `probes.presentation.Manner`), with its
+code, which is empty for the plain one. examples: ids of the worked examples that came first. latency_s: seconds, the batch's time shared evenly. error: null or "Type:
 message". time: UTC, when it was written.
 """
+
+LATER = ("manner", "examples")
+"""Columns that logs of earlier versions do not have: a row without them was asked in the plain manner."""
 
 
 class RunError(RuntimeError):
     """A run's folder cannot be used; the message says why and what to do."""
 
 
-def trial_key(identity: Identity, item: Item, readout: str, settings: Generation) -> str:
-    """The hash that identifies a trial: who answered, what was shown and asked, and how the answer was read."""
+def trial_key(identity: Identity, item: Item, readout: str, settings: Generation, manner: Sequence[Any] = ()) -> str:
+    """The hash that identifies a trial: who answered, what was shown and asked, and how the answer was read.
+
+    `manner` names everything about the presentation that is not in the item; empty for the plain one.
+    """
     question = item.question
     asked = [question.prompt, question.grammar.to_dict(), question.style]
     parts = [
@@ -89,6 +98,7 @@ def trial_key(identity: Identity, item: Item, readout: str, settings: Generation
         # The item's id keeps two items with the same picture and prompt apart; observers look at the scene.
         [item.item_id, item.image_sha256, item.scene_sha256, _sha256(json.dumps(asked))],
         [readout, asdict(settings) if readout == "generate" else {}],
+        *([list(manner)] if manner else []),
     ]
     return _sha256(json.dumps(parts))
 
@@ -223,8 +233,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
     """The trials of several runs as one table.
 
-    Beside `COLUMNS` it has `run` (the folder's path), `adapter` (hash, or ""), `seed`, and every entry of `condition`
-    and `variant` as a column of its own (`condition_count`, `variant_polarity`, ...).
+    Beside `COLUMNS` it has `run` (the folder's path), `adapter` (hash, or ""), `seed`, and every entry of `condition`,
+    `variant` and `manner` as a column of its own (`condition_count`, `variant_polarity`, `manner_control`, ...).
     """
     import pandas as pd
 
@@ -237,7 +247,9 @@ def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
             "seed": run.get("seed", 0),
         }
         for row in read_trials(folder):
-            levels = {f"{of}_{k}": v for of in ("condition", "variant") for k, v in (row[of] or {}).items()}
+            levels = {
+                f"{of}_{k}": v for of in ("condition", "variant", "manner") for k, v in (row.get(of) or {}).items()
+            }
             rows.append({**of_run, **row, **levels})
     return pd.DataFrame(rows, columns=None if rows else ["run", "adapter", "seed", *COLUMNS])
 
@@ -317,7 +329,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps({name: row[name] for name in COLUMNS}, allow_nan=False) + "\n"
+    return json.dumps({name: row.get(name) if name in LATER else row[name] for name in COLUMNS}, allow_nan=False) + "\n"
 
 
 def _brief(value: Any) -> str:

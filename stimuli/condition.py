@@ -65,6 +65,8 @@ class Condition:
     def from_dict(cls, data: dict[str, Any]) -> Condition:
         """Inverse of `to_dict`. Raises TypeError or ValueError on malformed data."""
         low, high = data["margin_bin"]
+        # Sets made before shifts could be combined have one, by name, which was always "none".
+        data = {name: value for name, value in data.items() if name not in ("shift", "level")}
         shifts = tuple((str(name), int(level)) for name, level in data.get("shifts", ()))
         return cls(**(data | {"margin_bin": (float(low), float(high)), "shifts": shifts}))
 

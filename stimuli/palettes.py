@@ -4,7 +4,83 @@ from __future__ import annotations
 
 from stimuli.scene import COLOURS, NEUTRALS, Body, Marker, Vec3
 
-PALETTES: dict[str, dict[str, Vec3]] = {"standard": {**COLOURS, **NEUTRALS}}
+# In every palette each colour is nearest, in hue, to its own name in the standard one (tests/stimuli/test_shifts.py).
+PALETTES: dict[str, dict[str, Vec3]] = {
+    "standard": {**COLOURS, **NEUTRALS},
+    "soft": {
+        "red": (0.80, 0.22, 0.22),
+        "green": (0.24, 0.62, 0.30),
+        "blue": (0.22, 0.33, 0.78),
+        "yellow": (0.90, 0.80, 0.26),
+        "purple": (0.52, 0.22, 0.62),
+        "orange": (0.92, 0.52, 0.18),
+        "white": (0.93, 0.93, 0.91),
+        "grey": (0.56, 0.56, 0.56),
+        "black": (0.14, 0.14, 0.15),
+        "brown": (0.46, 0.32, 0.22),
+    },
+    "vivid": {
+        "red": (1.00, 0.05, 0.05),
+        "green": (0.05, 0.78, 0.12),
+        "blue": (0.05, 0.22, 1.00),
+        "yellow": (1.00, 0.93, 0.00),
+        "purple": (0.62, 0.05, 0.78),
+        "orange": (1.00, 0.55, 0.00),
+        "white": (1.00, 1.00, 1.00),
+        "grey": (0.50, 0.50, 0.52),
+        "black": (0.05, 0.05, 0.06),
+        "brown": (0.48, 0.28, 0.14),
+    },
+    "pastel": {
+        "red": (0.94, 0.42, 0.40),
+        "green": (0.50, 0.80, 0.50),
+        "blue": (0.45, 0.58, 0.92),
+        "yellow": (0.97, 0.92, 0.52),
+        "purple": (0.72, 0.46, 0.82),
+        "orange": (0.98, 0.66, 0.34),
+        "white": (0.97, 0.97, 0.95),
+        "grey": (0.62, 0.63, 0.64),
+        "black": (0.20, 0.20, 0.22),
+        "brown": (0.58, 0.44, 0.34),
+    },
+    "deep": {
+        "red": (0.62, 0.04, 0.06),
+        "green": (0.04, 0.42, 0.12),
+        "blue": (0.06, 0.12, 0.58),
+        "yellow": (0.80, 0.70, 0.04),
+        "purple": (0.36, 0.05, 0.46),
+        "orange": (0.86, 0.40, 0.02),
+        "white": (0.88, 0.88, 0.86),
+        "grey": (0.44, 0.45, 0.46),
+        "black": (0.07, 0.07, 0.08),
+        "brown": (0.36, 0.23, 0.13),
+    },
+    # Other hues under the same names: each turned towards a neighbour on the colour circle.
+    "turned": {
+        "red": (0.86, 0.08, 0.22),
+        "green": (0.38, 0.70, 0.10),
+        "blue": (0.05, 0.45, 0.88),
+        "yellow": (0.97, 0.76, 0.06),
+        "purple": (0.66, 0.12, 0.58),
+        "orange": (0.98, 0.38, 0.10),
+        "white": (0.95, 0.93, 0.88),
+        "grey": (0.50, 0.50, 0.55),
+        "black": (0.14, 0.10, 0.10),
+        "brown": (0.44, 0.34, 0.16),
+    },
+    "turned back": {
+        "red": (0.82, 0.16, 0.06),
+        "green": (0.06, 0.62, 0.36),
+        "blue": (0.28, 0.16, 0.86),
+        "yellow": (0.90, 0.92, 0.12),
+        "purple": (0.44, 0.12, 0.72),
+        "orange": (1.00, 0.62, 0.06),
+        "white": (0.90, 0.94, 0.97),
+        "grey": (0.55, 0.53, 0.50),
+        "black": (0.09, 0.10, 0.15),
+        "brown": (0.54, 0.30, 0.24),
+    },
+}
 
 
 def paint(thing: Body | Marker, palette: str) -> Vec3:

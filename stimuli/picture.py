@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import Scene
+from stimuli.scene import PANELS, Scene
 from stimuli.simulators import BACKGROUND, FRAME_INTERVAL, Frame, Poses, Simulator
+from stimuli.textures import textured
 
 GAP = 2
 """Pixels between the panels of a strip."""
@@ -27,9 +28,9 @@ def draw(simulator: Simulator, scene: Scene, size: int, poses: Poses | None = No
         The frame. Its segmentation numbers the bodies, then the markers, in scene order.
     """
     if poses is not None or not scene.panels:
-        return simulator.render(scene, size, poses)
+        return textured(simulator.render(scene, size, poses), scene, poses)
     half = (size - GAP) // 2
-    moments = [simulator.render(scene, half, p) for p in panel_poses(simulator, scene)]
+    moments = [textured(simulator.render(scene, half, p), scene, p) for p in panel_poses(simulator, scene)]
     return Frame(
         _tile([m.rgb for m in moments], size, 255),
         _tile([m.segmentation for m in moments], size, BACKGROUND),
@@ -53,11 +54,16 @@ def panel_poses(simulator: Simulator, scene: Scene) -> list[Poses]:
     return found
 
 
+def panel_boxes(size: int) -> list[tuple[int, int, int, int]]:
+    """Where the panels of a strip of `size` pixels are: (left, top, right, bottom) of each, in order."""
+    half = (size - GAP) // 2
+    corners = [((index % 2) * (size - half), (index // 2) * (size - half)) for index in range(PANELS)]
+    return [(left, top, left + half, top + half) for left, top in corners]
+
+
 def _tile(pictures: list[npt.NDArray], size: int, fill: int) -> npt.NDArray:  # type: ignore[type-arg]
     """Four pictures in reading order, with a gap between them."""
-    half = pictures[0].shape[0]
     whole = np.full((size, size, *pictures[0].shape[2:]), fill, dtype=pictures[0].dtype)
-    for index, picture in enumerate(pictures):
-        top, left = (index // 2) * (size - half), (index % 2) * (size - half)
-        whole[top : top + half, left : left + half] = picture
+    for (left, top, right, bottom), picture in zip(panel_boxes(size), pictures, strict=True):
+        whole[top:bottom, left:right] = picture
     return whole

@@ -35,6 +35,8 @@ NEUTRALS: dict[str, Vec3] = {
     "black": (0.10, 0.10, 0.11),
     "brown": (0.50, 0.33, 0.20),
 }
+MIRRORED = ":mirror"
+"""Ends the name of a texture in a mirror image."""
 PANELS = 4
 """A strip of frames has this many pictures, in reading order: upper left, upper right, lower left, lower right."""
 
@@ -276,15 +278,34 @@ def mirror(scene: Scene) -> Scene:
             return (-y + 0.0, -x + 0.0, w, z)
         return (x, -y + 0.0, -z + 0.0, w)
 
+    def turned_over(texture: str) -> str:
+        return texture.removesuffix(MIRRORED) if texture.endswith(MIRRORED) else texture and texture + MIRRORED
+
+    background = scene.background
     return replace(
         scene,
         bodies=tuple(
-            replace(b, position=flip(b.position), velocity=flip(b.velocity), orientation=turn(b)) for b in scene.bodies
+            replace(
+                b,
+                position=flip(b.position),
+                velocity=flip(b.velocity),
+                orientation=turn(b),
+                texture=turned_over(b.texture),
+            )
+            for b in scene.bodies
         ),
-        markers=tuple(replace(m, position=flip(m.position), orientation=turn(m)) for m in scene.markers),
+        markers=tuple(
+            replace(m, position=flip(m.position), orientation=turn(m), texture=turned_over(m.texture))
+            for m in scene.markers
+        ),
         pushes=tuple(replace(push, force=flip(push.force), point=flip(push.point)) for push in scene.pushes),
         camera=replace(scene.camera, target=flip(scene.camera.target), yaw=-scene.camera.yaw + 0.0),
         light=replace(scene.light, direction=flip(scene.light.direction)),
+        background=replace(
+            background,
+            floor_texture=turned_over(background.floor_texture),
+            sky_texture=turned_over(background.sky_texture),
+        ),
     )
 
 

@@ -37,18 +37,23 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
         if not Path(name).is_dir():
             raise StimulusError(f"{name} does not exist: make a set with `probe stimuli make TASK --out {name}`")
         return StimulusSet.load(name)
-    task = get_task(FAMILIES.get(name, name))
+    return further_set(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, jobs=jobs, progress=progress)
+
+
+def further_set(
+    task: str, n: int, seed: int, *, size: int = STANDARD_SIZE, jobs: int = 1, progress: Progress | None = None
+) -> StimulusSet:
+    """A set of the task beside the standard one, from the cache or made now: worked examples, grounding checks.
+
+    Raises:
+        StimulusError: If the cache cannot be written.
+    """
+    the_task = get_task(task)
     engine = get_simulator().version().replace(" ", "-")
-    folder = (
-        cache_folder()
-        / "sets"
-        / f"{task.name}_v{task.version}_n{STANDARD_N}_s{STANDARD_SEED}_{STANDARD_SIZE}px_{engine}"
-    )
+    folder = cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}"
     if not folder.exists():
         try:
-            return make_set(
-                task.name, STANDARD_N, STANDARD_SEED, folder, size=STANDARD_SIZE, jobs=jobs, progress=progress
-            )
+            return make_set(the_task.name, n, seed, folder, size=size, jobs=jobs, progress=progress)
         except StimulusError:
             # Another process may have finished the same set in the meantime.
             if not folder.exists():

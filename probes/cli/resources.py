@@ -26,6 +26,30 @@ def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
         return resolve(name, jobs=jobs or cores(), progress=step)
 
 
+EXAMPLES_N, EXAMPLES_SEED = 96, 10_007
+"""Size and seed of the set that worked examples come from, where none is named."""
+
+
+def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> StimulusSet:
+    """The set that worked examples come from: the named one, or a further set of the same task, made and cached.
+
+    Raises:
+        StimulusError, UnknownName, CommandError: If there is no such set, or none can be made for an imported one.
+    """
+    from probes.cli.console import progress
+    from stimuli.standard import further_set
+    from stimuli.tasks import task_names
+
+    if name is not None:
+        return find_stimuli(name, jobs)
+    task = str(stimuli.card.get("task"))
+    if task not in task_names():
+        raise CommandError(f"{stimuli.path} is of no task that examples can be made for: give --examples-from SET")
+    size = int(stimuli.card.get("image_size", 224))
+    with progress("making worked examples") as step:
+        return further_set(task, EXAMPLES_N, EXAMPLES_SEED, size=size, jobs=jobs or cores(), progress=step)
+
+
 def check_stimuli_name(name: str) -> str:
     """The task that a set's name stands for, found without making anything, so that a slip costs no time.
 

@@ -30,6 +30,10 @@ def run(
     temperature: Annotated[float, Parameter(validator=NotNegative)] = 0.0,
     max_new_tokens: Annotated[int, Parameter(validator=NotNegative)] = 0,
     seed: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    design: str = "plain",
+    examples: str = "0",
+    examples_from: str | None = None,
+    style: Literal["", "direct", "think"] = "",
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -54,7 +58,13 @@ def run(
         batch_size: Items per batch; 0: what suits the model. Answers do not depend on it.
         temperature: 0: greedy.
         max_new_tokens: 0: as many as the answers need.
-        seed: Of sampled replies.
+        seed: Of sampled replies, and of what a design draws at random.
+        design: `plain`; `controls`: the standard battery (blank, mirrored, shuffled and other pictures, a description in
+            place of the picture, stated physics); `variants`: every item in every wording; or controls by name, separated
+            by commas.
+        examples: Worked examples before the question; several numbers (`0,1,3`) ask every item with each.
+        examples_from: Set that they come from; by default a further set of the same task.
+        style: Whether to ask for the bare answer or for reasoning first; by default as the set was made.
         revision: Revision on the hub.
         dtype: Number format of the weights.
         device: `cpu`, `cuda`, ...
@@ -64,8 +74,16 @@ def run(
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
     from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS
+    from probes.cli.grounding import ask_grounding
     from probes.cli.references import reference_runs
-    from probes.cli.resources import check_model_name, check_stimuli_name, check_writable, cores, find_stimuli
+    from probes.cli.resources import (
+        check_model_name,
+        check_stimuli_name,
+        check_writable,
+        cores,
+        find_examples,
+        find_stimuli,
+    )
     from probes.cli.results import write_figure, write_summary
     from probes.run import RunConfig
 
@@ -78,6 +96,10 @@ def run(
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
+        "design": design,
+        "examples": _numbers(examples),
+        "examples_from": examples_from,
+        "style": style,
         "revision": revision,
         "dtype": dtype,
         "device": device,
@@ -92,8 +114,11 @@ def run(
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = _load(run_config)
     items = find_stimuli(stimuli, jobs)
-    saved = settings | {"out": out, "references": references}
-    report = _ask(run_config, items, folder, loaded, saved)
+    pool = find_examples(items, examples_from, jobs) if max(run_config.examples) else None
+    saved = settings | {"examples": examples, "out": out, "references": references}
+    if design == "controls":
+        ask_grounding(run_config, items, folder, loaded, jobs)
+    report = _ask(run_config, items, folder, loaded, saved, pool)
     write_summary(folder, json)
     lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
     try:
@@ -111,13 +136,25 @@ def run_name(config: RunConfig, task: str) -> str:
     parts = [_short(config.model), stimuli.resolve().name if stimuli.is_dir() else task]
     if config.adapter:
         parts.append(_short(config.adapter))
-    codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s"}
-    names = ("revision", "dtype", "readout", "limit", "temperature", "max_new_tokens", "seed")
+    codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
+    names = (
+        "revision",
+        "dtype",
+        "readout",
+        "limit",
+        "temperature",
+        "max_new_tokens",
+        "seed",
+        "design",
+        "style",
+        "examples",
+    )
     defaults = {f.name: f.default for f in fields(config)}
     for name in names:
         value = getattr(config, name)
         if value != defaults[name]:
-            parts.append(f"{codes.get(name, '')}{value}".replace("/", "-"))
+            text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            parts.append(f"{codes.get(name, '')}{text}".replace("/", "-"))
     return "_".join([*parts, *(["4bit"] if config.load_in_4bit else [])])
 
 
@@ -133,7 +170,24 @@ def _load(config: RunConfig) -> Any:
     return load_model(config.model, **{name: getattr(config, name) for name in names})
 
 
-def _ask(config: RunConfig, items: StimulusSet, folder: Path, model: Any, saved: dict[str, Any]) -> Any:
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas. Raises CommandError if they are not."""
+    from probes.cli.errors import CommandError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise CommandError(f"--examples takes whole numbers separated by commas, such as 0,1,3; got {text!r}") from None
+
+
+def _ask(
+    config: RunConfig,
+    items: StimulusSet,
+    folder: Path,
+    model: Any,
+    saved: dict[str, Any],
+    examples: StimulusSet | None,
+) -> Any:
     """Run, and save the resolved settings as soon as the folder is known to be this run's."""
     from probes.cli.console import progress
     from probes.cli.settings import to_toml
@@ -150,7 +204,7 @@ def _ask(config: RunConfig, items: StimulusSet, folder: Path, model: Any, saved:
                 (folder / SETTINGS).write_text(head + to_toml(_portable(saved)), encoding="utf-8")
             step(done, total)
 
-        return ask(config, items, folder, model=model, progress=started)
+        return ask(config, items, folder, model=model, examples=examples, progress=started)
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +212,12 @@ def _portable(settings: dict[str, Any]) -> dict[str, Any]:
     from probes.models.catalog import lookup
 
     fixed = dict(settings)
-    folders = {"stimuli", "adapter", *(("model",) if lookup(settings["model"]).kind == "local" else ())}
+    folders = {
+        "stimuli",
+        "adapter",
+        "examples_from",
+        *(("model",) if lookup(settings["model"]).kind == "local" else ()),
+    }
     for name in folders:
         if settings[name] is not None and Path(settings[name]).is_dir():
             fixed[name] = str(Path(settings[name]).resolve())

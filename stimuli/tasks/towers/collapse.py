@@ -50,6 +50,10 @@ class TowersDirection(Task):
 
     name: ClassVar[str] = "towers-direction"
     family: ClassVar[str] = "towers"
+    facts: ClassVar[str] = (
+        "A stack of blocks gives way at a level where the centre of mass of all blocks above lies beyond the "
+        "area where they touch the block below, and falls to that side."
+    )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
     held_out: ClassVar[bool] = True
     signed_side: ClassVar[bool] = True
@@ -136,6 +140,10 @@ class TowersCount(Task):
 
     name: ClassVar[str] = "towers-count"
     family: ClassVar[str] = "towers"
+    facts: ClassVar[str] = (
+        "A stack of blocks gives way at a level where the centre of mass of all blocks above lies beyond the "
+        "area where they touch the block below; the blocks above that level fall to the floor."
+    )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
     held_out: ClassVar[bool] = True
 

@@ -47,6 +47,10 @@ class TowersSideblock(Task):
 
     name: ClassVar[str] = "towers-sideblock"
     family: ClassVar[str] = "towers"
+    facts: ClassVar[str] = (
+        "A stack of blocks stands if, at every level, the centre of mass of all blocks above lies over the "
+        "area where they touch the block below; a block on top can be a counterweight."
+    )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "action"
 
     def conditions(self) -> tuple[Condition, ...]:

@@ -58,6 +58,10 @@ class TowersStability(Task):
 
     name: ClassVar[str] = "towers-stability"
     family: ClassVar[str] = "towers"
+    facts: ClassVar[str] = (
+        "A stack of blocks stands if, at every level, the centre of mass of all blocks above lies over the "
+        "area where they touch the block below; otherwise it falls."
+    )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
 
     def conditions(self) -> tuple[Condition, ...]:

@@ -53,6 +53,10 @@ class TowersTopblock(Task):
 
     name: ClassVar[str] = "towers-topblock"
     family: ClassVar[str] = "towers"
+    facts: ClassVar[str] = (
+        "A stack of blocks stands if, at every level, the centre of mass of all blocks above lies over the "
+        "area where they touch the block below; a block on top can be a counterweight."
+    )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "action"
 
     def conditions(self) -> tuple[Condition, ...]:

@@ -1,0 +1,45 @@
+"""Grounding before physics: before a battery of controls, does the model see what the pictures show?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probes.run import RunConfig
+    from stimuli.dataset import StimulusSet
+
+GROUNDING_N, GROUNDING_SEED = 120, 10_009
+"""Size and seed of the grounding set that a battery of controls begins with."""
+FOLDER = "grounding"
+"""Where its run is, inside the folder of the battery's."""
+
+
+def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: Any, jobs: int | None) -> None:
+    """Ask the family's grounding questions and print how many of each kind are right.
+
+    A model that cannot count the blocks is not failing at physics. Nothing is asked for a family without such a task,
+    for a grounding set itself, or of an observer, which does not look at pictures.
+    """
+    from analysis.responses import cells
+    from probes.cli.console import progress, tell
+    from probes.cli.resources import cores
+    from probes.run import run
+    from probes.trials import read_trials
+    from stimuli.standard import further_set
+    from stimuli.tasks import get_task, task_names
+
+    name = str(stimuli.card.get("task"))
+    task = f"{get_task(name).family}-grounding" if name in task_names() else ""
+    if task not in task_names() or task == name or not model.needs_images:
+        return
+    size = int(stimuli.card.get("image_size", 224))
+    with progress("making grounding items") as step:
+        items = further_set(task, GROUNDING_N, GROUNDING_SEED, size=size, jobs=jobs or cores(), progress=step)
+    plain = replace(config, stimuli=task, design="plain", examples=(0,), examples_from=None, limit=None, style="")
+    with progress("grounding first") as step:
+        run(plain, items, folder / FOLDER, model=model, progress=step)
+    found = cells(read_trials(folder / FOLDER), lambda row: str(row["condition"]["build"]).partition(":")[0])
+    seen = ", ".join(f"{cell.label} {cell.accuracy.value:.2f}" for cell in found)
+    tell(f"grounding ({task}, {len(items)} items, share right): {seen}")
