@@ -1,129 +1,254 @@
-"""What the toolkit costs around the bare engine when a stimulus set is made.
+"""What the toolkit costs around the bare engine when a stimulus set is made, for every family.
 
-Baseline: pybullet alone, doing for every item what the physics and the picture need: build the same bodies, draw with the
-same renderer at the same size, take the same number of steps. Nothing is sampled, checked, hashed, encoded or written.
+Baseline: pybullet alone, doing for every item what the physics and the picture need: build the same bodies and markers, draw
+with the same renderer at the same size as often as the picture has panels, and take as many steps as the outcome took.
+Nothing is sampled, checked, hashed, encoded or written.
 
-    python benchmarks/stimuli.py [-n 400] [--size 224] [--rounds 5] [--memory]
+    python benchmarks/stimuli.py [--families towers ...] [-n 240] [--size 224] [--rounds 3] [--memory]
 
-Prints, as ratios within one run: CPU time per item on one process to the bare engine (target <= 1.15), and the speed-up of
-two processes over one, start-up included (target >= 1.8); with --memory, peak memory of 2,000 items against 200.
+Prints per family, for its headline judgement, as ratios within one run: CPU time per item on one process to the bare engine
+(target <= 1.2), the speed-up of two processes over one, start-up included (target >= 1.8), and the simulated time per item as a
+share of a fixed simulation of two seconds (target < 0.5); with --memory, peak memory of 10,000 small items against 1,000.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 # Run as a script, this file would hide the package of the same name.
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
+import numpy as np
+
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
-from stimuli.scene import COLOURS, Scene
-from stimuli.simulators import get_simulator
-from stimuli.simulators.pybullet import FAR, NEAR, SOLVER_ITERATIONS, STEP, bullet
-from stimuli.tasks.towers.tower import fallen
+from stimuli.palettes import paint
+from stimuli.picture import GAP, panel_poses
+from stimuli.scene import Body, Marker, Scene
+from stimuli.shapes import cradle_boards, mesh
+from stimuli.simulators import FRAME_INTERVAL, Outcome, Poses, Simulator, get_simulator
+from stimuli.simulators.loop import steps_per_frame
+from stimuli.simulators.pybullet import CAREFUL_ITERATIONS, FAR, NEAR, SOLVER_ITERATIONS, STEP, bullet
+from stimuli.tasks import FAMILIES, get_task
 
-TASK = "towers-stability"
+FIXED_SECONDS = 2.0
+"""Simulated seconds of a simulation that does not stop early."""
 
 
-def bare_engine(work: list[tuple[Scene, int]], size: int) -> float:
+class Recorder:
+    """The engine of this process, with a note of every simulation that is asked of it."""
+
+    def __init__(self, engine: Simulator) -> None:
+        self._engine = engine
+        self.name, self.renderer = engine.name, engine.renderer
+        self.version, self.render = engine.version, engine.render
+        self.seconds: list[float] = []
+
+    def simulate(self, scene: Scene, **settings: Any) -> Outcome:
+        """Simulate, and note for how long."""
+        outcome = self._engine.simulate(scene, **settings)
+        self.seconds.append(outcome.duration)
+        return outcome
+
+
+class Work:
+    """What one item asks of an engine: a scene, the poses to draw, and for how long to simulate."""
+
+    def __init__(self, scene: Scene, seconds: float) -> None:
+        self.scene, self.seconds = scene, seconds
+        self.steps = round(seconds / FRAME_INTERVAL * steps_per_frame(scene, STEP))
+        self.poses: list[Poses | None] = [*panel_poses(get_simulator(), scene)] if scene.panels else [None]
+
+
+def work_of(stimuli: StimulusSet) -> list[Work]:
+    """The engine's part of a set of judgements: one simulation per item, until the outcome is decided."""
+    task, recorder, found = get_task(stimuli.card["task"]), Recorder(get_simulator()), []
+    for item in stimuli.items:
+        assert item.scene is not None
+        recorder.seconds.clear()
+        task.solve(item.scene, item.question, recorder)
+        found.append(Work(item.scene, sum(recorder.seconds)))
+    return found
+
+
+def bare_engine(work: list[Work], size: int) -> float:
     """CPU seconds that pybullet alone takes to build, draw and step every scene."""
     client = bullet.connect(bullet.DIRECT)
     start = time.process_time()
-    for scene, steps in work:
-        bullet.resetSimulation(physicsClientId=client)
-        bullet.setGravity(0, 0, -scene.gravity, physicsClientId=client)
-        bullet.setPhysicsEngineParameter(
-            fixedTimeStep=STEP, numSolverIterations=SOLVER_ITERATIONS, physicsClientId=client
-        )
-        floor = (4.0, 4.0, 0.05)
-        shape = bullet.createCollisionShape(bullet.GEOM_BOX, halfExtents=floor, physicsClientId=client)
-        look = bullet.createVisualShape(
-            bullet.GEOM_BOX, halfExtents=floor, rgbaColor=(*scene.background.floor, 1), physicsClientId=client
-        )
-        ground = bullet.createMultiBody(0, shape, look, (0, 0, -0.05), physicsClientId=client)
-        bullet.changeDynamics(ground, -1, lateralFriction=scene.floor_friction, physicsClientId=client)
-        for body in scene.bodies:
-            half = [extent / 2 for extent in body.size]
-            shape = bullet.createCollisionShape(bullet.GEOM_BOX, halfExtents=half, physicsClientId=client)
-            look = bullet.createVisualShape(
-                bullet.GEOM_BOX, halfExtents=half, rgbaColor=(*COLOURS[body.colour], 1), physicsClientId=client
-            )
-            index = bullet.createMultiBody(body.mass, shape, look, body.position, physicsClientId=client)
-            bullet.changeDynamics(index, -1, lateralFriction=body.friction, restitution=0.0, physicsClientId=client)
-        camera, light = scene.camera, scene.light
-        bullet.getCameraImage(
-            size,
-            size,
-            bullet.computeViewMatrixFromYawPitchRoll(camera.target, camera.distance, camera.yaw, camera.pitch, 0, 2),
-            bullet.computeProjectionMatrixFOV(camera.fov, 1.0, NEAR, FAR),
-            lightDirection=light.direction,
-            lightDistance=10.0,
-            lightAmbientCoeff=light.ambient,
-            lightDiffuseCoeff=light.diffuse,
-            lightSpecularCoeff=light.specular,
-            shadow=0,
-            renderer=bullet.ER_TINY_RENDERER,
-            physicsClientId=client,
-        )
-        for _ in range(steps):
+    for one in work:
+        scene = one.scene
+        bodies = _build(scene, client)
+        edge = size if len(one.poses) == 1 else (size - GAP) // 2
+        for poses in one.poses:
+            if poses is not None:
+                for index, place, turn in zip(bodies, poses.positions, poses.orientations, strict=True):
+                    bullet.resetBasePositionAndOrientation(index, place, turn, physicsClientId=client)
+            _photograph(scene, edge, client)
+        if one.poses != [None]:  # back to the start
+            for index, body in zip(bodies, scene.bodies, strict=True):
+                bullet.resetBasePositionAndOrientation(index, body.position, body.orientation, physicsClientId=client)
+        for _ in range(one.steps):
             bullet.stepSimulation(client)
     seconds = time.process_time() - start
     bullet.disconnect(client)
     return seconds
 
 
-def made(n: int, size: int, jobs: int) -> tuple[float, float]:
+def _build(scene: Scene, client: int) -> list[int]:
+    bullet.resetSimulation(physicsClientId=client)
+    bullet.setGravity(0, 0, -scene.gravity, physicsClientId=client)
+    careful = bool(scene.pushes) or any(body.fixed for body in scene.bodies)
+    bullet.setPhysicsEngineParameter(
+        fixedTimeStep=FRAME_INTERVAL / steps_per_frame(scene, STEP),
+        numSolverIterations=CAREFUL_ITERATIONS if careful else SOLVER_ITERATIONS,
+        physicsClientId=client,
+    )
+    floor = {"halfExtents": (4.0, 4.0, 0.05), "physicsClientId": client}
+    shape = bullet.createCollisionShape(bullet.GEOM_BOX, **floor)
+    look = bullet.createVisualShape(bullet.GEOM_BOX, rgbaColor=(*scene.background.floor, 1), **floor)
+    ground = bullet.createMultiBody(0, shape, look, (0, 0, -0.05), physicsClientId=client)
+    bullet.changeDynamics(ground, -1, lateralFriction=scene.floor_friction, physicsClientId=client)
+    indices = []
+    for body in scene.bodies:
+        index = bullet.createMultiBody(
+            0.0 if body.fixed else body.mass,
+            _shape(body, client, solid=True),
+            _shape(body, client, solid=False, colour=paint(body, scene.palette)),
+            body.position,
+            body.orientation,
+            physicsClientId=client,
+        )
+        bullet.changeDynamics(
+            index, -1, lateralFriction=body.friction, restitution=body.restitution, physicsClientId=client
+        )
+        bullet.resetBaseVelocity(index, body.velocity, physicsClientId=client)
+        indices.append(index)
+    for marker in scene.markers:
+        look = _shape(marker, client, solid=False, colour=paint(marker, scene.palette))
+        bullet.createMultiBody(0, -1, look, marker.position, marker.orientation, physicsClientId=client)
+    return indices
+
+
+def _shape(thing: Body | Marker, client: int, solid: bool, colour: tuple[float, ...] = ()) -> int:
+    half = [extent / 2 for extent in thing.size]
+    make = bullet.createCollisionShape if solid else bullet.createVisualShape
+    common: dict[str, Any] = {"physicsClientId": client} | ({} if solid else {"rgbaColor": (*colour, 1.0)})
+    if thing.shape == "box":
+        return int(make(bullet.GEOM_BOX, halfExtents=half, **common))
+    if thing.shape == "sphere":
+        return int(make(bullet.GEOM_SPHERE, radius=half[0], **common))
+    if thing.shape == "cylinder":
+        height = {"height": thing.size[2]} if solid else {"length": thing.size[2]}
+        return int(make(bullet.GEOM_CYLINDER, radius=half[0], **height, **common))
+    if thing.shape == "cradle":
+        boards = cradle_boards(thing.size)
+        shapes = {"shapeTypes": [bullet.GEOM_BOX] * len(boards), "physicsClientId": client}
+        halves = [[extent / 2 for extent in extents] for _, extents in boards]
+        centres = [centre for centre, _ in boards]
+        if solid:
+            return int(bullet.createCollisionShapeArray(halfExtents=halves, collisionFramePositions=centres, **shapes))
+        colours = [(*colour, 1.0)] * len(boards)
+        return int(
+            bullet.createVisualShapeArray(
+                halfExtents=halves, visualFramePositions=centres, rgbaColors=colours, **shapes
+            )
+        )
+    vertices, triangles = mesh(thing.shape, thing.size)
+    if solid:
+        return int(make(bullet.GEOM_MESH, vertices=vertices.tolist(), **common))
+    points = vertices[np.array(triangles).ravel()].tolist()
+    return int(
+        make(
+            bullet.GEOM_MESH,
+            vertices=points,
+            indices=list(range(len(points))),
+            normals=[[0, -1, 0]] * len(points),
+            **common,
+        )
+    )
+
+
+def _photograph(scene: Scene, size: int, client: int) -> None:
+    camera, light = scene.camera, scene.light
+    bullet.getCameraImage(
+        size,
+        size,
+        bullet.computeViewMatrixFromYawPitchRoll(camera.target, camera.distance, camera.yaw, camera.pitch, 0, 2),
+        bullet.computeProjectionMatrixFOV(camera.fov, 1.0, NEAR, FAR),
+        lightDirection=light.direction,
+        lightDistance=10.0,
+        lightAmbientCoeff=light.ambient,
+        lightDiffuseCoeff=light.diffuse,
+        lightSpecularCoeff=light.specular,
+        shadow=0,
+        renderer=bullet.ER_TINY_RENDERER,
+        physicsClientId=client,
+    )
+
+
+def made(task: str, n: int, size: int, jobs: int) -> tuple[float, float]:
     """Wall seconds, and CPU seconds of this process, to make a set of n items."""
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
-        make_set(TASK, n, 0, Path(folder) / "set", size=size, jobs=jobs)
+        make_set(task, n, 0, Path(folder) / "set", size=size, jobs=jobs)
         return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def steps_of(scene: Scene) -> int:
-    """Engine steps until the outcome of a scene is decided."""
-    return round(get_simulator().simulate(scene, stop=fallen(scene)).duration / STEP)
-
-
-def peak_memory(n: int) -> int:
+def peak_memory(task: str, n: int) -> int:
     """Peak resident memory (kB) of a fresh process that makes n small items."""
     code = (
         "import resource, tempfile; from stimuli.generate import make_set\n"
-        f"make_set({TASK!r}, {n}, 0, tempfile.mkdtemp() + '/set', size=64)\n"
+        f"with tempfile.TemporaryDirectory() as folder: make_set({task!r}, {n}, 0, folder + '/set', size=32)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+def compare(family: str, n: int, size: int, rounds: int, memory: bool) -> None:
+    """Print one family's row."""
+    task = FAMILIES[family]
+    with tempfile.TemporaryDirectory() as folder:
+        work = work_of(make_set(task, n, 0, Path(folder) / "set", size=size))
+    one, two = [], []
+    for _ in range(rounds):
+        bare = bare_engine(work, size)
+        wall, cpu = made(task, n, size, 1)
+        one.append(cpu / bare)  # CPU time: on a shared machine wall time says more about the neighbours
+        two.append(wall / made(task, n, size, 2)[0])
+    share = statistics.mean(one_item.seconds for one_item in work) / FIXED_SECONDS
+    text = f"{task:20} {statistics.median(one):>15.3f} {statistics.median(two):>15.3f} {share:>22.2f}"
+    if memory:
+        text += f" {peak_memory(task, 10_000) / peak_memory(task, 1_000):>14.3f}"
+    print(text, flush=True)
+
+
 def main() -> None:
     """Run the benchmark and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=400)
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("-n", type=int, default=240)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        stimuli: StimulusSet = make_set(TASK, arguments.n, 0, Path(folder) / "set", size=arguments.size)
-        work = [(item.scene, steps_of(item.scene)) for item in stimuli.items if item.scene is not None]
-    one, two = [], []
-    for _ in range(arguments.rounds):
-        bare = bare_engine(work, arguments.size)
-        wall, cpu = made(arguments.n, arguments.size, 1)
-        one.append(cpu / bare)  # CPU time: on a shared machine wall time says more about the neighbours
-        two.append(wall / made(arguments.n, arguments.size, 2)[0])
-    print(f"{TASK}, {arguments.n} items, {arguments.size} px, median of {arguments.rounds} rounds")
-    print(f"CPU time per item / bare engine           {statistics.median(one):.3f}   (target <= 1.15)")
-    print(f"speed-up of two processes over one        {statistics.median(two):.3f}   (target >= 1.8)")
-    if arguments.memory:
-        print(f"peak memory, 2000 items / 200 items       {peak_memory(2000) / peak_memory(200):.3f}   (flat: about 1)")
+    print(
+        f"{arguments.n} items, {arguments.size} px, median of {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
+    )
+    heads = f"{'':20} {'CPU / bare':>15} {'2 / 1 process':>15} {'simulated / 2 s':>22}"
+    print(heads + (f" {'memory 10k/1k':>14}" if arguments.memory else ""))
+    print(
+        f"{'target':20} {'<= 1.2':>15} {'>= 1.8':>15} {'< 0.5':>22}" + (f" {'about 1':>14}" if arguments.memory else "")
+    )
+    for family in arguments.families:
+        compare(family, arguments.n, arguments.size, arguments.rounds, arguments.memory)
 
 
 if __name__ == "__main__":

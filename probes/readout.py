@@ -29,13 +29,13 @@ class Scorer:
         """What an answer to an item is worth.
 
         It is `Task.score`, which simulates, but for two cases that cannot come out otherwise: an item without a scene
-        (imported) has nothing but its stored answer; and the stored answer of a judgement item *is* the simulated
+        (imported) has nothing but the answers that its table calls right; and the stored answer of a judgement item *is* the simulated
         outcome, with which its task would compare the answer, as long as the task's version is the one that made the
         item.
         """
         task = get_task(item.task) if item.scene is not None else None
         if task is None or (task.kind == "judgement" and task.version == item.task_version):
-            right = answer == item.answer
+            right = answer in (listed_answers(item) or {item.answer})
             return Score(right, float(right), {"truth": item.answer})
         assert item.scene is not None
         key = (item.scene_sha256, item.question.prompt, answer)
@@ -78,11 +78,10 @@ class Scorer:
     def right_answers(self, item: Item) -> set[Answer] | None:
         """All answers that succeed, where they are known without trying: certified, stored, or read from the scene."""
         if item.scene is None:
-            return {item.answer}
+            return listed_answers(item) or {item.answer}
         kind = get_task(item.task).kind
         if kind == "action":
-            working = item.certificate.get("working")
-            return None if working is None else {tuple(a) if isinstance(a, list) else a for a in working}
+            return listed_answers(item)
         if kind == "grounding" and isinstance(item.question.grammar, Integers):
             return {value for _, value in item.question.grammar.candidates() if self.score(item, value).success}
         return {item.answer}
@@ -122,6 +121,12 @@ class Scorer:
             "reward": score.reward,
             "detail": {name: _plain(value) for name, value in score.detail.items()},
         }
+
+
+def listed_answers(item: Item) -> set[Answer] | None:
+    """The right answers that an item lists (by certificate, or in the table it was imported from); None if it lists none."""
+    working = item.certificate.get("working")
+    return None if working is None else {tuple(a) if isinstance(a, list) else a for a in working}
 
 
 UNREAD: Columns = {

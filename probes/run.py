@@ -20,7 +20,8 @@ from typing import Any, Literal
 from probes.models import Generation, Model, Trial
 from probes.presentation import HIDES_PICTURE, Manner, PresentationError, Presenter, manners
 from probes.readout import UNREAD, Columns, Scorer
-from probes.trials import RunError, TrialLog, trial_key
+from probes.sharding import ALONE, Processes
+from probes.trials import RunError, trial_key
 from stimuli.dataset import Item, StimulusSet
 from stimuli.tasks import UnknownTask, get_task
 
@@ -28,7 +29,20 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
-PACKAGES = ("vlm-probe", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "pillow", "pybullet")
+PACKAGES = (
+    *(
+        "vlm-probe",
+        "torch",
+        "torchvision",
+        "transformers",
+        "peft",
+        "accelerate",
+        "numpy",
+        "pillow",
+        "pybullet",
+        "openai",
+    ),
+)
 AUTO_BATCH = 16
 
 
@@ -37,7 +51,7 @@ class RunConfig:
     """What is asked of whom, and how.
 
     Attributes:
-        model: Alias, folder or hub id.
+        model: Alias, folder or hub id; of a served model, its id at the server.
         stimuli: The set as the user named it.
         readout: "generate" (a reply, parsed) or "options" (log-probabilities of all legal answers).
         batch_size: Trials per call of the model; 0 = what suits it. Answers do not depend on it.
@@ -48,8 +62,10 @@ class RunConfig:
         revision: Hub revision; None = the default.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", ...
-        adapter: Folder of a LoRA adapter.
+        adapter: Folder of a LoRA adapter; of a served model, the adapter's id at the server.
         load_in_4bit: Quantise the weights to 4 bits on loading.
+        base_url: Of the server of a served model; None = the model is loaded here.
+        concurrency: Trials that a served model is asked at a time.
         design: "plain", "controls", "variants", or names of control conditions (see `probes.presentation`).
         examples: Numbers of worked examples before the question; every item is asked with each.
         examples_from: The set that they come from, as the user named it.
@@ -69,6 +85,8 @@ class RunConfig:
     device: str = "auto"
     adapter: str | None = None
     load_in_4bit: bool = False
+    base_url: str | None = None
+    concurrency: int = 8
     design: str = "plain"
     examples: tuple[int, ...] = (0,)
     examples_from: str | None = None
@@ -81,6 +99,8 @@ class RunConfig:
             raise RunError(f"limit must be at least 1, got {self.limit}")
         if min(self.batch_size, self.temperature, self.max_new_tokens) < 0:
             raise RunError("batch_size, temperature and max_new_tokens cannot be negative")
+        if self.concurrency < 1:
+            raise RunError(f"concurrency must be at least 1, got {self.concurrency}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,7 @@ def run(
     model: Model | None = None,
     examples: StimulusSet | None = None,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> RunReport:
     """Ask a model all items, in every manner of the design, that the run in `out` does not have yet.
 
@@ -113,6 +134,7 @@ def run(
         model: The model, if it is loaded already; by default `config` says which one is loaded.
         examples: The set that worked examples come from, if the design has any.
         progress: Told how many trials are done, and how many there are.
+        processes: Those that share the run; the report of the first one is that of the run.
 
     Raises:
         ModelError: If the model cannot be loaded, or cannot answer such items.
@@ -134,6 +156,9 @@ def run(
             device=config.device,
             adapter=config.adapter,
             load_in_4bit=config.load_in_4bit,
+            base_url=config.base_url,
+            concurrency=config.concurrency,
+            readout=config.readout,
         )
     check = getattr(model, "check", None)
     if check is not None:
@@ -150,10 +175,15 @@ def run(
     keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
     if len(keys) != len(wanted):
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
-    with TrialLog(out, _describe(config, stimuli, model, len(wanted), presenter)) as trials:
+    with processes.open_log(out, _describe(config, stimuli, model, len(wanted), presenter)) as trials:
         pending = [ask for ask in wanted if keys[ask.id] not in trials.done]
-        trials.update(status="running", resumed=trials.run["resumed"] + bool(trials.done))
+        trials.update(
+            status="running", resumed=trials.run["resumed"] + bool(trials.done), processes=processes.count, n_errors=0
+        )
         done, n_errors = len(wanted) - len(pending), 0
+        observed: dict[str, Any] = {}
+        if processes.count > 1:
+            pending = processes.share([ask for batch in in_batches(pending, 1) for ask in batch])
         scorer, status = Scorer(), "failed"
         if progress is not None:
             progress(done, len(wanted))
@@ -162,9 +192,10 @@ def run(
                 row = {"key": keys[answer.ask.id], "model": model.identity.name, "readout": config.readout}
                 trials.append(row | _columns(scorer, answer))
                 n_errors += answer.error is not None
-                done += 1
+                done = min(done + processes.count, len(wanted))  # the others are about as far
                 if progress is not None and answer.ends_batch:
                     progress(done, len(wanted))
+            n_errors, observed = processes.finish(trials, n_errors, getattr(model, "observed", {}))
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -172,7 +203,7 @@ def run(
         finally:
             # What went wrong is already on its way up; a full disk must not hide it.
             with suppress(*(() if status == "finished" else (RunError,))):
-                observed = getattr(model, "observed", {})
+                observed = observed or getattr(model, "observed", {})
                 trials.update(status=status, finished=_now(), n_errors=n_errors, observed=observed)
     return RunReport(out, len(wanted), n_errors)
 
@@ -236,6 +267,9 @@ class _Answer:
 
 def _answers(model: Model, pending: Sequence[Ask], config: RunConfig, settings: Generation) -> Iterator[_Answer]:
     """Ask everything in batches of prompts of similar length; the next batch is made ready meanwhile."""
+    if hasattr(model, "stream"):
+        yield from _streamed(model, pending, config.readout, settings)
+        return
     size = config.batch_size or int(getattr(model, "batch_size", AUTO_BATCH))
     batches = in_batches(pending, size)
     if not model.needs_images:
@@ -249,6 +283,24 @@ def _answers(model: Model, pending: Sequence[Ask], config: RunConfig, settings: 
             ahead += [pool.submit(_show, model, batch) for batch in batches[number + 1 : number + 2]]
             yield from failed
             yield from _ask(model, ready, config.readout, settings)
+
+
+def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Generation) -> Iterator[_Answer]:
+    """Ask a model that takes trials one by one, and answers several at a time in any order."""
+    asks = {ask.id: ask for ask in pending}
+    failed: list[_Answer] = []
+
+    def shown() -> Iterator[Trial]:
+        for batch in in_batches(pending, 1):
+            ready, bad = _show(model, batch)
+            failed.extend(bad)
+            yield from (trial for _, trial in ready)
+
+    name = "raw" if readout == "generate" else "logprobs"
+    for trial, value, latency in model.stream(shown(), readout, settings):
+        given = {"error": _message(value)} if isinstance(value, Exception) else {name: value}
+        yield _Answer(asks[trial.key], **given, latency_s=latency, ends_batch=True)
+    yield from failed
 
 
 def in_batches(pending: Sequence[Ask], size: int) -> list[list[Ask]]:

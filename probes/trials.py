@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRIALS, RUN, LOCK = "trials.jsonl", "run.json", ".lock"
+SHARDS = "trials.*.jsonl"
+"""Logs of further processes of the same run (`probes.sharding`), until the first takes their rows over."""
 SYNC_INTERVAL = 2.0
 """Seconds between two forced writes to the disk. A row outlives its process at once, a power cut after this time."""
 
@@ -140,6 +142,11 @@ class TrialLog:
         self._synced = time.monotonic()
         self.done = {row["key"] for row in rows if row["error"] is None}
         """Keys of the trials that need not be asked again."""
+        try:
+            self.absorb()
+        except RunError:
+            self.close()
+            raise
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. Raises RunError if the disk does not take it; the rows before it stay."""
@@ -160,13 +167,38 @@ class TrialLog:
             ) from error
         self._end += len(data)
 
+    def absorb(self) -> None:
+        """Take over the rows of further processes that have ended, and remove their logs.
+
+        Raises:
+            RunError: If one of them is still writing.
+        """
+        for path in sorted(self.folder.glob(SHARDS)):
+            lock = _lock(self.folder, path.name)
+            try:
+                # A kill may have come after some rows were taken over, and before the log was removed.
+                known = {_line(row) for row in _read(self.folder / TRIALS)[0]}
+                for row in _read(path)[0]:
+                    if _line(row) not in known:
+                        self.append(row)
+                    if row["error"] is None:
+                        self.done.add(row["key"])
+                os.fsync(self._file)
+                path.unlink()
+            except OSError as error:
+                raise RunError(f"cannot take over {path}: {error.strerror}") from error
+            finally:
+                os.close(lock)
+
     def update(self, **changes: Any) -> None:
         """Change entries of `run.json`. Raises RunError if it cannot be written."""
         self.run.update(changes)
         write_json(self.folder / RUN, self.run)
 
     def close(self) -> None:
-        """Force everything to the disk and let other processes have the folder."""
+        """Force everything to the disk and let other processes have the folder. The second time, nothing."""
+        if self._file < 0:
+            return
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -174,6 +206,7 @@ class TrialLog:
         finally:
             os.close(self._file)
             os.close(self._lock)
+            self._file = -1
 
     def __enter__(self) -> TrialLog:
         return self
@@ -200,7 +233,7 @@ class TrialLog:
 
 
 def read_trials(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run, one per trial: of a trial that was asked again, the last.
+    """The rows of a run, one per trial: of a trial that was asked again, the last, but no error in place of an answer.
 
     A torn last line, as a run that is going on or was killed may have, is left out.
 
@@ -211,8 +244,10 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
     rows: dict[str, dict[str, Any]] = {}
-    for row in _read(path)[0]:
-        rows[row["key"]] = row
+    for file in (path, *sorted(Path(folder).glob(SHARDS))):
+        for row in _read(file)[0]:
+            if row["error"] is None or rows.get(row["key"], row)["error"] is not None:
+                rows[row["key"]] = row
     return list(rows.values())
 
 
@@ -263,6 +298,8 @@ def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, An
     Raises:
         RunError: If another process is writing to the run, or it cannot be written.
     """
+    if any(folder.glob(SHARDS)):
+        TrialLog(folder, read_run(folder)).close()  # takes them over
     try:
         lock = _lock(folder)
     except OSError as error:
@@ -294,9 +331,28 @@ def _write_whole(path: Path, text: str) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _lock(folder: Path) -> int:
+def open_append(folder: Path, name: str) -> tuple[int, int, int]:
+    """Take a further log of a run for this process.
+
+    Returns:
+        Descriptor that holds its lock, descriptor to append to, and the log's end (bytes).
+
+    Raises:
+        RunError: If another process has it, or it cannot be written.
+    """
+    try:
+        lock = _lock(folder, name)
+        file = os.open(folder / name, os.O_RDWR | os.O_APPEND)
+        end = _read(folder / name)[1]
+        os.ftruncate(file, end)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder / name}: {error.strerror}") from error
+    return lock, file, end
+
+
+def _lock(folder: Path, name: str = LOCK) -> int:
     """Take the folder for this process; the lock goes when the descriptor is closed, or with the process."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,23 +1,30 @@
-"""The audit: what shortcuts score on a stimulus set, overall and by bin of the margin, beside chance and constants."""
+"""The audit: what shortcuts score on a stimulus set, overall and by factor of its design, beside chance and constants."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stimuli.baselines import ItemCues, cue_accuracy, item_cues
+from stimuli.baselines import ItemCues, cue_accuracy, item_cues, limit_of, reason_of
 from stimuli.dataset import Item, StimulusError, StimulusSet
-from stimuli.tasks import get_task
+from stimuli.tasks import Task, get_task, task_names
+
+log = logging.getLogger(__name__)
 
 PIXELS = 16
 """The pixel classifier sees pictures of this edge."""
 FOLDS = 5
+MOST_LEVELS = 6
+"""A factor with more levels than this gets no columns of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,37 +37,60 @@ class Shortcut:
             "prompt" (cross-validated linear classifiers).
         score: Share of all items that it gets right.
         by_bin: The same by |margin| bin.
-        by_bin_tall: The same by |margin| bin on items with a count of three or more.
+        by_level: The same by level of the factors build, count and shown, where they vary: {"build": {"leaning": 0.5}}.
+        reason: Why it scores above the limit, where it does.
     """
 
     name: str
     kind: str
     score: float
     by_bin: dict[str, float]
-    by_bin_tall: dict[str, float]
+    by_level: dict[str, dict[str, float]]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The shortcut scores of a set."""
+    """The shortcut scores of a set.
+
+    Attributes:
+        task, n, chance: Of the set.
+        limit: What a shortcut may score on a judgement without standing out: 10 points above chance; None for other kinds.
+        bins: |margin| bins and their number of items.
+        levels: Levels of the factors build, count and shown where they vary, and their number of items.
+        shortcuts: All of them.
+    """
 
     task: str
     n: int
     chance: float
+    limit: float | None
     bins: dict[str, int]
+    levels: dict[str, dict[str, int]]
     shortcuts: tuple[Shortcut, ...]
 
+    @property
+    def above(self) -> tuple[Shortcut, ...]:
+        """The shortcuts above the limit, best first."""
+        found = [s for s in self.shortcuts if self.limit is not None and s.score > self.limit]
+        return tuple(sorted(found, key=lambda s: -s.score))
+
     def rows(self) -> list[dict[str, Any]]:
-        """One row per shortcut: name, kind, score, and a column per |margin| bin (all counts, then three or more)."""
+        """One row per shortcut: name, kind, score, a column per |margin| bin and per level of each factor, and the reason."""
         return [
             {"shortcut": s.name, "kind": s.kind, "score": s.score}
             | {f"|m| {name}": s.by_bin.get(name) for name in self.bins}
-            | {f"|m| {name}, n>=3": s.by_bin_tall.get(name) for name in self.bins if s.by_bin_tall}
+            | {
+                f"{factor} {level}" if factor == "count" else level: s.by_level.get(factor, {}).get(level)
+                for factor, found in self.levels.items()
+                for level in found
+            }
+            | {"above limit": s.reason}
             for s in self.shortcuts
         ]
 
     def plot(self, path: str | Path) -> None:
-        """Write a dot plot of the scores: overall, and per |margin| bin on items with a count of three or more."""
+        """Write a dot plot of the scores: overall, per build where there are several, else per |margin| bin."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -68,18 +98,26 @@ class Audit:
 
         order = sorted(self.shortcuts, key=lambda s: s.score)
         figure, axis = plt.subplots(figsize=(5.2, 0.34 * len(order) + 1.5), layout="constrained")
-        palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito: safe for colour-blind readers
+        # Okabe and Ito: safe for colour-blind readers.
+        palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
         for y, shortcut in enumerate(order):
             axis.plot([self.chance, shortcut.score], [y, y], color="0.8", lw=1, zorder=1)
-        for colour, name in zip(palette, self.bins, strict=False):
-            points = [(s.by_bin_tall.get(name), y) for y, s in enumerate(order)]
-            kept = [(score, y) for score, y in points if score is not None]
-            if kept and any(s.by_bin_tall for s in order):
-                scores, heights = [score for score, _ in kept], [y for _, y in kept]
-                axis.scatter(scores, heights, s=14, color=colour, label=f"|margin| {name}, 3+ blocks", zorder=2)
+        builds = list(self.levels.get("build", {}))
+        split = {name: [s.by_level.get("build", {}).get(name) for s in order] for name in builds} or {
+            f"|margin| {name}": [s.by_bin.get(name) for s in order] for name in self.bins
+        }
+        for colour, (label, scores) in zip(palette, split.items(), strict=False):
+            kept = [(score, y) for y, score in enumerate(scores) if score is not None]
+            if kept:
+                axis.scatter(
+                    [score for score, _ in kept], [y for _, y in kept], s=14, color=colour, label=label, zorder=2
+                )
         axis.scatter([s.score for s in order], range(len(order)), s=34, color="black", label="all items", zorder=3)
         axis.axvline(self.chance, color="0.4", lw=0.8, ls="--")
-        axis.text(self.chance, len(order) - 0.35, "chance", fontsize=7, ha="center", color="0.3")
+        axis.text(self.chance, len(order) - 0.35, "chance", fontsize=7, ha="right", color="0.3")
+        if self.limit is not None:
+            axis.axvline(self.limit, color="0.4", lw=0.8, ls=":")
+            axis.text(self.limit, len(order) - 0.35, " limit", fontsize=7, ha="left", color="0.3")
         axis.set_yticks(range(len(order)), [s.name for s in order], fontsize=8)
         axis.set_xlim(0, 1.02)
         axis.set_ylim(-0.6, len(order) + 0.1)
@@ -92,18 +130,28 @@ class Audit:
         plt.close(figure)
 
 
+@dataclass(frozen=True)
+class _OwnQuestion:
+    """What the audit needs of a task, for imported sets whose question is no registered task's."""
+
+    name: str
+    kind: str
+    known_shortcuts: Mapping[str, str] = field(default_factory=dict)
+
+
 def audit(stimuli: StimulusSet) -> Audit:
     """Score every shortcut on a set.
 
     The classifiers are cross-validated by group, so that foils and mirror images of a training item are never tested.
 
     Raises:
-        StimulusError: If the set has fewer than ten groups, items without scenes, or unreadable pictures.
+        StimulusError: If the set has fewer than ten groups, or unreadable pictures.
     """
     items = stimuli.items
-    task = get_task(stimuli.card["task"])
+    name = stimuli.card["task"]
+    task = get_task(name) if name in task_names() else cast(Task, _OwnQuestion(name, stimuli.card["kind"]))
     if any(item.scene is None for item in items):
-        raise StimulusError(f"{stimuli.path}: the audit reads scenes, and this set has items without one")
+        log.warning("%s has no scenes (it was imported): cues and rules that read them are left out", stimuli.path)
     cues = [item_cues(task, item) for item in items]
     groups = [cue.group for cue in cues]
     if len(set(groups)) < 10:
@@ -125,36 +173,57 @@ def audit(stimuli: StimulusSet) -> Audit:
         hits[f"linear regression on {PIXELS}x{PIXELS} pixels", "pixels"] = _regress(_pixels(stimuli), labels, cues)
     bin_of = np.array([_bin_name(item.condition.margin_bin) for item in items])
     bins = {name: int((bin_of == name).sum()) for name in sorted(set(bin_of.tolist()) - {""})}
-    tall = np.array([item.condition.count >= 3 for item in items])
-    rows = [
-        Shortcut(
+    levels = _levels(items)
+    masks = {
+        (factor, level): np.array([_level(item, factor) == level for item in items])
+        for factor, found in levels.items()
+        for level in found
+    }
+    everything = np.ones(len(items), dtype=bool)
+    chance = round(float(np.mean([len(cue.working) / cue.candidates for cue in cues])), 4)
+    limit = limit_of(task, chance)
+
+    def row(name: str, kind: str, accuracy: Callable[[npt.NDArray[np.bool_]], float]) -> Shortcut:
+        score = accuracy(everything)
+        return Shortcut(
             name,
             kind,
-            round(float(hit.mean()), 4),
-            {b: round(float(hit[bin_of == b].mean()), 4) for b in bins},
-            {b: round(float(hit[tall & (bin_of == b)].mean()), 4) for b in bins if (tall & (bin_of == b)).any()},
+            score,
+            {b: accuracy(bin_of == b) for b in bins},
+            {factor: {level: accuracy(masks[factor, level]) for level in found} for factor, found in levels.items()},
+            reason_of(task, name) if limit is not None and score > limit else "",
         )
-        for (name, kind), hit in hits.items()
-    ]
-    if task.kind != "action":
-        for name in cues[0].cues:
-            values = np.array([cue.cues[name] for cue in cues])
 
-            def accuracy(mask: npt.NDArray[np.bool_], values: npt.NDArray[np.float64] = values) -> float:
-                chosen = np.flatnonzero(mask)
-                return cue_accuracy(values[chosen], [labels[i] for i in chosen], [groups[i] for i in chosen])
+    rows = [row(name, kind, partial(_share, hit)) for (name, kind), hit in hits.items()]
+    for name in cues[0].cues if task.kind != "action" else ():
+        values = np.array([cue.cues[name] for cue in cues])
+        rows.append(row(name, "cue", partial(_looked_up, values, labels, groups)))
+    return Audit(task.name, len(items), chance, limit, bins, levels, tuple(rows))
 
-            rows.append(
-                Shortcut(
-                    name,
-                    "cue",
-                    accuracy(np.ones(len(items), dtype=bool)),
-                    {b: accuracy(bin_of == b) for b in bins},
-                    {b: accuracy(tall & (bin_of == b)) for b in bins if (tall & (bin_of == b)).any()},
-                )
-            )
-    chance = float(np.mean([len(cue.working) / cue.candidates for cue in cues]))
-    return Audit(task.name, len(items), round(chance, 4), bins, tuple(rows))
+
+def _share(hit: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> float:
+    return round(float(hit[mask].mean()), 4)
+
+
+def _looked_up(
+    values: npt.NDArray[np.float64], labels: list[Hashable], groups: list[str], mask: npt.NDArray[np.bool_]
+) -> float:
+    chosen = np.flatnonzero(mask)
+    return cue_accuracy(values[chosen], [labels[i] for i in chosen], [groups[i] for i in chosen])
+
+
+def _levels(items: list[Item]) -> dict[str, dict[str, int]]:
+    """The levels of build, count and shown with their number of items, of those factors that have from 2 to `MOST_LEVELS`."""
+    found = {}
+    for factor in ("build", "count", "shown"):
+        counts = Counter(_level(item, factor) for item in items)
+        if 2 <= len(counts) <= MOST_LEVELS:
+            found[factor] = dict(sorted(counts.items()))
+    return found
+
+
+def _level(item: Item, factor: str) -> str:
+    return str(getattr(item.condition, factor)) or "none"
 
 
 def _constants(cues: list[ItemCues]) -> list[Hashable]:

@@ -16,6 +16,8 @@ from stimuli.tasks import Task
 CUE_BINS = 8
 """A cue is cut into this many quantile bins, each answered by its majority."""
 FOLDS = 2
+LEEWAY = 0.1
+"""How far above chance a shortcut may score on a judgement before the card has to say so."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,7 @@ class ItemCues:
 
 
 def item_cues(task: Task, item: Item) -> ItemCues:
-    """Cues and rules of one item with a scene. Raises ValueError for an item without one."""
-    if item.scene is None:
-        raise ValueError(f"{item.item_id} has no scene, so that cues cannot be read from it")
+    """Cues and rules of one item; an item without a scene (imported) has neither."""
     scene, question = item.scene, item.question
     listed = item.certificate.get("working")
     working = tuple(tuple(w) if isinstance(w, list) else w for w in listed) if listed else (item.answer,)
@@ -61,9 +61,9 @@ def item_cues(task: Task, item: Item) -> ItemCues:
         working=working,
         candidates=len(question.grammar.candidates()),
         group=item.group_id,
-        cell=f"{item.condition.count} {size} {item.condition.mirrored}",
-        cues={name: float(cue(scene)) for name, cue in task.cues().items()},
-        rules={name: rule(scene) in working for name, rule in task.rules().items()},
+        cell=f"{item.condition.count} {size} {item.condition.shown} {item.condition.mirrored}",
+        cues={name: float(cue(scene)) for name, cue in task.cues().items()} if scene is not None else {},
+        rules={name: rule(scene) in working for name, rule in task.rules().items()} if scene is not None else {},
     )
 
 
@@ -72,7 +72,8 @@ def baselines(task: Task, cues: Sequence[ItemCues]) -> dict[str, Any]:
 
     Returns:
         {"chance", "constant": {"answer", "score"}, "shortcuts": {name: score}}; a rule's score is the share of items
-        on which its answer is right, a cue's is that of a cross-validated lookup (see `cue_accuracy`).
+        on which its answer is right, a cue's is that of a cross-validated lookup (see `cue_accuracy`). For judgements also
+        "limit" and "above_limit": {name: {"score", "reason"}}.
     """
     counts = Counter(answer for cue in cues for answer in set(cue.working))
     answer, hits = min(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
@@ -83,11 +84,31 @@ def baselines(task: Task, cues: Sequence[ItemCues]) -> dict[str, Any]:
         for name in cues[0].cues if cues else {}:
             shortcuts[name] = cue_accuracy(np.array([cue.cues[name] for cue in cues]), labels, groups)
         shortcuts["best constant word"] = round(max(texts.values()) / len(cues), 4)
-    return {
-        "chance": _mean([len(cue.working) / cue.candidates for cue in cues]),
+    chance = _mean([len(cue.working) / cue.candidates for cue in cues])
+    facts: dict[str, Any] = {
+        "chance": chance,
         "constant": {"answer": str(answer), "score": round(hits / len(cues), 4)},
         "shortcuts": shortcuts,
     }
+    limit = limit_of(task, chance)
+    if limit is not None:
+        facts["limit"] = limit
+        facts["above_limit"] = {
+            name: {"score": score, "reason": reason_of(task, name)}
+            for name, score in shortcuts.items()
+            if score > limit
+        }
+    return facts
+
+
+def limit_of(task: Task, chance: float) -> float | None:
+    """What a shortcut may score on a judgement without being named in the card; None for other kinds of task."""
+    return round(chance + LEEWAY, 4) if task.kind == "judgement" else None
+
+
+def reason_of(task: Task, name: str) -> str:
+    """Why a shortcut scores well, in the task's own words, or that the task does not say."""
+    return task.known_shortcuts.get(name, "not explained by the task")
 
 
 def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], groups: Sequence[str]) -> float:

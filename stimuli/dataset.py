@@ -4,6 +4,7 @@ SET/metadata.jsonl            one item per line; `datasets.load_dataset("imagefo
 SET/images/<sha256>.png
 SET/segmentation/, depth/     on request, as .npy
 SET/card.json                 versions, seed, design, balance, agreement of engine and statics, content hash
+SET/responses.csv             human responses, in imported sets that have them
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from stimuli.condition import Condition
-from stimuli.question import Answer, Grammar, Question, Variant, grammar_from_dict
+from stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
+from stimuli.responses import Response, read_csv
 from stimuli.scene import Scene
 
 METADATA, CARD = "metadata.jsonl", "card.json"
@@ -186,6 +189,39 @@ class StimulusSet:
     def __len__(self) -> int:
         return int(self.card["n"])
 
+    def responses(self) -> list[Response]:
+        """The human responses that came with the set; none in most sets.
+
+        Raises:
+            StimulusError: If the card names a file that is missing or was changed.
+        """
+        stated = self.card.get("responses")
+        if not stated:
+            return []
+        try:
+            return list(read_csv(self.path / str(stated["file"]), str(stated["sha256"])))
+        except ValueError as error:
+            raise StimulusError(str(error)) from error
+
+    def flat_rows(self) -> Iterator[dict[str, Any]]:
+        """The items as flat rows of text and numbers, for a table: one column for every factor, scenes left out."""
+        for item in self.items:
+            grammar, row = item.question.grammar, item.to_row()
+            options = "|".join(f"{o.text}={o.value}" for o in grammar.options) if isinstance(grammar, Options) else ""
+            ranges = "" if isinstance(grammar, Options) else ", ".join(f"{low}..{high}" for low, high in grammar.ranges)
+            working = [_listed(w) for w in item.certificate.get("working", [])]
+            names = ("file_name", "item_id", "task", "task_version", "prompt", "answer")
+            yield (
+                {name: row[name] for name in names}
+                | {"meaning": _listed(row["answer"] if not options else item.answer), "options": options or ranges}
+                | {"working": ";".join(working), "margin": item.margin}
+                | {name: row[name] for name in ("pair_id", "group_id", "role")}
+                | {f"condition_{name}": _joined(value) for name, value in row["condition"].items()}
+                | {f"variant_{name}": value for name, value in row["variant"].items()}
+                | {"about": json.dumps(row["about"], ensure_ascii=False) if row["about"] else ""}
+                | {name: row[name] for name in ("image_sha256", "scene_sha256")}
+            )
+
     def image(self, item: Item) -> Image.Image:
         """The picture of an item, RGB.
 
@@ -206,3 +242,25 @@ class StimulusSet:
                 return picture.convert("RGB")
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise StimulusError(f"{item.item_id}: {item.file_name} is not a picture: {error}") from error
+
+
+def package_version() -> str:
+    """Version of this package, as cards state it."""
+    try:
+        return version("vlm-probe")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _listed(answer: Any) -> str:
+    """An answer as a cell of a table."""
+    return ", ".join(map(str, answer)) if isinstance(answer, (list, tuple)) else str(answer)
+
+
+def _joined(value: Any) -> Any:
+    """A factor's level as a cell of a table: lists in one cell."""
+    return (
+        ";".join(":".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+        if isinstance(value, list)
+        else value
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from stimuli.condition import Condition
 from stimuli.question import Variant
 from stimuli.scene import Scene, mirror
+from stimuli.shifts import Shifts, apply_alike, shifted_condition
 from stimuli.tasks import Task
 
 
@@ -43,8 +44,11 @@ def group_size(task: Task) -> int:
     return 2 * len(task.sample_matched(group_rng(task, 0, 0), task.conditions()[0]))
 
 
-def plan(task: Task, groups: int, seed: int, style: str = "direct") -> Iterator[Group]:
-    """The plans of that many groups. A pure function of the task's version, the seed and the index."""
+def plan(task: Task, groups: int, seed: int, style: str = "direct", shifts: Shifts = ()) -> Iterator[Group]:
+    """The plans of that many groups. A pure function of the task's version, the seed and the index.
+
+    Shifts change the conditions and nothing else, so that shifted sets have the same plan.
+    """
     conditions, variants = task.conditions(), task.variants()
     rng = np.random.default_rng([seed, _code(task), 1])
     rows: list[int] = []
@@ -58,12 +62,22 @@ def plan(task: Task, groups: int, seed: int, style: str = "direct") -> Iterator[
         ask, _, _ = condition.build.partition(":")
         if task.kind == "grounding":
             variant = replace(variant, ask=ask, detail=int(rng.integers(2**16)))
+        if shifts:
+            condition = shifted_condition(task, condition, shifts)
         yield Group(index, condition, replace(variant, style=style))  # type: ignore[arg-type]
 
 
-def members(task: Task, group: Group, rng: np.random.Generator) -> list[Member]:
-    """The scenes of a group: base, foils, then the mirror image of each in the same order."""
+def members(
+    task: Task, group: Group, rng: np.random.Generator, shifting: np.random.Generator | None = None
+) -> list[Member]:
+    """The scenes of a group: base, foils, then the mirror image of each in the same order.
+
+    Shifts, where the condition has any, come before the mirror and are alike for all; `shifting` decides what they are
+    within their levels (by default, `rng`).
+    """
     scenes = task.sample_matched(rng, group.condition)
+    if group.condition.shifts:
+        scenes = apply_alike(scenes, group.condition.shifts, shifting if shifting is not None else rng)
     foil = task.foil_condition(group.condition)
     plain = [
         Member(scene, group.condition if i == 0 else foil, "base" if i == 0 else f"foil{i}")
@@ -78,10 +92,15 @@ def group_rng(task: Task, seed: int, index: int, attempt: int = 0) -> np.random.
     return np.random.default_rng([seed, _code(task), 2, index, attempt])
 
 
-def describe(task: Task) -> dict[str, Any]:
+def shift_rng(task: Task, seed: int, index: int, attempt: int = 0) -> np.random.Generator:
+    """The generator that decides about the shifts of one group: apart from `group_rng`, so that the scenes stay the same."""
+    return np.random.default_rng([seed, _code(task), 3, index, attempt])
+
+
+def describe(task: Task, shifts: Shifts = ()) -> dict[str, Any]:
     """The design as plain data, for the card of a set."""
     return {
-        "conditions": [c.code for c in task.conditions()],
+        "conditions": [shifted_condition(task, c, shifts).code for c in task.conditions()],
         "variants": len(task.variants()),
         "group": "base scene, its foils, and their mirror images; one wording per group",
     }

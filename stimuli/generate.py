@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from stimuli import design
+from stimuli import shifts as shifting
 from stimuli.baselines import ItemCues, baselines, item_cues
 from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet
 from stimuli.picture import draw
 from stimuli.question import PARAPHRASES
-from stimuli.simulators import get_simulator
+from stimuli.shifts import Shifts, is_physical
+from stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
 from stimuli.tasks import Task, Unsatisfiable, get_task
 
 MAX_ATTEMPTS = 30
@@ -46,6 +49,8 @@ class Recipe:
     style: str = "direct"
     segmentation: bool = False
     depth: bool = False
+    shifts: Shifts = ()
+    renderer: str = ""
 
 
 def make_set(
@@ -59,6 +64,8 @@ def make_set(
     style: str = "direct",
     segmentation: bool = False,
     depth: bool = False,
+    shifts: Shifts = (),
+    renderer: str = "",
     progress: Progress | None = None,
 ) -> StimulusSet:
     """Make a designed stimulus set. The same arguments give the same bytes, however many processes make it.
@@ -73,6 +80,9 @@ def make_set(
         style: "direct" or "think" (the wording of the answer format).
         segmentation: Also write segmentation masks, int32 (size, size) as .npy.
         depth: Also write depth maps, float32 metres (size, size) as .npy.
+        shifts: Visual and physical shifts, from `stimuli.shifts.parse_shifts`. With visual ones the scenes are those of the
+            plain set of the same seed.
+        renderer: Empty for the engine's own, or "photoreal" (Blender's `bpy`; seconds per picture).
         progress: Called with (items done, n).
 
     Returns:
@@ -81,7 +91,9 @@ def make_set(
     Raises:
         StimulusError: If `out` exists or cannot be written, or a worker process dies.
         UnknownTask: If there is no such task.
-        ValueError: If n, size, jobs or seed are out of range.
+        Unsatisfiable: If the task has no such scenes as the shifts ask for.
+        ModuleNotFoundError: If the renderer is not installed; the message says how to install it.
+        ValueError: If n, size, jobs or seed are out of range, or there is no such style or renderer.
     """
     for name, value, least in (("n", n, 1), ("size", size, 16), ("jobs", jobs, 1), ("seed", seed, 0)):
         if value < least:
@@ -89,7 +101,9 @@ def make_set(
     if style not in ("direct", "think"):
         raise ValueError(f'style must be "direct" or "think", got {style!r}')
     the_task = get_task(task)
-    recipe = Recipe(task, n, seed, size, style, segmentation, depth)
+    recipe = Recipe(task, n, seed, size, style, segmentation, depth, shifts, renderer)
+    _painter(recipe)
+    shifting.check(the_task, shifts)
     folder = Path(out)
     if folder.exists():
         raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
@@ -152,8 +166,9 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         "seed": recipe.seed,
         "image_size": recipe.size,
         "style": recipe.style,
+        "shifts": dict(recipe.shifts),
         "paraphrases": PARAPHRASES,
-        "design": design.describe(task) | {"groups": groups, "items_per_group": per_group},
+        "design": design.describe(task, recipe.shifts) | {"groups": groups, "items_per_group": per_group},
         "labels": dict(sorted(Counter(cue.answer_text for cue in cues).items())),
         "balance": _balance(cues),
         "agreement": {
@@ -166,7 +181,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         "versions": {
             "vlm-probe": _package_version(),
             "engine": get_simulator().version(),
-            "renderer": get_simulator().renderer,
+            "renderer": _painter(recipe).renderer,
             "numpy": np.__version__,
             "pillow": version("pillow"),
         },
@@ -185,7 +200,7 @@ def _remove_orphans(folder: Path) -> None:
 
 
 def _results(recipe: Recipe, folder: Path, groups: int, jobs: int) -> Iterator[_GroupResult]:
-    plans = design.plan(get_task(recipe.task), groups, recipe.seed, recipe.style)
+    plans = design.plan(get_task(recipe.task), groups, recipe.seed, recipe.style, recipe.shifts)
     if jobs == 1:
         yield from (_make_group(recipe, str(folder), plan) for plan in plans)
         return
@@ -212,7 +227,7 @@ def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult
     for attempt in range(MAX_ATTEMPTS):
         rng = design.group_rng(task, recipe.seed, plan.index, attempt)
         try:
-            group = design.members(task, plan, rng)
+            group = design.members(task, plan, rng, design.shift_rng(task, recipe.seed, plan.index, attempt))
             items = [_item(recipe, task, plan, member, Path(folder)) for member in group]
         except _Disagreement:
             rejected += 1
@@ -233,7 +248,36 @@ class _Disagreement(Exception):
 
 
 class _Unaskable(Exception):
-    """The question cannot be asked of this scene, or no answer solves it."""
+    """The question cannot be asked of this scene, no answer solves it, or a shift took it where it does not belong."""
+
+
+def _painter(recipe: Recipe) -> Simulator:
+    """What draws the pictures. Raises ValueError or ModuleNotFoundError if there is no such renderer."""
+    if not recipe.renderer:
+        return get_simulator()
+    if recipe.renderer != "photoreal":
+        raise ValueError(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
+    from stimuli.photoreal import get_photoreal
+
+    return get_photoreal()
+
+
+def _shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32]) -> bool:
+    """Whether a shifted scene is still what its condition says, and its picture shows everything in it.
+
+    A physical shift may carry the margin out of its bin; and what was beside something may be behind it for another camera.
+    """
+    scene, (low, high) = member.scene, member.condition.margin_bin
+    if task.kind != "grounding" and is_physical(member.condition.shifts):
+        margin = task.margin(scene)
+        if task.signed_side and member.condition.mirrored:
+            margin = -margin
+        if not low - 1e-6 <= margin <= high + 1e-6:
+            return False
+    if not set(range(len(scene.bodies) + len(scene.markers))) <= set(np.unique(mask).tolist()):
+        return False
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return bool(scene.panels) or set(np.unique(border).tolist()) <= {FLOOR, BACKGROUND}
 
 
 def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member, folder: Path) -> Item:
@@ -243,7 +287,9 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
     except ValueError as error:
         raise _Unaskable from error
     # Drawn before it is simulated, so that the engine builds the world once.
-    frame = draw(simulator, scene, recipe.size)
+    frame = draw(_painter(recipe), scene, recipe.size)
+    if recipe.shifts and not _shifted_well(task, member, frame.segmentation):
+        raise _Unaskable
     answer = task.solve(scene, question, simulator)
     expected = task.statics_answer(scene)
     if expected is not None and expected != answer:

@@ -1,14 +1,24 @@
-"""Contact sheets: the pictures of a set side by side, with their labels and margins, for looking at."""
+"""Contact sheets: the pictures of a set, or of a scene under every shift, side by side, for looking at."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stimuli.dataset import Item, StimulusSet
+from stimuli.picture import draw
+from stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
+from stimuli.simulators import get_simulator
+from stimuli.tasks import Unsatisfiable, get_task
 
-CELL, CAPTION, GAP = 224, 44, 6
+CELL, LINE, GAP = 224, 17, 6
+WIDEST = 38
+"""Characters of a caption that fit under a picture."""
+SHOWN_SHIFTS = (*VISUAL, "count", "size")
+"""Shifts that a picture shows: mass, friction and gravity cannot be seen."""
 
 
 def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: int = 6) -> None:
@@ -29,23 +39,68 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
     items = _spread(stimuli.items, n)
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)
-    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + CAPTION + GAP) + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    caption = 3 + LINE * max(len(_lines(item)) for item in items)
+    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + caption + GAP) + GAP), "white")
+    draw_on, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for index, item in enumerate(items):
         left = GAP + index % columns * (CELL + GAP)
-        top = GAP + index // columns * (CELL + CAPTION + GAP)
+        top = GAP + index // columns * (CELL + caption + GAP)
         sheet.paste(stimuli.image(item).resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
-        lines = [_caption(item), item.condition.code]
-        for number, line in enumerate(lines):
-            draw.text((left + 2, top + CELL + 3 + 17 * number), line, fill="black", font=font)
+        for number, line in enumerate(_lines(item)):
+            draw_on.text((left + 2, top + CELL + 3 + LINE * number), line[:WIDEST], fill="black", font=font)
     sheet.save(out, "PNG")
+
+
+def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
+    """Write a PNG of every shift (rows) at every level (columns, after the unshifted picture) on one scene of a task.
+
+    Raises:
+        UnknownTask: If there is no such task.
+        OSError: If the file cannot be written.
+    """
+    the_task, simulator = get_task(task), get_simulator()
+    conditions = the_task.conditions()
+    condition = max(conditions, key=lambda c: c.count)
+    edge, label = 128, 14
+    sheet = Image.new(
+        "RGB", ((len(LEVELS) + 1) * (edge + GAP) + GAP, len(SHOWN_SHIFTS) * (edge + label + GAP) + GAP), "white"
+    )
+    draw_on, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for row, name in enumerate(SHOWN_SHIFTS):
+        for column, level in enumerate((0, *LEVELS)):
+            shifts = ((name, level),) if level else ()
+            left, top = GAP + column * (edge + GAP), GAP + row * (edge + label + GAP)
+            try:
+                scenes = the_task.sample_matched(
+                    np.random.default_rng(seed), shifted_condition(the_task, condition, shifts)
+                )
+                scene = apply_alike(scenes, shifts, np.random.default_rng(seed))[0]
+            except Unsatisfiable:
+                draw_on.text((left + 4, top + edge), f"no {name}:{level}", fill="black", font=font)
+                continue
+            picture = Image.fromarray(draw(simulator, scene, 2 * edge).rgb)
+            sheet.paste(picture.resize((edge, edge), Image.Resampling.LANCZOS), (left, top))
+            caption = f"{name}:{level}" if level else "unshifted"
+            draw_on.text((left + 2, top + edge), caption, fill="black", font=font)
+    sheet.save(out, "PNG", optimize=True)
+
+
+def _lines(item: Item) -> list[str]:
+    """What is written under a picture: answer and margin, factor levels, and shifts where there are any."""
+    plain = replace(item.condition, shifts=()).code
+    return [_caption(item), plain, *([spell(item.condition.shifts)] if item.condition.shifts else [])]
 
 
 def _caption(item: Item) -> str:
     """The answer with the margin, or with what was asked about where there is no margin."""
-    if item.task.endswith("grounding"):
-        return " ".join(str(value) for value in item.question.about.values()) + f": {item.answer}"
-    return f"{item.answer}   margin {item.margin:+.2f}"
+    about = [
+        str(value) for name, value in item.question.about.items() if isinstance(value, str | int) and name != "ask"
+    ]
+    asked = str(item.question.about.get("ask", ""))
+    if asked:
+        return f"{' '.join([asked, *about])}: {item.answer}"
+    answer = ", ".join(map(str, item.answer)) if isinstance(item.answer, tuple) else str(item.answer)
+    return f"{answer}   margin {item.margin:+.2f}" if item.condition.margin_bin != (0.0, 0.0) else answer
 
 
 def _spread(items: list[Item], n: int) -> list[Item]:

@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 
 from stimuli.dataset import StimulusError, StimulusSet
 from stimuli.generate import Progress, make_set
+from stimuli.shifts import Shifts, parse_shifts
 from stimuli.simulators import get_simulator
 from stimuli.tasks import FAMILIES, get_task
 
@@ -25,23 +26,51 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
     """The set that a folder, a task or a family names; a standard set is made first if it is not in the cache.
 
     Args:
-        name: A folder with a stimulus set, a task ("towers-topblock"), or a family ("towers": its headline judgement).
+        name: A folder with a stimulus set, a task ("towers-topblock"), or a family ("towers": its headline judgement). A
+            task or family may be followed by shifts, as in "towers@camera:2" (see `stimuli.shifts.parse_shifts`).
         jobs: Worker processes, if the set has to be made.
         progress: Called with (items done, items in all), if the set has to be made.
 
     Raises:
         StimulusError: If it is a folder but not a stimulus set, or the cache cannot be written.
         UnknownTask: If it is none of the three; the message lists the closest task names.
+        ValueError: If there are no such shifts, or the task has no such scenes (`Unsatisfiable`).
     """
+    name, shifts = split_name(name)
     if os.sep in name or Path(name).is_dir():
         if not Path(name).is_dir():
             raise StimulusError(f"{name} does not exist: make a set with `probe stimuli make TASK --out {name}`")
         return StimulusSet.load(name)
-    return further_set(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, jobs=jobs, progress=progress)
+    return further_set(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, shifts=shifts, jobs=jobs, progress=progress)
+
+
+def split_name(name: str) -> tuple[str, Shifts]:
+    """The name of a set and the shifts that follow it after an `@`.
+
+    Raises:
+        StimulusError: If a folder is to be shifted: its pictures are drawn already.
+        ValueError: If there are no such shifts.
+    """
+    bare, sign, text = name.rpartition("@")
+    if not sign or Path(name).is_dir():
+        return name, ()
+    if os.sep in bare or Path(bare).is_dir():
+        raise StimulusError(
+            f"{bare} is a folder, whose pictures are drawn already: shifts go with a task or family (towers@{text}), or"
+            f" with `probe stimuli make TASK --shift {text} --out DIR`"
+        )
+    return bare, parse_shifts(text)
 
 
 def further_set(
-    task: str, n: int, seed: int, *, size: int = STANDARD_SIZE, jobs: int = 1, progress: Progress | None = None
+    task: str,
+    n: int,
+    seed: int,
+    *,
+    size: int = STANDARD_SIZE,
+    shifts: Shifts = (),
+    jobs: int = 1,
+    progress: Progress | None = None,
 ) -> StimulusSet:
     """A set of the task beside the standard one, from the cache or made now: worked examples, grounding checks.
 
@@ -50,10 +79,12 @@ def further_set(
     """
     the_task = get_task(task)
     engine = get_simulator().version().replace(" ", "-")
-    folder = cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}"
+    # Every shift by name and level, so that `visual:2` and its parts are one set.
+    code = "".join(f"_{name}{level}" for name, level in shifts)
+    folder = cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}{code}"
     if not folder.exists():
         try:
-            return make_set(the_task.name, n, seed, folder, size=size, jobs=jobs, progress=progress)
+            return make_set(the_task.name, n, seed, folder, size=size, jobs=jobs, shifts=shifts, progress=progress)
         except StimulusError:
             # Another process may have finished the same set in the meantime.
             if not folder.exists():

@@ -45,3 +45,25 @@ def stack_margin(x: Floats, width: Floats | float, mass: Floats | float = 1.0) -
     if left.shape[-1] == 0:
         return np.ones(left.shape[:-1])
     return -np.maximum(left, right).max(axis=-1)
+
+
+def centre_of_mass(x: Floats, mass: Floats) -> Floats:
+    """Common centre of mass (...,) of bodies with centres `x` (..., n), metres, and masses (..., n), any unit."""
+    x, mass = np.asarray(x, dtype=float), np.asarray(mass, dtype=float)
+    return np.asarray((x * mass).sum(axis=-1) / mass.sum(axis=-1))
+
+
+def seesaw_margin(centre: Floats | float, half_width: Floats | float) -> Floats:
+    """Signed margin (...,) of a loaded plank on a flat-topped fulcrum: positive stays level, negative tilts.
+
+    The plank stays level if and only if the common centre of mass of the plank and all that stands on it lies over the
+    top of the fulcrum; else it turns about the edge on that side.
+
+    Args:
+        centre: (...,) common centre of mass, from the fulcrum's middle, metres.
+        half_width: Half the width of the fulcrum's top, metres.
+
+    Returns:
+        1 - |centre| / half_width: how far inside the edge the centre of mass lies, in half widths of the fulcrum.
+    """
+    return np.asarray(1 - np.abs(np.asarray(centre, dtype=float)) / half_width)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
 
 from probes.cli.settings import Config, Json
+
+if TYPE_CHECKING:
+    from probes.models.footprint import Footprint
 
 EXTRAS = {
     "mujoco": "the second physics engine",
@@ -22,11 +27,30 @@ Check = dict[str, Any]
 """{"what", "ok", "found"}."""
 
 
-def doctor(*, json: Json = False, config: Config = None) -> int:
+def doctor(
+    *,
+    model: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
+    batch_size: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    json: Json = False,
+    config: Config = None,
+) -> int:
     """Check the installation: Python, packages, the physics engine, the embedded model, the GPU, the cache folder.
 
-    Exits with 1 if something that every run needs is missing.
+    With a model: how much memory and time it will need on this machine, without loading it or a network. Exits with 1 if
+    something that every run needs is missing, or the model does not fit.
+
+    Args:
+        model: Short name (see `probe models`), local folder or hub id.
+        dtype: Number format of the weights, as for `probe run`.
+        device: `cpu`, `cuda`, ...
+        load_in_4bit: Quantise the weights to four bits.
+        batch_size: Items per batch; 0: what suits the model.
     """
+    if model is not None:
+        return _describe(model, dtype, device, load_in_4bit, batch_size, json)
     from probes.cli.console import show, show_json
 
     packages = _packages()
@@ -50,6 +74,82 @@ def doctor(*, json: Json = False, config: Config = None) -> int:
     if not healthy:
         show("Something that every run needs is missing: `make install`, or pip install -c constraints.txt -e .")
     return 0 if healthy else 1
+
+
+def _describe(model: str, dtype: str, device: str, load_in_4bit: bool, batch_size: int, json: bool) -> int:
+    """What a model needs, and whether this machine has it."""
+    from dataclasses import asdict
+
+    from probes.cli.console import show, show_json
+    from probes.cli.resources import check_model_name
+    from probes.models.footprint import footprint
+
+    check_model_name(model)
+    found = footprint(model, dtype=dtype, device=device, load_in_4bit=load_in_4bit, batch_size=batch_size)
+    if json:
+        show_json(asdict(found) | {"needed_bytes": found.needed_bytes, "fits": found.fits})
+    else:
+        show(_table(found))
+        for line in _verdict(found):
+            show(line)
+    return 0 if found.fits else 1
+
+
+def _table(found: Footprint) -> Any:
+    from rich.table import Table
+
+    published = found.source == "catalogue"
+    exact = "published, not checked here" if published else "read from its files"
+    counted = "published" if published else "counted with its processor"
+    seen = f", seen as {found.picture}" if found.picture else ""
+    formats = ", ".join(f"{kind} {_size(number)}" for kind, number in found.weight_bytes.items())
+    table = Table(box=None, pad_edge=False, show_header=False)
+    rows = [
+        ("parameters", f"{found.parameters / 1e6:,.1f} million", exact),
+        ("on disk", "not on this machine" if found.stored_bytes is None else _size(found.stored_bytes), ""),
+        ("weights in memory", formats, "4bit is an estimate" if not published else "estimate"),
+        ("prompt", f"{found.prompt_tokens} tokens: a question and a picture of 224 x 224{seen}", counted),
+        ("", "", ""),
+        (f"weights, {found.dtype}", _size(found.weight_bytes[found.dtype]), ""),
+        (f"keys and values, batch of {found.batch_size}", _size(found.cache_bytes), "estimate"),
+        ("activations", _size(found.activation_bytes), "estimate"),
+        ("Python and libraries", _size(found.process_bytes), "estimate"),
+        ("needed", _size(found.needed_bytes), "estimate"),
+        (f"free on {found.device_name}", _size(found.available_bytes), "now"),
+        ("time for 500 items", _duration(found.seconds), found.timing),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _verdict(found: Footprint) -> list[str]:
+    lines = []
+    if found.fits:
+        lines.append(f"{found.model} fits on {found.device_name}.")
+    else:
+        smaller = [] if found.dtype == "4bit" else ["--load-in-4bit"]
+        smaller += ["--batch-size 1"] if found.batch_size > 1 else []
+        fix = f"try {' or '.join(smaller)}, or " if smaller else ""
+        lines.append(f"{found.model} does not fit on {found.device_name}: {fix}use a larger machine.")
+    if found.timing == "estimate":
+        lines.append(
+            "The time is arithmetic: the model's operations at half the speed of a matrix product measured here."
+            " Take it for the order of magnitude."
+        )
+    if found.source == "catalogue":
+        lines.append("It is not on this machine: all sizes are from published numbers, and a run downloads it first.")
+    return lines
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _wanted(packages: list[dict[str, str]], extra: str) -> str:
@@ -93,7 +193,7 @@ def _checks() -> list[Check]:
     import sys
 
     python: Check = {"what": "Python", "ok": sys.version_info >= (3, 11), "found": platform.python_version()}
-    return [python, _engine(), _tiny(), _gpu(), _cache()]
+    return [python, _engine(), _tiny(), _gpu(), _served(), _cache()]
 
 
 def _engine() -> Check:
@@ -119,6 +219,19 @@ def _gpu() -> Check:
         return {"what": "GPU", "ok": False, "found": f"torch cannot be imported: {error}"}
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: models run on the processor"
     return {"what": "GPU", "ok": True, "found": name}
+
+
+def _served() -> Check:
+    import os
+    from importlib.util import find_spec
+
+    from probes.models.endpoint import KEYS
+
+    if find_spec("openai") is None:
+        return {"what": "served models", "ok": True, "found": "not set up: pip install 'vlm-probe[served]'"}
+    key = next((name for name in KEYS if os.environ.get(name)), None)
+    found = f"key in {key}" if key else f"no key in {' or '.join(KEYS)}, which a local server does not need"
+    return {"what": "served models", "ok": True, "found": found}
 
 
 def _cache() -> Check:

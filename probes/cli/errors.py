@@ -31,8 +31,8 @@ class UnknownName(CommandError):
 def expected(error: Exception) -> bool:
     """Whether an error is news for the user rather than a bug of ours.
 
-    That is one of our named errors, an error of the file system, or a ValueError that our own code raises (one that
-    comes from inside a library is a bug: it deserves its traceback).
+    That is one of our named errors, an error of the file system, or a ValueError or a missing optional package that our own
+    code tells about (one that comes from inside a library is a bug: it deserves its traceback).
     """
     named = (getattr(sys.modules.get(module), name, None) for module, name in _EXPECTED.items())
     if isinstance(error, (CommandError, OSError, *(cls for cls in named if cls is not None))):
@@ -41,7 +41,7 @@ def expected(error: Exception) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     raised_in = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
-    return isinstance(error, ValueError) and raised_in.split(".")[0] in _OURS
+    return isinstance(error, (ValueError, ModuleNotFoundError)) and raised_in.split(".")[0] in _OURS
 
 
 def names_nothing(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from probes.cli.errors import CommandError, UnknownName
 
 if TYPE_CHECKING:
     from stimuli.dataset import StimulusSet
+    from stimuli.shifts import Shifts
 
 
 def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
@@ -56,7 +57,7 @@ def check_stimuli_name(name: str) -> str:
     Raises:
         StimulusError: If it is a folder that is not a set.
         UnknownName: If it is neither a folder nor a task or family.
-        CommandError: If it can only be a path, and there is nothing.
+        CommandError: If it can only be a path, and there is nothing; or the task cannot be shifted like that.
     """
     from stimuli.dataset import StimulusSet
 
@@ -64,7 +65,41 @@ def check_stimuli_name(name: str) -> str:
         return str(StimulusSet.load(name).card["task"])
     if os.sep in name or name.startswith((".", "~")):
         raise CommandError(f"there is no stimulus set {name}: make one with `probe stimuli make TASK --out {name}`")
-    return task_name(name)
+    bare, sign, text = name.rpartition("@")
+    if not sign:
+        return task_name(name)
+    task = task_name(bare)
+    check_shifts(task, text)
+    return task
+
+
+def shifted_name(name: str, shift: str | None) -> str:
+    """A set's name with `--shift` written behind it, as in `towers@camera:2`.
+
+    Raises:
+        CommandError: If it is a folder, whose pictures are drawn already.
+    """
+    if not shift:
+        return name
+    if Path(name).is_dir() or os.sep in name:
+        raise CommandError(
+            f"--shift goes with a task or family: the pictures in {name} are drawn already; make a shifted set with"
+            f" `probe stimuli make TASK --shift {shift} --out DIR`"
+        )
+    return f"{name}@{shift}"
+
+
+def check_shifts(task: str, text: str) -> Shifts:
+    """The shifts of a text, which the task can do. Raises CommandError if there are no such shifts, or it cannot."""
+    from stimuli.shifts import check, parse_shifts
+    from stimuli.tasks import get_task
+
+    try:
+        shifts = parse_shifts(text)
+        check(get_task(task), shifts)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    return shifts
 
 
 def task_name(name: str) -> str:

@@ -12,6 +12,7 @@ from probes.cli.settings import Config, Jobs, Json
 
 if TYPE_CHECKING:
     from probes.run import RunConfig
+    from probes.sharding import Processes
     from stimuli.dataset import StimulusSet
 
 Positive = validators.Number(gte=1)
@@ -23,6 +24,7 @@ def run(
     *,
     model: str,
     stimuli: str,
+    shift: str | None = None,
     adapter: str | None = None,
     limit: Annotated[int | None, Parameter(validator=Positive)] = None,
     readout: Literal["generate", "options"] = "generate",
@@ -38,6 +40,8 @@ def run(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
+    base_url: str | None = None,
+    concurrency: Annotated[int, Parameter(validator=Positive)] = 8,
     out: Path | None = None,
     resume: bool = True,
     references: bool = True,
@@ -50,9 +54,9 @@ def run(
     The same command again goes on where it was stopped. Exits with 3 if some trials failed.
 
     Args:
-        model: Short name (see `probe models`), local folder or hub id.
+        model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server.
         stimuli: Folder of a set, task name, or family (`towers`: its headline task).
-        adapter: Folder of a LoRA adapter.
+        adapter: Folder of a LoRA adapter; with --base-url, the adapter's id at the server.
         limit: Only the first so many items.
         readout: `generate`: read the reply. `options`: the log-probability of every legal answer.
         batch_size: Items per batch; 0: what suits the model. Answers do not depend on it.
@@ -69,6 +73,9 @@ def run(
         dtype: Number format of the weights.
         device: `cpu`, `cuda`, ...
         load_in_4bit: Quantise the weights to four bits.
+        base_url: Ask the OpenAI-compatible server at this address, such as http://localhost:8000/v1. Its key, if it wants
+            one, is read from PROBE_API_KEY or OPENAI_API_KEY.
+        concurrency: Trials that a served model is asked at a time.
         out: Folder of the run; by default runs/MODEL_TASK.
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
@@ -83,10 +90,13 @@ def run(
         cores,
         find_examples,
         find_stimuli,
+        shifted_name,
     )
     from probes.cli.results import write_figure, write_summary
     from probes.run import RunConfig
+    from probes.sharding import join
 
+    stimuli = shifted_name(stimuli, shift)
     settings: dict[str, Any] = {
         "model": model,
         "stimuli": stimuli,
@@ -105,20 +115,30 @@ def run(
         "device": device,
         "adapter": adapter,
         "load_in_4bit": load_in_4bit,
+        "base_url": base_url,
+        "concurrency": concurrency,
     }
-    check_model_name(model)
+    if base_url is None:
+        check_model_name(model)
     run_config = RunConfig(**settings)
     task = check_stimuli_name(stimuli)
     folder = out or Path("runs") / run_name(run_config, task)
-    check_writable(folder, resume)
+    processes = join()
+    if processes.first:
+        check_writable(folder, resume)
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = _load(run_config)
-    items = find_stimuli(stimuli, jobs)
-    pool = find_examples(items, examples_from, jobs) if max(run_config.examples) else None
+    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
+    pool = None
+    if max(run_config.examples):
+        pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
     saved = settings | {"examples": examples, "out": out, "references": references}
-    if design == "controls":
+    if design == "controls" and processes.first:
         ask_grounding(run_config, items, folder, loaded, jobs)
-    report = _ask(run_config, items, folder, loaded, saved, pool)
+    report = _ask(run_config, items, folder, loaded, saved, pool, processes)
+    processes.leave()
+    if not processes.first:
+        return SUCCESS
     write_summary(folder, json)
     lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
     try:
@@ -133,9 +153,11 @@ def run(
 def run_name(config: RunConfig, task: str) -> str:
     """The default folder of a run: model, stimuli, and every setting that makes it another run."""
     stimuli = Path(config.stimuli)
-    parts = [_short(config.model), stimuli.resolve().name if stimuli.is_dir() else task]
+    parts = [_short(config.model), stimuli.resolve().name if stimuli.is_dir() else task + _shifts(config.stimuli)]
     if config.adapter:
         parts.append(_short(config.adapter))
+    if config.base_url:
+        parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
     names = (
         "revision",
@@ -158,6 +180,14 @@ def run_name(config: RunConfig, task: str) -> str:
     return "_".join([*parts, *(["4bit"] if config.load_in_4bit else [])])
 
 
+def _shifts(stimuli: str) -> str:
+    """The shifts after the `@` of a set's name, as part of a folder's name."""
+    from stimuli.shifts import parse_shifts, spell
+
+    text = spell(parse_shifts(stimuli.partition("@")[2]))
+    return "_" + text.replace(":", "").replace(",", "-") if text else ""
+
+
 def _short(name: str) -> str:
     path = Path(name)
     return path.resolve().name if path.is_dir() else name.strip("/").replace("/", "-")
@@ -166,7 +196,7 @@ def _short(name: str) -> str:
 def _load(config: RunConfig) -> Any:
     from probes.models.loading import load_model
 
-    names = ("revision", "dtype", "device", "adapter", "load_in_4bit")
+    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout")
     return load_model(config.model, **{name: getattr(config, name) for name in names})
 
 
@@ -187,12 +217,15 @@ def _ask(
     model: Any,
     saved: dict[str, Any],
     examples: StimulusSet | None,
+    processes: Processes,
 ) -> Any:
     """Run, and save the resolved settings as soon as the folder is known to be this run's."""
     from probes.cli.console import progress
     from probes.cli.settings import to_toml
     from probes.run import run as ask
 
+    if not processes.first:
+        return ask(config, items, folder, model=model, examples=examples, processes=processes)
     with progress(f"asking {config.model}") as step:
         written = False
 
@@ -204,7 +237,7 @@ def _ask(
                 (folder / SETTINGS).write_text(head + to_toml(_portable(saved)), encoding="utf-8")
             step(done, total)
 
-        return ask(config, items, folder, model=model, examples=examples, progress=started)
+        return ask(config, items, folder, model=model, examples=examples, progress=started, processes=processes)
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -214,9 +247,9 @@ def _portable(settings: dict[str, Any]) -> dict[str, Any]:
     fixed = dict(settings)
     folders = {
         "stimuli",
-        "adapter",
         "examples_from",
-        *(("model",) if lookup(settings["model"]).kind == "local" else ()),
+        *(("adapter",) if settings["base_url"] is None else ()),
+        *(("model",) if lookup(settings["model"], settings["base_url"]).kind == "local" else ()),
     }
     for name in folders:
         if settings[name] is not None and Path(settings[name]).is_dir():

@@ -28,8 +28,8 @@ Jobs = Annotated[
 
 Source = Callable[[App, tuple[str, ...], ArgumentCollection], None]
 
-OTHER_VARIABLES = ("PROBE_DEBUG", "PROBE_CACHE")
-"""Variables that are no options: tracebacks for every error, and the folder for cached sets and reference runs."""
+OTHER_VARIABLES = ("PROBE_DEBUG", "PROBE_CACHE", "PROBE_API_KEY")
+"""Variables that are no options: tracebacks for every error, the folder for cached sets and reference runs, a key."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
-"""`probe stimuli`: make, list, show and audit stimulus sets."""
+"""`probe stimuli`: make, list, show, check and audit stimulus sets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 
 from probes.cli.settings import Config, Jobs, Json
 
-app = App(name="stimuli", help="Make, list, show and audit stimulus sets.")
+app = App(name="stimuli", help="Make, list, show, check and audit stimulus sets.")
 
 Count = Annotated[int, Parameter(name=("--n", "-n"), validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 Size = Annotated[int, Parameter(validator=validators.Number(gte=16))]
+Shift = Annotated[
+    str,
+    Parameter(help="Shifts with levels 1 to 3: `camera:2`, `visual:2` (all visual ones), `visual:2,size:1`."),
+]
 SetName = Annotated[str, Parameter(name="SET", help="Folder of a set, task name or family.")]
 
 
@@ -27,6 +31,8 @@ def make(
     seed: Seed = 0,
     size: Size = 224,
     style: Literal["direct", "think"] = "direct",
+    shift: Shift = "",
+    renderer: Literal["", "photoreal"] = "",
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
@@ -39,13 +45,27 @@ def make(
         seed: Seed of the whole set.
         size: Edge of the square pictures, pixels.
         style: Whether prompts ask for the bare answer or for reasoning first.
+        renderer: `photoreal` draws with Blender (the extra of that name), in seconds per picture.
     """
     from probes.cli.console import progress, show, show_json
-    from probes.cli.resources import cores, task_name
+    from probes.cli.resources import check_shifts, cores, task_name
     from stimuli.generate import make_set
 
+    name = task_name(task)
+    shifts = check_shifts(name, shift)
     with progress("making stimuli") as step:
-        made = make_set(task_name(task), n, seed, out, size=size, jobs=jobs or cores(), style=style, progress=step)
+        made = make_set(
+            name,
+            n,
+            seed,
+            out,
+            size=size,
+            jobs=jobs or cores(),
+            style=style,
+            shifts=shifts,
+            renderer=renderer,
+            progress=step,
+        )
     if json:
         show_json({"path": str(made.path), **made.card})
     else:
@@ -96,6 +116,7 @@ def show_set(
     *,
     out: Path = Path("contact-sheet.png"),
     n: Count = 24,
+    shift: Shift = "",
     jobs: Jobs = None,
     config: Config = None,
 ) -> int:
@@ -104,14 +125,64 @@ def show_set(
     Args:
         out: PNG to write.
         n: Number of items to show.
+        shift: Of a task's or family's standard set, such as `camera:2`; `all`: every shift at every level on one of its
+            scenes.
     """
     from probes.cli.console import show
-    from probes.cli.resources import find_stimuli
-    from stimuli.sheet import contact_sheet
+    from probes.cli.resources import find_stimuli, shifted_name, task_name
+    from stimuli.sheet import contact_sheet, shift_sheet
 
-    contact_sheet(find_stimuli(stimuli, jobs), out, n)
+    if shift == "all":
+        shift_sheet(task_name(stimuli), out)
+    else:
+        contact_sheet(find_stimuli(shifted_name(stimuli, shift), jobs), out, n)
     show(str(out))
     return 0
+
+
+@app.command
+def check(
+    stimuli: SetName,
+    /,
+    *,
+    engine: Literal["mujoco", "pybullet"] = "mujoco",
+    jobs: Jobs = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Simulate every item once more with another engine, and write the agreement into the set's card.
+
+    Exits with 1 if the engines agree on less than 99 % of a family's items outside the ambiguity band (97 % for collision).
+
+    Args:
+        engine: The engine to check with.
+    """
+    from probes.cli.console import progress, show, show_json, tell
+    from probes.cli.errors import FAILURE, SUCCESS
+    from probes.cli.resources import find_stimuli
+    from stimuli.agreement import check as check_set
+
+    found = find_stimuli(stimuli, jobs)
+    with progress(f"checking with {engine}") as step:
+        agreement = check_set(found, engine, step)
+    if json:
+        show_json(agreement.to_dict())
+    else:
+        _show_table(agreement.rows())
+        for item in agreement.disagreements:
+            show(f"{item.item_id}: margin {item.margin:+.3f}, the set says {item.expected}, {engine} says {item.found}")
+        for family in agreement.required:
+            agree, n = agreement.outside(family)
+            if not n:
+                show(f"{family}: no items outside the ambiguity band")
+                continue
+            needed = agreement.required[family]
+            verdict = "as required" if agree >= needed * n else "too few"
+            show(
+                f"{family}: {agree} of {n} agree outside the ambiguity band, {agree / n:.1%} ({needed:.0%}: {verdict})"
+            )
+    tell(f"written into {found.path / 'card.json'}")
+    return SUCCESS if agreement.passed else FAILURE
 
 
 @app.command
@@ -124,7 +195,7 @@ def audit(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Score what needs no physics: block count, height, overhang, pixels, the prompt alone.
+    """Score what needs no physics: the task's own rules and cues, pixels, the prompt alone, constant answers.
 
     Args:
         out: Figure to write (.png or .pdf).
@@ -141,7 +212,19 @@ def audit(
     if json:
         show_json(rows)
         return 0
+    _show_table([{key: value for key, value in row.items() if key != "above limit"} for row in rows])
+    if audited.limit is not None:
+        for shortcut in audited.above:
+            show(f"above {audited.limit:.0%}: {shortcut.name} ({shortcut.score:.3f}): {shortcut.reason}")
+        if not audited.above:
+            show(f"no shortcut scores above {audited.limit:.0%}")
+    return 0
+
+
+def _show_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
+
+    from probes.cli.console import show
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     headers = list(dict.fromkeys(key for row in rows for key in row))
@@ -150,7 +233,6 @@ def audit(
     for row in rows:
         table.add_row(*(_cell(row.get(header)) for header in headers))
     show(table)
-    return 0
 
 
 def _cell(value: object) -> str:

@@ -16,15 +16,15 @@ class Entry:
 
     Attributes:
         name: Alias, or the path or hub id as given.
-        kind: "hub", "embedded" (ships with this package), "observer" (no weights) or "local" (a folder).
-        source: Hub id or folder; "" for observers.
+        kind: "hub", "embedded" (ships with this package), "observer" (no weights), "local" (a folder) or "served".
+        source: Hub id or folder; "" for observers; base URL of the server of a served model.
         parameters: Number of parameters in units of 10^9, None if unknown or none.
         licence: Of the weights.
         note: One line for the list of models.
     """
 
     name: str
-    kind: Literal["hub", "embedded", "observer", "local"]
+    kind: Literal["hub", "embedded", "observer", "local", "served"]
     source: str = ""
     parameters: float | None = None
     licence: str = ""
@@ -54,12 +54,14 @@ ENTRIES: tuple[Entry, ...] = (
 )
 
 
-def lookup(name: str) -> Entry:
-    """What a name stands for: an alias, a folder, or a hub id, in this order.
+def lookup(name: str, base_url: str | None = None) -> Entry:
+    """What a name stands for: an alias, a folder, or a hub id, in this order; with a server, whatever that calls so.
 
     Raises:
         ModelError: If it is none of these; the message lists the closest aliases.
     """
+    if base_url is not None:
+        return Entry(name, "served", base_url)
     aliases = {entry.name: entry for entry in ENTRIES}
     if name in aliases:
         return aliases[name]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,15 @@ from probes.models.adapters import adapter_hash, attach_adapter, check_effect
 from probes.models.option_scoring import OptionScorer
 from probes.models.prompting import Prompter
 
+log = logging.getLogger(__name__)
+
+Given = TypeVar("Given")
 THINKING_TOKENS = 512
 SPARE_TOKENS = 8
 """Tokens beyond the longest legal answer: a full stop, a unit, or the beginning of a sentence that gives it away."""
+BATCH, SMALL_BATCH = 16, 32
+"""Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
+SMALL = 300_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,9 +60,13 @@ class HuggingFaceModel:
         self._scorer = OptionScorer(model, self._prompter.pad_token)
         self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
-        self.batch_size = 16
+        self.batch_size = SMALL_BATCH if sum(p.numel() for p in model.parameters()) < SMALL else BATCH
+        self._most: int | None = None
+        """Trials that fit in memory at once, where it turned out that not all do."""
+        self._sizes: dict[tuple[int, int, bool], str] = {}
         self.observed: dict[str, Any] = {}
-        """What the run has seen: shapes of the pictures that the model really got, and tokens of the longest prompt."""
+        """What the run has seen: "pictures": width x height (pixels) of the pictures given, and of what the model got of
+        them; "prompt_tokens": of the longest prompt; "batch_size": what it came down to, if memory ran out."""
 
     @classmethod
     def load(
@@ -137,7 +148,22 @@ class HuggingFaceModel:
         self._ready[tuple(trial.key for trial in trials)] = self._make_inputs(trials)
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial, greedy unless `settings` has a temperature."""
+        """One reply text per trial, greedy unless `settings` has a temperature.
+
+        Raises:
+            ModelError: If a trial has no picture, and the model's processor cannot do without.
+        """
+        return self._in_parts(trials, lambda part: self._generate(part, settings))
+
+    def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
+        """The exact log-probability of every legal reply and its end, given the picture and the prompt.
+
+        Raises:
+            ModelError: If a trial has no picture, and the model's processor cannot do without.
+        """
+        return self._in_parts(trials, self._score)
+
+    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         inputs = self._inputs(trials)
         limits = [self._limit(trial, settings) for trial in trials]
         noise = LogitsProcessorList()
@@ -153,10 +179,39 @@ class HuggingFaceModel:
         # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
         return [self._prompter.decode(row[:limit]) for row, limit in zip(tokens.tolist(), limits, strict=True)]
 
-    def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
-        """The exact log-probability of every legal reply and its end, given the picture and the prompt."""
-        inputs = self._inputs(trials)
-        return self._scorer.score(inputs, [self._prompter.replies(trial) for trial in trials])
+    def _score(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
+        return self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])
+
+    def _in_parts(self, trials: Sequence[Trial], work: Callable[[Sequence[Trial]], list[Given]]) -> list[Given]:
+        """What `work` gives for every trial, in parts that fit in memory; trials with and without pictures apart."""
+        pictured = [any(turn.images for turn in trial.turns) for trial in trials]
+        if any(pictured) and not all(pictured):
+            order = sorted(range(len(trials)), key=lambda place: pictured[place])
+            first = pictured.count(False)
+            given = [one for part in (order[:first], order[first:]) for one in self._part(trials, part, work)]
+            return [one for _, one in sorted(zip(order, given, strict=True), key=lambda pair: pair[0])]
+        return self._part(trials, range(len(trials)), work)
+
+    def _part(
+        self, trials: Sequence[Trial], places: Sequence[int], work: Callable[[Sequence[Trial]], list[Given]]
+    ) -> list[Given]:
+        size = min(len(places), self._most or len(places))
+        if size == len(places):
+            chosen = trials if len(places) == len(trials) else [trials[place] for place in places]
+            try:
+                return work(chosen)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+            # Only here, because the error holds on to what filled the memory.
+            size = (size + 1) // 2
+            if self._most is None:
+                log.warning("a batch of %d does not fit in memory: going on with at most %d", len(places), size)
+            self._most = size
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        starts = range(0, len(places), size)
+        return [one for start in starts for one in self._part(trials, places[start : start + size], work)]
 
     def reply_length(self, trial: Trial) -> int:
         """Tokens of the longest legal answer of a trial, with the one that ends a reply."""
@@ -178,14 +233,24 @@ class HuggingFaceModel:
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, torch.Tensor]:
         key = tuple(trial.key for trial in trials)
         inputs = self._ready.pop(key) if key in self._ready else self._make_inputs(trials)
-        shapes = [str(list(inputs["pixel_values"].shape[1:]))] if "pixel_values" in inputs else []
-        pictures = sorted({*self.observed.get("pictures", []), *shapes})
-        longest = max(self.observed.get("prompt_tokens", 0), inputs["input_ids"].shape[1])
-        self.observed = {"pictures": pictures, "prompt_tokens": longest}
+        seen = {self._seen(trial, image) for trial in trials for turn in trial.turns for image in turn.images}
+        self.observed = {
+            "pictures": sorted({*self.observed.get("pictures", []), *seen}),
+            "prompt_tokens": max(self.observed.get("prompt_tokens", 0), inputs["input_ids"].shape[1]),
+        } | ({"batch_size": self._most} if self._most else {})
         return self._move(inputs)
 
     def _make_inputs(self, trials: Sequence[Trial]) -> Any:
         return self._prompter.inputs([trial.turns for trial in trials])
+
+    def _seen(self, trial: Trial, image: Image.Image) -> str:
+        """The size of a picture, and of what the model gets of it, which depends on nothing else."""
+        alone = sum(len(turn.images) for turn in trial.turns) == 1
+        key = (*image.size, alone)
+        if key not in self._sizes:
+            seen = self._prompter.picture_size(image.size, alone=alone)
+            self._sizes[key] = f"{image.width} x {image.height} seen as {seen}"
+        return self._sizes[key]
 
     def _move(self, inputs: Any) -> dict[str, torch.Tensor]:
         return dict(inputs.to(self._model.device, self._model.dtype))
@@ -206,6 +271,14 @@ class _Sample(LogitsProcessor):
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g, dtype=torch.float64) for g in self._generators])
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
         return scores.double() / self._temperature + gumbel.to(scores.device)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: that of a GPU, or the machine's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
 
 
 def weights_hash(folder: Path) -> str:

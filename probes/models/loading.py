@@ -24,21 +24,41 @@ def load_model(
     device: str = "auto",
     adapter: str | Path | None = None,
     load_in_4bit: bool = False,
+    base_url: str | None = None,
+    concurrency: int = 8,
+    readout: str = "generate",
 ) -> Model:
-    """Load a model or an observer.
+    """Load a model or an observer, or reach a served model.
 
     Args:
-        name: An alias of the catalogue, a folder, or a hub id.
+        name: An alias of the catalogue, a folder, or a hub id; of a served model, its id at the server.
         revision: Branch, tag or commit on the hub.
         dtype: "auto" (float32 on a CPU, else that of the checkpoint), "float32", "bfloat16" or "float16".
         device: "auto" (a GPU, if there is one), or a torch device.
-        adapter: Folder of a LoRA adapter.
+        adapter: Folder of a LoRA adapter; of a served model, the adapter's id at the server.
         load_in_4bit: Quantise the weights to 4 bits; needs bitsandbytes and a GPU.
+        base_url: Of the server, for a served model.
+        concurrency: Trials that a served model is asked at a time.
+        readout: What a served model will be asked for: "generate" or "options".
 
     Raises:
         ModelError: If that is not possible here; one line with the fix.
     """
-    entry = lookup(name)
+    entry = lookup(name, base_url)
+    if entry.kind == "served":
+        given = {"--revision": revision is not None, "--dtype": dtype != "auto", "--device": device != "auto"}
+        wrong = [option for option, used in (given | {"--load-in-4bit": load_in_4bit}).items() if used]
+        if wrong:
+            raise ModelError(f"{' and '.join(wrong)} cannot be chosen for a served model: its server decides that")
+        from probes.models.served import ServedModel
+
+        return ServedModel.connect(
+            entry.source,
+            name,
+            adapter=None if adapter is None else str(adapter),
+            readout=readout,
+            concurrency=concurrency,
+        )
     if entry.kind == "observer":
         if adapter is not None or load_in_4bit or revision is not None:
             raise ModelError(f"{name} is an observer: it has no weights to adapt, quantise or take a revision of")

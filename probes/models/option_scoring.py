@@ -10,8 +10,10 @@ A candidate includes the token that ends the turn, so that "1" and "12" compete 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ TOLERANCE = {torch.float32: 1e-3}
 COARSE = 0.25
 CHECKED = 3
 """Candidates per trial on which the tree is checked against plain generation, once per model."""
+SPARE = 128
+"""Nodes by which the trees of a batch may be filled up to one size: about what a pass of its own would cost."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,31 @@ class Tree:
     depths: npt.NDArray[np.int64]
     inner: npt.NDArray[np.int64]
     leaves: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Inner nodes of a tree that go through the decoder together, with all their ancestors.
+
+    Attributes:
+        tokens: Last token of each node (nodes,).
+        depths: Tokens before it (nodes,).
+        related: Which nodes each node sees: itself and its ancestors (nodes, nodes).
+        children: Nodes of the tree whose token follows one of these (children,).
+        sources: Place in this part of each child's parent (children,).
+        words: Token of each child (children,).
+    """
+
+    tokens: npt.NDArray[np.int64]
+    depths: npt.NDArray[np.int64]
+    related: npt.NDArray[np.bool_]
+    children: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
+
+
+_NONE = np.zeros(0, np.int64)
+NOTHING = Part(_NONE, _NONE, np.zeros((0, 0), bool), _NONE, _NONE, _NONE)
 
 
 def build_tree(candidates: Sequence[Tokens]) -> Tree:
@@ -84,8 +113,10 @@ class OptionScorer:
         self._model = model
         self._pad = pad_token
         self._trees: dict[tuple[Tokens, ...], Tree] = {}
+        self._parts: dict[tuple[tuple[Tokens, ...], int], list[Part]] = {}
         self._use_tree: bool | None = None
         self._first_position = 0
+        self._trimmed = True
         text = model.config.get_text_config()
         self._window: int | None = getattr(text, "sliding_window", None)
 
@@ -108,74 +139,75 @@ class OptionScorer:
     def _check(self, inputs: Inputs, candidates: Sequence[tuple[Tokens, ...]]) -> bool:
         """Whether the tree gives what plain generation gives, on a few candidates of each row."""
         few = [tuple(sorted(row, key=len, reverse=True)[:CHECKED]) for row in candidates]
-        expected, worst = self._generated(inputs, few), np.inf
-        for self._first_position in (0, 1):  # PaliGemma counts from 1
+        expected = self._generated(inputs, few)
+        problem = ""
+        for self._trimmed, self._first_position in itertools.product((True, False), (0, 1)):  # PaliGemma counts from 1
             try:
                 found = self._by_tree(inputs, few)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-                log.warning("options are scored one by one, which is slow: this model takes no tree (%s)", error)
-                return False
+                problem = f"this model takes no tree ({' '.join(str(error).split())[:200]})"
+                continue
             worst = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
             if worst <= TOLERANCE.get(self._model.dtype, COARSE):
                 return True
-        log.warning("options are scored one by one, which is slow: a tree of them is off by %.3g nats", worst)
+            problem = f"a tree of them is off by {worst:.3g} nats"
+        log.warning("options are scored one by one, which is slow: %s", problem)
         return False
 
     def _by_tree(self, inputs: Inputs, candidates: Sequence[tuple[Tokens, ...]]) -> list[npt.NDArray[np.float64]]:
         first, cache = self._read(inputs)
         seen = inputs["attention_mask"]
         start = seen.sum(dim=1) + self._offset(len(seen)) + self._first_position
-        scores: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(candidates)
-        rows_of: dict[tuple[Tokens, ...], list[int]] = {}
-        for row, texts in enumerate(candidates):
-            rows_of.setdefault(texts, []).append(row)
-        for texts, rows in rows_of.items():
-            if texts not in self._trees:
-                self._trees[texts] = build_tree(texts)
-            tree, index = self._trees[texts], torch.tensor(rows, device=seen.device)
-            # (rows, nodes): log-probability of each node's token, given its ancestors.
-            steps = np.empty((len(rows), len(tree.tokens)))
+        begun = torch.log_softmax(first.float(), dim=-1).double().cpu().numpy()
+        for texts in set(candidates) - self._trees.keys():
+            self._trees[texts] = build_tree(texts)
+        trees = [self._trees[texts] for texts in candidates]
+        # Per row and node, the log-probability of the node's token, given its ancestors.
+        steps = [np.empty(len(tree.tokens)) for tree in trees]
+        for row, tree in enumerate(trees):
             roots = np.flatnonzero(tree.parents < 0)
-            steps[:, roots] = _logprobs(first[index, None], np.zeros(len(roots), int), tree.tokens[roots])
-            for part in _parts(tree, max(32, min(PART, LOGITS_BUDGET // (len(rows) * first.shape[-1])))):
-                logits = self._read_nodes(tree, part, cache, index, seen[index], start[index])
-                place = {node: i for i, node in enumerate(part)}
-                children = np.flatnonzero(np.isin(tree.parents, part))
-                sources = np.array([place[parent] for parent in tree.parents[children]])
-                steps[:, children] = _logprobs(logits, sources, tree.tokens[children])
-            for node, parent in enumerate(tree.parents):
-                if parent >= 0:
-                    steps[:, node] += steps[:, parent]
-            for i, row in enumerate(rows):
-                scores[row] = steps[i, tree.leaves]
-        return scores
+            steps[row][roots] = begun[row, tree.tokens[roots]]
+        for rows in _groups(trees):
+            limit = max(32, min(PART, LOGITS_BUDGET // (len(rows) * first.shape[-1])))
+            lists = [self._split(candidates[row], limit) for row in rows]
+            for number in range(max(map(len, lists))):
+                parts = [one[number] if number < len(one) else NOTHING for one in lists]
+                logits = self._read_nodes(parts, _branch(cache, rows, len(trees)), seen[rows], start[rows])
+                found = _logprobs(logits, parts)
+                for row, part, values in zip(rows, parts, found, strict=True):
+                    steps[row][part.children] = values
+        return [_sums(tree, step) for tree, step in zip(trees, steps, strict=True)]
+
+    def _split(self, texts: tuple[Tokens, ...], limit: int) -> list[Part]:
+        if (texts, limit) not in self._parts:
+            tree = self._trees[texts]
+            self._parts[texts, limit] = [_part(tree, nodes) for nodes in _divide(tree, limit)]
+        return self._parts[texts, limit]
 
     def _read(self, inputs: Inputs) -> tuple[torch.Tensor, Any]:
         """Read the prompts: logits of the first token of the reply (rows, vocabulary), and the cache."""
         # By way of `generate`, which knows for every architecture how positions and pictures enter.
-        out = self._model.generate(**inputs, generation_config=self._settings(1))
+        with _last_word_only(self._model) if self._trimmed else nullcontext():
+            out = self._model.generate(**inputs, generation_config=self._settings(1))
         return out.logits[0], out.past_key_values
 
-    def _read_nodes(
-        self, tree: Tree, part: Sequence[int], cache: Any, rows: torch.Tensor, seen: torch.Tensor, start: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits (rows, nodes of the part, vocabulary) of what follows each node."""
-        nodes = np.array(part)
-        place = {node: i for i, node in enumerate(part)}
-        related = np.eye(len(nodes), dtype=bool)
-        for i, node in enumerate(nodes):
-            parent = int(tree.parents[node])
-            if parent >= 0:
-                related[i] |= related[place[parent]]
-        prompt = seen.bool()[:, None, :].expand(-1, len(nodes), -1)
-        visible = torch.cat([prompt, torch.from_numpy(related).to(seen.device).expand(len(seen), -1, -1)], dim=2)
+    def _read_nodes(self, parts: Sequence[Part], branch: Any, seen: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, nodes, vocabulary) of what follows each node; shorter parts are filled up with node 0."""
+        rows, width = len(parts), max(len(part.tokens) for part in parts)
+        tokens, depths = np.zeros((rows, width), np.int64), np.zeros((rows, width), np.int64)
+        related = np.broadcast_to(np.eye(width, dtype=bool), (rows, width, width)).copy()
+        for row, part in enumerate(parts):
+            n = len(part.tokens)
+            tokens[row, :n], depths[row, :n], related[row, :n, :n] = part.tokens, part.depths, part.related
+        prompt = seen.bool()[:, None, :].expand(-1, width, -1)
+        visible = torch.cat([prompt, torch.from_numpy(related).to(seen.device)], dim=2)
         mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=seen.device)
         mask.masked_fill_(~visible, torch.finfo(self._model.dtype).min)
-        positions = start[:, None] + torch.from_numpy(tree.depths[nodes]).to(start.device)
-        branch = copy.deepcopy(cache)
-        branch.batch_select_indices(rows)
+        positions = start[:, None] + torch.from_numpy(depths).to(start.device)
         out = self._model(
-            input_ids=torch.from_numpy(tree.tokens[nodes]).to(seen.device).expand(len(seen), -1),
+            input_ids=torch.from_numpy(tokens).to(seen.device),
             attention_mask=mask[:, None],
             position_ids=positions.expand(3, -1, -1) if self._rope_owner() is not None else positions,
             past_key_values=branch,
@@ -234,7 +266,43 @@ class _Force(LogitsProcessor):
         return forced
 
 
-def _parts(tree: Tree, limit: int) -> list[list[int]]:
+def _groups(trees: Sequence[Tree]) -> list[list[int]]:
+    """Rows that go through the decoder together: smaller trees are filled up where that is cheaper than a pass."""
+    rows_of: dict[int, list[int]] = {}
+    for row, tree in enumerate(trees):
+        rows_of.setdefault(id(tree), []).append(row)
+    groups: list[list[int]] = []
+    waste = 0
+    for rows in sorted(rows_of.values(), key=lambda rows: -len(trees[rows[0]].inner)):
+        if groups:
+            waste += len(rows) * (len(trees[groups[-1][0]].inner) - len(trees[rows[0]].inner))
+            if waste <= SPARE:
+                groups[-1] += rows
+                continue
+        groups.append(list(rows))
+        waste = 0
+    return [sorted(rows) for rows in groups]
+
+
+def _part(tree: Tree, nodes: Sequence[int]) -> Part:
+    place = {node: i for i, node in enumerate(nodes)}
+    related = np.eye(len(nodes), dtype=bool)
+    for i, node in enumerate(nodes):
+        parent = int(tree.parents[node])
+        if parent >= 0:
+            related[i] |= related[place[parent]]
+    children = np.flatnonzero(np.isin(tree.parents, nodes))
+    return Part(
+        tokens=tree.tokens[list(nodes)],
+        depths=tree.depths[list(nodes)],
+        related=related,
+        children=children,
+        sources=np.array([place[parent] for parent in tree.parents[children]]),
+        words=tree.tokens[children],
+    )
+
+
+def _divide(tree: Tree, limit: int) -> list[list[int]]:
     """The inner nodes, with all their ancestors, in groups of at most `limit` (or of one node and its ancestors)."""
     parts: list[list[int]] = []
     members: set[int] = set()
@@ -255,11 +323,51 @@ def _parts(tree: Tree, limit: int) -> list[list[int]]:
     return parts
 
 
-def _logprobs(
-    logits: torch.Tensor, sources: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Log-probabilities (rows, edges) of `tokens` after the positions `sources`; logits are (rows, positions, words)."""
+@contextmanager
+def _last_word_only(model: Any) -> Iterator[None]:
+    """Let the last layer work on the last position only, beyond the keys and values of all of them.
+
+    Nothing else of it is needed to go on from the prompt; for the small model it is a tenth of the computation. The
+    layer adds what its parts give to their input, which spreads one position over all: wrong for the others, unused.
+    """
+    decoder = model.get_base_model().get_decoder() if hasattr(model, "get_base_model") else model.get_decoder()
+    last = decoder.layers[-1]
+    hooks = [
+        part.register_forward_pre_hook(lambda _, given: (given[0][:, -1:], *given[1:]))
+        for part in (last.self_attn.o_proj, last.mlp)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _branch(cache: Any, rows: list[int], n: int) -> Any:
+    """A cache of some of n rows that can grow by itself. Its tensors are shared: growing makes new ones."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    if rows != list(range(n)):
+        branch.batch_select_indices(torch.tensor(rows))
+    return branch
+
+
+def _logprobs(logits: torch.Tensor, parts: Sequence[Part]) -> list[npt.NDArray[np.float64]]:
+    """Log-probabilities of the children of every part; logits are (rows, nodes, vocabulary)."""
     values = logits.float()
     total = torch.logsumexp(values, dim=-1)
-    at, word = torch.from_numpy(sources).to(values.device), torch.from_numpy(tokens).to(values.device)
-    return (values[:, at, word] - total[:, at]).double().cpu().numpy()
+    sizes = [len(part.children) for part in parts]
+    row = torch.from_numpy(np.repeat(np.arange(len(parts)), sizes)).to(values.device)
+    source = torch.from_numpy(np.concatenate([part.sources for part in parts])).to(values.device)
+    word = torch.from_numpy(np.concatenate([part.words for part in parts])).to(values.device)
+    flat = (values[row, source, word] - total[row, source]).double().cpu().numpy()
+    return np.split(flat, np.cumsum(sizes)[:-1])
+
+
+def _sums(tree: Tree, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The log-probability of every candidate, from those of its tokens."""
+    totals = steps.copy()
+    for depth in range(1, int(tree.depths.max()) + 1):
+        nodes = np.flatnonzero(tree.depths == depth)
+        totals[nodes] += totals[tree.parents[nodes]]
+    return totals[tree.leaves]

@@ -9,12 +9,17 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+
 from probes.models import ModelError, Trial, Turn
 
 log = logging.getLogger(__name__)
 
 FALLBACK = "{image}{prompt}\nAnswer:"
 """The prompt for models without a chat template."""
+
+QWEN_PICTURE = ("<|vision_start|>", "<|vision_end|>")
+"""Where Qwen's pictures begin and end; its processor, unlike others, does not write them by itself."""
 
 Tokens = tuple[int, ...]
 
@@ -31,6 +36,7 @@ class Prompter:
 
     def __init__(self, processor: Any, end_tokens: Sequence[int], name: str) -> None:
         self._processor = processor
+        self._name = name
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -59,6 +65,7 @@ class Prompter:
         """The model's inputs for a batch, padded on the left, on the CPU. May be called from another thread.
 
         Raises:
+            ModelError: If there are no pictures, and the processor cannot do without.
             ValueError: If some conversations have pictures and others none.
         """
         texts = [self._prompt(turns) for turns in conversations]
@@ -69,8 +76,34 @@ class Prompter:
         start = self._tokenizer.bos_token
         settings = {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
         pictures = {"images": images} if all(images) else {}
-        with self._lock:
-            return self._processor(text=texts, padding=True, return_tensors="pt", **pictures, **settings)
+        try:
+            with self._lock:
+                return self._processor(text=texts, padding=True, return_tensors="pt", **pictures, **settings)
+        except (ValueError, TypeError, AttributeError) as error:
+            if pictures:
+                raise
+            raise ModelError(
+                f"{self._name} cannot be asked without a picture ({error}); leave out the conditions without one, or"
+                " take another model"
+            ) from error
+
+    def picture_size(self, size: tuple[int, int], *, alone: bool = True) -> str:
+        """What the model gets of a picture: "336 x 336" (width x height, pixels), or "5 of 384 x 384" if it is cut.
+
+        Args:
+            size: Width and height of the picture (pixels).
+            alone: Whether it is the only picture of its prompt.
+        """
+        made = self._processor.image_processor(images=[[Image.new("RGB", size)]], return_tensors="pt")
+        pixels = made["pixel_values"]
+        if "image_grid_thw" in made:  # patches in one row, and how many of them there are in each direction
+            patch = int(self._processor.image_processor.patch_size)
+            _, rows, columns = made["image_grid_thw"][0].tolist()
+            return f"{columns * patch} x {rows * patch}"
+        # LLaVA-OneVision cuts a picture only where there is no other.
+        tiles = 1 if "batch_num_images" in made and not alone else pixels[..., 0, 0, 0].numel()
+        whole = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
+        return whole if tiles == 1 else f"{tiles} of {whole}"
 
     def replies(self, trial: Trial) -> tuple[Tokens, ...]:
         """Every legal answer of a trial as the tokens of a whole reply, in the order of the grammar's candidates."""
@@ -110,6 +143,8 @@ class Prompter:
     def _plain(self, turns: Sequence[Turn]) -> str:
         """A conversation for models without a chat template."""
         image = getattr(self._processor, "image_token", "<image>")
+        if QWEN_PICTURE[0] in self._tokenizer.get_vocab():
+            image = image.join(QWEN_PICTURE)
         parts = [
             FALLBACK.format(image=f"{image}\n" * len(turn.images), prompt=turn.text)
             if turn.role == "user"

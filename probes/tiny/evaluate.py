@@ -29,7 +29,7 @@ from stimuli.question import PARAPHRASES, Question, Variant
 from stimuli.scene import Scene, mirror
 from stimuli.simulators import get_simulator
 from stimuli.tasks import Task, get_task
-from stimuli.tasks.towers.grounding import ASKS, STEPPING_STONES, possible_asks
+from stimuli.tasks.towers.grounding import ASKS, TowersGrounding
 from stimuli.tasks.towers.tower import tower_blocks
 
 SEED = 20_260_000
@@ -92,7 +92,7 @@ def accuracies(loaded: Loaded, per_ask: int, seed: int = SEED, stones: bool = Fa
     task = get_task("towers-grounding")
     rng = np.random.default_rng(seed)
     results: dict[str, dict[str, Any]] = {}
-    for ask in (*ASKS, *(STEPPING_STONES if stones else ())):
+    for ask in (*ASKS, *([ask for ask in TowersGrounding.asks if ask not in ASKS] if stones else ())):
         conditions = [c for c in task.conditions() if c.build.partition(":")[0] == ask]
         if not conditions:
             conditions = [replace(c, build=ask) for c in task.conditions() if c.build == ASKS[0]]
@@ -224,7 +224,7 @@ def _grounding_item(task: Task, rng: np.random.Generator, condition: Any, varian
     """A question about a random object of the first drawn scene that allows it."""
     while True:
         scene = _scene(task, rng, condition)
-        if variant.ask in possible_asks(scene):
+        if variant.ask in TowersGrounding().possible_asks(scene):
             question = task.question(scene, replace(variant, detail=int(rng.integers(5040))))
             if sayable(task.solve(scene, question), question):
                 return Item(scene, question)

@@ -11,7 +11,7 @@ from stimuli.question import THINK, Answer, Integers, Question, Variant
 from stimuli.scene import Scene
 from stimuli.tasks import get_task
 from stimuli.tasks.towers import collapse, grounding, sideblock, stability, topblock
-from stimuli.tasks.towers.grounding import TowersGrounding, possible_asks
+from stimuli.tasks.towers.grounding import TowersGrounding
 from stimuli.tasks.towers.tower import tower_blocks
 
 ASK_WEIGHTS = {
@@ -46,7 +46,7 @@ _GROUNDING = TowersGrounding()
 
 def draw_ask(rng: np.random.Generator, scene: Scene) -> str:
     """A kind of question that the scene allows."""
-    asks = possible_asks(scene)
+    asks = _GROUNDING.possible_asks(scene)
     weights = np.array([ASK_WEIGHTS[a] for a in asks])
     return asks[rng.choice(len(asks), p=weights / weights.sum())]
 
@@ -79,7 +79,7 @@ def perception(
     if form == 0:
         return SHORT[ask].format(**question.about), answer
     if form == 1:
-        return grounding.TEXTS[ask][variant.paraphrase].format(**question.about), answer
+        return _GROUNDING.asks[ask].texts[variant.paraphrase].format(**question.about), answer
     return question.prompt, _reply(scene, question, answer)
 
 
@@ -120,11 +120,11 @@ def caption(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 
 def prompt_texts() -> Iterator[str]:
     """Every wording that the model has to read or write, for the tokenizer."""
-    for texts in grounding.TEXTS.values():
-        yield from (t.format(a="red", b="blue", n=1) for t in texts)
+    for asked in _GROUNDING.asks.values():
+        yield from (t.format(a="red", b="blue", n=1) for t in asked.texts)
     yield from (t.format(a="red", b="blue", n=1) for t in SHORT.values())
     yield from (*stability.STAY, *stability.FALL, *collapse.DIRECTION_TEXTS, *collapse.COUNT_TEXTS)
-    yield from (*topblock.TEXTS, *sideblock.TEXTS, grounding.SCALE, topblock.ASK, sideblock.ASK, THINK)
+    yield from (*topblock.TEXTS, *sideblock.TEXTS, grounding.scale(10), topblock.ask(10), sideblock.ask(10, 4), THINK)
     yield "Answer with one word: yes or no. Answer with one word: left or right. Answer with a number from 1 to 4."
     yield "Answer with one whole number of centimetres from -30 to 30. Answer with a number."
     yield "Answer with one word: red, green, blue, yellow, purple or orange."

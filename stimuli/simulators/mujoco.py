@@ -167,7 +167,9 @@ def _mesh_xml(thing: Body | Marker) -> str:
     vertices, triangles = mesh(thing.shape, thing.size)
     points = " ".join(repr(float(v)) for v in vertices.ravel())
     faces = " ".join(str(i) for triangle in triangles for i in triangle)
-    return f'<mesh name={quoteattr(thing.name)} vertex="{points}" face="{faces}" inertia="shell"/>'
+    # That of the solid: a shell of the same form has its centre of mass elsewhere. Arrows have no mass, and are not convex.
+    inertia = "convex" if thing.shape == "wedge" else "shell"
+    return f'<mesh name={quoteattr(thing.name)} vertex="{points}" face="{faces}" inertia="{inertia}"/>'
 
 
 def _pairs_xml(scene: Scene, step: float) -> str:

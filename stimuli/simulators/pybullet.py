@@ -46,8 +46,13 @@ bullet = _import_pybullet()
 STEP = 1 / 240
 """Coarsest integration step, seconds."""
 SOLVER_ITERATIONS = 50
+CAREFUL_ITERATIONS = 200
+"""Iterations per step where something is pushed or fixed: the reaction has to find its way through several contacts at once,
+and an unfinished solution lets what holds creep and fall. (On a fixed support lies what is as light as what it carries.)"""
 SLOWEST_BOUNCE = 0.05
 """Metres per second of approach below which nothing bounces."""
+ROLLING = 0.002
+"""Metres of rolling friction of a ball in a scene with cradles: rounding alone would roll it out of an open end."""
 NEAR, FAR = 0.05, 10.0
 """Clipping planes of the camera, metres."""
 
@@ -60,7 +65,8 @@ class PyBulletSimulator:
 
     def __init__(self) -> None:
         self._client = bullet.connect(bullet.DIRECT)
-        self._loaded: Scene | None = None  # the scene the world was built for, as long as nothing has moved
+        self._built: Scene | None = None  # the scene the world was built for
+        self._untouched = False  # whether nothing has been simulated or moved since
         self._ids: list[int] = []
         self._floor = -1
 
@@ -77,8 +83,9 @@ class PyBulletSimulator:
         max_duration: float = MAX_DURATION,
     ) -> Outcome:
         """See `stimuli.simulators.Simulator`."""
-        self._load(scene)
-        self._loaded = None
+        if self._built is not scene or not self._untouched:
+            self._build(scene)
+        self._built = None
         per_frame = steps_per_frame(scene, STEP)
         bullet.setTimeStep(FRAME_INTERVAL / per_frame, physicsClientId=self._client)
         world = _World(scene, self._client, self._ids[: len(scene.bodies)], self._floor)
@@ -86,13 +93,16 @@ class PyBulletSimulator:
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
         """A square picture of the scene at its start, or with the bodies at `poses`."""
-        self._load(scene)
+        if self._built is not scene:
+            self._build(scene)
         client = self._client
-        if poses is not None:
-            self._loaded = None
-            bodies = self._ids[: len(scene.bodies)]
-            for index, position, turn in zip(bodies, poses.positions, poses.orientations, strict=True):
-                bullet.resetBasePositionAndOrientation(index, position, turn, physicsClientId=client)
+        if poses is not None or not self._untouched:
+            # Several pictures of one scene take one world.
+            places = [b.position for b in scene.bodies] if poses is None else poses.positions
+            turns = [b.orientation for b in scene.bodies] if poses is None else poses.orientations
+            for index, place, turn in zip(self._ids[: len(scene.bodies)], places, turns, strict=True):
+                bullet.resetBasePositionAndOrientation(index, place, turn, physicsClientId=client)
+            self._untouched = False
         camera, light = scene.camera, scene.light
         view = bullet.computeViewMatrixFromYawPitchRoll(camera.target, camera.distance, camera.yaw, camera.pitch, 0, 2)
         projection = bullet.computeProjectionMatrixFOV(camera.fov, 1.0, NEAR, FAR)
@@ -111,7 +121,7 @@ class PyBulletSimulator:
             renderer=bullet.ER_TINY_RENDERER,
             physicsClientId=client,
         )
-        # Bullet numbers the floor 0 and then bodies and markers in the order in which `_load` makes them, and nothing
+        # Bullet numbers the floor 0 and then bodies and markers in the order in which `_build` makes them, and nothing
         # is -1: one less is just FLOOR, the index of the body or marker, and BACKGROUND.
         segmentation = np.asarray(mask, dtype=np.int32).reshape(size, size) - np.int32(1)
         # Pixels as whole words: painting the sky channel by channel takes as long as a sixth of the rendering.
@@ -124,16 +134,15 @@ class PyBulletSimulator:
         np.divide(np.float32(FAR * NEAR), metres, out=metres)
         return Frame(rgb, segmentation, metres)
 
-    def _load(self, scene: Scene) -> None:
-        """Build the world of a scene, unless it is already there and untouched."""
-        if self._loaded is scene:
-            return
+    def _build(self, scene: Scene) -> None:
+        """Build the world of a scene."""
         client = self._client
         bullet.resetSimulation(physicsClientId=client)
         bullet.setGravity(0, 0, -scene.gravity, physicsClientId=client)
+        careful = bool(scene.pushes) or any(body.fixed for body in scene.bodies)
         bullet.setPhysicsEngineParameter(
             fixedTimeStep=STEP,
-            numSolverIterations=SOLVER_ITERATIONS,
+            numSolverIterations=CAREFUL_ITERATIONS if careful else SOLVER_ITERATIONS,
             restitutionVelocityThreshold=SLOWEST_BOUNCE,
             physicsClientId=client,
         )
@@ -143,11 +152,12 @@ class PyBulletSimulator:
         look = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=half, rgbaColor=colour, physicsClientId=client)
         self._floor = bullet.createMultiBody(0, shape, look, (0, 0, -half[2]), physicsClientId=client)
         bullet.changeDynamics(self._floor, -1, lateralFriction=scene.floor_friction, physicsClientId=client)
-        self._ids = [self._add(body, scene.palette) for body in scene.bodies]
+        rolling = ROLLING if any(body.shape == "cradle" for body in scene.bodies) else 0.0
+        self._ids = [self._add(body, scene.palette, rolling) for body in scene.bodies]
         self._ids += [self._add_marker(marker, scene.palette) for marker in scene.markers]
-        self._loaded = scene
+        self._built, self._untouched = scene, True
 
-    def _add(self, body: Body, palette: str) -> int:
+    def _add(self, body: Body, palette: str, rolling: float) -> int:
         client = self._client
         index = bullet.createMultiBody(
             0.0 if body.fixed else body.mass,
@@ -165,6 +175,8 @@ class PyBulletSimulator:
             # Bullet slows everything down a little by default, as if in thick air.
             linearDamping=0.0,
             angularDamping=0.0,
+            rollingFriction=rolling if body.shape == "sphere" else 0.0,
+            spinningFriction=rolling if body.shape == "sphere" else 0.0,
             physicsClientId=client,
         )
         if any(body.velocity):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -56,7 +56,10 @@ class Task(ABC):
         family: Folder under `stimuli/tasks`.
         kind: "judgement" (what will happen?), "action" (what must be done?) or "grounding" (what is there?).
         held_out: Never a training task; asked zero-shot.
+        facts: The physics of the task in plain words, for the control condition in which it is stated; empty if none.
         signed_side: The margin's sign is a side (left or right), so that it changes in the mirror.
+        known_shortcuts: Names of rules, cues and classifiers that score well on the designed set although they are not the
+            physics, each with the reason why it cannot be designed away; the card and the audit print it.
     """
 
     name: ClassVar[str]
@@ -65,6 +68,8 @@ class Task(ABC):
     kind: ClassVar[Literal["judgement", "action", "grounding"]]
     held_out: ClassVar[bool] = False
     signed_side: ClassVar[bool] = False
+    facts: ClassVar[str] = ""
+    known_shortcuts: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def conditions(self) -> tuple[Condition, ...]:
@@ -105,6 +110,14 @@ class Task(ABC):
         """One scene on the condition, mirrored if it says so."""
         scene = self.sample_matched(rng, condition)[0]
         return mirror(scene) if condition.mirrored else scene
+
+    def enlarged(self, condition: Condition, level: int) -> Condition:
+        """The condition with more objects than any of the designed set has, for level 1 to 3 of the shift `count`.
+
+        A family whose conditions name more than the count (how many of them fall, say) changes that here too. Raises
+        `Unsatisfiable` where there are no such scenes; the sampler may raise it as well.
+        """
+        return replace(condition, count=max(c.count for c in self.conditions()) + level)
 
     def apply(self, scene: Scene, answer: Answer) -> Scene:
         """The scene with the answer of an action carried out, as it is simulated. Raises TypeError for other kinds."""
@@ -160,24 +173,24 @@ _BUILT_IN: dict[str, str] = {
     "towers-topblock": "towers.topblock:TowersTopblock",
     "towers-sideblock": "towers.sideblock:TowersSideblock",
     "towers-grounding": "towers.grounding:TowersGrounding",
-    # "balance-tilt": "balance.tilt:BalanceTilt",
-    # "balance-place": "balance.place:BalancePlace",
-    # "balance-heavier": "balance.heavier:BalanceHeavier",
-    # "balance-grounding": "balance.grounding:BalanceGrounding",
-    # "collision-outcome": "collision.outcome:CollisionOutcome",
-    # "collision-aim": "collision.aim:CollisionAim",
-    # "collision-launch": "collision.launch:CollisionLaunch",
-    # "collision-grounding": "collision.grounding:CollisionGrounding",
-    # "support-hold": "support.hold:SupportHold",
-    # "support-brace": "support.brace:SupportBrace",
-    # "support-remove": "support.remove:SupportRemove",
-    # "support-grounding": "support.grounding:SupportGrounding",
+    "balance-tilt": "balance.tilt:BalanceTilt",
+    "balance-place": "balance.place:BalancePlace",
+    "balance-heavier": "balance.heavier:BalanceHeavier",
+    "balance-grounding": "balance.grounding:BalanceGrounding",
+    "collision-outcome": "collision.outcome:CollisionOutcome",
+    "collision-aim": "collision.aim:CollisionAim",
+    "collision-launch": "collision.launch:CollisionLaunch",
+    "collision-grounding": "collision.grounding:CollisionGrounding",
+    "support-hold": "support.hold:SupportHold",
+    "support-brace": "support.brace:SupportBrace",
+    "support-remove": "support.remove:SupportRemove",
+    "support-grounding": "support.grounding:SupportGrounding",
 }
 FAMILIES: dict[str, str] = {
     "towers": "towers-stability",
-    # "balance": "balance-tilt",
-    # "collision": "collision-outcome",
-    # "support": "support-hold",
+    "balance": "balance-tilt",
+    "collision": "collision-outcome",
+    "support": "support-hold",
 }
 """Families and their headline judgement task, which is what a family name stands for on the command line."""
 

@@ -26,6 +26,7 @@ Objects = Callable[[Scene], Sequence[Body]]
 MIN_SEPARATION = 0.015
 """Metres between two centres before left and right of each other are asked about."""
 LARGEST_COUNT = 6
+"""The largest number that can be answered, unless there are more objects."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,17 @@ class Ask:
         abouts: Everything in a scene that it can be asked about; empty if it cannot be asked of the scene. Listed so that
             right answers are balanced when the list is used evenly.
         answer: The right answer.
-        grammar: Given the order of the options (0 or 1), the answer grammar and the sentence of the prompt that states it.
-        tolerance: For numbers, how far a reply may be off; it loses a tenth of the reward for each unit beyond.
+        grammar: Given the scene and the order of the options (0 or 1), the answer grammar and the sentence of the prompt
+            that states it.
+        tolerance: For measured numbers, how far a reply may be off in that scene; it loses a tenth of the reward for each
+            such distance beyond.
     """
 
     texts: tuple[str, str, str, str]
     abouts: Callable[[Scene], list[About]]
     answer: Callable[[Scene, About], Answer]
-    grammar: Callable[[int], tuple[Grammar, str]]
-    tolerance: int = 0
+    grammar: Callable[[Scene, int], tuple[Grammar, str]]
+    tolerance: Callable[[Scene], float] | None = None
 
 
 class GroundingTask(Task):
@@ -77,6 +80,15 @@ class GroundingTask(Task):
         """Grounding items have no foils but their mirror images."""
         return condition
 
+    def enlarged(self, condition: Condition, level: int) -> Condition:
+        """More objects, as long as each can have a colour of its own."""
+        larger = super().enlarged(condition, level)
+        if larger.count > len(COLOURS):
+            raise Unsatisfiable(
+                f"{larger.count} objects cannot all have colours of their own: there are {len(COLOURS)}"
+            )
+        return larger
+
     def margin(self, scene: Scene) -> float:
         """Always 0: no physics is asked about."""
         return 0.0
@@ -101,7 +113,7 @@ class GroundingTask(Task):
             raise ValueError(f"{name} cannot be asked of this scene; it allows {', '.join(self.possible_asks(scene))}")
         about = abouts[variant.detail % len(abouts)]
         text = self.asks[name].texts[variant.paraphrase].format(**about)
-        grammar, clause = self.asks[name].grammar(variant.order)
+        grammar, clause = self.asks[name].grammar(scene, variant.order)
         prompt = f"{text}{clause}" + (THINK if variant.style == "think" else "")
         return Question(prompt, grammar, variant.style, {"ask": name, **about})
 
@@ -111,30 +123,34 @@ class GroundingTask(Task):
         return self.asks[question.about["ask"]].answer(scene, about)
 
     def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if right; a number may be off by the tolerance and loses a tenth for every unit beyond."""
+        """Reward 1 if right; a measured number may be off by the tolerance, and loses a tenth for each one beyond."""
         truth, ask = self.solve(scene, question), self.asks[question.about["ask"]]
-        if ask.tolerance:
+        if ask.tolerance is not None:
             error = abs(answer - truth) if isinstance(answer, int) and isinstance(truth, int) else 99
-            success = error <= ask.tolerance
-            return Score(success, 1.0 if success else max(0.0, 0.9 - error / 10), {"truth": truth, "error": error})
+            tolerance = ask.tolerance(scene)
+            # The nearest whole number is always right.
+            success = error <= max(0.5, tolerance) + 1e-9
+            reward = 1.0 if success else max(0.0, 0.9 - error / (10 * tolerance))
+            return Score(success, reward, {"truth": truth, "error": error})
         return Score(answer == truth, float(answer == truth), {"truth": truth})
 
 
-def words(*options: str) -> Callable[[int], tuple[Grammar, str]]:
+def words(*options: str) -> Callable[[Scene, int], tuple[Grammar, str]]:
     """The grammar of one word out of a few."""
 
-    def grammar(order: int) -> tuple[Grammar, str]:
+    def grammar(scene: Scene, order: int) -> tuple[Grammar, str]:
         named, clause = named_options([Option(o, o) for o in options], order)
         return Options(named), f" Answer with one word: {clause}."
 
     return grammar
 
 
-def number(
-    low: int, high: int, sentence: str = " Answer with a number.", unit: str = ""
-) -> Callable[[int], tuple[Grammar, str]]:
-    """The grammar of a whole number."""
-    return lambda order: (Integers(((low, high),), unit), sentence)
+def number_of(objects: Objects) -> Callable[[Scene, int], tuple[Grammar, str]]:
+    """The grammar of a count of objects, or of the number of one among them."""
+    return lambda scene, order: (
+        Integers(((1, max(LARGEST_COUNT, len(objects(scene)))),), ""),
+        " Answer with a number.",
+    )
 
 
 def count(noun: str, objects: Objects) -> Ask:
@@ -145,7 +161,7 @@ def count(noun: str, objects: Objects) -> Ask:
         f"What is the number of {noun}s?",
         f"How many {noun}s do you see?",
     )
-    return Ask(texts, lambda scene: [{}], lambda scene, about: len(objects(scene)), number(1, LARGEST_COUNT))
+    return Ask(texts, lambda scene: [{}], lambda scene, about: len(objects(scene)), number_of(objects))
 
 
 def exists(noun: str, objects: Objects) -> Ask:

@@ -1,196 +1,182 @@
-"""The backend on untrained models of other architectures: what differs between them must not differ in the answers.
-
-Qwen2.5-VL has two-dimensional positions, SmolVLM cuts pictures into tiles, PaliGemma has no chat template and counts
-positions from 1, and Gemma 3 looks back through a window in most of its layers.
-"""
+"""The backend on untrained models of all families: what differs between them must not differ in the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from probes.models import Generation, Trial
+from probes.models import Generation, ModelError, Trial, Turn
+from probes.models.activations import Site, hidden_states
+from probes.models.huggingface import HuggingFaceModel
 from probes.models.loading import load_model
 from stimuli.dataset import StimulusSet
 
-SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
-EYE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-
-
-def tokenizer_of(*special: str, **named: str) -> Any:
-    """A tokenizer of single bytes with these special tokens after <pad> and <eos>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", *special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(words[: 2 + len(special)])
-    bos = {"bos_token": "<bos>"} if "<bos>" in special else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", extra_special_tokens=named, **bos
-    )
-
-
-def template(image: str, start: str = "", end: str = "<eos>") -> str:
-    return (
-        start + "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' }}{% for part in m['content'] %}"
-        "{{ '" + image + "' if part['type'] == 'image' else part['text'] }}{% endfor %}"
-        "{{ '" + end + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
-    )
-
-
-def qwen() -> tuple[Any, Any]:
-    import transformers as t
-
-    special = ("<turn>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    processor = t.Qwen2_5_VLProcessor(
-        image_processor=t.Qwen2VLImageProcessor(
-            patch_size=14, merge_size=2, size={"shortest_edge": 28 * 28, "longest_edge": 9 * 28 * 28}
-        ),
-        tokenizer=tokenizer_of(*special),
-        video_processor=t.Qwen2VLVideoProcessor(),
-        chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
-    )
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    eye = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
-    config = t.Qwen2_5_VLConfig(
-        vision_config=eye | {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]},
-        text_config=SMALL | {"vocab_size": len(processor.tokenizer), "rope_parameters": rope, "bos_token_id": None},
-        image_token_id=3,
-        video_token_id=4,
-        vision_start_token_id=5,
-        vision_end_token_id=6,
-    )
-    return t.Qwen2_5_VLForConditionalGeneration(config), processor
-
-
-def smolvlm() -> tuple[Any, Any]:
-    import transformers as t
-
-    tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
-    named = {
-        "fake_image_token": "<fake_token_around_image>",
-        "image_token": "<image>",
-        "global_image_token": "<global-img>",
-        "end_of_utterance_token": "<end_of_utterance>",
-    }
-    size = {"longest_edge": 32}
-    video = {"fps": 1, "max_frames": 2, "video_size": size}
-    processor = t.SmolVLMProcessor(
-        image_processor=t.SmolVLMImageProcessor(
-            size={"longest_edge": 64}, max_image_size=size, do_image_splitting=True
-        ),
-        tokenizer=tokenizer_of("<turn>", *named.values(), *tiles, **named),
-        video_processor=t.SmolVLMVideoProcessor(size=size, max_image_size=size, video_sampling=video),
-        image_seq_len=4,
-        chat_template=template("<image>", end="<end_of_utterance>"),
-    )
-    config = t.SmolVLMConfig(
-        text_config=SMALL | {"model_type": "llama", "vocab_size": len(processor.tokenizer), "bos_token_id": None},
-        vision_config=EYE,
-        scale_factor=2,
-        image_token_id=processor.tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    model = t.SmolVLMForConditionalGeneration(config)
-    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
-    return model, processor
-
-
-def paligemma() -> tuple[Any, Any]:
-    import transformers as t
-
-    pictures = t.SiglipImageProcessor(size={"height": 32, "width": 32})
-    pictures.image_seq_length = 16
-    processor = t.PaliGemmaProcessor(
-        image_processor=pictures, tokenizer=tokenizer_of("<bos>", "<image>", image_token="<image>")
-    )
-    text = {"model_type": "gemma2", "vocab_size": len(processor.tokenizer), "head_dim": 16, "bos_token_id": 2}
-    config = t.PaliGemmaConfig(
-        text_config=SMALL | text | {"query_pre_attn_scalar": 16},
-        vision_config=EYE | {"vision_use_head": False, "projection_dim": 64},
-        image_token_index=3,
-        projection_dim=64,
-        hidden_size=64,
-    )
-    return t.PaliGemmaForConditionalGeneration(config), processor
-
-
-def gemma3(window: int) -> tuple[Any, Any]:
-    import transformers as t
-
-    named = {"image_token": "<soft>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    processor = t.Gemma3Processor(
-        image_processor=t.Gemma3ImageProcessor(size={"height": 32, "width": 32}, image_seq_length=4),
-        tokenizer=tokenizer_of("<bos>", "<turn>", "<end>", *named.values(), **named),
-        image_seq_length=4,
-        chat_template=template("<start_of_image>", start="{{ bos_token }}", end="<end>"),
-    )
-    text = {"vocab_size": len(processor.tokenizer), "head_dim": 16, "bos_token_id": 2, "sliding_window": window}
-    config = t.Gemma3Config(
-        text_config=SMALL | text | {"layer_types": ["sliding_attention", "full_attention"]},
-        vision_config=EYE | {"vision_use_head": False},
-        mm_tokens_per_image=4,
-        image_token_index=5,
-        boi_token_index=6,
-        eoi_token_index=7,
-    )
-    model = t.Gemma3ForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [1, 4]
-    return model, processor
-
-
-@pytest.mark.parametrize(
-    ("make", "end", "tree"),
-    [
-        pytest.param(qwen, "<eos>", True, id="qwen2.5-vl"),
-        pytest.param(smolvlm, "<end_of_utterance>", True, id="smolvlm"),
-        pytest.param(paligemma, "<eos>", True, id="paligemma"),
-        pytest.param(lambda: gemma3(1024), "<end>", True, id="gemma3"),
-        pytest.param(lambda: gemma3(16), "<end>", None, id="gemma3, prompt longer than the window"),
-    ],
+NAMES = (
+    "llava",
+    "llava-next",
+    "llava-onevision",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "smolvlm",
+    "internvl",
+    "gemma3",
+    "paligemma",
 )
+SETTINGS = Generation(max_new_tokens=4)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    family: str = request.param
+    return family
+
+
+@pytest.fixture(scope="module")
+def model(name: str, save_family: Callable[[str], Path]) -> Any:
+    return load_model(str(save_family(name)))
+
+
+def conversations(stimuli: StimulusSet) -> list[Trial]:
+    """Five trials: prompts of different lengths with one, two or three pictures."""
+    items = stimuli.items[:24:5]
+    pictures = [stimuli.image(item) for item in items]
+    example = [
+        turn
+        for item, picture in zip(items[:2], pictures[:2], strict=True)
+        for turn in (Turn("user", item.question.prompt, (picture,)), Turn("assistant", "red"))
+    ]
+    contexts = ((), tuple(example), (), tuple(example[:2]), tuple(example))
+    return [Trial(item, image, context) for item, image, context in zip(items, pictures, contexts, strict=True)]
+
+
+def alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True)) < 1e-4
+
+
 def test_answers_do_not_depend_on_batches_nor_on_the_tree(
-    make: Callable[[], tuple[Any, Any]], end: str, tree: bool | None, grounding: StimulusSet, tmp_path: Path
+    name: str, model: Any, grounding: StimulusSet, families: Any
 ) -> None:
-    torch.manual_seed(0)
-    network, processor = make()
-    network.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    model: Any = load_model(str(tmp_path))
-    trials = [Trial(item, grounding.image(item)) for item in grounding.items[:24:4]]
-    settings = Generation(max_new_tokens=6)
-    assert model.generate(trials, settings) == [model.generate([trial], settings)[0] for trial in trials]
+    """One against five, with one to three pictures in a prompt; the tree against plain generation."""
+    trials = conversations(grounding)
+    assert model.generate(trials, SETTINGS) == [model.generate([trial], SETTINGS)[0] for trial in trials]
     scores = model.score_options(trials)
-    assert model._scorer._use_tree is tree
+    assert model._scorer._use_tree is True and model._scorer._trimmed
+    assert alike(scores, [model.score_options([trial])[0] for trial in trials])
     few = [model._prompter.replies(trial)[:2] for trial in trials]
-    for row, trial in zip(scores, trials, strict=True):
-        assert np.abs(row - model.score_options([trial])[0]).max() < 1e-4
     with torch.inference_mode():
-        generated = model._scorer._generated(model._inputs(trials), few)
-    for row, expected in zip(scores, generated, strict=True):
-        assert np.abs(row[:2] - expected).max() < 1e-4
-    assert model._prompter._tokenizer.decode(few[0][0][-1:]) == end
+        assert alike([row[:2] for row in scores], model._scorer._generated(model._inputs(trials), few))
+    assert model._prompter._tokenizer.decode(few[0][0][-1:]) == families[name].end
+    # All pictures are looked at: another one in an earlier turn changes the scores.
+    longest = trials[1]
+    first = longest.context[0]
+    changed = (Turn("user", first.text, (Image.new("RGB", first.images[0].size, "white"),)), *longest.context[1:])
+    other = model.score_options([Trial(longest.item, longest.image, changed)])[0]
+    assert np.abs(other - scores[1]).max() > 1e-3
+
+
+def test_hidden_states_do_not_depend_on_batches(model: Any, grounding: StimulusSet) -> None:
+    trials = conversations(grounding)
+    sites = [Site("vision", 2, "image"), *(Site("language", layer, "last") for layer in (0, 1, 2))]
+    sites.append(Site("language", 1, "image"))
+    together = hidden_states(model, trials, sites)
+    alone = [hidden_states(model, [trial], sites) for trial in trials]
+    for site in sites:
+        assert together[site].shape == (5, 32 if site.part == "vision" else 64)
+        assert np.abs(together[site] - np.concatenate([one[site] for one in alone])).max() < 1e-3
+    deep = together[Site("language", 2, "last")]
+    assert np.abs(deep[0] - deep[2]).max() > 1e-3
+
+
+def test_small_pictures_are_shown_as_the_processor_wants(
+    name: str, model: Any, grounding: StimulusSet, families: Any
+) -> None:
+    """Below the smallest size that the vision tower can take; what it got is in the run's log."""
+    item = grounding.items[0]
+    model.observed = {}
+    small = Image.fromarray(np.arange(45, dtype=np.uint8).reshape(3, 5, 3) * 5)
+    model.generate([Trial(item, small), Trial(item, grounding.image(item))], SETTINGS)
+    model.score_options([Trial(item, small)])
+    family = families[name]
+    assert model.observed["pictures"] == [f"5 x 3 seen as {family.small}", f"64 x 64 seen as {family.seen}"]
+
+
+def test_without_a_picture(name: str, model: Any, grounding: StimulusSet, families: Any) -> None:
+    """Beside trials that have one, and the same as alone; or refused in words that say why."""
+    item = grounding.items[0]
+    trials = [Trial(item, grounding.image(item)), Trial(item, None)]
+    if not families[name].text_only:
+        with pytest.raises(ModelError, match="cannot be asked without a picture"):
+            model.generate(trials, SETTINGS)
+        return
+    together = model.score_options(trials)
+    assert model.generate(trials, SETTINGS) == [model.generate([trial], SETTINGS)[0] for trial in trials]
+    assert alike(together, [model.score_options([trial])[0] for trial in trials])
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_without_a_chat_template(
+    model: Any, save_family: Any, name: str, grounding: StimulusSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fallback is used, and logged; the picture gets into it."""
+    folder = Path(shutil.copytree(save_family(name), tmp_path / "bare"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with caplog.at_level(logging.WARNING):
+        bare: Any = load_model(str(folder))
+    assert "has no chat template: it is asked in the form" in caplog.text
+    trials = conversations(grounding)[:2]
+    prompt = bare._prompter._prompt(trials[1].turns)
+    assert prompt.endswith(f"{trials[1].prompt}\nAnswer:") and prompt.count("Answer: red\n") == 2
+    scores = bare.score_options(trials)
+    assert bare._scorer._use_tree and alike(scores, [bare.score_options([trial])[0] for trial in trials])
+    blank = Trial(trials[0].item, Image.new("RGB", (64, 64), "white"))
+    assert np.abs(bare.score_options([blank])[0] - scores[0]).max() > 1e-3
+
+
+def test_adapters(name: str, model: Any, save_family: Any, grounding: StimulusSet, tmp_path: Path) -> None:
+    """The right one changes the answers; one without effect, or with tensors that find no place, is refused."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForImageTextToText
+
+    base = save_family(name)
+    targets = r".*(language_model|text_model).*\.[qv]_proj"
+    adapted = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), LoraConfig(r=2, target_modules=targets))
+    adapted.save_pretrained(tmp_path / "empty")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for place, tensor in adapted.named_parameters():
+            if "lora_B" in place:
+                tensor.normal_(std=0.5)
+    adapted.save_pretrained(tmp_path / "right")
+    loaded: Any = load_model(str(base), adapter=tmp_path / "right")
+    trials = conversations(grounding)[:2]
+    scores = loaded.score_options(trials)
+    assert loaded._scorer._use_tree
+    assert min(np.abs(a - b).max() for a, b in zip(scores, model.score_options(trials), strict=True)) > 1e-3
+    with pytest.raises(ModelError, match="changes nothing"):
+        load_model(str(base), adapter=tmp_path / "empty")
+    tensors = load_file(tmp_path / "right" / "adapter_model.safetensors")
+    renamed = {place.replace("layers", "blocks"): tensor for place, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "right" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="found no place"):
+        load_model(str(base), adapter=tmp_path / "right")
+
+
+def test_prompts_longer_than_the_window_are_scored_without_the_tree(
+    save_network: Callable[..., Path], windowed: Any, grounding: StimulusSet, tmp_path: Path
+) -> None:
+    """Gemma 3 looks back through a window in most of its layers."""
+    model: Any = load_model(str(save_network(windowed, tmp_path / "gemma3")))
+    assert isinstance(model, HuggingFaceModel)
+    trials = [Trial(item, grounding.image(item)) for item in grounding.items[:24:8]]
+    scores = model.score_options(trials)
+    assert model._scorer._use_tree is None
+    assert alike(scores, [model.score_options([trial])[0] for trial in trials])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from probes.models import Generation, Trial
 from probes.models.huggingface import SPARE_TOKENS, HuggingFaceModel
@@ -66,8 +67,6 @@ def test_sampling_is_repeatable_and_by_item(model: Any, stability: StimulusSet) 
 
 def test_sampling_follows_the_model_s_probabilities(model: Any, stability: StimulusSet) -> None:
     """The first token of 400 sampled replies against the softmax."""
-    import torch
-
     trial = trials_of(stability, 1)[0]
     inputs = model._inputs([trial])
     with torch.inference_mode():
@@ -116,7 +115,7 @@ def test_a_run_goes_from_pictures_to_rows(
         other = others[row["item_id"]]
         assert (row["raw"], row["answer"], row["key"]) == (other["raw"], other["answer"], other["key"])
     observed = read_run(report.path)["observed"]
-    assert observed["pictures"] == ["[3, 32, 32]"] and 16 < observed["prompt_tokens"] < 512
+    assert observed["pictures"] == ["64 x 64 seen as 32 x 32"] and 16 < observed["prompt_tokens"] < 512
 
 
 def test_without_a_chat_template_the_fallback_is_used(
@@ -155,6 +154,75 @@ def test_replies_are_written_as_the_chat_template_writes_them(
     assert [decode(reply) for reply in replies] == [" yes</s>", " no</s>"]
     assert spaced._prompter.reply_length(trial) == 5
     assert len(spaced._prompter.replies(asking(Question("How far?", Integers(((-20, 20),)))))) == 41
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried 9 GB"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"),
+    ],
+    ids=["Linux", "Windows", "Python", "GPU"],
+)
+@pytest.mark.parametrize("readout", ["generate", "options"])
+def test_a_batch_that_does_not_fit_is_halved(
+    error: Exception,
+    readout: str,
+    llava: Path,
+    model: Any,
+    stability: StimulusSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Memory for three trials: all are answered, as ever; it is said once, and known for the batches that follow."""
+    small: Any = load_model(str(llava))
+    asked = []
+
+    def in_memory_of_three(inputs: Any, work: Callable[[], Any]) -> Any:
+        asked.append(len(inputs["input_ids"]))
+        if asked[-1] > 3:
+            raise error
+        return work()
+
+    generate, score = small._model.generate, small._scorer.score
+    if readout == "generate":
+        monkeypatch.setattr(
+            small._model, "generate", lambda **given: in_memory_of_three(given, lambda: generate(**given))
+        )
+    else:
+        monkeypatch.setattr(small._scorer, "score", lambda given, c: in_memory_of_three(given, lambda: score(given, c)))
+    config = RunConfig(str(llava), "s", readout, batch_size=10)  # type: ignore[arg-type]
+    assert run(config, stability, tmp_path / "small", model=small).n_errors == 0
+    run(config, stability, tmp_path / "whole", model=model)
+    columns = ("item_id", "raw", "answer", "correct", "key")
+    found, expected = (
+        [{name: row[name] for name in columns} for row in read_trials(tmp_path / which)] for which in ("small", "whole")
+    )
+    assert found == expected
+    assert asked[:3] == [10, 5, 3] and max(asked[3:]) <= 3 and len(asked) <= 3 + 10
+    assert caplog.text.count("does not fit in memory") == 1
+    assert read_run(tmp_path / "small")["observed"]["batch_size"] == 3
+
+
+def test_a_trial_that_does_not_fit_fails_alone(model: Any, stability: StimulusSet) -> None:
+    """And errors of another kind are passed on as they are."""
+    trials = trials_of(stability, 2)
+
+    def fail(part: Any) -> Any:
+        raise torch.OutOfMemoryError(f"CUDA out of memory ({len(part)})")
+
+    def differ(part: Any) -> Any:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"\(1\)"):
+        model._in_parts(trials, fail)
+    model._most = None
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        model._in_parts(trials, differ)
+    assert model._most is None
 
 
 def test_the_start_token_comes_once(model: Any, stability: StimulusSet) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from probes.models import Trial
 from probes.models.loading import load_model
-from probes.models.option_scoring import OptionScorer, _parts, build_tree
+from probes.models.option_scoring import OptionScorer, _divide, build_tree
 from stimuli.dataset import StimulusSet
 
 
@@ -44,7 +44,7 @@ def test_the_tree_has_every_beginning_once() -> None:
 @pytest.mark.parametrize("limit", [1, 3, 7, 1000])
 def test_parts_hold_every_inner_node_below_its_ancestors(limit: int) -> None:
     tree = build_tree([(*map(int, f"{x}5{y}"), 99) for x in range(30) for y in range(12)])
-    parts = _parts(tree, limit)
+    parts = _divide(tree, limit)
     assert {node for part in parts for node in part} == set(tree.inner.tolist())
     for part in parts:
         assert len(part) <= max(limit, 5) and len(set(part)) == len(part)

@@ -7,8 +7,9 @@ from stimuli.audit import audit
 from stimuli.baselines import cue_accuracy
 from stimuli.dataset import StimulusError
 from stimuli.generate import make_set
-from stimuli.sheet import contact_sheet
+from stimuli.sheet import contact_sheet, shift_sheet
 from stimuli.standard import resolve
+from stimuli.tasks.towers.stability import TowersStability
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +22,33 @@ def test_count_and_neighbour_rule_do_not_solve_the_judgement_set(stability, tmp_
     by_name = {shortcut.name: shortcut for shortcut in result.shortcuts}
     assert by_name["block count"].score < 0.55
     assert by_name["prompt alone"].score < 0.55
-    rule = by_name["neighbour rule"].by_bin_tall
-    assert rule["0.1-0.2"] < 0.6
-    assert rule["0.2-0.4"] < 0.6
-    assert rule["0.4-0.7"] == 1.0  # beyond 0.4 the rule is the physics, and the audit says so
+    rule = by_name["neighbour rule"]
+    assert rule.by_level["build"] == {"counterweighted": 0.5, "leaning": 0.5, "plain": 1.0}
+    assert rule.by_bin["0.4-0.7"] == 1.0  # beyond 0.4 the rule is the physics, and the audit says so
+    assert result.limit == 0.6
+    assert rule in result.above
+    assert all(shortcut.reason and "not explained" not in shortcut.reason for shortcut in result.above)
+    assert by_name["block count"].reason == ""
+    card = stability.card["baselines"]
+    assert card["limit"] == 0.6
+    assert card["above_limit"]["neighbour rule"]["reason"] == rule.reason
     assert {row["shortcut"] for row in result.rows()} == set(by_name)
     result.plot(tmp_path / "audit.png")
     assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+def test_a_shortcut_that_the_task_does_not_know_is_named_as_such(stability, monkeypatch):
+    monkeypatch.setattr(TowersStability, "known_shortcuts", {})
+    assert {s.reason for s in audit(stability).above} == {"not explained by the task"}
+
+
+def test_actions_have_no_limit_and_are_split_by_count(tmp_path):
+    result = audit(make_set("towers-topblock", 24, 0, tmp_path / "t", size=32))
+    assert result.limit is None
+    assert result.above == ()
+    assert set(result.levels["count"]) == {"3", "4"}
+    assert all(row["above limit"] == "" for row in result.rows())
+    result.plot(tmp_path / "audit.png")
 
 
 def test_a_planted_cue_is_found_and_noise_is_not():
@@ -55,6 +76,11 @@ def test_contact_sheet_shows_pairs(stability, tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="at least one item"):
         contact_sheet(stability, tmp_path / "none.png", n=0)
+
+
+def test_shift_sheet_shows_every_visible_shift(tmp_path):
+    shift_sheet("towers-stability", tmp_path / "shifts.png")
+    assert (tmp_path / "shifts.png").stat().st_size > 50_000
 
 
 def test_names_resolve_to_cached_standard_sets(tmp_path, monkeypatch, stability):

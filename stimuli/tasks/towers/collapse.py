@@ -38,6 +38,8 @@ COUNT_TEXTS = (
     "The tower is left to itself. In the end, how many blocks are in contact with the floor?",
     "How many blocks will rest directly on the floor after the tower has been released?",
 )
+MOST = 4
+"""Blocks in the largest tower of towers-count; larger ones come with the shift `count`."""
 JITTER = 0.001
 """Metres by which every block of an item of towers-count may be displaced without changing the answer."""
 
@@ -57,6 +59,13 @@ class TowersDirection(Task):
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
     held_out: ClassVar[bool] = True
     signed_side: ClassVar[bool] = True
+    known_shortcuts: ClassVar[Mapping[str, str]] = {
+        "side of the top block": "what falls is what hangs over, and with few blocks the top one is nearly always part of it",
+        "place of the top block": "the same, with a fitted threshold",
+        "lean of the whole": "with two blocks the lean is the physics; with more it misleads on half the items",
+        "lean": "the same, with a fitted threshold",
+        "centroid in the picture": "the same, blurred by the place of the tower",
+    }
 
     def conditions(self) -> tuple[Condition, ...]:
         """Number of blocks x |overshoot| bin x side x whether the lean is misleading."""
@@ -146,10 +155,15 @@ class TowersCount(Task):
     )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
     held_out: ClassVar[bool] = True
+    known_shortcuts: ClassVar[Mapping[str, str]] = {
+        "block count": "a tower cannot leave more blocks on the floor than it has",
+        "largest step": "towers without a large step stand more often, and a fall of all blocks takes a large lowest step",
+        "neighbour rule": "the same, as a rule",
+    }
 
     def conditions(self) -> tuple[Condition, ...]:
         """Number of blocks x number that end up on the floor (`build`)."""
-        return tuple(Condition(n, (-2.0, 1.0), f"floor{k}") for n in (2, 3, 4) for k in range(1, n + 1))
+        return tuple(Condition(n, (-2.0, 1.0), f"floor{k}") for n in (2, 3, MOST) for k in range(1, n + 1))
 
     def foil_condition(self, condition: Condition) -> Condition:
         """The mirror image has the same answer; there is no foil."""
@@ -181,9 +195,10 @@ class TowersCount(Task):
         return tower_margin(scene)
 
     def question(self, scene: Scene, variant: Variant) -> Question:
-        """A number from 1 to 4. Polarity and order do not apply."""
-        prompt = f"{COUNT_TEXTS[variant.paraphrase]} Answer with a number from 1 to 4."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Integers(((1, 4),), ""), variant.style)
+        """A number from 1 to 4, or to the number of blocks where there are more. Polarity and order do not apply."""
+        most = max(MOST, len(scene.bodies))
+        prompt = f"{COUNT_TEXTS[variant.paraphrase]} Answer with a number from 1 to {most}."
+        return Question(prompt + (THINK if variant.style == "think" else ""), Integers(((1, most),), ""), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """Number of blocks in contact with the floor at rest, by simulation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -14,15 +15,27 @@ from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin
 from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.towers.tower import BLOCK, MAX_EXTENT, Floats, Look, draw_towers, fallen, tower_arrays, tower_margin
+from stimuli.tasks.towers.tower import (
+    BLOCK,
+    MAX_EXTENT,
+    Floats,
+    Look,
+    draw_towers,
+    fallen,
+    tower_arrays,
+    tower_blocks,
+    tower_margin,
+    width_cm,
+)
 
-RANGES = ((-30, 30), (0, 50))
-"""Whole centimetres to the right, and whole centimetres up."""
+REACH, RISE = 3, 5
+"""Block widths to either side, and upwards, that an answer may state; further up for towers that are as high already."""
 MAX_DROP = 2
 """Centimetres above the tower from which the block may be let go."""
 MAX_WORKING = 6
 """An item has at most this many sideways shifts that work, out of 61."""
-REWARD_WIDTH = 20
+REWARD_WIDTH = 2
+"""Block widths from the nearest working answer at which the partial reward has fallen to 0."""
 COLOUR = "red"
 
 TEXTS = (
@@ -32,11 +45,21 @@ TEXTS = (
     "Put the red block on top of the tower so that everything stays up. By how much must it be moved?",
     "Build a taller tower that stands by moving only the red block. What is the move?",
 )
-ASK = (
-    " Each block is 10 cm wide and high; right and up are positive, left is negative; let go at most 2 cm above the"
-    f" tower. Answer with two whole numbers of centimetres: right from {RANGES[0][0]} to {RANGES[0][1]}, up from"
-    f" {RANGES[1][0]} to {RANGES[1][1]}, like 7, 25."
-)
+
+
+def ask(wide: float, blocks: int) -> str:
+    """The sentences of the prompt that state scale and ranges, for a tower of so many blocks `wide` centimetres wide."""
+    (left, right), (low, high) = answer_ranges(wide, blocks)
+    return (
+        f" Each block is {wide:g} cm wide and high; right and up are positive, left is negative; let go at most"
+        f" {MAX_DROP} cm above the tower. Answer with two whole numbers of centimetres: right from {left} to {right}, up"
+        f" from {low} to {high}, like 7, 25."
+    )
+
+
+def answer_ranges(wide: float, blocks: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Whole centimetres to the right and up that an answer may state, for such a tower."""
+    return (-round(REACH * wide), round(REACH * wide)), (0, round(max(RISE, blocks + 1) * wide))
 
 
 class TowersSideblock(Task):
@@ -101,8 +124,9 @@ class TowersSideblock(Task):
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Two whole numbers of centimetres. Polarity and order do not apply."""
-        prompt = TEXTS[variant.paraphrase] + ASK + (THINK if variant.style == "think" else "")
-        return Question(prompt, Integers(RANGES), variant.style)
+        wide, blocks = width_cm(scene), len(tower_blocks(scene))
+        prompt = TEXTS[variant.paraphrase] + ask(wide, blocks) + (THINK if variant.style == "think" else "")
+        return Question(prompt, Integers(answer_ranges(wide, blocks)), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The middle of the sideways moves that work, and the height of the tower, centimetres."""
@@ -113,15 +137,15 @@ class TowersSideblock(Task):
         """Reward 1 if the red block ends as the top of a tower that stands, in simulation; else up to 0.5 for closeness.
 
         The block may not start inside another one nor be dropped from more than `MAX_DROP` centimetres. Partial reward:
-        0.5 (1 - d / `REWARD_WIDTH`)^2, d being the city-block distance to the nearest answer that works, in cm.
+        0.5 (1 - d / `REWARD_WIDTH`)^2, d being the city-block distance to the nearest answer that works, in block widths.
         """
         if not isinstance(answer, tuple):
             return Score(False, 0.0, {"truth": None})
         right, up = answer
-        drop = up - _height_cm(scene)
+        drop = round(up - _exact_height_cm(scene), 3)
         works = _scene_moves(scene)
         sideways = min((abs(right - w) for w in works), default=99)
-        upward = max(0, -drop, drop - MAX_DROP)
+        upward = max(0.0, -drop, drop - MAX_DROP)
         fits = upward == 0
         outcome = None
         if fits:
@@ -130,7 +154,7 @@ class TowersSideblock(Task):
             if not outcome.decided and "side" not in outcome.on_floor:
                 return Score(True, 1.0, {"distance_cm": 0}, outcome)
         distance = sideways + upward
-        reward = 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2
+        reward = 0.5 * max(0.0, 1 - distance / (REWARD_WIDTH * width_cm(scene))) ** 2
         return Score(False, reward, {"distance_cm": distance, "fits": fits}, outcome)
 
     def apply(self, scene: Scene, answer: Answer) -> Scene:
@@ -154,23 +178,36 @@ class TowersSideblock(Task):
         centimetres above it, those that worked at its height.
         """
         height = _height_cm(scene)
+        (left, right_end), (_, top) = answer_ranges(width_cm(scene), len(tower_blocks(scene)))
         near = sorted({w + d for w in _scene_moves(scene) for d in (-1, 0, 1)})
-        inside = [right for right in near if RANGES[0][0] <= right <= RANGES[0][1]]
+        inside = [right for right in near if left <= right <= right_end]
         fits = [right for right in inside if self.score(scene, question, (right, height)).success]
         dropped = [
             [right, height + drop]
             for drop in range(1, MAX_DROP + 1)
             for right in fits
-            if height + drop <= RANGES[1][1] and self.score(scene, question, (right, height + drop)).success
+            if height + drop <= top and self.score(scene, question, (right, height + drop)).success
         ]
         return {"working": [[right, height] for right in fits] + dropped}
 
 
-def working_moves(tower: Floats, red: float) -> list[int]:
-    """Whole centimetres by which a block at `red` (blocks) can be moved onto the tower (n centres, blocks) to stand."""
-    shifts = np.arange(RANGES[0][0], RANGES[0][1] + 1)
-    stacks = _with_top(np.repeat(tower[None], len(shifts), axis=0), red + shifts / 10)
-    return [int(s) for s in shifts[stack_margin(stacks, 1.0) > 1e-9]]
+def working_moves(
+    tower: Floats, red: float, mass: Floats | float = 1.0, red_mass: float = 1.0, wide: float = 100 * BLOCK
+) -> list[int]:
+    """Whole centimetres by which a block at `red` can be moved onto the tower so that it stands.
+
+    Args:
+        tower: (n,) centres, in blocks; `red` likewise.
+        red: Centre of the block on the floor.
+        mass: Of the tower's blocks, (n,) or scalar; `red_mass` in the same unit.
+        red_mass: Of the block that is moved.
+        wide: Width of a block, centimetres.
+    """
+    (left, right), _ = answer_ranges(wide, len(tower))
+    shifts = np.arange(left, right + 1)
+    stacks = _with_top(np.repeat(tower[None], len(shifts), axis=0), red + shifts / wide)
+    masses = np.append(np.broadcast_to(mass, tower.shape), red_mass)
+    return [int(s) for s in shifts[stack_margin(stacks, 1.0, masses) > 1e-9]]
 
 
 def _with_top(towers: Floats, top: Floats) -> Floats:
@@ -178,14 +215,20 @@ def _with_top(towers: Floats, top: Floats) -> Floats:
 
 
 def _scene_moves(scene: Scene) -> list[int]:
-    return working_moves(tower_arrays(scene)[0] / BLOCK, scene.body("side").position[0] / BLOCK)
+    (x, _, mass), wide, side = tower_arrays(scene), width_cm(scene), scene.body("side")
+    return working_moves(x / (wide / 100), side.position[0] / (wide / 100), mass, side.mass, wide)
+
+
+def _exact_height_cm(scene: Scene) -> float:
+    return 100 * sum(b.size[2] for b in tower_blocks(scene))
 
 
 def _height_cm(scene: Scene) -> int:
-    return round(sum(b.size[2] for b in scene.bodies if b.name != "side") * 100)
+    """The first whole centimetre at which the red block is clear of the tower."""
+    return math.ceil(round(_exact_height_cm(scene), 3))
 
 
-def _left_place(moved: Scene, drop_cm: int) -> Any:
+def _left_place(moved: Scene, drop_cm: float) -> Any:
     """Stop when a block of the tower has sunk, or the red one has by more than its drop and a quarter of its height."""
     side = moved.body("side")
     settled = replace(side, position=(side.position[0], 0.0, side.position[2] - drop_cm / 100))

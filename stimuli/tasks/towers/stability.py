@@ -15,7 +15,6 @@ from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin
 from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.towers.tower import (
-    BLOCK,
     MARGIN_BINS,
     MAX_STEP,
     SMALL_STEP,
@@ -63,6 +62,12 @@ class TowersStability(Task):
         "area where they touch the block below; otherwise it falls."
     )
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "judgement"
+    known_shortcuts: ClassVar[Mapping[str, str]] = {
+        "neighbour rule": "with two blocks, and beyond a margin of 0.4, the rule is the physics; right on half of the rest",
+        "largest step": "the neighbour rule with a fitted threshold",
+        "largest overhang": "with two blocks it is the largest step; beyond a margin of 0.4 no towers of equal reach exist",
+        "linear classifier on 16x16 pixels": "sees the steps of towers of two blocks, which decide about them",
+    }
 
     def conditions(self) -> tuple[Condition, ...]:
         """Number of blocks x |margin| bin, twice each: counterweighted and leaning where both exist, else plain."""
@@ -134,8 +139,8 @@ class TowersStability(Task):
 
 def _largest_overhang(scene: Scene) -> float:
     """How far the outermost block reaches beyond the bottom block, in blocks."""
-    x, _, _ = tower_arrays(scene)
-    return float(np.abs(x - x[0]).max() / BLOCK)
+    x, width, _ = tower_arrays(scene)
+    return float(np.abs(x - x[0]).max() / width[0])
 
 
 def _pair(rng: np.random.Generator, count: int, stands_bin: tuple[float, float], build: str) -> tuple[Floats, Floats]:

@@ -24,14 +24,15 @@ from stimuli.tasks.towers.tower import (
     tower_arrays,
     tower_blocks,
     tower_margin,
+    width_cm,
 )
 
-RANGE = (-20, 20)
-"""Whole centimetres that an answer may state."""
+REACH = 2
+"""Block widths to either side that an answer may state: with blocks of 10 cm, from -20 to 20 whole centimetres."""
 MAX_WORKING = 5
 """An item has at most this many answers that work, out of 41."""
-REWARD_WIDTH = 12
-"""Centimetres from the nearest working answer at which the partial reward has fallen to 0."""
+REWARD_WIDTH = 1.2
+"""Block widths from the nearest working answer at which the partial reward has fallen to 0."""
 
 TEXTS = (
     "The top block is misplaced and the tower would fall. How far must the top block be moved sideways so that the "
@@ -40,8 +41,20 @@ TEXTS = (
     "This tower falls unless its top block is shifted. Which shift makes it stable?",
     "By how many centimetres must the top block be pushed sideways for the tower to stay up?",
 )
-SCALE = " Each block is 10 cm wide; right is positive, left is negative."
-ASK = SCALE + f" Answer with one whole number of centimetres from {RANGE[0]} to {RANGE[1]}."
+
+
+def ask(wide: float) -> str:
+    """The sentences of the prompt that state scale and range, for blocks that are `wide` centimetres wide."""
+    low, high = answer_range(wide)
+    return (
+        f" Each block is {wide:g} cm wide; right is positive, left is negative."
+        f" Answer with one whole number of centimetres from {low} to {high}."
+    )
+
+
+def answer_range(wide: float) -> tuple[int, int]:
+    """Whole centimetres that an answer may state, for blocks that are `wide` centimetres wide."""
+    return -round(REACH * wide), round(REACH * wide)
 
 
 class TowersTopblock(Task):
@@ -106,28 +119,28 @@ class TowersTopblock(Task):
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """One whole number of centimetres. Polarity and order do not apply."""
-        prompt = TEXTS[variant.paraphrase] + ASK + (THINK if variant.style == "think" else "")
-        return Question(prompt, Integers((RANGE,)), variant.style)
+        wide = width_cm(scene)
+        prompt = TEXTS[variant.paraphrase] + ask(wide) + (THINK if variant.style == "think" else "")
+        return Question(prompt, Integers((answer_range(wide),)), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The shift in the middle of those that work, centimetres."""
-        x, width, mass = tower_arrays(scene)
-        answers = working_shifts(x / BLOCK, width / BLOCK, mass)
+        answers = _scene_shifts(scene)
         return answers[len(answers) // 2] if answers else 0
 
     def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
         """Reward 1 if the tower stands after the shift, in simulation; otherwise up to 0.5 for coming close.
 
-        Partial reward: 0.5 (1 - d / `REWARD_WIDTH`)^2, d being the distance to the nearest working answer in cm.
+        Partial reward: 0.5 (1 - d / `REWARD_WIDTH`)^2, d being the distance to the nearest working answer in block widths.
         """
         if not isinstance(answer, int):
             return Score(False, 0.0, {"truth": None})
         outcome = simulator_or_default(simulator).simulate(self.apply(scene, answer), stop=fallen(scene))
         if not outcome.decided:
             return Score(True, 1.0, {"distance_cm": 0}, outcome)
-        x, width, mass = tower_arrays(scene)
-        distance = min((abs(answer - a) for a in working_shifts(x / BLOCK, width / BLOCK, mass)), default=99)
-        return Score(False, 0.5 * max(0.0, 1 - distance / REWARD_WIDTH) ** 2, {"distance_cm": distance}, outcome)
+        distance = min((abs(answer - a) for a in _scene_shifts(scene)), default=99)
+        reward = 0.5 * max(0.0, 1 - distance / (REWARD_WIDTH * width_cm(scene))) ** 2
+        return Score(False, reward, {"distance_cm": distance}, outcome)
 
     def apply(self, scene: Scene, answer: Answer) -> Scene:
         """The scene with the top block shifted by `answer` centimetres."""
@@ -148,22 +161,33 @@ class TowersTopblock(Task):
 
     def certify(self, scene: Scene, question: Question) -> dict[str, Any]:
         """Which answers work, in simulation: those that statics names, and their neighbours."""
-        x, width, mass = tower_arrays(scene)
-        near = {a + d for a in working_shifts(x / BLOCK, width / BLOCK, mass) for d in (-1, 0, 1)}
-        tried = sorted(a for a in near if RANGE[0] <= a <= RANGE[1])
+        low, high = answer_range(width_cm(scene))
+        near = {a + d for a in _scene_shifts(scene) for d in (-1, 0, 1)}
+        tried = sorted(a for a in near if low <= a <= high)
         return {"working": [a for a in tried if self.score(scene, question, a).success]}
 
 
-def working_shifts(x: Floats, width: Floats | float, mass: Floats | float = 1.0) -> list[int]:
-    """Whole tenths of a block (= centimetres) by which the top block can be shifted so that statics lets the tower stand.
+def working_shifts(
+    x: Floats, width: Floats | float, mass: Floats | float = 1.0, wide: float = 100 * BLOCK
+) -> list[int]:
+    """Whole centimetres by which the top block can be shifted so that statics lets the tower stand.
 
     Args:
         x: (n,) centres in blocks; `width` in blocks.
+        width, mass: Of the blocks.
+        wide: Width of a block, centimetres.
     """
-    shifts = np.arange(RANGE[0], RANGE[1] + 1)
+    low, high = answer_range(wide)
+    shifts = np.arange(low, high + 1)
     moved = np.repeat(np.asarray(x, dtype=float)[None], len(shifts), axis=0)
-    moved[:, -1] += shifts / 10
+    moved[:, -1] += shifts / wide
     return [int(s) for s in shifts[stack_margin(moved, width, mass) > 1e-9]]
+
+
+def _scene_shifts(scene: Scene) -> list[int]:
+    """The shifts that work in a scene, centimetres."""
+    (x, width, mass), wide = tower_arrays(scene), width_cm(scene)
+    return working_shifts(x / (wide / 100), width / (wide / 100), mass, wide)
 
 
 def _to_reference(scene: Scene, level: int) -> int:

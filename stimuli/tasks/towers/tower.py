@@ -51,6 +51,11 @@ def tower_arrays(scene: Scene) -> tuple[Floats, Floats, Floats]:
     )
 
 
+def width_cm(scene: Scene) -> float:
+    """Width of a block, centimetres: 10 but for scenes that a shift has scaled."""
+    return round(100 * scene.bodies[0].size[0], 4)
+
+
 def tower_margin(scene: Scene) -> float:
     """Signed stability margin of the tower, half widths (see `stimuli.statics.stack_margin`)."""
     return float(stack_margin(*tower_arrays(scene)))
@@ -104,6 +109,8 @@ class Look:
 
     def __init__(self, rng: np.random.Generator, colours: int, reserved: str | None = None) -> None:
         self.colours = draw_colours(rng, colours, reserved)
+        # Larger towers than there are colours use them over again, which leaves neighbours different.
+        self.colours = [self.colours[i % len(self.colours)] for i in range(colours)]
         self.shades = np.round(rng.uniform(0.9, 1.05, colours + 1), 2).tolist()
         self.place = float(np.round(rng.uniform(-0.6, 0.6), 2))  # of the tower in the picture, in blocks
         self.camera = Camera(
@@ -145,7 +152,7 @@ def block(name: str, x: float, level: int, colour: str, shade: float = 1.0) -> B
         name=name,
         shape="box",
         size=(BLOCK, BLOCK, BLOCK),
-        position=(round(x * BLOCK, 6), 0.0, round((level + 0.5) * BLOCK, 6)),
+        position=(float(round(x * BLOCK, 6)), 0.0, round((level + 0.5) * BLOCK, 6)),
         colour=colour,
         shade=shade,
     )

@@ -1,0 +1,162 @@
+"""`probe run` against lmms-eval: the same checkpoint, the same items, greedy replies of the same length.
+
+lmms-eval lives in an environment of its own, because it brings some hundred packages:
+
+    python -m venv /tmp/lmms && /tmp/lmms/bin/pip install lmms-eval==0.7.3 decord
+    python benchmarks/lmms_eval/run.py --python /tmp/lmms/bin/python [-n 200] [--rounds 3]
+
+A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
+does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU with one thread, in turn,
+the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
+scoring and writing), of lmms-eval from its progress bar (without). On a busy machine wall time says
+little: items per CPU second are (n - 8) by the CPU time that a run of n items takes longer than one of 8. Prints the
+ratios, above 1 where probe is faster (targets: at least 4 in items per second, and a shorter process), and on how many
+items the two replies are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from probes.models import Trial
+from probes.models.catalog import lookup
+from probes.models.huggingface import SPARE_TOKENS
+from probes.models.loading import load_model
+from probes.trials import read_run, read_trials
+from stimuli.dataset import StimulusSet
+from stimuli.generate import make_set
+
+HERE = Path(__file__).resolve().parent
+TASK = "towers-stability"
+NAMES = ("items per second", "items per CPU second", "time of the whole process", "CPU time of the whole process")
+RATE = re.compile(r"Model Responding: 100%.*?\[.*?,\s*([\d.]+)(it/s|s/it)\]")
+
+FEW = 8
+"""Items of a run that is taken off another, which leaves what the items themselves cost."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process took: seconds in all, CPU seconds in all, items per second while it was asking; and its replies."""
+
+    wall: float
+    cpu: float
+    rate: float
+    replies: dict[str, str]
+
+
+def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int) -> Run:
+    """A run of probe."""
+    command = ["-m", "probes.cli", "run", "--model", model, "--stimuli", str(stimuli.path), "--out", str(out)]
+    command += ["--no-references", "--limit", str(limit)]
+    wall, cpu = process([sys.executable, *command], out.with_suffix(".log"))
+    described = read_run(out)
+    begun, ended = (datetime.fromisoformat(described[name]) for name in ("started", "finished"))
+    replies = {row["item_id"]: row["raw"] for row in read_trials(out)}
+    return Run(wall, cpu, len(replies) / (ended - begun).total_seconds(), replies)
+
+
+def with_lmms_eval(python: str, weights: str, tasks: Path, stimuli: StimulusSet, out: Path, limit: int) -> Run:
+    """A run of lmms-eval."""
+    command = ["-m", "lmms_eval", "--model", "llava_hf", "--include_path", str(tasks), "--tasks", "probe_set"]
+    command += ["--model_args", f"pretrained={weights},device=cpu,device_map=cpu,dtype=float32"]
+    command += ["--batch_size", "1", "--output_path", str(out), "--log_samples", "--limit", str(limit)]
+    log = out.with_suffix(".log")
+    wall, cpu = process([python, *command], log)
+    rates = RATE.findall(log.read_text(errors="replace").replace("\r", "\n"))
+    if not rates:
+        raise SystemExit(f"lmms-eval did not finish: {log.read_text(errors='replace')[-500:]}")
+    value, unit = rates[-1]
+    rate = float(value) if unit == "it/s" else 1 / float(value)
+    lines = next(out.rglob("*samples*.jsonl")).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    replies = {stimuli.items[row["doc_id"]].item_id: row["filtered_resps"] for row in rows}
+    return Run(wall, cpu, rate, replies)
+
+
+def process(command: list[str], log: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of a process without a GPU or a network; SystemExit if it fails."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    caches = {"HF_DATASETS_CACHE": str(log.parent / "datasets"), "PROBE_CACHE": str(log.parent / "cache")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with log.open("w") as file:
+        start = time.perf_counter()
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | hidden | caches)
+        wall = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        raise SystemExit(f"{' '.join(command[:4])} failed: {lines[-1] if lines else 'no output'}")
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare(python: str, model: str, n: int, rounds: int, folder: Path) -> None:
+    """Run both in turn and print the ratios."""
+    stimuli = make_set(TASK, n, 0, folder / "set")
+    weights = lookup(model).source or model
+    first = Trial(stimuli.items[0], stimuli.image(stimuli.items[0]))
+    loaded = load_model(model)
+    assert hasattr(loaded, "reply_length")
+    new_tokens = loaded.reply_length(first) + SPARE_TOKENS
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    text = (HERE / "task.yaml").read_text()
+    (tasks / "task.yaml").write_text(text.format(folder=stimuli.path.resolve(), new_tokens=new_tokens))
+    shutil.copy(HERE / "functions.py", tasks)
+
+    def both(limit: int, number: int) -> tuple[Run, Run]:
+        taken = {}
+        for which in ("probe", "lmms-eval")[:: 1 if number % 2 else -1]:
+            out = folder / f"{which}_{limit}_{number}"
+            if which == "probe":
+                taken[which] = with_probe(model, stimuli, out, limit)
+            else:
+                taken[which] = with_lmms_eval(python, weights, tasks, stimuli, out, limit)
+        return taken["probe"], taken["lmms-eval"]
+
+    ratios: dict[str, list[float]] = {name: [] for name in NAMES}
+    for number in range(rounds):
+        ours, theirs = both(n, number)
+        our_few, their_few = both(FEW, number)
+        our_cpu, their_cpu = ((run.cpu - few.cpu) / (n - FEW) for run, few in ((ours, our_few), (theirs, their_few)))
+        found = (ours.rate / theirs.rate, their_cpu / our_cpu, theirs.wall / ours.wall, theirs.cpu / ours.cpu)
+        for name, value in zip(NAMES, found, strict=True):
+            ratios[name].append(value)
+        same = sum(reply.strip() == theirs.replies.get(item, "").strip() for item, reply in ours.replies.items())
+        for name, run, cpu in (("probe", ours, our_cpu), ("lmms-eval", theirs, their_cpu)):
+            print(
+                f"round {number + 1}: {name:9} {run.rate:5.0f} items/s, {1 / cpu:5.0f} per CPU second,"
+                f" {run.wall:5.1f} s and {run.cpu:5.1f} CPU s in all"
+            )
+        print(f"round {number + 1}: the same reply on {same} of {n}", flush=True)
+    for name, values in ratios.items():
+        print(f"{name}, ratio: {statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+
+
+def main() -> None:
+    """Read the arguments, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", required=True, help="the Python in whose environment lmms-eval is installed")
+    parser.add_argument("--model", default="tiny", help="an alias, or the folder of a LLaVA")
+    parser.add_argument("-n", type=int, default=200, help="items")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(given.python, given.model, given.n, given.rounds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

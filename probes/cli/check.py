@@ -1,0 +1,83 @@
+"""`probe check`: does a task of one's own keep the contract that every task has to keep?"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from probes.cli.settings import Config, Json
+
+if TYPE_CHECKING:
+    from stimuli.tasks import Task
+
+
+def check(
+    task: Annotated[str, Parameter(name="TASK", help="my_package.my_module:MyTask, or the name of a registered task.")],
+    /,
+    *,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Check that a task keeps the contract: sampling, margins, scores, foils, pictures, prompts.
+
+    Says in plain words what it does not keep and what to do. Exits with 1 if there is anything.
+    """
+    from probes.cli.console import progress, show, show_json
+    from probes.cli.errors import FAILURE, SUCCESS
+    from stimuli.contract import CHECKS, check_task
+
+    the_task = _load(task)
+    with progress(f"checking {task}") as step:
+        findings = check_task(the_task, step)
+    name = getattr(the_task, "name", task)
+    if json:
+        rows = [{"check": f.check, "problem": f.problem, "fix": f.fix} for f in findings]
+        show_json({"task": name, "checks": list(CHECKS), "findings": rows})
+    elif findings:
+        for finding in findings:
+            show(f"{finding.check}: {finding}")
+        show(f"{name}: {len(findings)} of {len(CHECKS)} checks found something")
+    else:
+        show(f"{name} keeps the contract ({len(CHECKS)} checks)")
+    return FAILURE if findings else SUCCESS
+
+
+def _load(place: str) -> Task:
+    """The task at module:Class, or of that name. Raises CommandError or UnknownName saying what is not there."""
+    from probes.cli.errors import CommandError
+    from probes.cli.resources import task_name
+    from stimuli.tasks import Task, get_task
+
+    module_name, colon, attribute = place.partition(":")
+    if not colon:
+        if place.endswith(".py") or "." in place:
+            raise CommandError(f"{place!r} names no class: write module:Class, such as my_package.my_module:MyTask")
+        return get_task(task_name(place))
+    # A console script does not have the working directory on its path, where somebody's own module most likely is.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise CommandError(f"{module_name} imports {error.name}, which is not installed: install it") from error
+        raise CommandError(
+            f"there is no module {module_name!r}: go to the folder that holds it, or install its package (pip install -e .)"
+        ) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        names = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)]
+        close = difflib.get_close_matches(attribute, names, n=3, cutoff=0.3) or names
+        hint = f"did you mean {', '.join(close)}?" if close else "it defines no task"
+        raise CommandError(f"{module_name} has no {attribute!r}: {hint}")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise CommandError(f"{place} is no task: make it a class derived from stimuli.tasks.Task")
+    missing = sorted(found.__abstractmethods__)
+    if missing:
+        raise CommandError(f"{place} does not define {', '.join(missing)}: every task needs them, see docs/own-task.md")
+    return found()

@@ -1,0 +1,58 @@
+"""What decoding is compared with: raw pixels, cues, permuted values, and arbitrary values per type of scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from probes.decoding.crossval import permuted
+from stimuli.dataset import Item, StimulusSet
+
+PIXELS = 16
+"""Edge of the picture that the pixel probe sees: 16 x 16 x 3 numbers."""
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> Floats:
+    """The pictures, averaged down to 16 x 16 pixels: (n, 768) in [0, 1]."""
+    small = [stimuli.image(item).resize((PIXELS, PIXELS), Image.Resampling.BOX) for item in items]
+    return np.stack([np.asarray(picture, dtype=np.float64).ravel() / 255 for picture in small])
+
+
+def permutations(items: Sequence[Item], groups: Ints, draws: int, rng: np.random.Generator) -> list[Ints]:
+    """Orders of the items in which scenes have the values of others (`crossval.permuted`)."""
+    cells = [(item.role, item.condition.mirrored) for item in items]
+    return [permuted(groups, cells, rng) for _ in range(draws)]
+
+
+def permuted_columns(values: npt.NDArray[np.generic], orders: Sequence[Ints]) -> npt.NDArray[np.generic]:
+    """(n, orders) the values in these orders."""
+    return np.stack([values[order] for order in orders], axis=1) if orders else values[:, None][:, :0]
+
+
+def arbitrary_columns(
+    values: npt.NDArray[np.generic], types: npt.NDArray[np.str_], draws: int, rng: np.random.Generator
+) -> npt.NDArray[np.generic]:
+    """(n, draws) control tasks (Hewitt & Liang 2019): every type of scene has one value, drawn from the real values.
+
+    A probe that does well on these has learnt an arbitrary table, so that only what it does better on the real values
+    (its selectivity) speaks of what the states represent. Draws in which all types got the same value are drawn again.
+    """
+    names, numbers = np.unique(types, return_inverse=True)
+    columns: list[npt.NDArray[np.generic]] = []
+    while len(columns) < draws and len(names) > 1:
+        of_type = rng.choice(values, size=len(names))
+        if len(set(of_type.tolist())) > 1:
+            columns.append(of_type[numbers])
+    return np.stack(columns, axis=1) if columns else values[:, None][:, :0]
+
+
+def types_shared(types: npt.NDArray[np.str_], groups: npt.NDArray[np.int64]) -> float:
+    """Share of the items whose type of scene comes in more than one group, so that it can be learnt and tested."""
+    several = {kind for kind in set(types.tolist()) if len(set(groups[types == kind].tolist())) > 1}
+    return float(np.mean([kind in several for kind in types.tolist()]))

@@ -1,0 +1,380 @@
+"""What a model will need, known before it is loaded: memory and time, from its configuration and the heads of its files.
+
+Parameters and their bytes are exact where the weights are here. Everything else is an estimate from arithmetic, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probes.models import ModelError, Turn
+from probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+
+QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
+PICTURE = 224
+"""Width and height (pixels) of the pictures of the standard sets."""
+QUESTION_TOKENS, NEW_TOKENS = 40, 10
+"""Of a prompt's words where they cannot be counted, and of a reply: a short answer and `SPARE_TOKENS`."""
+ITEMS = 500
+FOUR_BITS = 4.127 / 8
+"""Bytes of a quantised weight: nf4 in blocks of 64, whose scales are quantised in turn (Dettmers et al. 2023)."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORED = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
+PROCESS = {"cpu": 900_000_000, "cuda": 1_000_000_000}
+"""Bytes of Python with its libraries and what their allocators keep, or of a CUDA context."""
+EFFICIENCY = 0.5
+"""Share of the speed of a plain matrix product that a model reaches."""
+MEASURED_BELOW = 20_000_000
+"""Models with fewer parameters are timed: that takes less than describing them."""
+VISION = re.compile(r"(^|\.)(vision|visual|vpm|image_tower)")
+EMBEDDING = re.compile(r"embed_tokens|lm_head|wte|position_embedding|pos_embed")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of an architecture decides memory and time.
+
+    Attributes:
+        layers: Of the language model.
+        cache_width: Numbers that a layer keeps per token, for keys and for values each.
+        hidden: Width of the language model.
+        inner: Width of its feed-forward layers.
+        prompt_tokens: Tokens of the question and one picture of `PICTURE` pixels.
+        patches: Patches that the vision tower reads of it; 0 = unknown.
+    """
+
+    layers: int
+    cache_width: int
+    hidden: int
+    inner: int
+    prompt_tokens: int
+    patches: int = 0
+
+
+# Tokens are those of one square picture of 224 pixels, with the tiles that each processor cuts it into.
+PUBLISHED = {
+    "llava": Shape(32, 4096, 4096, 11008, 576 + QUESTION_TOKENS),
+    "llava-next": Shape(32, 1024, 4096, 14336, 1176 + QUESTION_TOKENS),
+    "llava-onevision": Shape(28, 512, 3584, 18944, 1485 + QUESTION_TOKENS),
+    "qwen2.5-vl": Shape(28, 512, 3584, 18944, 64 + QUESTION_TOKENS),
+    "qwen3-vl": Shape(36, 1024, 4096, 12288, 64 + QUESTION_TOKENS),
+    "smolvlm": Shape(24, 2048, 2048, 8192, 1440 + QUESTION_TOKENS),
+    "internvl": Shape(36, 1024, 4096, 12288, 256 + QUESTION_TOKENS),
+    "gemma3": Shape(34, 1024, 2560, 10240, 256 + QUESTION_TOKENS),
+    "paligemma": Shape(26, 1024, 2304, 9216, 256 + QUESTION_TOKENS),
+}
+"""From the models' published configurations, for those that are not on this machine."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model will need.
+
+    Attributes:
+        model: The name as given.
+        source: "files" (read from the weights here) or "catalogue" (published numbers, the weights are not here).
+        parameters: Number of parameters.
+        stored_bytes: Size of the weights on disk; None if they are not here.
+        weight_bytes: Number format -> bytes of the weights in memory, for all formats.
+        dtype: The number format that a run would use.
+        prompt_tokens: Tokens of a typical question with one picture of `PICTURE` pixels.
+        picture: What the model gets of that picture; "" if unknown.
+        batch_size: Trials per batch.
+        cache_bytes: Keys and values of a batch (estimate).
+        activation_bytes: What a forward pass holds beside (estimate).
+        process_bytes: Python and its libraries (estimate).
+        device: "cpu" or "cuda".
+        device_name: What it is.
+        available_bytes: Free memory of the device now.
+        seconds: For `ITEMS` items.
+        timing: "measured" or "estimate".
+    """
+
+    model: str
+    source: str
+    parameters: int
+    stored_bytes: int | None
+    weight_bytes: dict[str, int]
+    dtype: str
+    prompt_tokens: int
+    picture: str
+    batch_size: int
+    cache_bytes: int
+    activation_bytes: int
+    process_bytes: int
+    device: str
+    device_name: str
+    available_bytes: int
+    seconds: float
+    timing: str
+
+    @property
+    def needed_bytes(self) -> int:
+        """Everything together, in the number format that a run would use."""
+        return self.weight_bytes[self.dtype] + self.cache_bytes + self.activation_bytes + self.process_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is less than what is free."""
+        return self.needed_bytes < self.available_bytes
+
+
+def footprint(
+    name: str, *, dtype: str = "auto", device: str = "auto", load_in_4bit: bool = False, batch_size: int = 0
+) -> Footprint:
+    """Estimate what a model needs, without loading it.
+
+    Args:
+        name: An alias, a folder, or a hub id; of the hub, nothing is downloaded.
+        dtype: As for `load_model`.
+        device: As for `load_model`.
+        load_in_4bit: Quantise the weights to 4 bits.
+        batch_size: Trials per batch; 0 = what a run would take.
+
+    Raises:
+        ModelError: If it is an observer, or its size cannot be known without a network.
+    """
+    import torch
+
+    from probes.models.huggingface import BATCH, DTYPES, SMALL, SMALL_BATCH
+
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+    entry = lookup(name)
+    if entry.kind == "observer":
+        raise ModelError(f"{name} is an observer: it has no weights, and runs on any machine")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"there is no GPU {device} on this machine: use --device cpu")
+    folder = cached_snapshot(entry.source) if entry.kind == "hub" else Path(entry.source)
+    if folder is None:
+        known = next((alias for alias in PUBLISHED if alias == name or lookup(alias).source == name), None)
+        if known is None:
+            raise ModelError(
+                f"{name} is not on this machine, and its size is in no list here: download it with"
+                f" `hf download {entry.source}`, or give its folder"
+            )
+        entry = lookup(known)
+        weights, shape, picture = _published(entry), PUBLISHED[known], ""
+    else:
+        if not weights_complete(folder):
+            raise ModelError(f"{name} has no (complete) config.json and safetensors weights: copy the missing files")
+        weights = read_weights(folder)
+        shape, picture = _read_shape(folder, name)
+    on_cpu = not device.startswith("cuda")
+    stored = _stored_dtype(folder, weights)
+    chosen = "4bit" if load_in_4bit else dtype if dtype != "auto" else "float32" if on_cpu else stored
+    width = BYTES.get(chosen, 4 if on_cpu else 2)
+    size = batch_size or (SMALL_BATCH if weights.parameters < SMALL else BATCH)
+    tokens = size * (shape.prompt_tokens + NEW_TOKENS)
+    # One layer at a time: its input, norms, queries, keys, values and what comes of them, and the feed-forward layer.
+    activations = width * size * shape.prompt_tokens * (8 * shape.hidden + 3 * shape.inner)
+    seconds, timing = _seconds(weights, shape, size, width, device, folder, name)
+    return Footprint(
+        model=name,
+        source="catalogue" if folder is None else "files",
+        parameters=weights.parameters,
+        stored_bytes=weights.stored_bytes,
+        weight_bytes={kind: number * weights.parameters for kind, number in BYTES.items()}
+        | {"4bit": int(FOUR_BITS * weights.linear + (4 if on_cpu else 2) * (weights.parameters - weights.linear))},
+        dtype=chosen,
+        prompt_tokens=shape.prompt_tokens,
+        picture=picture,
+        batch_size=size,
+        cache_bytes=2 * shape.layers * shape.cache_width * width * tokens,
+        activation_bytes=activations,
+        process_bytes=PROCESS["cpu" if on_cpu else "cuda"],
+        device=device,
+        device_name="the processor" if on_cpu else torch.cuda.get_device_name(device),
+        available_bytes=free_memory() if on_cpu else torch.cuda.mem_get_info(device)[0],
+        seconds=seconds,
+        timing=timing,
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights are.
+
+    Attributes:
+        parameters: All of them.
+        linear: Those of matrices that can be quantised: without embeddings, norms and the output layer.
+        vision: Those of the vision tower's matrices.
+        stored_bytes: On disk; None if they are not here.
+        dtype: Number format of most of them.
+    """
+
+    parameters: int
+    linear: int
+    vision: int
+    stored_bytes: int | None
+    dtype: str
+
+
+def read_weights(folder: Path) -> Weights:
+    """Count the weights of a folder from the heads of its safetensors files, of which nothing else is read.
+
+    Raises:
+        ModelError: If a file is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else None
+    parameters = linear = vision = stored = 0
+    formats: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if names is not None and file.name not in names:
+            continue
+        try:
+            with file.open("rb") as opened:
+                (length,) = struct.unpack("<Q", opened.read(8))
+                head = json.loads(opened.read(length))
+        except (OSError, ValueError, struct.error) as error:
+            raise ModelError(f"{file} is damaged ({error}): copy or download it again") from error
+        for name, entry in head.items():
+            if name == "__metadata__":
+                continue
+            count = math.prod(entry["shape"])
+            parameters += count
+            stored += count * STORED.get(entry["dtype"], 2)
+            formats[entry["dtype"]] = formats.get(entry["dtype"], 0) + count
+            if len(entry["shape"]) >= 2 and not EMBEDDING.search(name):
+                linear += count
+                vision += count if VISION.search(name) else 0
+    dtype = {"BF16": "bfloat16", "F16": "float16"}.get(max(formats, key=lambda kind: formats[kind]), "float32")
+    return Weights(parameters, linear, vision, stored, dtype)
+
+
+def free_memory() -> int:
+    """Bytes of memory that a new process can take: of the machine, or of the container if that is less."""
+    import os
+
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return free
+
+
+def _published(entry: Entry) -> Weights:
+    parameters = int((entry.parameters or 0) * 1e9)
+    # Embeddings and output layer are not quantised: about a tenth.
+    return Weights(parameters, int(0.9 * parameters), 0, None, "bfloat16")
+
+
+def _stored_dtype(folder: Path | None, weights: Weights) -> str:
+    """The format that transformers loads with `dtype="auto"`: that of the configuration, else of the weights."""
+    if folder is not None:
+        config = json.loads((folder / "config.json").read_text())
+        given = config.get("dtype") or config.get("torch_dtype")
+        if given in BYTES:
+            return str(given)
+    return weights.dtype
+
+
+def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
+    """The shape of a model that is here. The processor is loaded, and counts the tokens of a typical prompt itself."""
+    from PIL import Image
+    from transformers import AutoConfig, AutoProcessor
+
+    from probes.models.prompting import Prompter
+
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **safe)
+        processor = AutoProcessor.from_pretrained(folder, **safe)
+        text = config.get_text_config()
+        end = processor.tokenizer.eos_token_id
+        prompter = Prompter(processor, [0 if end is None else end], name)
+        inputs = prompter.inputs([[Turn("user", QUESTION, (Image.new("RGB", (PICTURE, PICTURE)),))]])
+        picture = prompter.picture_size((PICTURE, PICTURE))
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        shape = Shape(
+            layers=text.num_hidden_layers,
+            cache_width=heads * head,
+            hidden=text.hidden_size,
+            inner=text.intermediate_size,
+            prompt_tokens=inputs["input_ids"].shape[1],
+            patches=_patches(inputs["pixel_values"], config),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"{name} cannot be described ({reason}): is it a vision-language model?") from error
+    return shape, picture
+
+
+def _patches(pixels: Any, config: Any) -> int:
+    """Patches in a tensor of pictures: already cut (patches, numbers), or (..., 3, height, width)."""
+    if pixels.ndim == 2:
+        return int(pixels.shape[0])
+    patch = getattr(getattr(config, "vision_config", None), "patch_size", 14)
+    side = patch[0] if isinstance(patch, list | tuple) else patch
+    return int(pixels[..., 0, :, :].numel() // side**2)
+
+
+def _seconds(
+    weights: Weights, shape: Shape, batch: int, width: int, device: str, folder: Path | None, name: str
+) -> tuple[float, str]:
+    """Seconds for `ITEMS` items, and whether they are measured."""
+    if folder is not None and weights.parameters < MEASURED_BELOW:
+        return _measure(folder, name, device, batch) * ITEMS, "measured"
+    rate, bandwidth = _speed(device, width)
+    prompt = 2 * (weights.linear - weights.vision) * shape.prompt_tokens + 2 * weights.vision * shape.patches
+    reply = 2 * weights.linear * NEW_TOKENS
+    # Every token of a reply reads all weights once for the whole batch.
+    reading = width * weights.linear * NEW_TOKENS / bandwidth / batch
+    return ITEMS * (prompt / rate + max(reply / rate, reading)) / EFFICIENCY, "estimate"
+
+
+def _measure(folder: Path, name: str, device: str, batch: int) -> float:
+    """Seconds per item of a small model: loaded, and asked two batches."""
+    import torch
+    from PIL import Image
+
+    from probes.models.huggingface import HuggingFaceModel
+
+    model = HuggingFaceModel.load(folder, name, device=device)
+    conversations = [[Turn("user", QUESTION, (Image.new("RGB", (PICTURE, PICTURE)),))]] * batch
+    took = 0.0
+    for _ in range(2):  # the first is slower, and not counted
+        start = time.perf_counter()
+        inputs = model._move(model._prompter.inputs(conversations))
+        with torch.inference_mode():
+            model._model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        took = time.perf_counter() - start
+    return took / batch
+
+
+def _speed(device: str, width: int) -> tuple[float, float]:
+    """Operations per second of a matrix product on this device, and bytes per second of reading, measured now."""
+    import torch
+
+    dtype = torch.float32 if width == 4 else torch.bfloat16
+    n = 1024 if device == "cpu" else 8192
+    a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
+    large = torch.ones(64_000_000 // 4, device=device)
+
+    def best(work: Any) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            work()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return 2 * n**3 / best(lambda: a @ b), 64_000_000 / best(large.sum)

@@ -1,0 +1,508 @@
+"""Served models: whatever answers behind an OpenAI-compatible endpoint, asked many trials at a time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import logging
+import math
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from probes.models import Generation, Identity, ModelError, Trial, Turn
+from probes.models.endpoint import Endpoint, RequestFailed
+from stimuli.dataset import Item
+from stimuli.question import Options
+
+log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float64]
+Kind = Literal["", "prompt", "first-token"]
+
+THINKING_TOKENS, SPARE_TOKENS = 512, 8
+"""As for local models: the limit of a reply that reasons, and what any other may have beyond the longest answer."""
+TOP = 20
+"""Likeliest tokens that are asked for: as many as OpenAI gives."""
+STRIKES = 2
+"""So many failed trials in a row, for each that is under way at a time, and the server is taken to be gone."""
+TOWER = ("vision", "visual", "image", "multi_modal_projector", "mm_projector", "merger")
+"""What the tensors of an adapter are called that are not in the language model."""
+
+
+class ServedModel:
+    """A model behind an endpoint. Implements `probes.models.Model`; make one with `connect`.
+
+    Args:
+        endpoint: The server.
+        name: Id of the model there.
+        adapter: Id of a LoRA adapter there, which then answers.
+        concurrency: Trials under way at a time.
+    """
+
+    needs_images = True
+
+    def __init__(self, endpoint: Endpoint, name: str, adapter: str | None = None, concurrency: int = 8) -> None:
+        self._endpoint, self._model, self.batch_size = endpoint, adapter or name, concurrency
+        self._name, self._adapter = name, adapter
+        self._limit_name = "max_tokens"
+        self._kind: Kind = ""
+        self._closing: int | None = None
+        self._identity = Identity(name)
+        self._lock = threading.Lock()
+        self.observed: dict[str, Any] = {"answered_by": [], "cut_at_limit": False}
+        """What was seen: the names under which the server answered, and whether a reply met its limit."""
+
+    @classmethod
+    def connect(
+        cls, url: str, name: str, *, adapter: str | None = None, readout: str = "generate", concurrency: int = 8
+    ) -> ServedModel:
+        """Reach a server and make sure, before any trial, that it can do what is asked of it.
+
+        Args:
+            url: Base URL of the server, which usually ends in /v1.
+            name: Id of the model there.
+            adapter: Id of a LoRA adapter there; it must answer differently from the model.
+            readout: "generate", or "options", for which the server must give log-probabilities.
+            concurrency: Trials under way at a time.
+
+        Raises:
+            ModelError: If it cannot be reached, or cannot do that; one line with the fix.
+        """
+        endpoint = Endpoint(url)
+        cards = {str(card["id"]): card for card in endpoint.models()}
+        model = cls(endpoint, name, adapter, concurrency)
+        first = model._greet(list(cards))
+        if adapter is not None:
+            model._check_adapter(cards.get(adapter, {}))
+        if readout == "options":
+            model._kind = model._find_logprobs()
+        root = str(cards.get(name, {}).get("root") or "")
+        details: dict[str, Any] = {
+            "backend": "served",
+            "answered_by": str(first.get("model", "")),
+            # Where the server names the weights, another address with the same weights can go on with a run.
+            "endpoint": root or endpoint.url,
+            "logprobs": model._kind,
+            "server": {
+                "url": endpoint.url,
+                "version": endpoint.version(),
+                "software": str(cards.get(name, {}).get("owned_by", "")),
+                "system_fingerprint": str(first.get("system_fingerprint") or ""),
+                "model": cards.get(name),
+                "adapter": cards.get(adapter) if adapter else None,
+                "concurrency": concurrency,
+            },
+        }
+        model._identity = Identity(
+            name,
+            adapter_sha256=_adapter_hash(adapter, cards.get(adapter, {})) if adapter else "",
+            details=details | ({"adapter_id": adapter} if adapter else {}),
+        )
+        return model
+
+    @property
+    def identity(self) -> Identity:
+        """What exactly answers, as far as the server tells: it does not show its weights."""
+        return self._identity
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse items whose options the server's log-probabilities cannot tell apart. Raises ModelError."""
+        if self._kind != "first-token":
+            return
+        for item in items:
+            texts = _replies(item)
+            if not isinstance(item.question.grammar, Options) or any(
+                one != other and other.startswith(one) for one in texts for other in texts
+            ):
+                raise ModelError(
+                    f"{self._endpoint.url} gives log-probabilities of the first token of a reply only, which cannot tell"
+                    f" the answers of {item.task} apart: use --readout generate, or serve the model with vLLM"
+                )
+
+    def stream(self, trials: Iterable[Trial], readout: str, settings: Generation) -> Iterator[tuple[Trial, Any, float]]:
+        """Ask trials as they come, several at a time.
+
+        Args:
+            trials: The trials; taken one by one, as the server has room for them.
+            readout: "generate" or "options".
+            settings: How replies are generated.
+
+        Yields:
+            In the order in which they are answered: trial, what came of it (reply, log-probabilities, or the exception
+            that it cost), and the seconds that it took, waits included.
+
+        Raises:
+            ModelError: If the server fails for all of them: it is gone, or does not let us in any more.
+        """
+        cancelled = threading.Event()
+
+        def answer(trial: Trial) -> Any:
+            return self._reply(trial, settings, cancelled) if readout == "generate" else self._score(trial, cancelled)
+
+        failed = 0
+        for trial, value, seconds in _together(answer, trials, self.batch_size, cancelled):
+            if isinstance(value, ModelError):
+                raise value
+            gone = isinstance(value, RequestFailed) and not value.refused
+            failed = failed + 1 if gone else 0
+            yield trial, value, seconds
+            if failed >= STRIKES * self.batch_size:
+                raise ModelError(
+                    f"the server at {self._endpoint.url} failed {failed} trials in a row, the last with: {value}; what it"
+                    " answered is kept: see to the server, then give the same command again"
+                )
+
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
+        """One reply text per trial. Raises the first trial's exception if one fails."""
+        return self._all(trials, "generate", settings)
+
+    def score_options(self, trials: Sequence[Trial]) -> list[Floats]:
+        """Log-probabilities of every legal reply, as exact as the server allows (see `docs/served.md`)."""
+        if not self._kind:
+            self._kind = self._find_logprobs()
+        return self._all(trials, "options", Generation())
+
+    def _all(self, trials: Sequence[Trial], readout: str, settings: Generation) -> list[Any]:
+        found = {}
+        for trial, value, _ in self.stream(trials, readout, settings):
+            if isinstance(value, Exception):
+                raise value
+            found[trial.key] = value
+        return [found[trial.key] for trial in trials]
+
+    def _reply(self, trial: Trial, settings: Generation, cancelled: threading.Event) -> str:
+        body = {
+            "messages": messages(trial.turns),
+            "temperature": settings.temperature,
+            self._limit_name: settings.max_new_tokens or _limit(trial.item),
+        }
+        if settings.temperature > 0:
+            # Of the trial, so that two trials do not share their luck, and one has the same when it is asked again.
+            name = " ".join(part for part in trial.key if part)
+            body["seed"] = zlib.crc32(f"{name} {settings.seed}".encode()) & 0x7FFFFFFF
+        reply = self._complete(body, cancelled)
+        return _text(reply, trial.item.question.style)
+
+    def _score(self, trial: Trial, cancelled: threading.Event) -> Floats:
+        if self._kind == "prompt":
+            return self._score_prompts(trial, cancelled)
+        return self._score_first_token(trial, cancelled)
+
+    def _score_prompts(self, trial: Trial, cancelled: threading.Event) -> Floats:
+        """The log-probability of every whole reply and its end, as that of a prompt that ends with it (vLLM)."""
+        asked = messages(trial.turns)
+        before = self._prompt(asked, cancelled)
+        scores = []
+        for text in _replies(trial.item):
+            told = [*asked, {"role": "assistant", "content": text}]
+            whole = self._prompt(told, cancelled, add_generation_prompt=False)
+            # The first token has no log-probability, and older servers do not say which one it is.
+            if [token for token, _ in whole[1 : len(before)]] != [token for token, _ in before[1:]]:
+                raise RequestFailed(
+                    "the server's chat template does not write a reply where it asks for one, so that replies cannot be"
+                    " scored: use --readout generate",
+                    refused=True,
+                )
+            if self._closing is None:
+                left_open = self._prompt(told, cancelled, add_generation_prompt=False, continue_final_message=True)
+                self._closing = len(whole) - len(left_open)
+            # Only the first token after a reply is its end; the template may write a new line after it.
+            last = len(whole) - max(self._closing - 1, 0)
+            scores.append(sum(value for _, value in whole[len(before) : last]))
+        return np.array(scores)
+
+    def _prompt(
+        self, asked: list[dict[str, Any]], cancelled: threading.Event, **rendering: bool
+    ) -> list[tuple[int, float]]:
+        """The tokens of a prompt, each with its log-probability given those before it."""
+        extra = {"prompt_logprobs": 1, "return_token_ids": True, self._limit_name: 1, "temperature": 0.0}
+        reply = self._complete({"messages": asked, **extra, **rendering}, cancelled, counted=False)
+        entries, ids = reply.get("prompt_logprobs"), reply.get("prompt_token_ids")
+        if not isinstance(entries, list):
+            raise RequestFailed("the server gave no log-probabilities of the prompt", refused=True)
+        tokens = []
+        for place, entry in enumerate(entries):
+            # The token of the prompt comes first in its entry, and the likeliest one, if that is another, after it.
+            token = str(ids[place]) if ids else next(iter(entry or {}), "")
+            tokens.append((token, float(entry[token]["logprob"]) if entry else 0.0))
+        return [(int(token or -1), value) for token, value in tokens]
+
+    def _score_first_token(self, trial: Trial, cancelled: threading.Event) -> Floats:
+        """The log-probability of every one-token reply among the likeliest first tokens, without that of its end."""
+        body = {"messages": messages(trial.turns), "temperature": 0.0, self._limit_name: 1}
+        reply = self._complete({**body, "logprobs": True, "top_logprobs": TOP}, cancelled, counted=False)
+        given = _positions(reply)
+        if not given:
+            raise RequestFailed("the server gave no log-probabilities", refused=True)
+        scores = []
+        for text in _replies(trial.item):
+            found = [value for token, value in given[0][1].items() if token.strip() == text]
+            if not found:
+                raise RequestFailed(
+                    f"{text!r} is not among the {len(given[0][1])} likeliest first tokens, and the server tells no more:"
+                    " use --readout generate",
+                    refused=True,
+                )
+            scores.append(float(np.logaddexp.reduce(found)))
+        return np.array(scores)
+
+    def _complete(
+        self,
+        body: Mapping[str, Any],
+        cancelled: threading.Event | None = None,
+        *,
+        counted: bool = True,
+        model: str = "",
+    ) -> dict[str, Any]:
+        reply = self._endpoint.complete({"model": model or self._model, **body}, cancelled)
+        if counted:
+            with self._lock:
+                name = str(reply.get("model", ""))
+                self.observed["answered_by"] = sorted({*self.observed["answered_by"], name})
+                self.observed["cut_at_limit"] |= reply["choices"][0].get("finish_reason") == "length"
+        return reply
+
+    def _greet(self, known: Sequence[str]) -> dict[str, Any]:
+        """The reply to a made-up question, with which the server shows that it has the model and takes pictures."""
+        body: dict[str, Any] = {"messages": messages([_probe(0)]), "temperature": 0.0}
+        try:
+            try:
+                reply = self._complete({**body, self._limit_name: 16}, counted=False)
+            except RequestFailed as error:
+                if "max_completion_tokens" not in str(error):
+                    raise
+                self._limit_name = "max_completion_tokens"  # as newer models of OpenAI have it
+                reply = self._complete({**body, self._limit_name: 16}, counted=False)
+        except (RequestFailed, ModelError) as error:
+            absent = known and self._model not in known
+            hint = f"; it lists {', '.join(known[:8])}" if absent else ""
+            raise ModelError(
+                f"{self._endpoint.url} does not answer for {self._model!r}: {error}{hint}; see --model, --adapter and"
+                " --base-url"
+            ) from error
+        blind = [Turn("user", _probe(0).text)]
+        words = self._complete({"messages": messages(blind), "temperature": 0.0, self._limit_name: 1}, counted=False)
+        seen, unseen = ((r.get("usage") or {}).get("prompt_tokens") for r in (reply, words))
+        if seen is not None and seen == unseen:
+            log.warning(
+                "%s counts no tokens for a picture: it may leave pictures out; compare a run with one under --design"
+                " controls",
+                self._endpoint.url,
+            )
+        return reply
+
+    def _find_logprobs(self) -> Kind:
+        """Which log-probabilities the server gives: of a whole prompt (vLLM), or of the likeliest first tokens."""
+        try:
+            self._prompt(messages([_probe(0)]), threading.Event())
+            return "prompt"
+        except RequestFailed as error:
+            log.debug("no log-probabilities of prompts: %s", error)
+        try:
+            body = {"messages": messages([_probe(0)]), "temperature": 0.0, self._limit_name: 1}
+            if _positions(self._complete({**body, "logprobs": True, "top_logprobs": TOP}, counted=False)):
+                return "first-token"
+        except RequestFailed as error:
+            log.debug("no log-probabilities of replies: %s", error)
+        raise ModelError(
+            f"the server at {self._endpoint.url} gives no log-probabilities, so --readout options is not to be had there:"
+            " use --readout generate, or a server that gives them, such as vLLM"
+        )
+
+    def _check_adapter(self, card: Mapping[str, Any]) -> None:
+        """Make sure that the adapter changes what is said about pictures, by more than the model differs from itself.
+
+        Raises:
+            ModelError: If it does not.
+        """
+        assert self._adapter is not None
+        worded = "greedy replies"
+        for number in range(PROBES):
+            # The model is asked before and after: servers compute in batches and caches, and are not quite repeatable.
+            asked = [self._signature(number, name) for name in (self._name, self._adapter, self._name, self._name)]
+            worded = "log-probabilities" if asked[1][1] else worded
+            effect = min(_distance(asked[1], base) for base in (asked[0], asked[2], asked[3]))
+            noise = max(_distance(asked[0], asked[2]), _distance(asked[2], asked[3]), _distance(asked[0], asked[3]))
+            if effect > noise:
+                break
+        else:
+            raise ModelError(
+                f"the server at {self._endpoint.url} answers for the adapter {self._adapter} as it does for {self._name}"
+                f" ({worded} to {PROBES} made-up questions): it leaves the adapter out, as servers do with adapters of the"
+                " vision tower, or the adapter is untrained; merge it into the model (merge_and_unload of PEFT) and serve"
+                " that"
+            )
+        outside = _tower_tensors(str(card.get("root") or ""))
+        if outside:
+            log.warning(
+                "%d tensors of the adapter %s are outside the language model (such as %s), where some servers leave them"
+                " out without a word: merge it into the model and serve that, or compare with a local run",
+                len(outside),
+                self._adapter,
+                outside[0],
+            )
+
+    def _signature(self, number: int, model: str) -> tuple[str, list[tuple[str, dict[str, float]]]]:
+        """What a model says to a made-up question: the text, and log-probabilities where the server gives them."""
+        body = {"messages": messages([_probe(number)]), "temperature": 0.0, self._limit_name: 16}
+        try:
+            reply = self._complete({**body, "logprobs": True, "top_logprobs": 5}, counted=False, model=model)
+        except RequestFailed as error:
+            if not error.refused:
+                raise ModelError(f"{self._endpoint.url} failed at a made-up question: {error}") from error
+            reply = self._complete(body, counted=False, model=model)
+        return _text(reply, "direct"), _positions(reply)
+
+
+PROBES = 4
+"""Made-up questions that an adapter is compared with its model on."""
+_QUESTIONS = (
+    "How many blocks are there?",
+    "What colour is the block at the top?",
+    "Will this tower fall? Answer yes or no.",
+    "Describe the picture.",
+)
+
+
+def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """A conversation in the form of the protocol, its pictures as data URLs."""
+    found: list[dict[str, Any]] = []
+    for turn in turns:
+        pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in turn.images]
+        # Some servers take a list only where there are pictures, and some templates none from an assistant.
+        content = [*pictures, {"type": "text", "text": turn.text}] if pictures else turn.text
+        found.append({"role": turn.role, "content": content})
+    return found
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as PNG in a data URL: every pixel as it is, and the very bytes of a set's own file."""
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+def _together(
+    answer: Callable[[Trial], Any], trials: Iterable[Trial], width: int, cancelled: threading.Event
+) -> Iterator[tuple[Trial, Any, float]]:
+    """Apply a function to trials in several threads; an exception is a value like any other."""
+    asked: SimpleQueue[Trial | None] = SimpleQueue()
+    answered: SimpleQueue[tuple[Trial, Any, float]] = SimpleQueue()
+
+    def work() -> None:
+        while (trial := asked.get()) is not None and not cancelled.is_set():
+            start = time.perf_counter()
+            try:
+                value = answer(trial)
+            except Exception as error:  # the main thread decides what it costs
+                value = error
+            answered.put((trial, value, round(time.perf_counter() - start, 6)))
+
+    # Daemons: a request that hangs must not keep an interrupted run from ending.
+    for number in range(width):
+        threading.Thread(target=work, name=f"request-{number}", daemon=True).start()
+    source, under_way = iter(trials), 0
+    try:
+        while True:
+            # One more for each thread, so that none waits for its next picture.
+            while under_way < 2 * width and (trial := next(source, None)) is not None:
+                asked.put(trial)
+                under_way += 1
+            if not under_way:
+                return
+            yield answered.get()
+            under_way -= 1
+    finally:
+        cancelled.set()
+        for _ in range(width):
+            asked.put(None)
+
+
+def _probe(number: int) -> Turn:
+    """A made-up question about a made-up picture."""
+    ramp = np.add.outer(np.arange(224), np.arange(224)) // 2
+    shades = np.stack([ramp, ramp[::-1], ramp.T], axis=2).astype(np.uint8)
+    return Turn("user", _QUESTIONS[number], (Image.fromarray(np.roll(shades, number, axis=2)),))
+
+
+def _replies(item: Item) -> list[str]:
+    """Every legal answer as the text of a reply, in the order of the grammar's candidates."""
+    return [item.question.reply(value) for _, value in item.question.grammar.candidates()]
+
+
+def _limit(item: Item) -> int:
+    """Tokens that a reply may have. A token is at least a byte, so that the longest legal answer always fits."""
+    if item.question.style == "think":
+        return THINKING_TOKENS
+    return max(len(text.encode()) for text in _replies(item)) + 1 + SPARE_TOKENS
+
+
+def _text(reply: Mapping[str, Any], style: str) -> str:
+    """The words of a reply."""
+    message = reply["choices"][0]["message"]
+    content = message.get("content") or message.get("refusal") or ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if style == "think" and reasoning and "</think>" not in content:
+        # Servers that know the model's format take the reasoning out of the reply.
+        return f"<think>{reasoning}</think>{content}"
+    return str(content)
+
+
+def _positions(reply: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Per token of a reply: the token, and the log-probabilities of the likeliest ones; empty if there are none."""
+    given = (reply["choices"][0].get("logprobs") or {}).get("content") or []
+    return [
+        (entry["token"], {top["token"]: float(top["logprob"]) for top in [entry, *(entry.get("top_logprobs") or [])]})
+        for entry in given
+    ]
+
+
+def _distance(one: tuple[str, Any], other: tuple[str, Any]) -> float:
+    """How far two replies to the same question are apart: in log-probabilities (nats), else 0 or infinitely."""
+    if not one[1] or not other[1]:
+        return 0.0 if one[0] == other[0] else math.inf
+    largest = 0.0
+    for (token, values), (other_token, other_values) in zip(one[1], other[1], strict=False):
+        for name in values.keys() | other_values.keys():
+            # A token that is not among the likeliest ones is at most as likely as the last of them.
+            mine, theirs = (v.get(name, min(v.values())) for v in (values, other_values))
+            largest = max(largest, abs(mine - theirs))
+        if token != other_token:
+            break
+    return largest
+
+
+def _adapter_hash(name: str, card: Mapping[str, Any]) -> str:
+    """Hash of the adapter's files, if the server names their folder and it is on this machine; else of its names."""
+    folder = Path(str(card.get("root") or ""))
+    files = [folder / file for file in ("adapter_config.json", "adapter_model.safetensors")]
+    digest = hashlib.sha256()
+    if all(file.is_file() for file in files):
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    else:
+        digest.update(f"served {name} {card.get('root') or ''}".encode())
+    return digest.hexdigest()
+
+
+def _tower_tensors(folder: str) -> list[str]:
+    """The tensors of an adapter that are outside the language model, if its folder is on this machine."""
+    file = Path(folder) / "adapter_model.safetensors"
+    if not folder or not file.is_file():
+        return []
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as opened:
+        return [name for name in opened.keys() if any(part in name for part in TOWER)]  # noqa: SIM118

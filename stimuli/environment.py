@@ -1,0 +1,424 @@
+"""The interactive environment: look at a scene, act, see what happened, perhaps try again. Gymnasium's interface.
+
+Importing this module registers `VLMProbe/TowersTopblock-v1` and its like, one for every action task, plug-ins included:
+
+    import gymnasium, stimuli.environment
+    env = gymnasium.make("VLMProbe/TowersTopblock-v1", max_attempts=3, memory="all")
+
+or in one step, `gymnasium.make("stimuli.environment:VLMProbe/TowersTopblock-v1")`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from stimuli.condition import Condition
+from stimuli.dataset import Item
+from stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
+from stimuli.picture import draw
+from stimuli.question import Answer, Integers, Parsed, Question, Variant
+from stimuli.scene import Scene, mirror
+from stimuli.shifts import apply as apply_shifts
+from stimuli.shifts import check as check_shifts
+from stimuli.shifts import parse_shifts, shifted_condition
+from stimuli.simulators import get_simulator
+from stimuli.spaces import PROBED_CONDITIONS, answer_space, prompt_space, reply_space, to_action, to_answer
+from stimuli.tasks import Score, Task, Unsatisfiable, get_task, task_names
+
+NAMESPACE = "VLMProbe"
+MAX_DRAWS = 30
+"""Draws per reset before a condition counts as impossible."""
+EMPTY, ANSWERED, UNREAD = 0, 1, 2
+"""Status of a place in the memory: nothing there yet, an answer, a reply that could not be read."""
+
+Observation = dict[str, Any]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One earlier attempt: the picture that was seen, and the answer to it (None if it could not be read)."""
+
+    picture: Pixels
+    answer: Answer | None
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """A scene with its question and the code of its condition."""
+
+    scene: Scene
+    question: Question
+    code: str
+
+
+class PhysicsEnv(gymnasium.Env[Observation, Any]):
+    """One action task as an environment. Every attempt starts from the scene of the episode as it was at its start.
+
+    An observation is a dictionary:
+        image: (size, size, 3) uint8. At first the scene; after an attempt, what happened.
+        prompt: The question.
+        attempts_left: From `max_attempts` down to 0.
+        previous_images: (k, size, size, 3) uint8, what was seen before each earlier attempt, the earliest first.
+        previous_answers: (k, numbers) int32, what was answered then.
+        previous_status: (k,) `EMPTY`, `ANSWERED`, or `UNREAD`, for the places of the two above.
+    The last three are there only with a memory; k is 1, 2, ... for "last-1", "last-2", ..., and `max_attempts` for "all".
+
+    The reward of an attempt is that of the task's scorer, in [0, 1] and 1 on success, times `discount` to the power of
+    the attempts made before. An episode ends on success or when no attempt is left; it is never truncated.
+
+    `info` holds after a reset: task, condition, margin, scene_sha256; after a step also: answer (as text), status (of the parser),
+    success, score (the reward before the discount), simulated (whether the picture shows a simulation, or the answer as
+    it was carried out but could not have been), detail (of the scorer).
+
+    Args:
+        task: An action task.
+        max_attempts: Attempts per episode.
+        memory: "none", "last-1", "last-2", ..., or "all" of the earlier attempts.
+        size: Edge of the pictures, pixels.
+        actions: "answer": whole numbers from 0, as `action_of` gives them. "text": replies, read by the task's own
+            strict parser. One that cannot be read, or is out of the range of the question (which may be narrower than the
+            action space, where it follows the scene), costs an attempt.
+        discount: Factor on the reward for every earlier attempt.
+        conditions: Which conditions of the task's design are drawn, as conditions or by their codes; all by default.
+        shifts: Visual and physical shifts of every scene with their levels, such as "camera:2,size:1".
+        style: "direct", or "think" for prompts that ask for reasoning first.
+        cache: A cache of outcomes, or the size of the one that this process shares.
+        engine: Name of the simulator; by default the default one.
+        render_mode: "rgb_array" or None. `render` gives the picture of the last observation.
+
+    Raises:
+        UnknownTask: If there is no such task.
+        ValueError: If the task is no action task, or an argument is out of its range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 1}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        task: str = "towers-topblock",
+        max_attempts: int = 1,
+        memory: str = "none",
+        size: int = 224,
+        *,
+        actions: Literal["answer", "text"] = "answer",
+        discount: float = 1.0,
+        conditions: Iterable[Condition | str] | None = None,
+        shifts: str = "",
+        style: Literal["direct", "think"] = "direct",
+        cache: OutcomeCache | int = DEFAULT_SIZE,
+        engine: str | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.task: Task = get_task(task)
+        if self.task.kind != "action":
+            tasks = ", ".join(action_tasks())
+            raise ValueError(f"{task} is a {self.task.kind} task, and only actions can be tried out: use {tasks}")
+        if max_attempts < 1 or size < 16:
+            raise ValueError(f"max_attempts must be at least 1 and size at least 16, got {max_attempts} and {size}")
+        if not 0 <= discount <= 1:
+            raise ValueError(f"discount must lie in [0, 1], got {discount}")
+        if actions not in ("answer", "text") or style not in ("direct", "think"):
+            raise ValueError(
+                f'actions are "answer" or "text" and style "direct" or "think", got {actions!r}, {style!r}'
+            )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
+        self.max_attempts, self.size, self.discount, self.actions = max_attempts, size, discount, actions
+        self.render_mode, self._style = render_mode, style
+        self._remembered = _remembered(memory, max_attempts)
+        self._conditions = _chosen(self.task, conditions)
+        self._shifts = parse_shifts(shifts)
+        check_shifts(self.task, self._shifts)
+        self._simulator = get_simulator(engine)
+        self.cache = cache if isinstance(cache, OutcomeCache) else shared_cache(cache)
+        self._grammar = self._widest_grammar()
+        self.action_space = answer_space(self._grammar) if actions == "answer" else reply_space(task)
+        self.observation_space = self._observation_space()
+        self._scene: Scene | None = None
+        self._question: Question | None = None
+        self._facts: dict[str, Any] = {}
+        self._earlier: list[_Attempt] = []
+        self._attempts = 0
+        self._over = True
+        self._picture: Pixels = np.zeros((size, size, 3), dtype=np.uint8)
+
+    @property
+    def scene(self) -> Scene:
+        """The scene of this episode, before any attempt. Raises RuntimeError before the first reset."""
+        if self._scene is None:
+            raise RuntimeError("there is no scene yet: call reset() first")
+        return self._scene
+
+    @property
+    def question(self) -> Question:
+        """The question of this episode. Raises RuntimeError before the first reset."""
+        if self._question is None:
+            raise RuntimeError("there is no question yet: call reset() first")
+        return self._question
+
+    def answer_of(self, action: Any) -> Answer:
+        """The answer that an action of whole numbers stands for. Raises ValueError if it is outside the space."""
+        return to_answer(self._grammar, action)
+
+    def action_of(self, answer: Answer) -> Any:
+        """The action that stands for an answer. Raises ValueError if it is not a legal answer."""
+        return to_action(self._grammar, answer)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode with a new scene and question, which the seed alone determines.
+
+        Args:
+            seed: Of the scene and of all that follow it without a seed.
+            options: {"item": an item of a stimulus set}, or {"scene": a scene, "question": a question (by default the
+                task's first wording)}, to play that one.
+
+        Raises:
+            ValueError: If the options are unknown, or name an item of another task or without a scene.
+            Unsatisfiable: If no scene meets a condition.
+        """
+        super().reset(seed=seed)
+        chosen = dict(options or {})
+        code = ""
+        if "item" in chosen:
+            item = chosen.pop("item")
+            self._scene, self._question = self._given(item)
+            code = item.condition.code
+        elif "scene" in chosen:
+            self._scene = chosen.pop("scene")
+            question = chosen.pop("question", None)
+            self._question = question or self.task.question(self.scene, Variant(style=self._style))
+        else:
+            posed = self._draw()
+            self._scene, self._question, code = posed.scene, posed.question, posed.code
+        if chosen:
+            raise ValueError(f"unknown option {sorted(chosen)[0]!r}: there are item, scene, question")
+        if not self._fits(self.question.grammar):
+            raise ValueError(
+                f"the actions {self._grammar} do not hold all answers of the question, {self.question.grammar}"
+            )
+        if self.question.prompt not in self.observation_space["prompt"]:  # type: ignore[index]
+            raise ValueError(f"the prompt does not fit the observation space: {self.question.prompt!r}")
+        self._facts = {
+            "task": self.task.name,
+            "condition": code,
+            "margin": float(self.task.margin(self.scene)),
+            "scene_sha256": self.scene.content_hash,
+        }
+        self._earlier, self._attempts, self._over = [], 0, False
+        self._picture = draw(self._simulator, self.scene, self.size).rgb
+        return self._observation(), dict(self._facts)
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Make one attempt.
+
+        Args:
+            action: In the action space; with text actions, any text at all.
+
+        Raises:
+            RuntimeError: If the episode is over or was never begun.
+            ValueError: If the action is not in the space.
+        """
+        if self._over:
+            raise RuntimeError("the episode is over: call reset() first")
+        parsed = self._read(action)
+        seen = self._picture
+        score = Score(False, 0.0)
+        info = self._facts | {"status": parsed.status, "answer": "", "simulated": False}
+        if parsed.value is not None:
+            score = self.cache.score(
+                self.task,
+                self.scene,
+                self.question,
+                parsed.value,
+                self._simulator,
+                scene_hash=self._facts["scene_sha256"],
+            )
+            applied = self.task.apply(self.scene, parsed.value)
+            poses = score.outcome.poses() if score.outcome is not None else None
+            # One view even where the scene is shown as a strip: a strip shows what comes before.
+            shown = replace(applied, panels=())
+            self._picture = draw(self._simulator, shown, self.size, poses).rgb
+            info |= {"answer": self._grammar.text(parsed.value), "simulated": score.outcome is not None}
+        reward = score.reward * self.discount**self._attempts
+        self._attempts += 1
+        self._earlier.append(_Attempt(seen, parsed.value))
+        self._over = score.success or self._attempts == self.max_attempts
+        info |= {"success": score.success, "score": score.reward, "detail": copy.deepcopy(score.detail)}
+        return self._observation(), float(reward), self._over, False, info
+
+    def render(self) -> Any:
+        """The picture of the last observation, (size, size, 3) uint8, or None without a render mode."""
+        return self._picture.copy() if self.render_mode == "rgb_array" else None
+
+    def _read(self, action: Any) -> Parsed:
+        """What an action says: a reply is read by the question's parser, a number must be in the question's range."""
+        if self.actions == "text":
+            if not isinstance(action, str):
+                raise ValueError(f"with text actions an action is a text, got {action!r}")
+            return self.question.parse(action)
+        answer = self.answer_of(action)
+        try:
+            self.question.grammar.text(answer)
+        except ValueError:
+            return Parsed(str(action), None, "out_of_range")
+        return Parsed(str(action), answer, "ok")
+
+    def _draw(self) -> _Posed:
+        """A scene on a condition of the design, or its mirror image, with one of the wordings."""
+        rng = self.np_random
+        variants = self.task.variants()
+        condition = self._conditions[int(rng.integers(len(self._conditions)))]
+        condition = replace(condition, mirrored=bool(rng.random() < 0.5))
+        variant = replace(variants[int(rng.integers(len(variants)))], style=self._style)
+        return self._pose(rng, condition, variant)
+
+    def _pose(self, rng: np.random.Generator, condition: Condition, variant: Variant) -> _Posed:
+        """A scene on the condition, shifted and mirrored as it says, with the question. Raises Unsatisfiable."""
+        if self._shifts:
+            condition = shifted_condition(self.task, condition, self._shifts)
+        failure: Exception | None = None
+        for _ in range(MAX_DRAWS):
+            try:
+                scene = self.task.sample_matched(rng, condition)[0]
+                scene = apply_shifts(scene, self._shifts, rng) if self._shifts else scene
+                scene = mirror(scene) if condition.mirrored else scene
+                return _Posed(scene, self.task.question(scene, variant), condition.code)
+            except Unsatisfiable as error:
+                failure = error
+        raise Unsatisfiable(f"{self.task.name}: no scene on {condition.code} in {MAX_DRAWS} draws ({failure})")
+
+    def _given(self, item: Item) -> tuple[Scene, Question]:
+        """Scene and question of an item of a set."""
+        if item.task != self.task.name:
+            raise ValueError(f"{item.item_id} is an item of {item.task}, and this environment plays {self.task.name}")
+        if item.scene is None:
+            raise ValueError(f"{item.item_id} has no scene (it was imported), so that nothing can be tried out in it")
+        return item.scene, item.question
+
+    def _widest_grammar(self) -> Integers:
+        """The answers of all scenes together; where ranges follow the scene, with room to the next ten."""
+        rng, found = np.random.default_rng(0), []
+        for condition in self._conditions[:: -(-len(self._conditions) // PROBED_CONDITIONS)] * 2:
+            try:
+                grammar = self._pose(rng, condition, Variant()).question.grammar
+            except Unsatisfiable:
+                continue
+            if not isinstance(grammar, Integers):
+                raise ValueError(f"{self.task.name}: the answers of an environment are whole numbers, not words")
+            found.append(grammar)
+        if not found:
+            raise Unsatisfiable(f"{self.task.name}: no scene on any of the conditions")
+        if all(grammar == found[0] for grammar in found):
+            return found[0]
+        ranges = []
+        for spans in zip(*(grammar.ranges for grammar in found), strict=True):
+            low, high = min(low for low, _ in spans), max(high for _, high in spans)
+            ranges.append((10 * math.floor(low / 10), 10 * math.ceil(high / 10)))
+        return Integers(tuple(ranges), found[0].unit)
+
+    def _fits(self, grammar: Any) -> bool:
+        """Whether the actions hold every answer of a grammar."""
+        ours = self._grammar
+        return (
+            isinstance(grammar, Integers)
+            and (grammar.unit, len(grammar.ranges)) == (ours.unit, len(ours.ranges))
+            and all(a <= c and d <= b for (a, b), (c, d) in zip(ours.ranges, grammar.ranges, strict=True))
+        )
+
+    def _observation_space(self) -> spaces.Dict:
+        edge, k, numbers = self.size, self._remembered, len(self._grammar.ranges)
+        found: dict[str, spaces.Space[Any]] = {
+            "image": spaces.Box(0, 255, (edge, edge, 3), np.uint8),
+            "prompt": prompt_space(self.task.name),
+            "attempts_left": spaces.Discrete(self.max_attempts + 1),
+        }
+        if k:
+            low = np.array([min(low, 0) for low, _ in self._grammar.ranges] * k, dtype=np.int32).reshape(k, numbers)
+            high = np.array([max(high, 0) for _, high in self._grammar.ranges] * k, dtype=np.int32).reshape(k, numbers)
+            found |= {
+                "previous_images": spaces.Box(0, 255, (k, edge, edge, 3), np.uint8),
+                "previous_answers": spaces.Box(low, high, dtype=np.int32),
+                "previous_status": spaces.MultiDiscrete([3] * k),
+            }
+        return spaces.Dict(found)
+
+    def _observation(self) -> Observation:
+        k = self._remembered
+        found: Observation = {
+            "image": self._picture.copy(),
+            "prompt": self.question.prompt,
+            "attempts_left": np.int64(self.max_attempts - self._attempts),
+        }
+        if k:
+            images = np.zeros((k, self.size, self.size, 3), dtype=np.uint8)
+            answers = np.zeros((k, len(self._grammar.ranges)), dtype=np.int32)
+            status = np.full(k, EMPTY, dtype=np.int64)
+            for place, attempt in enumerate(self._earlier[-k:]):
+                images[place] = attempt.picture
+                status[place] = UNREAD if attempt.answer is None else ANSWERED
+                if attempt.answer is not None:
+                    answers[place] = attempt.answer
+            found |= {"previous_images": images, "previous_answers": answers, "previous_status": status}
+        return found
+
+
+def _remembered(memory: str, max_attempts: int) -> int:
+    """How many earlier attempts an observation holds."""
+    if memory in ("none", "all"):
+        return max_attempts if memory == "all" else 0
+    match = re.fullmatch(r"last-([1-9]\d*)", memory)
+    if not match:
+        raise ValueError(f'memory must be "none", "all", or "last-1", "last-2", ..., got {memory!r}')
+    return min(int(match.group(1)), max_attempts)
+
+
+def _chosen(task: Task, wanted: Iterable[Condition | str] | None) -> tuple[Condition, ...]:
+    """The conditions of a task's design that were asked for."""
+    known = {condition.code: condition for condition in task.conditions()}
+    if wanted is None:
+        return tuple(known.values())
+    found = []
+    for condition in wanted:
+        if isinstance(condition, str) and condition not in known:
+            raise ValueError(f"{task.name} has no condition {condition!r}; there are {', '.join(known)}")
+        found.append(known[condition] if isinstance(condition, str) else condition)
+    if not found:
+        raise ValueError("conditions must name at least one condition")
+    return tuple(found)
+
+
+def action_tasks() -> list[str]:
+    """Names of all registered action tasks."""
+    return [name for name in task_names() if get_task(name).kind == "action"]
+
+
+def environment_id(task: str) -> str:
+    """The id of a task's environment: "towers-topblock", version 1 -> "VLMProbe/TowersTopblock-v1". Raises UnknownTask."""
+    words = re.split(r"[^0-9a-zA-Z]+", task)
+    return f"{NAMESPACE}/{''.join(word.capitalize() for word in words)}-v{get_task(task).version}"
+
+
+def register_all() -> list[str]:
+    """Register an environment for every action task that has none yet; gives the ids of all of them."""
+    ids = []
+    for task in action_tasks():
+        ids.append(environment_id(task))
+        if ids[-1] not in gymnasium.registry:
+            gymnasium.register(ids[-1], "stimuli.environment:PhysicsEnv", kwargs={"task": task})
+    return ids
+
+
+register_all()

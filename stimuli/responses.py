@@ -1,0 +1,61 @@
+"""Human responses that travel with a stimulus set: `responses.csv`, one row per response, or per response and its count."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RESPONSES = "responses.csv"
+COLUMNS = ("item_id", "participant", "response", "rt", "count")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What somebody answered to an item, or how many did.
+
+    Attributes:
+        item_id: The item.
+        participant: Who answered; empty where only counts are known.
+        response: The answer as its meaning (an option's value, or whole numbers as the grammar writes them), not the word.
+        rt: Reaction time in seconds; None if it was not recorded.
+        count: How often it was given; 1 for a single response.
+    """
+
+    item_id: str
+    participant: str
+    response: str
+    rt: float | None = None
+    count: int = 1
+
+
+def to_csv(responses: Iterable[Response]) -> str:
+    """The responses as the text of `responses.csv`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for r in responses:
+        writer.writerow([r.item_id, r.participant, r.response, "" if r.rt is None else repr(r.rt), r.count])
+    return text.getvalue()
+
+
+def read_csv(path: Path, sha256: str) -> Iterator[Response]:
+    """Responses as `to_csv` wrote them.
+
+    Raises:
+        ValueError: If the file is missing or not the one with that hash.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(
+            f"{path} is not the file that the card describes (edited by hand?): restore it, or import anew"
+        )
+    for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
+        rt = float(row["rt"]) if row["rt"] else None
+        yield Response(row["item_id"], row["participant"], row["response"], rt, int(row["count"]))

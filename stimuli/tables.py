@@ -1,0 +1,115 @@
+"""Tables of other people: rows with the line they came from, columns by what they are for, and a list of what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stimuli.dataset import StimulusError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its line in the file, and its cells by column."""
+
+    line: int
+    cells: dict[str, str]
+
+
+@dataclass
+class Report:
+    """Problems and notes found so far."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def problem(self, table: Path, row: Row, column: str, text: str) -> None:
+        """Note what is wrong in one cell."""
+        self.problems.append(f"{table.name}, line {row.line}, column {column!r}: {text}")
+
+
+def read_table(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a table and its columns. Raises StimulusError if it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StimulusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise StimulusError(f"cannot read {path}: {error.strerror}") from error
+    if path.suffix == ".jsonl":
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                data = json.loads(line)
+                cells = {str(k): "" if v is None else _cell(v) for k, v in data.items()}
+            except (ValueError, AttributeError) as error:
+                raise StimulusError(f"{path}, line {number}: not a JSON object ({error})") from error
+            rows.append(Row(number, cells))
+        return rows, list(dict.fromkeys(key for row in rows for key in row.cells))
+    if path.suffix not in (".csv", ".tsv"):
+        raise StimulusError(f"{path}: tables are .csv, .tsv or .jsonl files")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    header = list(reader.fieldnames or ())
+    double = [name for name, n in Counter(header).items() if n > 1]
+    if double:
+        raise StimulusError(f"{path} has two columns called {double[0]!r}")
+    found = []
+    for cells in reader:
+        if None in cells:
+            raise StimulusError(f"{path}, line {reader.line_num}: more cells than columns (a comma without quotes?)")
+        found.append(Row(reader.line_num, {k: (v or "").strip() for k, v in cells.items()}))
+    return found, header
+
+
+def _cell(value: Any) -> str:
+    """A JSON value as the text of a cell."""
+    if isinstance(value, list):
+        return ";".join(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+    return str(value).strip()
+
+
+def find_columns(
+    table: Path, header: Sequence[str], mapping: Mapping[str, str], roles: Mapping[str, str], needed: Sequence[str]
+) -> dict[str, str]:
+    """Role -> column, for the roles that this table has. Raises StimulusError."""
+    for role, column in mapping.items():
+        if role not in roles:
+            raise StimulusError(f"there is no role {role!r} for a column: there are {', '.join(roles)}")
+        if column not in header:
+            close = difflib.get_close_matches(column, header, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(header)}"
+            raise StimulusError(f"{table} has no column {column!r}: {hint}")
+    places = {role: mapping.get(role, role) for role in roles if mapping.get(role, role) in header}
+    for role in needed:
+        if role not in places:
+            raise StimulusError(
+                f"{table} has no column {role!r} ({roles[role]}); it has {', '.join(header)}: map one,"
+                f" {role}={header[0] if header else 'NAME'}"
+            )
+    return places
+
+
+def number(text: str, default: float, wrong: Callable[[str], None]) -> float:
+    """A finite number; the default for an empty cell."""
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        wrong(f"{text!r} is not a number")
+        return default
+    if not np.isfinite(value):
+        wrong(f"{text!r} is not a finite number")
+        return default
+    return value
