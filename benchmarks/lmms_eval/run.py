@@ -2,8 +2,8 @@
 
 lmms-eval lives in an environment of its own, because it brings some hundred packages:
 
-    python -m venv /tmp/lmms && /tmp/lmms/bin/pip install lmms-eval==0.7.3 decord
-    python benchmarks/lmms_eval/run.py --python /tmp/lmms/bin/python [-n 200] [--rounds 3]
+    python -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 decord
+    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3]
 
 A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
 does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU with one thread, in turn,

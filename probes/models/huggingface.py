@@ -8,6 +8,7 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from transformers import (
 
 from probes.models import Generation, Identity, ModelError, Trial, Turn
 from probes.models.adapters import adapter_hash, attach_adapter, check_effect
-from probes.models.option_scoring import OptionScorer
+from probes.models.option_scoring import OptionScorer, last_word_only
 from probes.models.prompting import Prompter
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,9 @@ class HuggingFaceModel:
         self._scorer = OptionScorer(model, self._prompter.pad_token)
         self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
-        self.batch_size = SMALL_BATCH if sum(p.numel() for p in model.parameters()) < SMALL else BATCH
+        self._small = sum(p.numel() for p in model.parameters()) < SMALL
+        self.batch_size = SMALL_BATCH if self._small else BATCH
+        self._trimmed: bool | None = None
         self._most: int | None = None
         """Trials that fit in memory at once, where it turned out that not all do."""
         self._sizes: dict[tuple[int, int, bool], str] = {}
@@ -170,7 +173,9 @@ class HuggingFaceModel:
         if settings.temperature > 0:
             ids = [" ".join(part for part in trial.key if part) for trial in trials]
             noise.append(_Sample(ids, settings, inputs["input_ids"].shape[1]))
-        with torch.inference_mode():
+        if self._trimmed is None:
+            self._trimmed = self._small and self._can_be_trimmed()
+        with torch.inference_mode(), last_word_only(self._model) if self._trimmed else nullcontext():
             tokens = self._model.generate(
                 **inputs,
                 generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1),
@@ -178,6 +183,19 @@ class HuggingFaceModel:
             )[:, inputs["input_ids"].shape[1] :]
         # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
         return [self._prompter.decode(row[:limit]) for row, limit in zip(tokens.tolist(), limits, strict=True)]
+
+    def _can_be_trimmed(self) -> bool:
+        """Whether `last_word_only` leaves the first token of a reply as it is. Large models gain nothing by it."""
+        settings = GenerationConfig(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+        inputs = self.probe_inputs()
+        with torch.inference_mode():
+            whole = self._model.generate(**inputs, generation_config=settings).logits[0]
+            try:
+                with last_word_only(self._model):
+                    trimmed = self._model.generate(**inputs, generation_config=settings).logits[0]
+            except (RuntimeError, AttributeError, TypeError, IndexError):  # its layers are made in another way
+                return False
+        return torch.allclose(whole, trimmed, rtol=0, atol=1e-4)
 
     def _score(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
         return self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])

@@ -189,7 +189,7 @@ class OptionScorer:
     def _read(self, inputs: Inputs) -> tuple[torch.Tensor, Any]:
         """Read the prompts: logits of the first token of the reply (rows, vocabulary), and the cache."""
         # By way of `generate`, which knows for every architecture how positions and pictures enter.
-        with _last_word_only(self._model) if self._trimmed else nullcontext():
+        with last_word_only(self._model) if self._trimmed else nullcontext():
             out = self._model.generate(**inputs, generation_config=self._settings(1))
         return out.logits[0], out.past_key_values
 
@@ -324,11 +324,12 @@ def _divide(tree: Tree, limit: int) -> list[list[int]]:
 
 
 @contextmanager
-def _last_word_only(model: Any) -> Iterator[None]:
+def last_word_only(model: Any) -> Iterator[None]:
     """Let the last layer work on the last position only, beyond the keys and values of all of them.
 
-    Nothing else of it is needed to go on from the prompt; for the small model it is a tenth of the computation. The
-    layer adds what its parts give to their input, which spreads one position over all: wrong for the others, unused.
+    Nothing else of it is needed to go on from a prompt padded on the left; for the small model it is a tenth of the
+    computation. The layer adds what its parts give to their input, which spreads one position over all: wrong for the
+    others, unused. Whether a model is built like that has to be checked.
     """
     decoder = model.get_base_model().get_decoder() if hasattr(model, "get_base_model") else model.get_decoder()
     last = decoder.layers[-1]

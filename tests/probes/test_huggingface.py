@@ -44,6 +44,24 @@ def test_answers_do_not_depend_on_batches(name: str, model: Any, request: pytest
         assert np.abs(row - model.score_options([trial])[0]).max() < 1e-4
 
 
+def test_layers_of_another_make_are_left_whole(llava: Path, model: Any, topblock: StimulusSet) -> None:
+    """Where the last layer mixes positions after its attention, nothing of it may be left out."""
+    trials = trials_of(topblock, 3)
+    assert model.generate(trials, Generation()) and model._trimmed
+    mixing: Any = load_model(str(llava))
+    last = mixing._model.model.language_model.layers[-1].mlp
+    last.register_forward_hook(lambda _, __, out: out.cumsum(dim=1))
+    mixing.generate(trials, Generation())
+    assert mixing._trimmed is False
+    scores = mixing.score_options(trials)
+    assert not (mixing._scorer._use_tree and mixing._scorer._trimmed)
+    few = [mixing._prompter.replies(trial)[:2] for trial in trials]
+    with torch.inference_mode():
+        expected = mixing._scorer._generated(mixing._inputs(trials), few)
+    for row, value in zip(scores, expected, strict=True):
+        assert np.abs(row[:2] - value).max() < 1e-3
+
+
 def test_a_reply_stops_at_its_own_limit(model: Any, stability: StimulusSet, topblock: StimulusSet) -> None:
     """A batch with longer answers in it does not make the others longer."""
     trials = [*trials_of(stability, 2), *trials_of(topblock, 2)]

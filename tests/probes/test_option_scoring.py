@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from probes.models import Trial
 from probes.models.loading import load_model
-from probes.models.option_scoring import OptionScorer, _divide, build_tree
+from probes.models.option_scoring import OptionScorer, _divide, _groups, build_tree
 from stimuli.dataset import StimulusSet
 
 
@@ -79,6 +80,33 @@ def test_small_parts_give_the_same(model: Any, topblock: StimulusSet, monkeypatc
     monkeypatch.setattr("probes.models.option_scoring.LOGITS_BUDGET", 1)
     for a, b in zip(expected, model.score_options(trials), strict=True):
         assert np.abs(a - b).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "options"), [("stability", 2), ("grounding", 3), ("topblock", 41)])
+def test_scoring_costs_little_more_than_reading_the_prompts(
+    name: str, options: int, request: pytest.FixtureRequest
+) -> None:
+    """Arithmetic operations against a plain forward pass over the same batch; `benchmarks/readout.py` has the times."""
+    tiny: Any = load_model("tiny")
+    stimuli = request.getfixturevalue(name)
+    trials = [Trial(item, stimuli.image(item)) for item in stimuli.items[:8]]
+    assert max(len(tiny._prompter.replies(trial)) for trial in trials) >= options
+    tiny.score_options(trials)  # the first batch is checked against plain generation
+    inputs = tiny._inputs(trials)
+    with FlopCounterMode(display=False) as plain, torch.inference_mode():
+        tiny._model(**inputs)
+    with FlopCounterMode(display=False) as scored:
+        tiny.score_options(trials)
+    assert 0.5 < scored.get_total_flops() / plain.get_total_flops() < 1.3
+
+
+def test_small_trees_share_a_pass_and_large_ones_do_not() -> None:
+    yes_no = build_tree([(1, 9), (2, 9)])
+    numbers = build_tree([(x, y, 9) for x in range(10) for y in range(10)])
+    few = build_tree([(x, 9) for x in range(4)])
+    assert _groups([yes_no, few, yes_no]) == [[0, 1, 2]]
+    assert _groups([numbers, yes_no, numbers]) == [[0, 1, 2]]
+    assert _groups([numbers, *[yes_no] * 30]) == [[0], list(range(1, 31))]
 
 
 def test_a_decoder_that_takes_no_tree_is_served_by_generation(
