@@ -158,16 +158,21 @@ def check(task: Task, shifts: Shifts) -> None:
     for number, condition in enumerate(dict.fromkeys(task.conditions())):
         rng = np.random.default_rng([0, number])
         try:
-            plain = len(task.sample_matched(rng, condition)[0].bodies)
-            more = len(task.sample_matched(rng, shifted_condition(task, condition, (("count", level),)))[0].bodies)
+            plain = _objects(task.sample_matched(rng, condition)[0])
+            more = _objects(task.sample_matched(rng, shifted_condition(task, condition, (("count", level),)))[0])
         except Unsatisfiable as error:
             reason = str(error)
             break
         if more <= plain:
-            reason = f"its scenes have {more} bodies all the same"
+            reason = f"its scenes have {more} objects all the same"
             break
     if reason:
         raise Unsatisfiable(f"{task.name} cannot be made with count:{level} ({reason}): {instead}, or a lower level")
+
+
+def _objects(scene: Scene) -> int:
+    """Number of bodies; a ball and its cradle are one object, and how many of them are balls is chance."""
+    return sum(body.shape != "cradle" for body in scene.bodies)
 
 
 def apply(scene: Scene, shifts: Shifts, rng: np.random.Generator) -> Scene:

@@ -8,10 +8,13 @@ lmms-eval lives in an environment of its own, because it brings some hundred pac
 A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
 does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU with one thread, in turn,
 the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
-scoring and writing), of lmms-eval from its progress bar (without). On a busy machine wall time says
-little: items per CPU second are (n - 8) by the CPU time that a run of n items takes longer than one of 8. Prints the
-ratios, above 1 where probe is faster (targets: at least 4 in items per second, and a shorter process), and on how many
-items the two replies are the same.
+scoring and writing), of lmms-eval from its progress bar (without).
+
+On a busy machine wall time says little. Items per CPU second are (n - 8) by the CPU time that a run of n items takes longer
+than one of 8; for them n should be 1000, so that the difference is larger than what the imports vary by.
+
+Prints the ratios, above 1 where probe is faster (targets: at least 4 in items per second, and a shorter process), and on
+how many items the two replies are the same.
 """
 
 from __future__ import annotations

@@ -95,6 +95,11 @@ def _intervention(found: Result) -> list[Any]:
             f"change of the {outcome['name']} (before: mean {before['mean']:.2f}, sd {before['sd']:.2f})",
             table,
         ]
+        if outcome["directions"]["readout"]["slope"]["ci"][0] <= 0:
+            parts.append(
+                "inconclusive: this outcome does not rise even along its own direction (readout), so that nothing follows from"
+                " its not following the probe's"
+            )
     return parts
 
 

@@ -414,7 +414,10 @@ def test_control_tasks_go_by_type(many: StimulusSet) -> None:
 
 
 @pytest.mark.parametrize(("name", "draws"), [("com-offset", 39), ("label", 9)])
-def test_what_is_there_is_found_and_what_is_not_is_not(many: StimulusSet, name: str, draws: int) -> None:
+def test_what_is_there_is_found_and_what_is_not_is_not(
+    many: StimulusSet, name: str, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("probes.decoding.readings.ARBITRARY", 3)
     rng = np.random.default_rng(5)
     problem = make_problem(find_target(name, many.items), many.items, draws, 0)
     y = problem.y - problem.y.mean()
@@ -476,6 +479,28 @@ def test_outcomes_are_read_by_meaning(stability: StimulusSet, topblock: Stimulus
     )
     with pytest.raises(DecodingError, match="--intervene none"):
         outcomes(grounding.items)
+
+
+def test_a_move_without_effect_on_its_own_direction_is_called_inconclusive() -> None:
+    """The table says so itself, and does not where the outcome follows."""
+    from rich.console import Console
+
+    from probes.decoding.report import _intervention
+
+    def summary(low: float) -> dict[str, Any]:
+        return {"slope": {"mean": low + 0.1, "ci": [low, low + 0.2]}, "slope_by_draw": [low + 0.1]}
+
+    def told(readout: float) -> str:
+        outcome = {"name": "log-odds", "before": {"mean": 0.0, "sd": 1.0}, "p_random": 0.5, "p_permuted": 0.5}
+        outcome |= {"directions": {"probe": summary(-0.1), "readout": summary(readout)}}
+        found = {"site": "s", "towards": "t", "items": 4, "step_norm": 1.0, "state_sd": 2.0, "outcomes": [outcome]}
+        console = Console(width=200)
+        with console.capture() as capture:
+            for part in _intervention(found):
+                console.print(part)
+        return capture.get()
+
+    assert "inconclusive" in told(-0.05) and "inconclusive" not in told(0.05)
 
 
 # The study

@@ -159,6 +159,14 @@ def test_every_rule_without_physics_is_right_on_one_member_of_each_group():
             assert sum(task.rules()[name](scene) == task.statics_answer(scene) for scene in plain) == 1
 
 
+def test_the_shift_of_the_count_puts_five_objects_on_the_plank():
+    task = get_task("balance-tilt")
+    for index, condition in enumerate(task.conditions()[::9]):
+        scenes = task.sample_matched(np.random.default_rng(index), task.enlarged(condition, 1))
+        assert {len(standing(scene)) for scene in scenes} == {5}
+        assert sorted(str(task.statics_answer(scene)) for scene in scenes) == ["balanced", "left", "right"]
+
+
 def test_rules_name_the_sides_they_say():
     x = np.array([[-0.10, -0.05, 0.12]])
     found = sides(x, np.array([[1.0, 1.0, 5.0]]), np.array([[2.0, 1.0, 1.0]]), -0.03)

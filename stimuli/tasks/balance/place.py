@@ -76,6 +76,11 @@ class BalancePlace(Task):
         "both sides, the plank's own weight counting at the plank's middle; the width of the support leaves a little room."
     )
 
+    known_shortcuts: ClassVar[Mapping[str, str]] = {
+        "weight times distance, without the plank": "It is the physics but for the weight of the plank, which matters less the "
+        "heavier the objects are.",
+    }
+
     def conditions(self) -> tuple[Condition, ...]:
         """Number of objects on the plank x distance that is needed (`build`) x how weight is shown."""
         return tuple(

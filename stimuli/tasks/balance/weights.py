@@ -82,7 +82,9 @@ def weight_sentences(scene: Scene) -> str:
     # By name, not from left to right: the prompt alone must not tell what stands where.
     if scene.shown == "colour":
         weights = {colour: t.mass for colour, t in by_colour.items()} | {b.colour: b.mass for b in extra}
-        named = [f"a {colour} object weighs {kilograms(weights[colour])}" for colour in sorted(weights)]
+        named = [
+            f"{_article(colour)} {colour} object weighs {kilograms(weights[colour])}" for colour in sorted(weights)
+        ]
         text = " Weight goes by colour alone: " + ", ".join(named) + "."
     else:
         weights = {f"the {c} {SHAPE_WORDS[t.body.shape]}": t.mass for c, t in by_colour.items()}
@@ -96,3 +98,7 @@ def weight_sentences(scene: Scene) -> str:
 def kilograms(mass: float) -> str:
     """A mass as it is stated, to three digits."""
     return f"{mass:.3g} kg"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
