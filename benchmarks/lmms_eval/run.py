@@ -3,10 +3,10 @@
 lmms-eval lives in an environment of its own, because it brings some hundred packages:
 
     python -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 decord
-    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3]
+    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3] [--threads 1]
 
 A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
-does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU with one thread, in turn,
+does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU, in turn,
 the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
 scoring and writing), of lmms-eval from its progress bar (without).
 
@@ -61,24 +61,26 @@ class Run:
     replies: dict[str, str]
 
 
-def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int) -> Run:
+def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int, threads: int) -> Run:
     """A run of probe."""
     command = ["-m", "probes.cli", "run", "--model", model, "--stimuli", str(stimuli.path), "--out", str(out)]
     command += ["--no-references", "--limit", str(limit)]
-    wall, cpu = process([sys.executable, *command], out.with_suffix(".log"))
+    wall, cpu = process([sys.executable, *command], out.with_suffix(".log"), threads)
     described = read_run(out)
     begun, ended = (datetime.fromisoformat(described[name]) for name in ("started", "finished"))
     replies = {row["item_id"]: row["raw"] for row in read_trials(out)}
     return Run(wall, cpu, len(replies) / (ended - begun).total_seconds(), replies)
 
 
-def with_lmms_eval(python: str, weights: str, tasks: Path, stimuli: StimulusSet, out: Path, limit: int) -> Run:
+def with_lmms_eval(
+    python: str, weights: str, tasks: Path, stimuli: StimulusSet, out: Path, limit: int, threads: int
+) -> Run:
     """A run of lmms-eval."""
     command = ["-m", "lmms_eval", "--model", "llava_hf", "--include_path", str(tasks), "--tasks", "probe_set"]
     command += ["--model_args", f"pretrained={weights},device=cpu,device_map=cpu,dtype=float32"]
     command += ["--batch_size", "1", "--output_path", str(out), "--log_samples", "--limit", str(limit)]
     log = out.with_suffix(".log")
-    wall, cpu = process([python, *command], log)
+    wall, cpu = process([python, *command], log, threads)
     rates = RATE.findall(log.read_text(errors="replace").replace("\r", "\n"))
     if not rates:
         raise SystemExit(f"lmms-eval did not finish: {log.read_text(errors='replace')[-500:]}")
@@ -90,9 +92,9 @@ def with_lmms_eval(python: str, weights: str, tasks: Path, stimuli: StimulusSet,
     return Run(wall, cpu, rate, replies)
 
 
-def process(command: list[str], log: Path) -> tuple[float, float]:
+def process(command: list[str], log: Path, threads: int) -> tuple[float, float]:
     """Wall and CPU seconds of a process without a GPU or a network; SystemExit if it fails."""
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     caches = {"HF_DATASETS_CACHE": str(log.parent / "datasets"), "PROBE_CACHE": str(log.parent / "cache")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("w") as file:
@@ -106,7 +108,7 @@ def process(command: list[str], log: Path) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def compare(python: str, model: str, n: int, rounds: int, folder: Path) -> None:
+def compare(python: str, model: str, n: int, rounds: int, threads: int, folder: Path) -> None:
     """Run both in turn and print the ratios."""
     stimuli = make_set(TASK, n, 0, folder / "set")
     weights = lookup(model).source or model
@@ -125,9 +127,9 @@ def compare(python: str, model: str, n: int, rounds: int, folder: Path) -> None:
         for which in ("probe", "lmms-eval")[:: 1 if number % 2 else -1]:
             out = folder / f"{which}_{limit}_{number}"
             if which == "probe":
-                taken[which] = with_probe(model, stimuli, out, limit)
+                taken[which] = with_probe(model, stimuli, out, limit, threads)
             else:
-                taken[which] = with_lmms_eval(python, weights, tasks, stimuli, out, limit)
+                taken[which] = with_lmms_eval(python, weights, tasks, stimuli, out, limit, threads)
         return taken["probe"], taken["lmms-eval"]
 
     ratios: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -156,9 +158,10 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="an alias, or the folder of a LLaVA")
     parser.add_argument("-n", type=int, default=200, help="items")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in either process")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare(given.python, given.model, given.n, given.rounds, Path(folder))
+        compare(given.python, given.model, given.n, given.rounds, given.threads, Path(folder))
 
 
 if __name__ == "__main__":
