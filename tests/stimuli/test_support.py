@@ -11,6 +11,7 @@ from stimuli.scene import Scene, mirror
 from stimuli.shifts import FRICTIONS
 from stimuli.simulators import get_simulator
 from stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
+from stimuli.tasks.grounding import GroundingTask
 from stimuli.tasks.support.brace import MOVABLE, working_places
 from stimuli.tasks.support.remove import candidates, removal_margins, without
 from stimuli.tasks.support.structure import (
@@ -243,3 +244,11 @@ def test_engines_agree_with_statics_outside_the_band(engine):
         for name, margin in removal_margins(s).items()
     ]
     assert np.mean(removed) >= 0.99
+
+
+def test_the_arrow_is_not_asked_about_where_there_is_none() -> None:
+    task, remove = get_task("support-grounding"), get_task("support-remove")
+    scene = remove.sample_matched(np.random.default_rng(0), remove.conditions()[0])[0]
+    assert not scene.pushes
+    assert isinstance(task, GroundingTask)
+    assert not {"arrow-side", "arrow-target"} & set(task.possible_asks(scene))

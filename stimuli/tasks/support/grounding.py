@@ -40,7 +40,7 @@ ARROW_SIDE = Ask(
         "Seen in the picture, does the arrow point to the left or to the right?",
         "Which way does the arrow go?",
     ),
-    lambda scene: [{}],
+    lambda scene: [{}] if scene.pushes else [],
     lambda scene, about: "right" if direction(scene) > 0 else "left",
     words("left", "right"),
 )
@@ -51,7 +51,7 @@ ARROW_TARGET = Ask(
         "Which part is pushed by the arrow: the plank, a post below it or a load on top of it?",
         "Is the arrow aimed at the plank, at a post that carries it or at a load that lies on it?",
     ),
-    lambda scene: [{}],
+    lambda scene: [{}] if scene.pushes else [],
     lambda scene, about: _pushed(scene),
     words("plank", "post", "load"),
 )
