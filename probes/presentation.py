@@ -258,8 +258,11 @@ class Presenter:
 
     def _picture(self, item: Item, manner: Manner) -> Image.Image:
         if manner.control == "other-picture":
-            others = [other for other in self.stimuli.items if other.group_id != item.group_id]
-            return self.stimuli.image(others[int(self._rng(item, "other").integers(len(others)))])
+            items, rng = self.stimuli.items, self._rng(item, "other")
+            other = item
+            while other.group_id == item.group_id:  # there are at least two groups
+                other = items[int(rng.integers(len(items)))]
+            return self.stimuli.image(other)
         picture = self.stimuli.image(item)
         if manner.control == "blank":
             return Image.new("RGB", picture.size, GREY)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from probes.presentation import Manner, Presenter
 from probes.trials import RunError, read_run, rewrite_trials
 from stimuli.dataset import Item, StimulusSet
+from stimuli.outcomes import OutcomeCache
 from stimuli.question import Answer, Integers, Options
 from stimuli.tasks import Score, get_task
 
@@ -23,7 +24,7 @@ class Scorer:
     """Scores answers with the task's own scorer, and remembers what an answer to an item was worth."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, Answer], Score] = {}
+        self._known = OutcomeCache()
 
     def score(self, item: Item, answer: Answer) -> Score:
         """What an answer to an item is worth.
@@ -38,10 +39,7 @@ class Scorer:
             right = answer in (listed_answers(item) or {item.answer})
             return Score(right, float(right), {"truth": item.answer})
         assert item.scene is not None
-        key = (item.scene_sha256, item.question.prompt, answer)
-        if key not in self._known:
-            self._known[key] = task.score(item.scene, item.question, answer)
-        return self._known[key]
+        return self._known.score(task, item.scene, item.question, answer, scene_hash=item.scene_sha256)
 
     def row(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
         """All columns that follow from an item and what was given to it: a reply, else log-probabilities."""

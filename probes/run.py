@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from probes.models import Generation, Model, Trial
 from probes.presentation import HIDES_PICTURE, Manner, PresentationError, Presenter, manners
+from probes.provenance import git_state, hardware, versions
 from probes.readout import UNREAD, Columns, Scorer
 from probes.sharding import ALONE, Processes
 from probes.trials import RunError, trial_key
@@ -29,20 +25,6 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
-PACKAGES = (
-    *(
-        "vlm-probe",
-        "torch",
-        "torchvision",
-        "transformers",
-        "peft",
-        "accelerate",
-        "numpy",
-        "pillow",
-        "pybullet",
-        "openai",
-    ),
-)
 AUTO_BATCH = 16
 
 
@@ -410,45 +392,14 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
             "n": len(stimuli),
             "baselines": stimuli.card.get("baselines"),
         },
-        "versions": _versions(),
-        "git": _git(),
-        "hardware": _hardware(),
+        "versions": versions(),
+        "git": git_state(),
+        "hardware": hardware(),
         "started": _now(),
         "finished": None,
         "resumed": 0,
         "fingerprint": fingerprint,
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the code that runs, and whether it was changed since; None where it is not a git checkout."""
-
-    def ask(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _hardware() -> dict[str, Any]:
-    facts: dict[str, Any] = {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
-    torch = sys.modules.get("torch")  # a run of an observer has no reason to load it
-    if torch is not None:
-        facts["threads"] = torch.get_num_threads()
-        if torch.cuda.is_available():
-            facts["gpu"] = torch.cuda.get_device_name()
-    return facts
 
 
 def _message(error: BaseException) -> str:

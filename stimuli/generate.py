@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from PIL import Image
 from stimuli import design
 from stimuli import shifts as shifting
 from stimuli.baselines import ItemCues, baselines, item_cues
-from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet
+from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from stimuli.picture import draw
 from stimuli.question import PARAPHRASES
 from stimuli.shifts import Shifts, is_physical
@@ -179,7 +179,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         },
         "baselines": baselines(task, cues),
         "versions": {
-            "vlm-probe": _package_version(),
+            "vlm-probe": package_version(),
             "engine": get_simulator().version(),
             "renderer": _painter(recipe).renderer,
             "numpy": np.__version__,
@@ -286,11 +286,13 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         question = task.question(scene, plan.variant)
     except ValueError as error:
         raise _Unaskable from error
-    # Drawn before it is simulated, so that the engine builds the world once.
+    # The engine builds the world once if it is simulated untouched: after one picture of the start, or before a strip.
+    answer = task.solve(scene, question, simulator) if scene.panels else None
     frame = draw(_painter(recipe), scene, recipe.size)
     if recipe.shifts and not _shifted_well(task, member, frame.segmentation):
         raise _Unaskable
-    answer = task.solve(scene, question, simulator)
+    if answer is None:
+        answer = task.solve(scene, question, simulator)
     expected = task.statics_answer(scene)
     if expected is not None and expected != answer:
         raise _Disagreement
@@ -338,10 +340,3 @@ def _balance(cues: list[ItemCues]) -> dict[str, Any]:
     labels = sorted({cue.answer_text for cue in cues})
     worst = max((max(c[x] for x in labels) - min(c[x] for x in labels) for c in cells.values()), default=0)
     return {"cells": len(cells), "largest_difference_of_label_counts_in_a_cell": worst}
-
-
-def _package_version() -> str:
-    try:
-        return version("vlm-probe")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -93,6 +93,7 @@ def run(
         shifted_name,
     )
     from probes.cli.results import write_figure, write_summary
+    from probes.presentation import manners
     from probes.run import RunConfig
     from probes.sharding import join
 
@@ -118,6 +119,7 @@ def run(
         "base_url": base_url,
         "concurrency": concurrency,
     }
+    manners(design, settings["examples"], style)
     if base_url is None:
         check_model_name(model)
     run_config = RunConfig(**settings)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from probes.decoding.controls import PIXELS, pixel_features
 from probes.decoding.crossval import ALPHAS, INNER, OUTER, STRENGTHS
 from probes.decoding.readings import ARBITRARY, BOOTSTRAP, Problem, Reading, difference, familywise, make_problem, read
 from probes.decoding.targets import cue_values, find_target
+from probes.provenance import git_state, hardware, versions
 from probes.trials import RunError, write_json
 from stimuli.dataset import Item, StimulusSet
 
@@ -228,7 +227,7 @@ def decode(
             ],
         }
         predictions |= {f"{site.name}-adapted": found[site].predictions for site in sites}
-    result["versions"], result["git"], result["hardware"] = _provenance()
+    result |= {"versions": versions("scikit-learn", "scipy"), "git": git_state(), "hardware": hardware()}
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
     result = json.loads(json.dumps(result))  # as it will be read again: no tuples
     _write(folder, result, predictions, items, problem)
@@ -351,16 +350,6 @@ def _fingerprint(config: DecodeConfig, stimuli: StimulusSet) -> dict[str, Any]:
         folder = getattr(config, name)
         found[name] = None if folder is None else Path(folder).resolve().name
     return found | {"positions": list(config.positions), "stimuli": stimuli.content_sha256}
-
-
-def _provenance() -> tuple[dict[str, str], Any, dict[str, Any]]:
-    from probes.run import _git, _hardware, _versions
-
-    versions = _versions()
-    for package in ("scikit-learn", "scipy"):
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions, _git(), _hardware()
 
 
 def _write(

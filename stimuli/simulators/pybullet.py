@@ -85,7 +85,7 @@ class PyBulletSimulator:
         """See `stimuli.simulators.Simulator`."""
         if self._built is not scene or not self._untouched:
             self._build(scene)
-        self._built = None
+        self._untouched = False
         per_frame = steps_per_frame(scene, STEP)
         bullet.setTimeStep(FRAME_INTERVAL / per_frame, physicsClientId=self._client)
         world = _World(scene, self._client, self._ids[: len(scene.bodies)], self._floor)

@@ -98,13 +98,19 @@ class Task(ABC):
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The correct answer; for actions the one in the middle of those that work."""
 
-    @abstractmethod
     def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
         """What an answer is worth. Pure and bounded: the same scene and answer always give the same score.
 
         A judgement is worth 1 if it is what `solve` gives and 0 otherwise, so that a stored solution can stand in for
-        the simulation.
+        the simulation. An action must say for itself what works.
+
+        Raises:
+            TypeError: If an action task has no scorer of its own.
         """
+        if self.kind == "action":
+            raise TypeError(f"{self.name} is an action task: it needs a `score` that tries the answer out")
+        truth = self.solve(scene, question, simulator)
+        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def sample(self, rng: np.random.Generator, condition: Condition) -> Scene:
         """One scene on the condition, mirrored if it says so."""

@@ -13,7 +13,7 @@ from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.balance.pose import come_down, end_down, levelled
 from stimuli.tasks.balance.seesaw import (
     MARGIN_BINS,
@@ -168,11 +168,6 @@ class BalanceHeavier(Task):
         equal = equalised(scene)
         outcome = simulator_or_default(simulator).simulate(equal, stop=tilted(equal))
         return _concluded(end_down(scene), outcome_side(equal, outcome))
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what follows from the simulation, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""

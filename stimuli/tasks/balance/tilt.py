@@ -15,7 +15,7 @@ from stimuli.question import THINK, Answer, Option, Options, Question, Variant, 
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import seesaw_margin
-from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.balance.rules import SIGN_RULES, cues, objects_alone, scene_sides, sides, torque_side
 from stimuli.tasks.balance.seesaw import (
     LENGTH,
@@ -124,11 +124,6 @@ class BalanceTilt(Task):
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "left", "right" or "balanced", by simulation."""
         return outcome_side(scene, simulator_or_default(simulator).simulate(scene, stop=tilted(scene)))
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""

@@ -14,7 +14,7 @@ from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from stimuli.scene import PANELS, Body, Push, Scene
 from stimuli.simulators import FRAME_INTERVAL, Simulator
-from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.collision.table import (
     LARGEST,
     Floats,
@@ -149,11 +149,6 @@ class CollisionLaunch(Task):
         actual, without = _way_of_target(scene, simulator), _way_of_target(_without_cue(scene), simulator)
         changed = float(np.linalg.norm(actual - without))
         return "caused" if changed > 0.5 * float(np.linalg.norm(actual)) else "alone"
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the two simulations show, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def statics_answer(self, scene: Scene) -> Answer:
         """ "caused" or "alone", by the sign of the margin."""

@@ -14,7 +14,7 @@ from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from stimuli.scene import Body, Scene
 from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.collision.table import (
     ARROW_TIME,
     GATES,
@@ -140,11 +140,6 @@ class CollisionOutcome(Task):
         if math.isnan(x):
             x = float(outcome.positions[-1, outcome.names.index("target"), 0])
         return gate_at(x, gate_edges(scene)[0])
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""

@@ -13,7 +13,7 @@ from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task, Unsatisfiable
+from stimuli.tasks import Task, Unsatisfiable
 from stimuli.tasks.support.structure import (
     FRICTION_NEEDED,
     MARGIN_BINS,
@@ -136,11 +136,6 @@ class SupportHold(Task):
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "holds" or "falls", by simulation."""
         return "falls" if simulate(scene, simulator).decided else "holds"
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def statics_answer(self, scene: Scene) -> Answer:
         """ "holds" or "falls", by the sign of the margin."""

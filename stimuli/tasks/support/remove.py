@@ -13,7 +13,7 @@ from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from stimuli.scene import COLOURS, Body, Scene
 from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task, Unsatisfiable
+from stimuli.tasks import Task, Unsatisfiable
 from stimuli.tasks.support.structure import (
     DEPTH,
     MARGIN_BINS,
@@ -115,11 +115,6 @@ class SupportRemove(Task):
         margins = removal_margins(scene)
         standing = [b for b in candidates(scene) if not simulate(without(scene, b.name), simulator).decided]
         return max(standing or candidates(scene), key=lambda b: margins[b.name]).colour
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""

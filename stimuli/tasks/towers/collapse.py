@@ -12,7 +12,7 @@ from stimuli.question import THINK, Answer, Integers, Option, Options, Question,
 from stimuli.scene import Scene
 from stimuli.simulators import Outcome, Simulator, get_simulator
 from stimuli.statics import stack_margin, stack_overshoot
-from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.towers.tower import (
     FALLEN,
     MARGIN_BINS,
@@ -119,11 +119,6 @@ class TowersDirection(Task):
         sank = -moved[:, 2] > FALLEN * np.array([body.size[2] for body in scene.bodies])
         return "right" if moved[sank, 0].sum() > 0 else "left"
 
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
-
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""
         return tuple(Variant(paraphrase, order=order) for paraphrase in range(4) for order in range(2))
@@ -203,11 +198,6 @@ class TowersCount(Task):
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """Number of blocks in contact with the floor at rest, by simulation."""
         return _on_floor(self._settle(scene, simulator))
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the number is right, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def variants(self) -> tuple[Variant, ...]:
         """One per paraphrase."""

@@ -13,7 +13,7 @@ from stimuli.question import THINK, Answer, Option, Options, Question, Variant, 
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin
-from stimuli.tasks import Score, Task, Unsatisfiable, simulator_or_default
+from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.towers.tower import (
     MARGIN_BINS,
     MAX_STEP,
@@ -112,11 +112,6 @@ class TowersStability(Task):
         """ "stands" or "falls", by simulation."""
         outcome = simulator_or_default(simulator).simulate(scene, stop=fallen(scene))
         return "falls" if outcome.decided else "stands"
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def statics_answer(self, scene: Scene) -> Answer:
         """ "stands" or "falls", by the sign of the margin."""
