@@ -1,0 +1,270 @@
+"""Evidence for the absence of an effect: equivalence tests against a stated bound, and Bayes factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
+from scipy.stats import chi2, norm
+from scipy.stats import t as student
+
+MEDIUM = math.sqrt(2) / 2
+"""Scale of the Cauchy prior on the effect size that R's BayesFactor calls "medium"."""
+SCALES = {"medium": MEDIUM, "wide": 1.0, "ultrawide": math.sqrt(2)}
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests of an estimate against a bound.
+
+    Attributes:
+        estimate: What was estimated, on the scale of the bound.
+        se: Its standard error.
+        df: Degrees of freedom of the t distribution; inf for z.
+        low, high: The bound: effects inside it are too small to matter.
+        p_low: Of the test against "the effect is at or below `low`".
+        p_high: Of the test against "the effect is at or above `high`".
+        p: The larger of the two: the p-value of equivalence.
+        p_difference: Of the ordinary two-sided test against 0.
+        ci_low, ci_high: The 1 - 2 alpha interval; equivalence holds exactly if it lies within the bound.
+        alpha: Level of each one-sided test.
+    """
+
+    estimate: float
+    se: float
+    df: float
+    low: float
+    high: float
+    p_low: float
+    p_high: float
+    p: float
+    p_difference: float
+    ci_low: float
+    ci_high: float
+    alpha: float
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether effects outside the bound are rejected."""
+        return self.p < self.alpha
+
+    @property
+    def verdict(self) -> str:
+        """What follows, in the four words that Lakens (2017) distinguishes: equivalent, different, trivial, undecided.
+
+        "trivial" is a difference from 0 that is smaller than the bound; "undecided" is neither: the data do not say.
+        """
+        if math.isnan(self.p):
+            return "undefined"
+        different = self.p_difference < self.alpha
+        if self.equivalent:
+            return "trivial" if different else "equivalent"
+        return "different" if different else "undecided"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, verdict included."""
+        return {**self.__dict__, "verdict": self.verdict}
+
+
+def equivalence(
+    estimate: float, se: float, bound: float | tuple[float, float], df: float = math.inf, alpha: float = 0.05
+) -> Equivalence:
+    """Two one-sided t tests (TOST; Schuirmann, 1987; Lakens, 2017, Soc Psychol Pers Sci 8:355-362).
+
+    Args:
+        estimate: The effect, such as a contrast of log odds.
+        se: Its standard error.
+        bound: The smallest effect that would matter, on the same scale: a number for (-bound, bound), or both ends. It is to be
+            stated before the data are seen.
+        df: Degrees of freedom; for run-level contrasts those between runs.
+        alpha: Level of each one-sided test.
+
+    Raises:
+        ValueError: If the bound is empty or the standard error negative.
+    """
+    low, high = (-float(bound), float(bound)) if isinstance(bound, int | float) else (float(bound[0]), float(bound[1]))
+    if not low < high:
+        raise ValueError(f"the equivalence bound ({low:g}, {high:g}) is empty: give a positive number, or (low, high)")
+    if se < 0:
+        raise ValueError(f"a standard error cannot be negative, got {se:g}")
+    if not (math.isfinite(estimate) and math.isfinite(se) and se > 0 and df > 0):
+        # Without a spread between runs (one run, or runs that all agree) nothing can be tested.
+        nan = math.nan
+        return Equivalence(estimate, se, df, low, high, nan, nan, nan, nan, nan, nan, alpha)
+    p_low = float(student.sf((estimate - low) / se, df))
+    p_high = float(student.cdf((estimate - high) / se, df))
+    half = float(student.ppf(1 - alpha, df)) * se
+    return Equivalence(
+        estimate=estimate,
+        se=se,
+        df=df,
+        low=low,
+        high=high,
+        p_low=p_low,
+        p_high=p_high,
+        p=max(p_low, p_high),
+        p_difference=2 * float(student.sf(abs(estimate) / se, df)),
+        ci_low=estimate - half,
+        ci_high=estimate + half,
+        alpha=alpha,
+    )
+
+
+@dataclass(frozen=True)
+class BayesFactor:
+    """How many times more probable the data are with an effect than without.
+
+    Attributes:
+        bf10: The Bayes factor for the effect; `bf01` is the one for its absence.
+        log_bf10: Its natural logarithm, which neither overflows nor vanishes.
+        method: How it was computed, and under which prior.
+        t, df, n: The statistic behind it, its degrees of freedom and the effective number of observations.
+    """
+
+    bf10: float
+    log_bf10: float
+    method: str
+    t: float = math.nan
+    df: float = math.nan
+    n: float = math.nan
+
+    @property
+    def bf01(self) -> float:
+        """The Bayes factor for the absence of the effect."""
+        return math.exp(-self.log_bf10) if self.log_bf10 > -700 else math.inf
+
+    @property
+    def evidence(self) -> str:
+        """In the words of Lee and Wagenmakers (2013): anecdotal up to 3, moderate to 10, strong to 30, very strong to 100."""
+        if math.isnan(self.log_bf10):
+            return "undefined"
+        size = abs(self.log_bf10)
+        words = ((3, "anecdotal"), (10, "moderate"), (30, "strong"), (100, "very strong"), (math.inf, "extreme"))
+        word = next(word for limit, word in words if size < math.log(limit))
+        return f"{word} for {'an effect' if self.log_bf10 > 0 else 'no effect'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with bf01 and the evidence in words."""
+        return {**self.__dict__, "bf01": self.bf01, "evidence": self.evidence}
+
+
+def jzs(t: float, df: float, n: float, scale: float = MEDIUM) -> BayesFactor:
+    """JZS Bayes factor of a t statistic, by numerical integration (Rouder et al., 2009, Psychon Bull Rev 16:225-237, eq. 1).
+
+    The effect size has a Cauchy prior, the mean and the variance Jeffreys'.
+
+    Args:
+        t: The t statistic.
+        df: Its degrees of freedom.
+        n: Effective number of observations: n of one sample, n1 n2 / (n1 + n2) of two, 1 / sum(w^2 / n) of a contrast
+            of group means with weights w.
+        scale: Scale of the Cauchy prior.
+
+    Raises:
+        ValueError: If df, n or scale is not positive.
+    """
+    if not (df > 0 and n > 0 and scale > 0):
+        raise ValueError(f"a JZS Bayes factor needs df, n and scale above 0, got {df:g}, {n:g}, {scale:g}")
+    method = f"JZS, Cauchy prior with scale {scale:.3f}"
+    if not math.isfinite(t):
+        return BayesFactor(math.nan, math.nan, method, t, df, n)
+
+    def log_integrand(u: float) -> float:
+        # Over u = log g, where the integrand is one smooth hump. Relative to the null hypothesis, so that large t is safe.
+        a = 1 + n * scale**2 * math.exp(u)
+        fit = (math.log1p(t * t / df) - math.log1p(t * t / (a * df))) * (df + 1) / 2
+        return fit - 0.5 * math.log(a) - 0.5 * math.log(2 * math.pi) - u / 2 - math.exp(-u) / 2
+
+    peak = float(minimize_scalar(lambda u: -log_integrand(u), bounds=(-8, 60), method="bounded").x)
+    top = log_integrand(peak)
+    # The prior falls off doubly exponentially below and as exp(-u / 2) above, which 40 + 120 units more than cover.
+    pieces = [peak - 40, peak - 8, peak - 2, peak, peak + 3, peak + 12, peak + 120]
+    area = sum(
+        quad(lambda u: math.exp(log_integrand(u) - top), a, b, epsabs=1e-14, epsrel=1e-10)[0]
+        for a, b in pairwise(pieces)
+    )
+    value = top + math.log(area)
+    return BayesFactor(math.exp(value) if value < 700 else math.inf, value, method, t, df, n)
+
+
+def bayes_factor(x: Sequence[float], y: Sequence[float] | None = None, scale: float = MEDIUM) -> BayesFactor:
+    """JZS Bayes factor of one sample against 0, or of two independent samples against each other.
+
+    Args:
+        x: One number per run: a difference from the base model, or a mean.
+        y: The runs to compare with.
+        scale: Scale of the Cauchy prior on the effect size.
+
+    Returns:
+        The Bayes factor; undefined (nan) where the runs do not vary or there are too few.
+    """
+    a = np.asarray(x, dtype=float)
+    if y is None:
+        sizes = [len(a)]
+        difference, squares = float(a.mean()), float(((a - a.mean()) ** 2).sum())
+    else:
+        b = np.asarray(y, dtype=float)
+        sizes, difference = [len(a), len(b)], float(a.mean() - b.mean())
+        squares = float(((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum())
+    df, n = sum(sizes) - len(sizes), 1 / sum(1 / size for size in sizes)
+    if df < 1 or squares <= 0:
+        return BayesFactor(math.nan, math.nan, "JZS: undefined, for the runs do not vary", math.nan, df, n)
+    return jzs(difference / math.sqrt(squares / df / n), df, n, scale)
+
+
+def bic_bayes_factor(log_likelihood_null: float, log_likelihood_full: float, parameters: int, n: int) -> BayesFactor:
+    """Bayes factor of nested models by the BIC (Wagenmakers, 2007, Psychon Bull Rev 14:779-804, eq. 10).
+
+    An approximation under the unit-information prior. For mixed models the "n" of the BIC is not settled: with the number of
+    runs, an effect between runs is judged by what varies between them, and this is what the analyses here use.
+
+    Args:
+        log_likelihood_null: Of the model without the effect, by maximum likelihood (not REML).
+        log_likelihood_full: Of the model with it.
+        parameters: How many parameters the effect has.
+        n: Number of independent units.
+
+    Raises:
+        ValueError: If the effect has no parameters or there are fewer than two units.
+    """
+    if parameters < 1 or n < 2:
+        raise ValueError(f"a BIC approximation needs an effect and two units, got {parameters} parameters and n = {n}")
+    value = log_likelihood_full - log_likelihood_null - 0.5 * parameters * math.log(n)
+    method = f"BIC approximation with n = {n} (unit-information prior)"
+    return BayesFactor(math.exp(value) if value < 700 else math.inf, value, method, n=float(n))
+
+
+def logit_bound(difference: float, at: float = 0.5) -> tuple[float, float]:
+    """A bound on proportions as a bound on log odds: what +-`difference` around the proportion `at` means there.
+
+    Raises:
+        ValueError: If the bound leaves (0, 1).
+    """
+    low, high = at - difference, at + difference
+    if not (difference > 0 and low > 0 and high < 1):
+        raise ValueError(f"a bound of {difference:g} around {at:g} leaves (0, 1): choose a smaller one")
+    middle = math.log(at / (1 - at))
+    return math.log(low / (1 - low)) - middle, math.log(high / (1 - high)) - middle
+
+
+def power_of_equivalence(se: float, bound: float, df: float = math.inf, alpha: float = 0.05) -> float:
+    """Probability that TOST finds a true effect of 0 to lie within +-bound; numerically, over the estimated variance.
+
+    Args:
+        se: True standard error of the estimate.
+        bound: Half width of the bound, on the same scale.
+        df: Degrees of freedom of the estimated standard error.
+        alpha: Level of each one-sided test.
+    """
+    critical = float(student.ppf(1 - alpha, df))
+    if math.isinf(df):
+        return max(0.0, 2 * float(norm.cdf(bound / se - critical)) - 1)
+    # Estimated over true standard error, at the midpoints of equally probable classes.
+    ratio = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
+    return float(np.maximum(0.0, 2 * norm.cdf(bound / se - critical * ratio) - 1).mean())
