@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.special import expit
 
 Rows = list[dict[str, Any]]
 BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.0))
@@ -89,3 +91,89 @@ def judgements() -> Callable[..., Rows]:
 @pytest.fixture
 def actions() -> Callable[..., Rows]:
     return action_rows
+
+
+def trial_table(
+    cells: dict[tuple[str, str, str], float],
+    runs: int = 3,
+    items: int = 60,
+    run_sd: float = 0.0,
+    item_sd: float = 0.0,
+    seed: int = 0,
+    task_shift: str = "none",
+) -> pd.DataFrame:
+    """A table of simulated judgements with the columns of `analysis.frame`.
+
+    Args:
+        cells: (method, training task, test task) -> log odds of a right answer. Method "none" is one untrained run.
+        runs: Runs (seeds) per trained cell.
+        items: Items per test task; the same for all runs, in pairs of foils.
+        run_sd, item_sd: Standard deviations of the effects of (trained) runs and items on the log odds.
+        seed: Of everything random.
+        task_shift: The shift of all items.
+    """
+    rng = np.random.default_rng(seed)
+    tasks = sorted({test for _, _, test in cells})
+    item_effects = {task: rng.normal(0, item_sd, items) for task in tasks}
+    size = {task: rng.uniform(0.1, 1.0, items // 2 + 1) for task in tasks}
+    run_effects: dict[str, float] = {}
+    parts = []
+    for (method, train, test), log_odds in cells.items():
+        for number in range(1 if method == "none" else runs):
+            run = f"tiny {method} {train} {number}"
+            effect = run_effects.setdefault(run, float(rng.normal(0, run_sd)) if method != "none" else 0.0)
+            index = np.arange(items)
+            stands = index % 2 == 0
+            correct = rng.random(items) < expit(log_odds + effect + item_effects[test])
+            truth = np.where(stands, "stands", "falls")
+            answer = np.where(correct, truth, np.where(stands, "falls", "stands"))
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "run": run,
+                        "model": "tiny",
+                        "method": method,
+                        "train_tasks": train,
+                        "train_family": train.partition("-")[0],
+                        "seed": number,
+                        "test_task": test,
+                        "test_family": test.partition("-")[0],
+                        "shift": task_shift,
+                        "shift_level": 0 if task_shift == "none" else 1,
+                        "transfer": _transfer(train, test, task_shift),
+                        "item_id": [f"{test} {i}" for i in index],
+                        "pair_id": [f"{test} p{i // 2}" for i in index],
+                        "group_id": [f"{test} g{i // 4}" for i in index],
+                        "role": np.where(stands, "base", "foil1"),
+                        "margin": np.where(stands, 1, -1) * size[test][index // 2],
+                        "build": np.where(index // 2 % 4 == 0, "tricky", "plain"),
+                        "count": 2 + index // 2 % 3,
+                        "manner": "",
+                        "examples": 0,
+                        "attempt": 1,
+                        "answer": answer,
+                        "truth": truth,
+                        "signal": "stands",
+                        "correct": correct.astype(int),
+                        "success": correct.astype(int),
+                        "reward": correct.astype(float),
+                        "p_correct": np.nan,
+                        "chance": 0.5,
+                        "status": "ok",
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _transfer(train: str, test: str, shift: str) -> str | None:
+    if train == "none":
+        return None
+    if train == test:
+        return "within" if shift == "none" else "shifted"
+    return "cross-task" if train.partition("-")[0] == test.partition("-")[0] else "cross-family"
+
+
+@pytest.fixture
+def simulated() -> Callable[..., pd.DataFrame]:
+    return trial_table
