@@ -1,7 +1,8 @@
-"""Where numbers come from: versions, state of the code, and hardware, as run.json and decode.json record them."""
+"""Where numbers come from: versions, state of the code, hardware, and an adapter's training, as run.json records them."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -56,3 +57,39 @@ def hardware() -> dict[str, Any]:
         if torch.cuda.is_available():
             facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+TRAINING = "training.json"
+"""What a training leaves beside its adapter: how it was done, and how it went."""
+NOT_FACTS = ("curves",)
+"""Entries of it that say how the training went, step by step; too long for every run of the adapter."""
+
+
+def training_facts(adapter: str | Path | None, adapter_sha256: str) -> dict[str, Any] | None:
+    """How an adapter was trained, from the `training.json` beside it.
+
+    Args:
+        adapter: Folder of the adapter; of a served one, its name at the server.
+        adapter_sha256: Hash of the adapter that was loaded.
+
+    Returns:
+        Method, tasks, seed, budget and so on; None without an adapter, or if nobody wrote down how it came about.
+
+    Raises:
+        ValueError: If the file is damaged, or about other weights.
+    """
+    if not adapter or not (path := Path(adapter).expanduser() / TRAINING).is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or remove it to run without these facts") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged (not an object): restore it, or remove it to run without these facts")
+    noted = facts.get("adapter_sha256")
+    if noted and noted != adapter_sha256:
+        raise ValueError(
+            f"{path} is about other weights than those beside it (the hashes differ): restore the folder as it was"
+            " trained, or remove the file to run without these facts"
+        )
+    return {name: value for name, value in facts.items() if name not in NOT_FACTS}

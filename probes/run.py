@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from probes.models import Generation, Model, Trial
 from probes.presentation import HIDES_PICTURE, Manner, PresentationError, Presenter, manners
-from probes.provenance import git_state, hardware, versions
+from probes.provenance import git_state, hardware, training_facts, versions
 from probes.readout import UNREAD, Columns, Scorer
 from probes.sharding import ALONE, Processes
-from probes.trials import RunError, trial_key
+from probes.trials import RunError, trial_key, trials_hash
 from stimuli.dataset import Item, StimulusSet
 from stimuli.tasks import UnknownTask, get_task
 
@@ -186,7 +186,13 @@ def run(
             # What went wrong is already on its way up; a full disk must not hide it.
             with suppress(*(() if status == "finished" else (RunError,))):
                 observed = observed or getattr(model, "observed", {})
-                trials.update(status=status, finished=_now(), n_errors=n_errors, observed=observed)
+                trials.update(
+                    status=status,
+                    finished=_now(),
+                    n_errors=n_errors,
+                    observed=observed,
+                    trials_sha256=trials_hash(trials.folder),
+                )
     return RunReport(out, len(wanted), n_errors)
 
 
@@ -383,6 +389,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n": n,
         "n_errors": 0,
         "model": identity,
+        "training": training_facts(config.adapter, identity["adapter_sha256"]),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],
         "stimuli": {

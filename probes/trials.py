@@ -265,6 +265,20 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return run
 
 
+def trials_hash(folder: str | Path) -> str:
+    """SHA-256 of a run's log. `run.json` keeps it when a run ends, so that a log edited by hand can be told.
+
+    Raises:
+        RunError: If the log cannot be read.
+    """
+    path = Path(folder) / TRIALS
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+
+
 def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
     """The trials of several runs as one table.
 
@@ -308,6 +322,9 @@ def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, An
         old = read_trials(folder)
         lines = [_line(change(row)) for row in old]
         _write_whole(folder / TRIALS, "".join(lines))
+        run = read_run(folder)
+        if "trials_sha256" in run:
+            write_json(folder / RUN, run | {"trials_sha256": trials_hash(folder)})
     finally:
         os.close(lock)
     return len(lines), sum(_line(row) != line for row, line in zip(old, lines, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 
 from probes.models import Generation, Identity, Trial
 from probes.models.observers import make_observer
-from probes.readout import Scorer
+from probes.readout import Scorer, rescore
 from probes.run import RunConfig, run
-from probes.trials import COLUMNS, RunError, read_run, read_trials
+from probes.trials import COLUMNS, RunError, read_run, read_trials, trials_hash
 from stimuli.dataset import Item, StimulusSet
 from stimuli.question import Integers
 from stimuli.tasks import get_task
@@ -156,3 +157,37 @@ def test_observers_run_without_pictures(stability: StimulusSet, tmp_path: Path) 
     stimuli = copied(stability, tmp_path / "set")
     shutil.rmtree(stimuli.path / "images")
     assert run(RunConfig("chance", "s"), stimuli, tmp_path / "r", model=make_observer("chance")).n_errors == 0
+
+
+def test_a_run_of_an_adapter_knows_how_it_was_trained(stability: StimulusSet, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    model = Yes()
+    model.identity = Identity("yes", adapter_sha256="abc")
+    facts = {
+        "method": "ppo",
+        "tasks": ["towers-topblock"],
+        "seed": 3,
+        "budget": {"samples": 640},
+        "adapter_sha256": "abc",
+    }
+    config = RunConfig("yes", "s", adapter=str(adapter), limit=2)
+    assert read_run(run(config, stability, tmp_path / "unknown", model=model).path)["training"] is None
+    (adapter / "training.json").write_text(json.dumps(facts | {"curves": {"reward": [0.1, 0.9]}}))
+    assert read_run(run(config, stability, tmp_path / "known", model=model).path)["training"] == facts
+    (adapter / "training.json").write_text(json.dumps(facts | {"adapter_sha256": "def"}))
+    with pytest.raises(ValueError, match="about other weights"):
+        run(config, stability, tmp_path / "other", model=model)
+    (adapter / "training.json").write_text('{"method"')
+    with pytest.raises(ValueError, match=r"training\.json is damaged"):
+        run(config, stability, tmp_path / "damaged", model=model)
+
+
+def test_a_run_notes_the_hash_of_its_log(stability: StimulusSet, tmp_path: Path) -> None:
+    out = run(RunConfig("yes", "s", limit=4), stability, tmp_path / "r", model=Yes()).path
+    assert read_run(out)["trials_sha256"] == trials_hash(out)
+    rows = (out / "trials.jsonl").read_text()
+    (out / "trials.jsonl").write_text(rows.replace('"correct": false', '"correct": true', 1))
+    assert read_run(out)["trials_sha256"] != trials_hash(out)
+    rescore(out, stability)  # reads the replies once more, and so vouches for them
+    assert read_run(out)["trials_sha256"] == trials_hash(out)

@@ -1,0 +1,237 @@
+"""From a run's folder to the columns of the tidy trial table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.levels import families, family_of, shift_name, transfer_level
+from analysis.responses import Row, failed, manner_of, succeeded, two_options
+from probes.trials import RUN, TRIALS, RunError, read_run, read_trials, trials_hash
+from stimuli.shifts import parse_shifts
+
+NAMELESS = "unknown"
+"""Method of an adapter that nothing is known about."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One log, or one table, that trials came from.
+
+    Attributes:
+        path: Folder or file.
+        sha256: Hash of the trials as they are on the disk.
+        n: Trials, failed ones included.
+        expected: Trials that the run has when it is finished; None if that is not known.
+        model: Model, as the user named it; empty for a table.
+        stimuli: Hash of the stimulus set's content; empty if it is not known.
+        baselines: What chance, the best constant answer and shortcut rules score on the set.
+        facts: Readout, temperature, versions and weights behind the trials, as run.json has them.
+    """
+
+    path: str
+    sha256: str
+    n: int
+    expected: int | None = None
+    model: str = ""
+    stimuli: str = ""
+    baselines: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | None = None
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The runs that a folder holds: itself, or else all below it (but none inside another run).
+
+    Raises:
+        RunError: If there is none.
+    """
+    if (folder / TRIALS).is_file():
+        return [folder]
+    found: list[Path] = []
+    for path in sorted(path.parent for path in folder.rglob(TRIALS)):
+        if not any(run in path.parents for run in found):
+            found.append(path)
+    if not found:
+        raise RunError(f"{folder} holds no run ({TRIALS} and {RUN}): make one with `probe run --out {folder}`")
+    return found
+
+
+def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
+    """The trials of a run that took place, one row each, those that did not by reason, and where they came from.
+
+    Raises:
+        RunError: If it is no run, is damaged, or its log was edited after the run had ended.
+    """
+    record = read_run(folder)
+    log = _unedited(folder, record)
+    rows = read_trials(folder)
+    held = [row for row in rows if not failed(row)]
+    dropped = Counter(f"failed: {str(row['error']).partition(':')[0]}" for row in rows if failed(row))
+    model, stimuli = record.get("model") or {}, record.get("stimuli") or {}
+    facts = {
+        "temperature": (record.get("config") or {}).get("temperature", 0.0),
+        "weights_sha256": model.get("weights_sha256", ""),
+        "adapter_sha256": model.get("adapter_sha256", ""),
+        "versions": record.get("versions") or {},
+    }
+    source = Source(
+        path=str(folder),
+        sha256=log,
+        n=len(rows),
+        expected=record.get("n"),
+        model=str(model.get("name", "")),
+        stimuli=str(stimuli.get("content_sha256", "")),
+        baselines=stimuli.get("baselines"),
+        facts=facts,
+    )
+    return pd.DataFrame(_columns(held, record)).assign(folder=str(folder)), dropped, source
+
+
+def _unedited(folder: Path, record: Mapping[str, Any]) -> str:
+    """The hash of the log, which must be the one that the run noted when it ended, if it noted one."""
+    found = trials_hash(folder)
+    noted = record.get("trials_sha256")
+    if noted and record.get("status") != "running" and noted != found:
+        raise RunError(
+            f"{folder / TRIALS} is not what the run wrote (its hash differs from the one in {RUN}): restore it, score it"
+            f" anew with `probe score {folder}`, or run again with another --out"
+        )
+    return found
+
+
+def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the tidy table, but for what only all the runs together decide."""
+    trained = _training(record)
+    train_tasks, train_shifts = trained.pop("tasks"), trained.pop("shifts")
+    conditions = [row.get("condition") or {} for row in rows]
+    variants = [row.get("variant") or {} for row in rows]
+    shifts = [tuple((str(n), int(level)) for n, level in c.get("shifts") or ()) for c in conditions]
+    tasks = [str(row["task"]) for row in rows]
+    signals = {task: two_options([r for r in rows if r["task"] == task]) for task in dict.fromkeys(tasks)}
+    temperature = float((record.get("config") or {}).get("temperature") or 0.0)
+    stimuli = str((record.get("stimuli") or {}).get("content_sha256", ""))[:12]
+    sample = int(record.get("seed") or 0) if temperature > 0 else 0
+    model = _model_name(rows, record)
+    constant = {
+        **trained,
+        **_who(model, trained, train_tasks, sample, record),
+        "train_tasks": "+".join(train_tasks) or "none",
+        "train_family": families(train_tasks) or "none",
+        "model": model,
+        "sample": sample,
+        "stimuli": stimuli,
+    }
+    columns: dict[str, Any] = {
+        "key": [row["key"] for row in rows],
+        "readout": [str(row["readout"]) for row in rows],
+        "test_task": tasks,
+        "test_family": [family_of(task) for task in tasks],
+        "shift": [shift_name(s)[0] for s in shifts],
+        "shift_level": [shift_name(s)[1] for s in shifts],
+        "transfer": [
+            transfer_level(task, s, train_tasks, train_shifts) if train_tasks else None
+            for task, s in zip(tasks, shifts, strict=True)
+        ],
+        "item_id": [str(row["item_id"]) for row in rows],
+        "pair_id": [row.get("pair_id") for row in rows],
+        "group_id": [row.get("group_id") for row in rows],
+        "role": [row.get("role") for row in rows],
+        "margin": [row.get("margin") for row in rows],
+        "margin_bin": [_bin(c.get("margin_bin")) for c in conditions],
+        "mirrored": [int(bool(c.get("mirrored"))) for c in conditions],
+        "count": [c.get("count") for c in conditions],
+        "build": [c.get("build") for c in conditions],
+        "polarity": [v.get("polarity") for v in variants],
+        "order": [v.get("order") for v in variants],
+        "manner": [manner_of(row) for row in rows],
+        "examples": [len(row.get("examples") or ()) for row in rows],
+        "attempt": [int(row.get("attempt") or 1) for row in rows],
+        "answer": [_text(row.get("answer")) for row in rows],
+        "truth": [_text(row.get("truth")) for row in rows],
+        "signal": [None if (pair := signals[task]) is None else pair[0] for task in tasks],
+        "correct": [int(bool(row.get("correct"))) for row in rows],
+        "success": [int(succeeded(row)) for row in rows],
+        "reward": [row.get("reward") for row in rows],
+        "p_correct": [row.get("p_correct") for row in rows],
+        "chance": [row.get("chance") for row in rows],
+        "status": [str(row.get("status")) for row in rows],
+    }
+    return columns | {name: [value] * len(rows) for name, value in constant.items()}
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How the model was trained, as far as the run knows; of an untrained one, that it was not."""
+    adapter = str((record.get("model") or {}).get("adapter_sha256") or "")
+    seed = int(record.get("seed") or 0)
+    if not adapter:
+        return {"method": "none", "tasks": (), "shifts": (), "seed": seed, "samples": 0, "regime": ""}
+    facts = record.get("training") or {}
+    tasks = facts.get("tasks") or ()
+    shifts = parse_shifts(str(facts.get("shift") or ""))
+    budget = facts.get("budget") or {}
+    return {
+        "method": str(facts.get("method") or NAMELESS),
+        "tasks": tuple(sorted(tasks.split(",") if isinstance(tasks, str) else map(str, tasks))),
+        "shifts": shifts,
+        "seed": int(facts.get("seed", seed)),
+        "samples": budget.get("samples"),
+        "regime": _regime(facts),
+    }
+
+
+def _model_name(rows: Sequence[Row], record: Mapping[str, Any]) -> str:
+    """The model as the user named it; of a path, the last part."""
+    name = str((record.get("model") or {}).get("name") or (rows[0]["model"] if rows else ""))
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
+
+
+def _who(
+    model: str, trained: Mapping[str, Any], tasks: Sequence[str], sample: int, record: Mapping[str, Any]
+) -> dict[str, str]:
+    """The name of who answered, and the hash that tells it from others: a trained adapter, or an untrained model.
+
+    Samples of an untrained model with different seeds are runs of their own, because nothing else varies between them;
+    samples of an adapter are repeated measures of it.
+    """
+    facts = record.get("model") or {}
+    parts = [str(facts.get(name) or "") for name in ("name", "revision", "weights_sha256", "adapter_sha256")]
+    if trained["method"] == "none":
+        run = f"{model} sample {sample}" if sample else model
+        parts.append(str(sample))
+    else:
+        what = " ".join(
+            filter(None, (trained["method"], "+".join(tasks), trained["regime"] and f"({trained['regime']})"))
+        )
+        run = f"{model} {what} seed {trained['seed']}"
+    return {"run": run, "identity": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+
+
+def _regime(facts: Mapping[str, Any]) -> str:
+    """What was special about a training: everything but method, tasks, seed and budget that is not the default."""
+    parts = []
+    for name in ("shift", "curriculum", "memory", "auxiliary", "init"):
+        value = facts.get(name)
+        if value not in (None, "", "none", False, 0, [], {}):
+            parts.append(f"{name} {Path(str(value)).name if name == 'init' else value}")
+    if int(facts.get("attempts") or 1) > 1:
+        parts.append(f"{facts['attempts']} attempts")
+    return ", ".join(parts)
+
+
+def _bin(edges: Any) -> str | None:
+    if not edges or tuple(edges) == (0.0, 0.0):
+        return None
+    return f"{float(edges[0]):+.2f} to {float(edges[1]):+.2f}"
+
+
+def _text(value: Any) -> str | None:
+    """An answer as a level: words as they are, numbers written out, pairs of them with a space between."""
+    if value is None:
+        return None
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,158 @@
+"""The tidy table: every trial once, with the facts of its training and its level of transfer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.frame import COLUMNS, FrameError, from_table, load
+from analysis.levels import TRANSFER, transfer_level
+from probes.trials import RUN, TRIALS, RunError, read_run
+from stimuli.tasks import task_names
+from tests.analysis.conftest import run_rows, write_run
+
+
+def test_a_study_is_one_table(study_folder: Path) -> None:
+    trials = load([study_folder])
+    table = trials.table
+    assert tuple(table.columns) == COLUMNS and len(table) == 48 * (3 + 2 * 3 * 4)
+    assert trials.dropped == () and trials.notes == [] and len(trials.sources) == 27
+    # One run is one adapter, whatever number of folders it has.
+    assert table["run"].nunique() == 7 and set(table["method"]) == {"none", "sft", "grpo"}
+    assert list(table["method"].cat.categories) == ["none", "sft", "grpo"]
+    of_one = table[table["run"] == "tiny sft towers-stability seed 2"]
+    assert of_one["folder"].nunique() == 4 and set(of_one["seed"]) == {2} and set(of_one["samples"]) == {1000}
+    levels = of_one.groupby(["test_task", "shift"], observed=True)["transfer"].first()
+    assert levels.to_dict() == {
+        ("towers-stability", "none"): "within",
+        ("towers-stability", "camera"): "shifted",
+        ("towers-topblock", "none"): "cross-task",
+        ("balance-tilt", "none"): "cross-family",
+    }
+    base = table[table["method"] == "none"]
+    assert base["transfer"].isna().all() and set(base["train_tasks"]) == {"none"} and set(base["samples"]) == {0}
+    assert set(of_one.loc[of_one["shift"] == "camera", "shift_level"]) == {2}
+    bins = list(table["margin_bin"].cat.categories)
+    assert table["margin_bin"].cat.ordered and bins[0] == "-1.00 to -0.70" and bins[-1] == "+0.70 to +1.00"
+
+
+def test_the_table_does_not_depend_on_how_runs_were_named(study_folder: Path) -> None:
+    runs = sorted(path for path in study_folder.iterdir())
+    expected = load([study_folder]).table
+    pd.testing.assert_frame_equal(load(reversed(runs)).table, expected)
+    pd.testing.assert_frame_equal(load([*runs, runs[0]]).table, expected)  # the same folder twice is one
+
+
+def test_unread_replies_are_wrong_and_failed_trials_are_counted(tmp_path: Path) -> None:
+    rows = run_rows(n=12)
+    for row in rows[:3]:
+        row.update(answer=None, answer_text=None, status="no_answer", correct=False, success=False, reward=0.0)
+    for row in rows[3:5]:
+        row.update(answer=None, status="error", correct=False, success=False, error="StimulusError: corrupt")
+    trials = load([write_run(tmp_path / "r", rows)])
+    assert len(trials.table) == 10
+    unread = trials.table[trials.table["status"] == "no_answer"]
+    assert len(unread) == 3 and unread["answer"].isna().all() and not unread["correct"].any()
+    assert [(d.reason, d.n) for d in trials.dropped] == [("failed: StimulusError", 2)]
+    assert "2 trials" in trials.notes[0] and "StimulusError" in trials.notes[0]
+
+
+def test_a_trial_twice_is_refused(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", run_rows(n=8))
+    shutil.copytree(first, tmp_path / "b")
+    with pytest.raises(FrameError, match=r"8 trials are there twice.*/a and .*/b"):
+        load([tmp_path])
+
+
+def test_a_log_edited_after_the_run_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", run_rows(n=8))
+    text = (run / TRIALS).read_text()
+    (run / TRIALS).write_text(text.replace('"correct": false', '"correct": true', 1))
+    with pytest.raises(RunError, match="is not what the run wrote"):
+        load([run])
+    # A run that goes on has no last word yet, and logs of earlier versions never had one.
+    for change in ({"status": "running"}, {"trials_sha256": None}):
+        (run / RUN).write_text(json.dumps(read_run(run) | change))
+        assert len(load([run]).table) == 8
+
+
+def test_logs_of_earlier_versions_and_runs_that_go_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", run_rows(n=8), method="sft", train_tasks=["towers-stability"])
+    record = read_run(run)
+    del record["training"], record["trials_sha256"]
+    (run / RUN).write_text(json.dumps(record | {"n": 20}))
+    rows = [json.loads(line) for line in (run / TRIALS).read_text().splitlines()]
+    for row in rows:
+        del row["manner"], row["examples"]
+    (run / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
+    trials = load([run])
+    assert set(trials.table["method"]) == {"unknown"} and set(trials.table["manner"]) == {""}
+    assert trials.table["transfer"].isna().all()
+    assert any("8 of 20" in note for note in trials.notes)
+
+
+def test_runs_that_would_be_called_alike_are_told_apart(tmp_path: Path) -> None:
+    for index, curriculum in enumerate(("none", "easy-to-hard")):
+        write_run(
+            tmp_path / str(index), run_rows(n=4), method="ppo", train_tasks=["towers-stability"], curriculum=curriculum
+        )
+    write_run(tmp_path / "2", run_rows(n=4), method="ppo", train_tasks=["towers-stability"], note="other weights")
+    runs = list(load([tmp_path]).table["run"].cat.categories)
+    assert len(runs) == 3 and sum("#" in run for run in runs) == 2
+    assert "tiny ppo towers-stability (curriculum easy-to-hard) seed 0" in runs
+
+
+def test_sampled_runs_of_an_untrained_model_are_runs_of_their_own(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), run_rows(n=4, seed=seed), seed=seed, temperature=1.0)
+    assert list(load([tmp_path]).table["run"].cat.categories) == ["tiny sample 1", "tiny sample 2"]
+
+
+def test_tables_of_other_people(tmp_path: Path, study_folder: Path) -> None:
+    plain = pd.DataFrame(
+        {"run": ["a", "a", "b"], "test_task": "my-task", "item_id": [1, 2, 1], "correct": [1, None, 0], "method": "sft"}
+    )
+    plain.to_csv(tmp_path / "t.csv", index=False)
+    plain.to_parquet(tmp_path / "t.parquet")
+    for trials in (load([tmp_path / "t.csv"]), load([tmp_path / "t.parquet"]), from_table(plain)):
+        assert len(trials.table) == 2 and set(trials.table["test_family"]) == {"my"}
+        assert [(d.reason, d.n) for d in trials.dropped] == [("no score in `correct`", 1)]
+        assert trials.table["success"].tolist() == [1, 0] and trials.table["margin"].isna().all()
+    # The table itself is such a table.
+    tidy = load([study_folder]).table
+    tidy.to_parquet(tmp_path / "tidy.parquet")
+    again = load([tmp_path / "tidy.parquet"]).table
+    pd.testing.assert_frame_equal(again.drop(columns="folder"), tidy.drop(columns="folder"))
+
+
+def test_tables_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+    good = pd.DataFrame({"run": "a", "test_task": "t", "item_id": ["1", "2"], "correct": [0, 1]})
+    with pytest.raises(FrameError, match="lacks the column item_id"):
+        from_table(good.drop(columns="item_id"))
+    with pytest.raises(FrameError, match=r"must be 0 or 1, found 0\.5"):
+        from_table(good.assign(correct=[0.5, 1]))
+    with pytest.raises(FrameError, match="there twice"):
+        from_table(good.assign(item_id="1"))
+    with pytest.raises(RunError, match="holds no run"):
+        load([tmp_path])
+    with pytest.raises(FrameError, match="no runs given"):
+        load([])
+
+
+tasks = st.sampled_from(task_names())
+
+
+@given(tasks, st.lists(tasks, min_size=1, max_size=3), st.sampled_from([(), (("camera", 1),), (("camera", 3),)]))
+def test_every_test_has_one_level(test: str, trained: list[str], shifts: tuple[tuple[str, int], ...]) -> None:
+    level = transfer_level(test, shifts, tuple(trained), (("camera", 1),))
+    assert level in TRANSFER
+    if level == "shifted":
+        assert test in trained and shifts == (("camera", 3),)
+    if level == "within":
+        assert test in trained
