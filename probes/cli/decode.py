@@ -143,7 +143,7 @@ def _draw(results: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Write the figures of one result, or the overview of several."""
     import matplotlib.pyplot as plt
 
-    from analysis.figures import STYLE
+    from analysis.style import STYLE
     from probes.decoding.figures import depth, intervention
 
     with plt.rc_context(STYLE):

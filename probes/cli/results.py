@@ -35,7 +35,7 @@ def write_figure(run: Path, references: Mapping[str, Path]) -> None:
         run: Folder of the run.
         references: Label -> folder of an observer's run on the same set, to be drawn as a line.
     """
-    from analysis.figures import draw
+    from analysis.figures.single import draw
     from probes.cli.console import tell
     from probes.trials import read_trials
 

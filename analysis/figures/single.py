@@ -1,4 +1,4 @@
-"""Figures of single runs, at the width of one journal column (88 mm) and legible at that size."""
+"""The figure of a single run: a psychometric function, or success by condition."""
 
 from __future__ import annotations
 
@@ -8,36 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.responses import Cell, Row, by_answer_size, by_condition, by_margin, plain_rows, two_options
+from analysis.style import (
+    COLUMN_MM,
+    GREY,
+    LIGHT,
+    MARKERS,
+    MM,
+    PALETTE,
+    STYLE,
+    legend_above,
+    margins,
+    proportions,
+    save,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-COLUMN_MM = 88.0
-DPI = 300
-
-# Okabe & Ito's colour-blind safe palette without its yellow; markers differ too, so that grey prints can be read.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY, LIGHT = "#5A5A5A", "#B8B8B8"
-
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 7.5,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "legend.fontsize": 6.8,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # editable text in the journal's tools
-}
 
 
 def draw(
@@ -91,7 +77,7 @@ def psychometric(
     reach = 1.06 * max(abs(cell.x) for found in curves.values() for cell in found)
 
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_MM / 25.4, 60 / 25.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(COLUMN_MM * MM, 60 * MM), layout="constrained")
         # Where most trials of the boundary fall, a step hides nothing: it lies behind everything else.
         axes.plot([-reach, 0, 0, reach], [0, 0, 1, 1], color=LIGHT, lw=1.2, zorder=1, label="ideal observer")
         axes.axhline(0.5, color=LIGHT, lw=0.6, ls=(0, (1, 2)), zorder=0)
@@ -103,11 +89,12 @@ def psychometric(
         for index, (label, found) in enumerate(curves.items()):
             colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
             _points(axes, [c for c in found if c.signal.n], colour, marker, label)
-        _limits(axes, reach)
+        margins(axes, reach)
+        proportions(axes)
         axes.set_xlabel(f"← {options[1]}      Physical margin      {options[0]} →")
         axes.set_ylabel(f"P(“{signal}”)")
-        _legend_above(figure, axes)
-        return _save(figure, out)
+        legend_above(figure, axes)
+        return _finished(figure, out)
 
 
 def success(
@@ -132,7 +119,7 @@ def success(
     name, axis = grouped([row for rows in everything.values() for row in rows])
     place = {cell.level: index for index, cell in enumerate(axis)}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_MM / 25.4, 60 / 25.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(COLUMN_MM * MM, 60 * MM), layout="constrained")
         for index, (label, rows) in enumerate(everything.items()):
             reference = label not in runs
             colour = GREY if reference else PALETTE[index % len(PALETTE)]
@@ -150,11 +137,11 @@ def success(
         if max(map(len, levels)) * len(axis) > 44:
             axes.tick_params(axis="x", rotation=30)
         axes.set_xlim(-0.5, len(axis) - 0.5)
-        _proportions(axes)
+        proportions(axes)
         axes.set_xlabel(name)
         axes.set_ylabel("Proportion successful")
-        _legend_above(figure, axes)
-        return _save(figure, out)
+        legend_above(figure, axes)
+        return _finished(figure, out)
 
 
 def _points(axes: Axes, found: Sequence[Cell], colour: str, marker: str, label: str) -> None:
@@ -172,50 +159,15 @@ def _bars(axes: Axes, x: Sequence[float], values: Sequence[Any], colour: str, ma
     )
 
 
-def _limits(axes: Axes, reach: float) -> None:
-    axes.set_xlim(-reach, reach)
-    step = 0.25 if reach < 0.7 else 0.5 if reach < 1.6 else 1.0
-    ticks = [step * k for k in range(-int(reach / step), int(reach / step) + 1)]
-    axes.set_xticks(ticks, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks])
-    _proportions(axes)
-
-
-def _proportions(axes: Axes) -> None:
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
-
-
 def _spaced(level: str) -> str:
     """ "5to7cm" as "5–7 cm"; other levels as they are."""
     return re.sub(r"^(\d+)to(\d+)([a-z]+)$", r"\1–\2 \3", level)
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    # Runs first, references after them, however they had to be layered.
-    order = sorted(range(len(labels)), key=lambda i: not hasattr(handles[i], "has_yerr"))
-    figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        loc="outside upper left",
-        ncols=3,
-        handlelength=1.8,
-        columnspacing=1.2,
-    )
-
-
-def _save(figure: Any, out: str | Path) -> Path:
+def _finished(figure: Any, out: str | Path) -> Path:
     import matplotlib.pyplot as plt
 
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Through a temporary name, so that a figure is whole or absent; without dates, so that equal data give equal bytes.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
     try:
-        figure.savefig(partial, dpi=DPI, metadata=metadata)
-        partial.replace(path)
+        return save(figure, Path(out))
     finally:
         plt.close(figure)
-        partial.unlink(missing_ok=True)
-    return path
