@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from probes.models import Generation, Identity, ModelError, Trial, Turn
-from probes.models.adapters import adapter_hash, attach_adapter, check_effect
+from probes.models.adapter_folder import adapter_hash, check_base
+from probes.models.adapters import attach_adapter, check_effect
 from probes.models.option_scoring import OptionScorer, last_word_only
 from probes.models.prompting import Prompter
 
@@ -97,35 +98,10 @@ class HuggingFaceModel:
         Raises:
             ModelError: If that fails; one line with the fix.
         """
-        if dtype != "auto" and dtype not in DTYPES:
-            raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        # Half precision is slower than single on most CPUs, and not the same from one CPU to the next.
-        precision = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
-        settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
-        if load_in_4bit:
-            settings |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
-        safe = {"local_files_only": True, "trust_remote_code": False}
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
-        try:
-            processor = AutoProcessor.from_pretrained(folder, **safe)
-            model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **safe)
-            if not load_in_4bit:
-                model = model.to(device)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-            raise ModelError(f"cannot load {name}: {_reason(error)}") from error
-        if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-            raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
-        absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-        if absent:
-            raise ModelError(
-                f"cannot load {name}: {len(absent)} tensors are missing from its weights (such as {absent[0]});"
-                " download or save the model again"
-            )
-        model.eval()
+        model, processor, device = load_network(folder, name, dtype=dtype, device=device, load_in_4bit=load_in_4bit)
+        weights = weights_hash(folder)
         if adapter is not None:
+            check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
         loaded = cls(model, processor, name)
         if adapter is not None:
@@ -134,7 +110,7 @@ class HuggingFaceModel:
             # A folder goes by its own name, so that a run can be gone on with from another working directory.
             name=folder.resolve().name if Path(name).expanduser().is_dir() else name,
             revision=revision,
-            weights_sha256=weights_hash(folder),
+            weights_sha256=weights,
             adapter_sha256=adapter_hash(adapter) if adapter is not None else "",
             details=_details(model, processor, device, load_in_4bit)
             | {"chat_template_sha256": loaded._prompter.template_sha256},
@@ -272,6 +248,54 @@ class HuggingFaceModel:
 
     def _move(self, inputs: Any) -> dict[str, torch.Tensor]:
         return dict(inputs.to(self._model.device, self._model.dtype))
+
+
+def load_network(
+    folder: Path, name: str, *, dtype: str = "auto", device: str = "auto", load_in_4bit: bool = False
+) -> tuple[Any, Any, str]:
+    """Load a network and its processor from a folder, as they are: for answering, training and merging alike.
+
+    Args:
+        folder: Folder with configuration, processor and safetensors weights.
+        name: The name as the user gave it.
+        dtype: "auto" is float32 on a CPU, elsewhere the type of the checkpoint.
+        device: "auto" is the first GPU, if there is one.
+        load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
+
+    Returns:
+        The network (not in training mode), the processor, and the device that was chosen.
+
+    Raises:
+        ModelError: If that fails; one line with the fix.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Half precision is slower than single on most CPUs, and not the same from one CPU to the next.
+    precision = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
+    settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
+    if load_in_4bit:
+        settings |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **safe)
+        model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **safe)
+        if not load_in_4bit:
+            model = model.to(device)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"cannot load {name}: {_reason(error)}") from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise ModelError(
+            f"cannot load {name}: {len(absent)} tensors are missing from its weights (such as {absent[0]});"
+            " download or save the model again"
+        )
+    return model.eval(), processor, device
 
 
 class _Sample(LogitsProcessor):

@@ -103,5 +103,6 @@ def test_an_adapter_without_effect_is_refused(llava: Path, tmp_path: Path) -> No
 def test_an_incomplete_or_damaged_adapter_is_refused(llava: Path, adapter: Path, tmp_path: Path) -> None:
     assert "has no adapter_config.json and no adapter_model.safetensors" in refused(llava, tmp_path)
     (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    assert "has no adapter_model.safetensors" in refused(llava, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"damaged")
-    assert "does not fit this model" in refused(llava, tmp_path)
+    assert "is damaged" in refused(llava, tmp_path)
