@@ -88,3 +88,16 @@ def pool(estimates: Sequence[float] | Floats, variances: Sequence[float] | Float
     half = float(student.ppf(0.975, k - 1)) * se
     shrunken[known] = mu + (y - mu) * tau * tau / (tau * tau + v)
     return Pooled(mu, se, k - 1, mu - half, mu + half, tau, k, shrunken)
+
+
+def mean_over_runs(values: Sequence[float] | Floats) -> tuple[float, float, float]:
+    """Mean and 95 % t interval of runs; those without a value (nan) are left out, and one run has no interval."""
+    y = np.asarray(values, dtype=float)
+    y = y[np.isfinite(y)]
+    if len(y) == 0:
+        return math.nan, math.nan, math.nan
+    mean = float(y.mean())
+    if len(y) == 1:
+        return mean, math.nan, math.nan
+    half = float(student.ppf(0.975, len(y) - 1) * y.std(ddof=1)) / math.sqrt(len(y))
+    return mean, mean - half, mean + half

@@ -10,7 +10,7 @@ import pandas as pd
 
 Floats = npt.NDArray[np.float64]
 
-CELL = ("model", "method", "train_tasks", "test_task", "shift", "shift_level")
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
 """Columns that say what was trained and what was tested; runs of one cell differ in the seed alone."""
 
 
