@@ -59,6 +59,32 @@ def save_model() -> Callable[..., Path]:
     return save_llava
 
 
+@pytest.fixture(scope="session")
+def save_adapter() -> Callable[..., Path]:
+    """Function that makes an adapter as if after training: `save_adapter(base, folder, trained=True, targets=...)`."""
+    return make_adapter
+
+
+def make_adapter(
+    base: Path, folder: Path, *, trained: bool = True, targets: str = r".*language_model.*\.[qv]_proj"
+) -> Path:
+    """Make such an adapter."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    model = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets)
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if trained and "lora_B" in name:
+                tensor.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
 def save_llava(folder: Path, *, hidden: int = 48, template: str | None = TEMPLATE) -> Path:
     """Make such a model."""
     import torch

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from probes.cli import check, decode, doctor, importing, models, pretrain, run, score, settings, stimuli
+from probes.cli import adapters, check, decode, doctor, importing, models, pretrain, run, score, settings, stimuli
 from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, report, usage_line
 
 
@@ -42,6 +42,7 @@ app.command(run.run)
 app.command(stimuli.app)
 stimuli.app.command(importing.import_, name="import")
 stimuli.app.command(importing.export)
+app.command(adapters.app)
 app.command(check.check)
 app.command(models.models)
 app.command(score.score)

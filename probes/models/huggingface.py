@@ -68,6 +68,8 @@ class HuggingFaceModel:
         self._most: int | None = None
         """Trials that fit in memory at once, where it turned out that not all do."""
         self._sizes: dict[tuple[int, int, bool], str] = {}
+        self.adapter_change = 0.0
+        """Largest change that the adapter makes to a log-probability on a made-up question, nats."""
         self.observed: dict[str, Any] = {}
         """What the run has seen: "pictures": width x height (pixels) of the pictures given, and of what the model got of
         them; "prompt_tokens": of the longest prompt; "batch_size": what it came down to, if memory ran out."""
@@ -105,7 +107,7 @@ class HuggingFaceModel:
             model = attach_adapter(model, adapter)
         loaded = cls(model, processor, name)
         if adapter is not None:
-            check_effect(model, loaded.probe_inputs(), adapter)
+            loaded.adapter_change = check_effect(model, loaded.probe_inputs(), adapter)
         loaded._identity = Identity(
             # A folder goes by its own name, so that a run can be gone on with from another working directory.
             name=folder.resolve().name if Path(name).expanduser().is_dir() else name,

@@ -65,7 +65,7 @@ def load_model(
         from probes.models.observers import make_observer
 
         return make_observer(entry.name)
-    folder = _find(entry, revision)
+    folder = find_weights(name, revision)
     adapter_folder = None if adapter is None else Path(adapter).expanduser()
     if adapter_folder is not None and not adapter_folder.is_dir():
         raise ModelError(f"there is no adapter folder {adapter}: give a folder made by PEFT or `probe train`")
@@ -84,8 +84,17 @@ def load_model(
     )
 
 
-def _find(entry: Entry, revision: str | None) -> Path:
-    """The folder with the weights, downloaded if need be."""
+def find_weights(name: str, revision: str | None = None) -> Path:
+    """The folder with the weights of a model, downloaded if need be.
+
+    Args:
+        name: An alias of the catalogue, a folder, or a hub id.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: If there are none; one line with the fix.
+    """
+    entry = lookup(name)
     if entry.kind == "hub":
         return cached_snapshot(entry.source, revision) or _download(entry, revision)
     if revision is not None:

@@ -17,27 +17,8 @@ from stimuli.dataset import StimulusSet
 SaveModel = Callable[..., Path]
 
 
-def save_adapter(
-    base: Path, folder: Path, *, trained: bool = True, targets: str = r".*language_model.*\.[qv]_proj"
-) -> Path:
-    """An adapter of a model, with weights as if after training."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForImageTextToText
-
-    model = get_peft_model(
-        AutoModelForImageTextToText.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-    )
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if trained and "lora_B" in name:
-                tensor.normal_(std=0.5)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def adapter(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(llava: Path, save_adapter: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(llava, tmp_path_factory.mktemp("adapters") / "right")
 
 
@@ -96,7 +77,7 @@ def test_a_tensor_without_a_place_is_refused(llava: Path, adapter: Path, tmp_pat
     assert "found no place" in refused(llava, tmp_path)
 
 
-def test_an_adapter_without_effect_is_refused(llava: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_effect_is_refused(llava: Path, save_adapter: SaveModel, tmp_path: Path) -> None:
     assert "changes nothing" in refused(llava, save_adapter(llava, tmp_path / "empty", trained=False))
 
 
@@ -106,3 +87,25 @@ def test_an_incomplete_or_damaged_adapter_is_refused(llava: Path, adapter: Path,
     assert "has no adapter_model.safetensors" in refused(llava, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"damaged")
     assert "is damaged" in refused(llava, tmp_path)
+
+
+def test_an_adapter_of_other_weights_is_refused(
+    llava: Path, adapter: Path, save_model: SaveModel, tmp_path: Path
+) -> None:
+    """It has the same shape, so that nothing but the hash that its training wrote down could tell."""
+    import json
+    import shutil
+
+    from probes.models.huggingface import weights_hash
+
+    own = Path(shutil.copytree(adapter, tmp_path / "own"))
+    base = {"name": "small", "weights_sha256": weights_hash(llava)}
+    (own / "training.json").write_text(json.dumps({"base": base}))
+    assert load_model(str(llava), adapter=own).identity.adapter_sha256
+    other = save_model(tmp_path / "other")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(other / "model.safetensors")
+    tensors[next(name for name in tensors if name.endswith("norm.weight"))] *= 1.5
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    assert "was trained on other weights (small, sha256" in refused(other, own)
