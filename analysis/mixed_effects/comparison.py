@@ -1,0 +1,88 @@
+"""Comparisons of models by their likelihoods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from numpy.typing import NDArray
+
+from analysis.mixed_effects.errors import FitError
+from analysis.mixed_effects.fitting import solve
+
+if TYPE_CHECKING:
+    from analysis.mixed_effects.result import FitResult
+
+
+def compare(first: FitResult, second: FitResult) -> pd.DataFrame:
+    """See `FitResult.compare`.
+
+    Returns:
+        One row per model, the smaller first: n_parameters, log_likelihood, aic, bic; and for the larger chi2, df, p.
+    """
+    if (
+        first.family != second.family
+        or first.n_rows != second.n_rows
+        or not np.array_equal(first.design.y, second.design.y)
+    ):
+        raise FitError("the models have different families or responses: compare fits of the same rows")
+    if first.prior_sd is not None or second.prior_sd is not None:
+        raise FitError("likelihood-ratio tests need maximum likelihood: fit without prior_sd")
+    both = sorted((_by_ml(first), _by_ml(second)), key=lambda fit: fit.n_parameters)
+    small, large = both
+    df = large.n_parameters - small.n_parameters
+    if df == 0:
+        raise FitError(f"both models have {large.n_parameters} parameters: one of them has to be nested in the other")
+    chi2 = max(2 * (large.log_likelihood - small.log_likelihood), 0.0)
+    table = pd.DataFrame(
+        [[fit.n_parameters, fit.log_likelihood, fit.aic, fit.bic] for fit in both],
+        columns=["n_parameters", "log_likelihood", "aic", "bic"],
+        index=pd.Index([fit.formula for fit in both], name="formula"),
+    )
+    table["chi2"], table["df"] = [np.nan, chi2], [np.nan, float(df)]
+    table["p"] = [np.nan, float(scipy.stats.chi2.sf(chi2, df))]
+    return table
+
+
+def omnibus(result: FitResult) -> pd.DataFrame:
+    """See `FitResult.omnibus`.
+
+    Returns:
+        By term: chi2, df, p.
+    """
+    if result.prior_sd is not None:
+        raise FitError("likelihood-ratio tests need maximum likelihood: fit without prior_sd")
+    parts = {term: set(term.split(":")) for term in dict.fromkeys(result.design.column_terms) if term != "Intercept"}
+    fits: dict[frozenset[str], tuple[float, int]] = {}
+
+    def of(terms: frozenset[str]) -> tuple[float, int]:
+        if terms not in fits:
+            kept = np.array([term == "Intercept" or term in terms for term in result.design.column_terms])
+            fits[terms] = (_without(result, kept), int(kept.sum()))
+        return fits[terms]
+
+    rows = []
+    for term, factors in parts.items():
+        larger = frozenset(other for other, its in parts.items() if not its > factors)
+        smaller = larger - {term}
+        if not smaller and "Intercept" not in result.design.column_terms:
+            continue
+        (high, p_high), (low, p_low) = of(larger), of(smaller)
+        chi2, df = max(2 * (high - low), 0.0), p_high - p_low
+        rows.append([chi2, float(df), float(scipy.stats.chi2.sf(chi2, df))])
+    return pd.DataFrame(rows, columns=["chi2", "df", "p"], index=pd.Index(list(parts)[: len(rows)], name="term"))
+
+
+def _without(result: FitResult, kept: NDArray[Any]) -> float:
+    """Log-likelihood (ML) with some columns of the fixed part only."""
+    design = replace(result.design, x=result.design.x[:, kept])
+    return solve(design, reml=False).log_likelihood
+
+
+def _by_ml(fit: FitResult) -> FitResult:
+    if not fit.reml:
+        return fit
+    return replace(fit, solution=solve(fit.design, reml=False), reml=False)

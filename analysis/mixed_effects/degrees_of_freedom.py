@@ -1,0 +1,114 @@
+"""Degrees of freedom of tests of fixed effects.
+
+Linear models: Satterthwaite's approximation, as in lmerTest. Generalised linear models have no exact theory, but z tests
+reject far too often with few runs, so that a t distribution is used whose degrees of freedom are counted in the units
+between which the effect varies: the between-within rule, as for a balanced analysis of variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.mixed_effects.design import Design
+from analysis.mixed_effects.solution import Solution
+from analysis.mixed_effects.terms import RandomTerm
+
+Array = NDArray[Any]
+
+
+def satterthwaite(solution: Solution, weights: Array) -> float:
+    """Degrees of freedom of one linear combination `weights @ beta` of a linear mixed model.
+
+    `2 v^2 / Var(v)`, where `v` is the variance of the combination and `Var(v)` follows from the uncertainty of the variance
+    parameters by the delta method (Giesbrecht & Burns, 1985).
+    """
+    variance = float(weights @ solution.covariance @ weights)
+    gradient = np.einsum("i,dij,j->d", weights, solution.derivatives, weights)
+    uncertainty = float(gradient @ solution.parameter_covariance @ gradient)
+    return float("inf") if uncertainty <= 0 else 2 * variance**2 / uncertainty
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Where a fixed effect varies.
+
+    Attributes:
+        group: The grouping factor between whose levels it does, or "" if it varies within all of them.
+        effect: The random effect of that group which it is compared with: the intercept, or a slope.
+        df: Degrees of freedom; infinite within all groups.
+    """
+
+    group: str
+    effect: str
+    df: float
+
+
+def strata(design: Design) -> tuple[Stratum, ...]:
+    """The stratum of every column of the fixed-effect design.
+
+    A column belongs to a grouping factor if, within each of its levels, it is a multiple of one of the factor's random
+    effects: constant for the intercept (method within run), proportional to the margin for its slope (method x margin
+    where the slope of the margin varies by run). Of several such factors, the one with the fewest levels counts. Its degrees of freedom are
+    its number of levels, less the number of independent fixed effects in the same stratum, less the levels of
+    the factors that it is nested in.
+    """
+    found: list[tuple[int, int, Array] | None] = []
+    terms = sorted(design.terms, key=lambda term: term.q)
+    for column in design.x.T:
+        found.append(_place(terms, column))
+    result = []
+    for here in found:
+        if here is None:
+            result.append(Stratum("", "", float("inf")))
+            continue
+        t, effect, _ = here
+        members = np.column_stack([other[2] for other in found if other is not None and other[:2] == (t, effect)])
+        term = terms[t]
+        outer = [
+            _indicators(term, other) for other in terms if _nested(term, other) and _has(other, term.names[effect])
+        ]
+        rank = int(np.linalg.matrix_rank(np.column_stack([members, *outer])))
+        result.append(Stratum(term.group, term.names[effect], float(max(term.q - rank, 1))))
+    return tuple(result)
+
+
+def _place(terms: list[RandomTerm], column: Array) -> tuple[int, int, Array] | None:
+    """The first term and effect that a column is a multiple of within each level, with the multiples (q,)."""
+    size = float(np.abs(column).max()) or 1.0
+    for t, term in enumerate(terms):
+        for effect in range(term.k):
+            values = term.values[:, effect]
+            square = np.bincount(term.codes, values**2, term.q)
+            multiples = np.bincount(term.codes, values * column, term.q) / np.where(square > 0, square, 1)
+            if np.abs(column - values * multiples[term.codes]).max() < 1e-8 * size:
+                return t, effect, multiples
+    return None
+
+
+def _nested(inner: RandomTerm, outer: RandomTerm) -> bool:
+    """Whether every level of one factor lies within one level of another, larger one."""
+    if outer.q >= inner.q:
+        return False
+    pairs = np.unique(inner.codes * outer.q + outer.codes)
+    return len(pairs) == inner.q
+
+
+def _has(term: RandomTerm, effect: str) -> bool:
+    return effect in term.names
+
+
+def _indicators(inner: RandomTerm, outer: RandomTerm) -> Array:
+    """Which level of the outer factor each level of the inner one lies in, (q_inner, q_outer)."""
+    matrix = np.zeros((inner.q, outer.q))
+    matrix[inner.codes, outer.codes] = 1.0
+    return matrix
+
+
+def between_within(columns: tuple[Stratum, ...], weights: Array) -> float:
+    """Degrees of freedom of a linear combination: the fewest of the columns that it takes."""
+    used = np.abs(weights) > 1e-9 * max(float(np.abs(weights).max()), 1e-300)
+    return min((stratum.df for stratum, use in zip(columns, used, strict=True) if use), default=float("inf"))

@@ -1,0 +1,347 @@
+"""The linear algebra of random effects: sparse, and by blocks.
+
+Everything is about `H = L' Z'WZ L + I`, (size, size), where `L` is block diagonal with one small matrix per term. The
+term with the most effects is eliminated first: within a term, levels do not share rows, so that its part of `H` is
+block diagonal and costs next to nothing. What it leaves on the other terms (the Schur complement) is dense for crossed
+factors, and is factorised as such. Of the inverse, only those blocks are ever computed that pairs of levels have which
+occur together in a row (Takahashi et al., 1973).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from numpy.typing import NDArray
+
+from analysis.mixed_effects.terms import RandomTerm
+
+Array = NDArray[Any]
+
+SPARSE_BELOW = 0.08
+"""Share of nonzeros below which a block of `H` is kept sparse: there, fewer products win over faster ones."""
+CHUNK = 2**22
+"""Numbers in the dense pieces of products that would be too large as a whole."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which levels of two terms occur together.
+
+    Attributes:
+        first, second: Places of the terms.
+        rows, columns: Levels of the first and of the second, `(m,)` each, in rising order of (row, column).
+        index: Pair of each row of the data, `(n,)` in 0..m-1.
+    """
+
+    first: int
+    second: int
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    index: NDArray[np.int64]
+
+
+class Layout:
+    """Where the blocks of `H` are: worked out once for a design, and used for every factorisation.
+
+    Args:
+        terms: Random-effect terms.
+    """
+
+    def __init__(self, terms: Sequence[RandomTerm]) -> None:
+        self.terms = tuple(sorted(terms, key=lambda term: -term.size))
+        self.offsets = np.cumsum([0, *(term.size for term in self.terms)])
+        self.size = int(self.offsets[-1])
+        self.pairs = tuple(self._pair(a, b) for a, b in combinations(range(len(self.terms)), 2))
+        leading = self.terms[0].size
+        self.rest = self.size - leading
+        entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self._leading_pairs)
+        self.sparse = self.rest > 0 and entries < SPARSE_BELOW * leading * self.rest
+        if self.sparse:
+            self._prepare_sparse()
+
+    @property
+    def _leading_pairs(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.first == 0]
+
+    def _pair(self, first: int, second: int) -> Pair:
+        a, b = self.terms[first], self.terms[second]
+        both, index = np.unique(a.codes * b.q + b.codes, return_inverse=True)
+        return Pair(first, second, both // b.q, both % b.q, index)
+
+    def _prepare_sparse(self) -> None:
+        """The order in which the entries of all pairs with the leading term make a matrix in compressed rows."""
+        rows, columns = [], []
+        for pair in self._leading_pairs:
+            r, c = self.places(pair)
+            rows.append(r.ravel())
+            columns.append(c.ravel() - self.offsets[1])
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        self.csr_order = np.lexsort((column, row))
+        self.csr_columns = column[self.csr_order]
+        self.csr_starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=self.terms[0].size))])
+
+    def places(self, pair: Pair) -> tuple[Array, Array]:
+        """Row and column in `H` of every entry of a pair's blocks, `(m, k_first, k_second)` each."""
+        a, b = self.terms[pair.first], self.terms[pair.second]
+        rows = self.offsets[pair.first] + pair.rows[:, None, None] * a.k + np.arange(a.k)[:, None]
+        columns = self.offsets[pair.second] + pair.columns[:, None, None] * b.k + np.arange(b.k)
+        rows, columns = np.broadcast_arrays(rows, columns)
+        return rows, columns
+
+    def parts(self, vector: Array) -> list[Array]:
+        """A vector (size,) or matrix (size, m) of effects as one view (q, k) or (q, k, m) per term."""
+        return [
+            vector[start:end].reshape(term.q, term.k, *vector.shape[1:])
+            for term, start, end in zip(self.terms, self.offsets[:-1], self.offsets[1:], strict=True)
+        ]
+
+    def crossproducts(self, weights: Array | None = None) -> CrossProducts:
+        """`Z'WZ`, by blocks, for weights (n,)."""
+        n = len(self.terms[0].codes)
+        weights = np.ones(n) if weights is None else weights
+        diagonal = [_blocks(term, term, term.codes, term.q, weights) for term in self.terms]
+        pairs = [
+            _blocks(self.terms[pair.first], self.terms[pair.second], pair.index, len(pair.rows), weights)
+            for pair in self.pairs
+        ]
+        return CrossProducts(self, diagonal, pairs)
+
+    def project(self, vector: Array) -> Array:
+        """`Z'v`, (size,), for a vector (n,)."""
+        return np.concatenate([term.transposed_product(vector).ravel() for term in self.terms])
+
+    def expand(self, effects: Array) -> Array:
+        """`Z b`, (n,), for effects (size,)."""
+        parts = [term.product(part) for term, part in zip(self.terms, self.parts(effects), strict=True)]
+        return sum(parts[1:], parts[0])
+
+    def scale(self, factors: Sequence[Array], vector: Array, *, transpose: bool = False) -> Array:
+        """`L v`, or `L'v`, for a vector (size,) or matrix (size, m)."""
+        scaled = [
+            np.einsum("ba,qb...->qa..." if transpose else "ab,qb...->qa...", factor, part).reshape(
+                -1, *vector.shape[1:]
+            )
+            for factor, part in zip(factors, self.parts(vector), strict=True)
+        ]
+        return np.concatenate(scaled)
+
+
+def _blocks(a: RandomTerm, b: RandomTerm, index: Array, count: int, weights: Array) -> Array:
+    """Sums of `w z_a z_b'` over the rows of each pair of levels, (count, k_a, k_b)."""
+    blocks = np.empty((count, a.k, b.k))
+    for i in range(a.k):
+        left = weights if a.constant(i) else weights * a.values[:, i]
+        for j in range(b.k):
+            if a is b and j < i:
+                blocks[:, i, j] = blocks[:, j, i]
+            else:
+                product = left if b.constant(j) else left * b.values[:, j]
+                blocks[:, i, j] = np.bincount(index, product, count)
+    return blocks
+
+
+@dataclass(frozen=True)
+class CrossProducts:
+    """`Z'WZ` by blocks: `diagonal` (q, k, k) per term, `pairs` (m, k_first, k_second) per pair of the layout."""
+
+    layout: Layout
+    diagonal: list[Array]
+    pairs: list[Array]
+
+    def factorise(self, factors: Sequence[Array]) -> Factorisation:
+        """The factorisation of `H = L' Z'WZ L + I` for one small matrix `L` (k, k) per term."""
+        diagonal = [
+            factor.T @ block @ factor + np.eye(len(factor))
+            for factor, block in zip(factors, self.diagonal, strict=True)
+        ]
+        pairs = [
+            factors[pair.first].T @ block @ factors[pair.second]
+            for pair, block in zip(self.layout.pairs, self.pairs, strict=True)
+        ]
+        return Factorisation(self.layout, diagonal, pairs)
+
+    @cached_property
+    def matrix(self) -> Any:
+        """`Z'WZ` as one sparse matrix (size, size)."""
+        layout = self.layout
+        entries = []
+        for a, block in enumerate(self.diagonal):
+            own = layout.offsets[a] + np.arange(layout.terms[a].size).reshape(block.shape[:2])
+            entries.append((block, *np.broadcast_arrays(own[:, :, None], own[:, None, :])))
+        for pair, block in zip(layout.pairs, self.pairs, strict=True):
+            rows, columns = layout.places(pair)
+            entries += [(block, rows, columns), (block, columns, rows)]
+        values, row, column = (np.concatenate([entry[i].ravel() for entry in entries]) for i in range(3))
+        return scipy.sparse.csr_matrix((values, (row, column)), shape=(layout.size, layout.size))
+
+
+class Factorisation:
+    """`H`, factorised: its log-determinant, solutions, and the blocks of its inverse that are needed.
+
+    Args:
+        layout: Where the blocks are.
+        diagonal: Diagonal blocks (q, k, k) per term.
+        pairs: Blocks (m, k_first, k_second) per pair of terms.
+    """
+
+    def __init__(self, layout: Layout, diagonal: list[Array], pairs: list[Array]) -> None:
+        self.layout = layout
+        self._lead = layout.terms[0].size
+        self._inverse, self.log_determinant = _invert_blocks(diagonal[0])
+        if not layout.rest:
+            return
+        leading = [block for pair, block in zip(layout.pairs, pairs, strict=True) if pair.first == 0]
+        eliminated = [
+            np.matmul(self._inverse[pair.rows], block)
+            for pair, block in zip(layout._leading_pairs, leading, strict=True)
+        ]
+        self._eliminated = eliminated
+        self._weights = self._assemble(eliminated)  # D^-1 H_12
+        schur = self._rest(diagonal, pairs) - _dense(self._assemble(leading).T @ self._weights)
+        self._cholesky = scipy.linalg.cholesky(schur, lower=True, overwrite_a=True, check_finite=False)
+        self.log_determinant += 2 * float(np.log(np.diag(self._cholesky)).sum())
+
+    def _assemble(self, blocks: list[Array]) -> Any:
+        """The blocks of the leading term with the rest as one matrix, sparse or dense."""
+        layout = self.layout
+        if layout.sparse:
+            data = np.concatenate([block.ravel() for block in blocks])[layout.csr_order]
+            shape = (self._lead, layout.rest)
+            return scipy.sparse.csr_matrix((data, layout.csr_columns, layout.csr_starts), shape=shape)
+        matrix = np.zeros((self._lead, layout.rest))
+        for pair, block in zip(layout._leading_pairs, blocks, strict=True):
+            rows, columns = layout.places(pair)
+            matrix[rows, columns - self._lead] = block
+        return matrix
+
+    def _rest(self, diagonal: list[Array], pairs: list[Array]) -> Array:
+        """The part of `H` of all terms but the leading one, dense; its upper triangle may be empty."""
+        layout = self.layout
+        matrix = np.zeros((layout.rest, layout.rest))
+        for a in range(1, len(layout.terms)):
+            rows, columns = self._own_places(a)
+            matrix[rows, columns] = diagonal[a]
+        for pair, block in zip(layout.pairs, pairs, strict=True):
+            if pair.first > 0:
+                rows, columns = layout.places(pair)
+                matrix[columns - self._lead, rows - self._lead] = block
+        return matrix
+
+    def _own_places(self, a: int) -> tuple[Array, Array]:
+        """Row and column, within the rest, of the diagonal blocks of a term, (q, k, k) each."""
+        term, start = self.layout.terms[a], self.layout.offsets[a] - self._lead
+        own = start + np.arange(term.size).reshape(term.q, term.k)
+        return np.broadcast_arrays(own[:, :, None], own[:, None, :])  # type: ignore[return-value]
+
+    def solve(self, right: Array) -> Array:
+        """`H^-1 b`, for a vector (size,) or matrix (size, m)."""
+        columns = right.reshape(len(right), -1)
+        head, tail = columns[: self._lead], columns[self._lead :]
+        q, k = self.layout.terms[0].q, self.layout.terms[0].k
+        solved = np.matmul(self._inverse, head.reshape(q, k, -1)).reshape(self._lead, -1)
+        if self.layout.rest:
+            tail = scipy.linalg.cho_solve((self._cholesky, True), tail - self._weights.T @ head, check_finite=False)
+            solved = np.concatenate([solved - self._weights @ tail, tail])
+        return solved.reshape(right.shape)
+
+    @cached_property
+    def _rest_inverse(self) -> Array:
+        (inverse, info) = scipy.linalg.lapack.dpotri(self._cholesky, lower=True)
+        assert info == 0
+        return np.tril(inverse) + np.tril(inverse, -1).T
+
+    @cached_property
+    def _minus_leading_inverse(self) -> list[Array]:
+        """Blocks of `-H^-1` of the leading term with each other term, at the levels that occur together."""
+        weights, inverse = self._weights, self._rest_inverse
+        pairs = self.layout._leading_pairs
+        blocks = [np.empty_like(block) for block in self._eliminated]
+        k = self.layout.terms[0].k
+        step = max(1, CHUNK // (self.layout.rest * k))
+        for start in range(0, self.layout.terms[0].q, step):
+            end = min(start + step, self.layout.terms[0].q)
+            product = weights[start * k : end * k] @ inverse
+            for pair, block in zip(pairs, blocks, strict=True):
+                first, last = np.searchsorted(pair.rows, [start, end])
+                b = self.layout.terms[pair.second]
+                rows = (pair.rows[first:last] - start)[:, None, None] * k + np.arange(k)[:, None]
+                columns = (
+                    self.layout.offsets[pair.second]
+                    - self._lead
+                    + pair.columns[first:last, None, None] * b.k
+                    + np.arange(b.k)
+                )
+                block[first:last] = product[rows, columns]
+        return blocks
+
+    @cached_property
+    def inverse_diagonal(self) -> list[Array]:
+        """Diagonal blocks of `H^-1`, (q, k, k) per term."""
+        if not self.layout.rest:
+            return [self._inverse]
+        term = self.layout.terms[0]
+        leading = self._inverse.copy()
+        for pair, block, eliminated in zip(
+            self.layout._leading_pairs, self._minus_leading_inverse, self._eliminated, strict=True
+        ):
+            product = np.matmul(block, eliminated.transpose(0, 2, 1))
+            for i in range(term.k):
+                for j in range(term.k):
+                    leading[:, i, j] += np.bincount(pair.rows, product[:, i, j], term.q)
+        others = [self._rest_inverse[self._own_places(a)] for a in range(1, len(self.layout.terms))]
+        return [leading, *others]
+
+    @cached_property
+    def inverse_pairs(self) -> list[Array]:
+        """Blocks of `H^-1` of every pair of levels that occur together, (m, k_first, k_second) per pair of terms."""
+        leading = iter(self._minus_leading_inverse) if self.layout.rest else iter(())
+        blocks = []
+        for pair in self.layout.pairs:
+            if pair.first == 0:
+                blocks.append(-next(leading))
+            else:
+                rows, columns = self.layout.places(pair)
+                blocks.append(self._rest_inverse[rows - self._lead, columns - self._lead])
+        return blocks
+
+    def leverages(self, factors: Sequence[Array]) -> Array:
+        """`z_i' L H^-1 L' z_i` for every row of the data, (n,)."""
+        layout = self.layout
+        total = np.zeros(len(layout.terms[0].codes))
+        for term, factor, block in zip(layout.terms, factors, self.inverse_diagonal, strict=True):
+            _add_forms(total, term, term, factor @ block @ factor.T, term.codes, 1.0)
+        for pair, block in zip(layout.pairs, self.inverse_pairs, strict=True):
+            a, b = layout.terms[pair.first], layout.terms[pair.second]
+            _add_forms(total, a, b, factors[pair.first] @ block @ factors[pair.second].T, pair.index, 2.0)
+        return total
+
+
+def _add_forms(total: Array, a: RandomTerm, b: RandomTerm, blocks: Array, index: Array, times: float) -> None:
+    """Add `times * z_a' M z_b` of every row, with the block `M` of its pair of levels."""
+    for i in range(a.k):
+        for j in range(b.k):
+            product = (times * blocks[:, i, j])[index]
+            if not a.constant(i):
+                product *= a.values[:, i]
+            if not b.constant(j):
+                product *= b.values[:, j]
+            total += product
+
+
+def _invert_blocks(blocks: Array) -> tuple[Array, float]:
+    """Inverses of small positive definite matrices (q, k, k), and the sum of their log-determinants."""
+    if blocks.shape[1] == 1:
+        return 1 / blocks, float(np.log(blocks).sum())
+    diagonal = np.einsum("qaa->qa", np.linalg.cholesky(blocks))
+    return np.linalg.inv(blocks), 2 * float(np.log(diagonal).sum())
+
+
+def _dense(matrix: Any) -> Array:
+    return matrix.toarray() if scipy.sparse.issparse(matrix) else matrix

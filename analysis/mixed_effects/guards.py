@@ -1,0 +1,178 @@
+"""What is looked for before and after a fit, because its numbers would not mean what they seem to.
+
+What makes estimates impossible is an error; what a reader has to know is a warning, in the result and in what it prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.mixed_effects.design import Design
+from analysis.mixed_effects.errors import FitError
+from analysis.mixed_effects.solution import Solution
+from analysis.mixed_effects.terms import RandomTerm
+
+WIDE = 10.0
+"""A standard deviation on the scale of log-odds beyond which answers are all but settled by the level."""
+
+
+def check_design(design: Design) -> list[str]:
+    """Look at a design before it is fitted.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        FitError: If a grouping factor cannot be one, or there are too few rows.
+    """
+    found = [f"{_counted(count, 'row')} left out: {reason}" for reason, count in design.dropped.items()]
+    for column, reason in design.aliased.items():
+        found.append(_alias(design, column, reason))
+    if design.n <= design.x.shape[1]:
+        raise FitError(
+            f"{_counted(design.n, 'row')} cannot tell {_counted(design.x.shape[1], 'coefficient')}: take more rows or fewer"
+            " predictors"
+        )
+    if np.ptp(design.y / design.trials) == 0:
+        raise FitError(f"the response {design.formula.response[0]!r} is {design.y[0] / design.trials[0]:g} in all rows")
+    if design.family.name == "gaussian" and set(np.unique(design.y)) <= {0.0, 1.0}:
+        found.append(
+            f"the response {design.formula.response[0]!r} is 0 and 1 only: family='binomial' is the model for it"
+        )
+    for term in design.terms:
+        found += _check_term(design, term)
+    return found
+
+
+def _check_term(design: Design, term: RandomTerm) -> list[str]:
+    if term.q < 2:
+        raise FitError(
+            f"the grouping factor {term.group!r} has one level only, {term.levels[0]!r}: there is no variance between"
+            " levels; leave it out of the formula"
+        )
+    counts = np.bincount(term.codes, minlength=term.q)
+    if design.family.name == "gaussian" and term.size >= design.n:
+        raise FitError(
+            f"the grouping factor {term.group!r} has {_counted(term.size, 'random effect')} for"
+            f" {_counted(design.n, 'row')}: they cannot be told from the residuals; leave some out, or take repeated"
+            " measures"
+        )
+    if counts.max() == 1 and design.family.name == "binomial" and design.trials.max() == 1:
+        raise FitError(
+            f"the grouping factor {term.group!r} has one row per level, each one answer: its variance cannot be told"
+            " from chance; leave it out, or take repeated answers"
+        )
+    found = []
+    if counts.max() == 1 and design.family.name != "gaussian":
+        found.append(
+            f"{term.group} has one row per level: its variance is overdispersion, not a difference between levels"
+        )
+    if term.q < 5:
+        found.append(f"{term.group} has {term.q} levels only: its variance is hardly known")
+    if design.family.name == "binomial":
+        found += _repeated(design, term, counts)
+    return found
+
+
+def _repeated(design: Design, term: RandomTerm, counts: np.ndarray) -> list[str]:
+    """Whether all answers within a level are the same: then there are as many observations as levels, not as rows."""
+    successes = np.bincount(term.codes, design.y, term.q)
+    trials = np.bincount(term.codes, design.trials, term.q)
+    several = trials > 1
+    if not several.any():
+        return []
+    same = ((successes == 0) | (successes == trials)) & several
+    if same[several].all():
+        raise FitError(
+            f"all answers within each level of {term.group!r} are the same ({int(several.sum())} levels with more than"
+            f" one answer): {design.n} rows are {term.q} independent answers; keep one row per level and leave"
+            f" {term.group!r} out of the formula"
+        )
+    return []
+
+
+def check_repeats(design: Design) -> list[str]:
+    """Pseudo-replication and determinism: groupings within which nothing varies although it should.
+
+    Returns:
+        Warnings.
+    """
+    if design.family.name != "binomial" or len(design.terms) < 2:
+        return []
+    found = []
+    for a, first in enumerate(design.terms):
+        for second in design.terms[a + 1 :]:
+            cell = first.codes * second.q + second.codes
+            _, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
+            several = counts > 1
+            if several.mean() < 0.5 or len(counts) <= max(first.q, second.q):
+                continue
+            successes, trials = np.bincount(index, design.y), np.bincount(index, design.trials)
+            if ((successes == 0) | (successes == trials))[several].all():
+                found.append(
+                    f"answers repeat: all rows of the same {first.group} and {second.group} have the same answer"
+                    f" ({int(several.sum())} such cells), as at temperature 0; repeated rows are no new observations:"
+                    " keep one of each"
+                )
+    return found
+
+
+def check_solution(design: Design, solution: Solution) -> list[str]:
+    """Look at estimates after the fit. Returns warnings."""
+    found = []
+    if not solution.converged:
+        found.append(
+            f"the fit did not converge (about {solution.distance:.2g} standard errors from the optimum): do not report it;"
+            " simplify the random effects"
+        )
+    for term, factor in zip(solution.terms, solution.factors, strict=True):
+        found += singular_effects(term, factor, solution.sigma)
+        if design.family.name == "binomial":
+            for name, sd in zip(term.names, np.sqrt((factor**2).sum(axis=1)) * term.scale, strict=True):
+                if sd > WIDE:
+                    found.append(
+                        f"the standard deviation of {name} by {term.group} is {sd:.1f} in log-odds: almost all levels have"
+                        " nothing but right or nothing but wrong answers, and the Laplace approximation is poor"
+                    )
+    return found
+
+
+def singular_effects(term: RandomTerm, factor: np.ndarray, sigma: float) -> list[str]:
+    """What is singular about one term, in words."""
+    scaled = factor * term.scale[:, None] / sigma
+    sds = np.sqrt((scaled**2).sum(axis=1))
+    found = [
+        f"singular: the variance of {name} by {term.group} is estimated as 0"
+        for name, sd in zip(term.names, sds, strict=True)
+        if sd < 1e-4
+    ]
+    for i, j in term.free:
+        if i > j and min(sds[i], sds[j]) >= 1e-4 and not found:
+            correlation = float(scaled[i] @ scaled[j] / (sds[i] * sds[j]))
+            if abs(correlation) > 1 - 1e-6:
+                found.append(
+                    f"singular: {term.names[j]} and {term.names[i]} by {term.group} are estimated to correlate perfectly"
+                    f" ({correlation:+.0f})"
+                )
+    small = np.abs(np.diag(scaled)) < 1e-4
+    if small.any() and not found:
+        found.append(f"singular: the covariance of {', '.join(term.names)} by {term.group} has no full rank")
+    return found
+
+
+def _alias(design: Design, column: str, reason: str) -> str:
+    if reason == "0 in all rows":
+        cell = " and ".join(part.replace("[T.", " = ").replace("[S.", " = ").rstrip("]") for part in column.split(":"))
+        return f"{column} cannot be estimated and is left out: no row has {cell}"
+    return f"{column} cannot be estimated and is left out: it follows from {reason}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def joined(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

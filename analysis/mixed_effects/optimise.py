@@ -1,0 +1,186 @@
+"""Minimising a smooth negative log-likelihood of variance and regression parameters, to a stated accuracy.
+
+The factors of covariance matrices are not bounded: changing the sign of a column of `L` changes nothing, so that an
+estimate on the boundary (a variance of 0) is an ordinary stationary point. It may be the wrong one, which is why every
+variance of 0 is tried once more from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Objective = Callable[[Array], tuple[float, Array]]
+
+GRADIENT_TOLERANCE = 1e-4
+"""Largest gradient in coordinates of unit curvature: about how many standard errors an estimate may be off."""
+ZERO = 1e-4
+"""A diagonal entry of `L` (for a scaled design) below this is a variance of 0, as in lme4's test of singularity."""
+NEARLY_ZERO = 1e-2
+BETTER = 1e-6
+"""By how much a log-likelihood must be higher for another optimum to be preferred."""
+STEP = 1e-2
+"""Step of differences, in coordinates of unit curvature."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where a minimisation ended.
+
+    Attributes:
+        x: Parameters.
+        value: The objective there.
+        gradient: Its gradient there.
+        hessian: Second derivatives, with zeros for the parameters that are fixed at the boundary.
+        fixed: Which parameters are fixed at the boundary, at 0.
+        distance: Estimated distance to the exact optimum, in standard errors.
+        evaluations: Number of evaluations of objective and gradient.
+        starts: Number of starting points.
+    """
+
+    x: Array
+    value: float
+    gradient: Array
+    hessian: Array
+    fixed: NDArray[np.bool_]
+    distance: float
+    evaluations: int
+    starts: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether the estimates are within 0.005 standard errors of the optimum."""
+        return bool(self.distance < 0.005)
+
+
+def minimise(
+    objective: Objective,
+    start: Array,
+    curvature: Callable[[Array], Array],
+    diagonal: NDArray[np.bool_],
+) -> Optimum:
+    """Find the minimum of an objective, from more than one start if the first ends at a variance of 0.
+
+    Args:
+        objective: From parameters to value and gradient.
+        start: Parameters to begin with.
+        curvature: From parameters to approximate second derivatives (P, P), positive definite.
+        diagonal: Which parameters are diagonal entries of a factor `L` of a covariance matrix.
+    """
+    counter = _Counter(objective)
+    x, value = _descend(counter, start, curvature(start))
+    starts = 1
+    small = diagonal & (np.abs(x) < NEARLY_ZERO)
+    if small.any():
+        for restart in (1.0, 0.2):
+            again = np.where(small, restart, x)
+            other, its_value = _descend(counter, again, curvature(again))
+            starts += 1
+            if its_value < value - BETTER:
+                x, value = other, its_value
+                break
+    x, value = _snap(counter, x, value, diagonal)
+    fixed = diagonal & (np.abs(x) < ZERO)
+    return _polish(counter, x, curvature, fixed, starts)
+
+
+class _Counter:
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.calls = 0
+
+    def __call__(self, x: Array) -> tuple[float, Array]:
+        self.calls += 1
+        value, gradient = self.objective(x)
+        if not np.isfinite(value):
+            return 1e300, np.zeros_like(x)
+        return value, gradient
+
+
+def _descend(objective: _Counter, start: Array, curvature: Array) -> tuple[Array, float]:
+    """Quasi-Newton steps (BFGS) in coordinates in which the curvature at the start is about one."""
+    if not len(start):
+        return start, objective(start)[0]
+    to_x = _inverse_root(curvature)
+
+    def scaled(z: Array) -> tuple[float, Array]:
+        value, gradient = objective(start + to_x @ z)
+        return value, to_x.T @ gradient
+
+    options = {"gtol": GRADIENT_TOLERANCE, "maxiter": 500}
+    found = scipy.optimize.minimize(scaled, np.zeros_like(start), jac=True, method="BFGS", options=options)
+    return start + to_x @ found.x, float(found.fun)
+
+
+def _inverse_root(matrix: Array) -> Array:
+    """A matrix `S` with `S.T @ matrix @ S = I`."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    values = np.maximum(values, 1e-10 * max(values.max(), 1e-10))
+    return vectors / np.sqrt(values)
+
+
+def _snap(objective: _Counter, x: Array, value: float, diagonal: NDArray[np.bool_]) -> tuple[Array, float]:
+    """Set those variances to 0 exactly that are 0 but for the accuracy of the search."""
+    for place in np.flatnonzero(diagonal & (np.abs(x) < NEARLY_ZERO)):
+        other = x.copy()
+        other[place] = 0
+        its_value = objective(other)[0]
+        if its_value <= value + BETTER:
+            x, value = other, its_value
+    return x, value
+
+
+def _polish(
+    objective: _Counter, x: Array, curvature: Callable[[Array], Array], fixed: NDArray[np.bool_], starts: int
+) -> Optimum:
+    """Newton steps with the Hessian from differences of gradients, until there is nothing to gain."""
+    free = np.flatnonzero(~fixed)
+    value, gradient = objective(x)
+    hessian = np.zeros((len(x), len(x)))
+    distance = np.inf
+    for _ in range(3):
+        if not len(free):
+            distance = 0.0
+            break
+        inner = differentiate(objective, x, free, curvature(x))
+        hessian = np.zeros((len(x), len(x)))
+        hessian[np.ix_(free, free)] = inner
+        step, distance = _newton(inner, gradient[free])
+        if distance < 1e-3:
+            break
+        other = x.copy()
+        other[free] -= step
+        its_value, its_gradient = objective(other)
+        if not its_value < value:
+            break
+        x, value, gradient = other, its_value, its_gradient
+    return Optimum(x, value, gradient, hessian, fixed, float(distance), objective.calls, starts)
+
+
+def _newton(hessian: Array, gradient: Array) -> tuple[Array, float]:
+    try:
+        factor = scipy.linalg.cho_factor(hessian)
+    except np.linalg.LinAlgError:
+        return np.zeros_like(gradient), np.inf
+    step = scipy.linalg.cho_solve(factor, gradient)
+    return step, float(np.sqrt(max(gradient @ step, 0.0)))
+
+
+def differentiate(objective: Objective, x: Array, free: Array, curvature: Array) -> Array:
+    """Second derivatives with respect to the parameters `free`, by central differences of the gradient."""
+    steps = STEP / np.sqrt(np.maximum(np.diag(curvature), 1e-8))
+    rows = []
+    for place in free:
+        ahead, behind = x.copy(), x.copy()
+        ahead[place] += steps[place]
+        behind[place] -= steps[place]
+        rows.append((objective(ahead)[1] - objective(behind)[1])[free] / (2 * steps[place]))
+    hessian = np.array(rows)
+    return (hessian + hessian.T) / 2

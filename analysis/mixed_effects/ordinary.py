@@ -1,0 +1,69 @@
+"""Models without random effects: ordinary least squares and generalised linear models, by statsmodels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.mixed_effects.design import Design
+from analysis.mixed_effects.glmm import fixed_only
+from analysis.mixed_effects.solution import Solution
+
+Array = NDArray[Any]
+
+
+def fit_ordinary(design: Design, precision: Array) -> Solution:
+    """Fit the fixed part of a model.
+
+    Args:
+        design: A design without random-effect terms.
+        precision: Prior precision of each fixed effect, (p,).
+    """
+    import statsmodels.api as sm
+
+    if design.family.name == "gaussian":
+        found = sm.WLS(design.y - design.offset, design.x, weights=design.weights).fit()
+        variance = found.ssr / found.df_resid
+        covariance = found.normalized_cov_params * variance
+        return _solution(
+            found.params, covariance, float(np.sqrt(variance)), float(found.llf), "least squares (statsmodels)"
+        )
+    if np.any(precision):
+        beta, information = fixed_only(
+            design.family, design.y, design.trials, design.x, design.offset, np.diag(precision)
+        )
+        value = design.family.moments(design.y, design.trials, design.offset + design.x @ beta).log_likelihood
+        value += design.family.constant(design.y, design.trials)
+        return _solution(beta, np.linalg.inv(information), 1.0, value, "Newton, penalised")
+    if design.family.name == "binomial":
+        family, response = sm.families.Binomial(), np.column_stack([design.y, design.trials - design.y])
+    else:
+        family, response = sm.families.Poisson(), design.y
+    found = sm.GLM(response, design.x, family=family, offset=design.offset).fit(tol=1e-12, maxiter=200)
+    return _solution(
+        found.params, found.cov_params(), 1.0, float(found.llf), "iteratively reweighted least squares (statsmodels)"
+    )
+
+
+def _solution(beta: Any, covariance: Any, sigma: float, log_likelihood: float, optimizer: str) -> Solution:
+    p = len(beta)
+    return Solution(
+        terms=(),
+        beta=np.asarray(beta, dtype=float),
+        covariance=np.asarray(covariance, dtype=float),
+        factors=(),
+        modes=(),
+        mode_covariances=(),
+        sigma=sigma,
+        log_likelihood=log_likelihood,
+        derivatives=np.zeros((0, p, p)),
+        parameter_covariance=np.zeros((0, 0)),
+        n_variance_parameters=0,
+        converged=True,
+        distance=0.0,
+        evaluations=1,
+        starts=1,
+        optimizer=optimizer,
+    )
