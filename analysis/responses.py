@@ -54,10 +54,78 @@ def manner_of(row: Row) -> str:
     return str((row.get("manner") or {}).get("code", ""))
 
 
+def attempt_of(row: Row) -> int:
+    """Number of the attempt, from 1 (also in logs without attempts)."""
+    return int(row.get("attempt") or 1)
+
+
+def first_attempts(rows: Sequence[Row]) -> list[Row]:
+    """The rows of first attempts, which are what a run with one attempt would have."""
+    return [row for row in rows if attempt_of(row) == 1]
+
+
 def plain_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the manner that the others are compared with: the first that was asked."""
+    """First attempts in the manner that the others are compared with: the first that was asked."""
     reference = manner_of(rows[0]) if rows else ""
-    return [row for row in rows if manner_of(row) == reference]
+    return [row for row in first_attempts(rows) if manner_of(row) == reference]
+
+
+@dataclass(frozen=True)
+class Within:
+    """Success within so many attempts at an item.
+
+    Attributes:
+        k: Attempts.
+        success: Proportion of items solved in the first k attempts; items on which an attempt failed to take place before that was
+            decided are left out.
+        parse_rate: Proportion of k-th attempts that state one legal answer.
+        same: Proportion of k-th attempts that repeat the answer of the attempt before; nan for the first.
+    """
+
+    k: int
+    success: Proportion
+    parse_rate: float
+    same: float
+
+
+def within(rows: Sequence[Row]) -> list[Within]:
+    """Success within 1, 2, ... attempts; empty if there was one attempt only.
+
+    Args:
+        rows: Of one manner.
+    """
+    most = max((int(row.get("attempts") or 1) for row in rows), default=1)
+    if most == 1:
+        return []
+    items: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        items.setdefault(str(row["item_id"]), {})[attempt_of(row)] = row
+    found = []
+    for k in range(1, most + 1):
+        decided = [outcome for tried in items.values() if (outcome := _solved(tried, k)) is not None]
+        made = [tried[k] for tried in items.values() if k in tried and not failed(tried[k])]
+        read = [row for row in made if row.get("answer") is not None]
+        again = [row["answer"] == items[str(row["item_id"])][k - 1].get("answer") for row in read if k > 1]
+        found.append(
+            Within(
+                k,
+                proportion(sum(decided), len(decided)),
+                len(read) / len(made) if made else math.nan,
+                sum(again) / len(again) if again else math.nan,
+            )
+        )
+    return found
+
+
+def _solved(tried: Mapping[int, Row], k: int) -> bool | None:
+    """Whether one of the first k attempts succeeded; None if that is not known, because one is missing."""
+    for number in range(1, k + 1):
+        row = tried.get(number)
+        if row is None or failed(row):
+            return None
+        if succeeded(row):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -82,7 +150,7 @@ class MannerCell:
 def by_manner(rows: Sequence[Row]) -> list[MannerCell]:
     """One cell per manner in the order in which they were asked; empty if there is only one."""
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in first_attempts(rows):
         if not failed(row):
             groups.setdefault(manner_of(row), []).append(row)
     if len(groups) < 2:

@@ -19,14 +19,17 @@ from analysis.responses import (
     MannerCell,
     Proportion,
     Row,
+    Within,
     by_condition,
     by_manner,
     by_margin,
     failed,
+    manner_of,
     plain_rows,
     proportion,
     succeeded,
     two_options,
+    within,
 )
 from analysis.signal_detection import SignalDetection, signal_detection
 from probes.trials import read_run, read_trials
@@ -34,7 +37,8 @@ from probes.trials import read_run, read_trials
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in numbers. Of a run in several manners all but `manners` is about the first, the intact one.
+    """One run in numbers. Of a run in several manners all but `manners` is about the first, the intact one; of a run with
+    several attempts all but `attempts` is about first attempts.
 
     Attributes:
         run: Folder of the run.
@@ -59,6 +63,9 @@ class Summary:
         counts: Accuracy per number of objects.
         builds: Accuracy per kind of build.
         manners: Accuracy per manner of presentation, beside the first; empty if there is only one.
+        attempts: Success within 1, 2, ... attempts; empty if there was one only.
+        memory: What of earlier attempts the model was told.
+        guesses: What as many attempts score without looking (see `stimuli.baselines.guesses`).
     """
 
     run: str
@@ -83,6 +90,9 @@ class Summary:
     counts: list[Cell] = field(default_factory=list)
     builds: list[Cell] = field(default_factory=list)
     manners: list[MannerCell] = field(default_factory=list)
+    attempts: list[Within] = field(default_factory=list)
+    memory: str = "none"
+    guesses: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data; what is not defined is null, never NaN."""
@@ -111,11 +121,18 @@ class Summary:
             "by_count": [_cell(c, "count") for c in self.counts],
             "by_build": [_cell(c, "build") for c in self.builds],
             "by_manner": [_manner(c) for c in self.manners],
+            "memory": self.memory,
+            "by_attempts": [
+                _within(c) | {"independent": _number(self._independent(c.k)), "guesses": guess}
+                for c, guess in self._beside_guesses()
+            ],
         }
 
     def __rich__(self) -> RenderableType:
         """The tables that `probe run` prints."""
         parts: list[RenderableType] = [self._head(), self._measures()]
+        if self.attempts:
+            parts += [self._attempts(), self._guesses()]
         if self.manners:
             parts.append(self._manners())
         if self.baselines:
@@ -163,6 +180,28 @@ class Summary:
             table.add_row(f"always “{constant.get('answer')}”", _text(constant.get("score")))
         for name, score in (self.baselines.get("shortcuts") or {}).items():
             table.add_row(str(name), _text(score))
+        return table
+
+    def _independent(self, k: int) -> float:
+        """Success within k attempts, if each were as good as the first and owed nothing to the others."""
+        return 1 - (1 - self.attempts[0].success.value) ** k
+
+    def _beside_guesses(self) -> list[tuple[Within, dict[str, Any]]]:
+        return list(zip(self.attempts, self.guesses or [{}] * len(self.attempts), strict=True))
+
+    def _attempts(self) -> Table:
+        table = _table(f"attempts, memory {self.memory}", self.headline, "same answer", "parse rate")
+        for cell in self.attempts:
+            same = "" if cell.k == 1 else _text(cell.same)
+            table.add_row(f"within {cell.k}", str(cell.success), same, _text(cell.parse_rate))
+        return table
+
+    def _guesses(self) -> Table:
+        table = _table("without learning", "new first attempts", "chance", "best constants")
+        for cell, guess in self._beside_guesses():
+            constants = guess.get("constants") or {}
+            scores = (self._independent(cell.k), guess.get("chance"), constants.get("score"))
+            table.add_row(f"within {cell.k}", *map(_text, scores))
         return table
 
     def _manners(self) -> Table:
@@ -230,6 +269,9 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         counts=by_condition(rows, "count", signal),
         builds=by_condition(rows, "build", signal),
         manners=by_manner(every),
+        attempts=within([row for row in every if manner_of(row) == manner_of(first)]),
+        memory=str(first.get("memory") or "none"),
+        guesses=list(stimuli.get("guesses") or []),
     )
 
 
@@ -294,6 +336,17 @@ def _manner(cell: MannerCell) -> dict[str, Any]:
         "difference": _number(cell.difference),
         "same_answer": _number(cell.same.value),
         "parse_rate": _number(cell.parse_rate),
+    }
+
+
+def _within(cell: Within) -> dict[str, Any]:
+    return {
+        "attempts": cell.k,
+        "n": cell.success.n,
+        "success": _number(cell.success.value),
+        "success_ci": [_number(cell.success.low), _number(cell.success.high)],
+        "parse_rate": _number(cell.parse_rate),
+        "same_answer": _number(cell.same),
     }
 
 

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from probes.presentation import Manner, Presenter
 from probes.trials import RunError, read_run, rewrite_trials
+from stimuli.attempts import Attempt, carry_out
 from stimuli.dataset import Item, StimulusSet
 from stimuli.outcomes import OutcomeCache
 from stimuli.question import Answer, Integers, Options
+from stimuli.simulators import get_simulator
 from stimuli.tasks import Score, get_task
 
 Columns = dict[str, Any]
@@ -73,6 +75,21 @@ class Scorer:
         answered = self._answered(item, candidates[chosen][1])
         return answered | {"logprobs": logprobs.tolist(), "p_correct": p_correct}
 
+    def attempt(self, item: Item, row: Columns, size: int) -> Attempt:
+        """What became of the answer in a scored row, with a picture of `size` pixels. The item is one of an action task."""
+        assert item.scene is not None  # actions without a scene are refused before the run
+        parsed = item.question.parse(reply_of(item, row))
+        return carry_out(
+            get_task(item.task),
+            item.scene,
+            item.question,
+            parsed,
+            size=size,
+            simulator=get_simulator(),
+            cache=self._known,
+            scene_hash=item.scene_sha256,
+        )
+
     def right_answers(self, item: Item) -> set[Answer] | None:
         """All answers that succeed, where they are known without trying: certified, stored, or read from the scene."""
         if item.scene is None:
@@ -119,6 +136,14 @@ class Scorer:
             "reward": score.reward,
             "detail": {name: _plain(value) for name, value in score.detail.items()},
         }
+
+
+def reply_of(item: Item, row: Columns) -> str:
+    """What the model said in a scored row; where log-probabilities were read, the likeliest reply."""
+    if row["raw"] is not None:
+        return str(row["raw"])
+    answer = row["answer"]
+    return item.question.reply(tuple(answer) if isinstance(answer, list) else answer)
 
 
 def listed_answers(item: Item) -> set[Answer] | None:

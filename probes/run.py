@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from probes.episodes import Ask, Episodes, check, groups
+from probes.memory import Memory
 from probes.models import Generation, Model, Trial
-from probes.presentation import HIDES_PICTURE, Manner, PresentationError, Presenter, manners
+from probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from probes.provenance import git_state, hardware, training_facts, versions
 from probes.readout import UNREAD, Columns, Scorer
 from probes.sharding import ALONE, Processes
-from probes.trials import RunError, trial_key, trials_hash
+from probes.trials import RunError, trials_hash
+from stimuli.baselines import guesses, item_cues
 from stimuli.dataset import Item, StimulusSet
 from stimuli.tasks import UnknownTask, get_task
 
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
 AUTO_BATCH = 16
+LONGEST = 8
+"""Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class RunConfig:
         examples: Numbers of worked examples before the question; every item is asked with each.
         examples_from: The set that they come from, as the user named it.
         style: "direct" or "think"; empty for the items' own.
+        attempts: How often an item of an action task may be tried, until it succeeds.
+        memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
     """
 
     model: str
@@ -73,6 +80,8 @@ class RunConfig:
     examples: tuple[int, ...] = (0,)
     examples_from: str | None = None
     style: str = ""
+    attempts: int = 1
+    memory: str = "all"
 
     def __post_init__(self) -> None:
         if self.readout not in ("generate", "options"):
@@ -83,6 +92,15 @@ class RunConfig:
             raise RunError("batch_size, temperature and max_new_tokens cannot be negative")
         if self.concurrency < 1:
             raise RunError(f"concurrency must be at least 1, got {self.concurrency}")
+        try:
+            self.recall  # noqa: B018
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    @property
+    def recall(self) -> Memory:
+        """How often, and with what memory, a scene is tried."""
+        return Memory(self.attempts, self.memory)
 
 
 @dataclass(frozen=True)
@@ -127,7 +145,8 @@ def run(
     if not items:
         raise RunError(f"{stimuli.path} has no items")
     _check_scorable(items)
-    presenter = make_presenter(config, stimuli, examples)
+    presenter, memory = make_presenter(config, stimuli, examples), config.recall
+    check(memory, stimuli, items, presenter.manners)
     if model is None:
         from probes.models.loading import load_model
 
@@ -142,9 +161,9 @@ def run(
             concurrency=config.concurrency,
             readout=config.readout,
         )
-    check = getattr(model, "check", None)
-    if check is not None:
-        check(items)
+    check_items = getattr(model, "check", None)
+    if check_items is not None:
+        check_items(items)
     if not model.needs_images:
         hidden = [m.control for m in presenter.manners if m.control in HIDES_PICTURE]
         if hidden:
@@ -153,30 +172,42 @@ def run(
                 " to it: leave the controls out, or ask a model that looks"
             )
     settings = Generation(config.max_new_tokens, config.temperature, config.seed)
-    wanted = [Ask(presenter, item, manner) for manner in presenter.manners for item in items]
+    wanted = [Ask(presenter, item, manner, memory) for manner in presenter.manners for item in items]
     keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
     if len(keys) != len(wanted):
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
-    with processes.open_log(out, _describe(config, stimuli, model, len(wanted), presenter)) as trials:
-        pending = [ask for ask in wanted if keys[ask.id] not in trials.done]
+    if memory.attempts > 1:
+        _check_context(model, wanted, settings)
+
+    def key(ask: Ask) -> str:
+        return keys[ask.id] if ask.attempt == 1 else ask.key(model, config.readout, settings)
+
+    total = len(wanted) * memory.attempts
+    described = _describe(config, stimuli, model, len(wanted), presenter)
+    if memory.attempts > 1:
+        cues = [item_cues(get_task(item.task), item) for item in items]
+        described["stimuli"]["guesses"] = guesses(cues, memory.attempts)
+    with processes.open_log(out, described) as trials:
+        scorer, status = Scorer(), "failed"
+        episodes = Episodes(scorer, key, trials.done, out, model.needs_images, int(stimuli.card.get("image_size", 0)))
+        # Episodes are shared before it is known which are over, since the log grows while the others read it.
+        pending = [ask for ask in wanted if memory.attempts > 1 or keys[ask.id] not in trials.done]
         trials.update(
             status="running", resumed=trials.run["resumed"] + bool(trials.done), processes=processes.count, n_errors=0
         )
-        done, n_errors = len(wanted) - len(pending), 0
-        observed: dict[str, Any] = {}
         if processes.count > 1:
             pending = processes.share([ask for batch in in_batches(pending, 1) for ask in batch])
-        scorer, status = Scorer(), "failed"
+        left = sum(episodes.left(ask) for ask in pending) * processes.count  # the others are about as far
+        n_errors, observed = 0, dict[str, Any]()
         if progress is not None:
-            progress(done, len(wanted))
+            progress(max(total - left, 0), total)
         try:
-            for answer in _answers(model, pending, config, settings):
-                row = {"key": keys[answer.ask.id], "model": model.identity.name, "readout": config.readout}
-                trials.append(row | _columns(scorer, answer))
+            for answer, row, spent in _played(model, pending, episodes, config, settings):
+                trials.append(row)
                 n_errors += answer.error is not None
-                done = min(done + processes.count, len(wanted))  # the others are about as far
+                left -= spent * processes.count
                 if progress is not None and answer.ends_batch:
-                    progress(done, len(wanted))
+                    progress(min(max(total - left, 0), total), total)
             n_errors, observed = processes.finish(trials, n_errors, getattr(model, "observed", {}))
             status = "finished"
         except KeyboardInterrupt:
@@ -196,6 +227,17 @@ def run(
     return RunReport(out, len(wanted), n_errors)
 
 
+def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:
+    """Refuse a model whose context is too short for the longest episode. Raises ModelError."""
+    check_context = getattr(model, "check_context", None)
+    if check_context is None or wanted[0].memory.kept == "none":
+        return
+    # Tokens cannot be counted without making the inputs; the longest prompt in characters is among the longest ones.
+    longest = {ask.asked.question.prompt: ask for ask in wanted}
+    chosen = sorted(longest.values(), key=lambda ask: len(ask.asked.question.prompt))[-LONGEST:]
+    check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
+
+
 def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
     """The manners of a run's design, over its set. Raises PresentationError if they cannot be had."""
     tasks = list(dict.fromkeys(item.task for item in stimuli.items)) if config.design == "variants" else []
@@ -209,39 +251,6 @@ def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSe
 
 
 @dataclass(frozen=True)
-class Ask:
-    """An item in one manner: what one trial asks."""
-
-    presenter: Presenter
-    item: Item
-    manner: Manner
-
-    @property
-    def id(self) -> tuple[str, str]:
-        """What tells the trials of a run apart."""
-        return self.item.item_id, self.manner.code
-
-    @property
-    def asked(self) -> Item:
-        """The item as it is asked in this manner."""
-        return self.presenter.asked(self.item, self.manner)
-
-    @property
-    def example_ids(self) -> list[str]:
-        """Worked examples that come first."""
-        return self.presenter.example_ids(self.item, self.manner)
-
-    def trial(self, with_picture: bool) -> Trial:
-        """What the model is shown. Raises StimulusError if a picture cannot be read."""
-        return self.presenter.trial(self.item, self.manner, with_picture)
-
-    def key(self, model: Model, readout: str, settings: Generation) -> str:
-        """The key of the trial in the log."""
-        manner = [self.manner.code, self.example_ids] if self.manner.code else []
-        return trial_key(model.identity, self.asked, readout, settings, manner)
-
-
-@dataclass(frozen=True)
 class _Answer:
     """What came of one trial: a reply, log-probabilities or an error."""
 
@@ -251,6 +260,28 @@ class _Answer:
     error: str | None = None
     latency_s: float = 0.0
     ends_batch: bool = False
+
+
+def _played(
+    model: Model, pending: Sequence[Ask], episodes: Episodes, config: RunConfig, settings: Generation
+) -> Iterator[tuple[_Answer, Columns, int]]:
+    """Play episodes to their end, many at a time: all first attempts of a group, then the second ones, and so on.
+
+    Yields:
+        What came of a trial, its row, and how many attempts have been used up or are not needed any more.
+    """
+    name = {"model": model.identity.name, "readout": config.readout}
+    for group in groups(pending):
+        under_way = [ask for ask in map(episodes.resumed, group) if ask is not None]
+        while under_way:
+            again: list[Ask] = []
+            for answer in _answers(model, under_way, config, settings):
+                ask = answer.ask
+                row = {"key": episodes.key(ask)} | name | _columns(episodes.scorer, answer)
+                following = episodes.following(ask, row)
+                again += [following] if following is not None else []
+                yield answer, row, 1 if following is not None else ask.memory.attempts - ask.attempt + 1
+            under_way = again
 
 
 def _answers(model: Model, pending: Sequence[Ask], config: RunConfig, settings: Generation) -> Iterator[_Answer]:
@@ -352,8 +383,7 @@ def _columns(scorer: Scorer, answer: _Answer) -> Columns:
             columns = scorer.row(item, answer.raw, answer.logprobs)
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = _message(failure)
-    manner = {"manner": answer.ask.manner.to_dict(), "examples": answer.ask.example_ids}
-    return columns | manner | {"latency_s": answer.latency_s, "error": error, "time": _now()}
+    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}
 
 
 def _check_scorable(items: Sequence[Item]) -> None:
@@ -380,6 +410,8 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "examples": " ".join(map(str, config.examples)),
         "examples_from": presenter.examples_sha256,
     }
+    if config.attempts > 1:  # left out otherwise, so that runs of earlier versions can be gone on with
+        fingerprint |= {"attempts": config.attempts, "memory": config.memory}
     fingerprint |= {k: v for k, v in identity["details"].items() if isinstance(v, str | int | float)}
     return {
         "format": 1,

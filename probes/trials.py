@@ -60,6 +60,9 @@ COLUMNS = (
     "variant",
     "manner",
     "examples",
+    "attempt",
+    "attempts",
+    "memory",
     "pair_id",
     "group_id",
     "role",
@@ -76,12 +79,13 @@ if it could not be read; status: how reading went, "error" if the trial failed. 
 order of the grammar's candidates, which `options` names where they are not numbers. p_correct: probability of the
 answers that are right, out of all legal ones. truth: the right answer. reward: in [0, 1], 0 if unread. chance: what a
 random legal answer is expected to score. manner: how the item was presented (see `probes.presentation.Manner`), with its
-code, which is empty for the plain one. examples: ids of the worked examples that came first. latency_s: seconds, the batch's time shared evenly. error: null or "Type:
+code, which is empty for the plain one. examples: ids of the worked examples that came first. attempt: number of the
+attempt, from 1, of at most `attempts`; memory: what of the earlier ones the model was told. latency_s: seconds, the batch's time shared evenly. error: null or "Type:
 message". time: UTC, when it was written.
 """
 
-LATER = ("manner", "examples")
-"""Columns that logs of earlier versions do not have: a row without them was asked in the plain manner."""
+LATER: dict[str, Any] = {"manner": None, "examples": None, "attempt": 1, "attempts": 1, "memory": "none"}
+"""Columns that logs of earlier versions do not have, and what goes for a row without them: plain manner, one attempt."""
 
 
 class RunError(RuntimeError):
@@ -396,13 +400,14 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
             raise RunError(
                 f"{path}, line {len(rows) + 1}: damaged ({error}); remove the line to have its trial asked again"
             ) from error
-        rows.append(row)
+        rows.append(row | {name: value for name, value in LATER.items() if name not in row})
         end = newline + 1
     return rows, end
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps({name: row.get(name) if name in LATER else row[name] for name in COLUMNS}, allow_nan=False) + "\n"
+    whole = {**LATER, **row}
+    return json.dumps({name: whole[name] for name in COLUMNS}, allow_nan=False) + "\n"
 
 
 def _brief(value: Any) -> str:

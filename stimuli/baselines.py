@@ -101,6 +101,27 @@ def baselines(task: Task, cues: Sequence[ItemCues]) -> dict[str, Any]:
     return facts
 
 
+def guesses(cues: Sequence[ItemCues], attempts: int) -> list[dict[str, Any]]:
+    """What 1, 2, ... attempts at every item would score without looking at it.
+
+    Returns:
+        For every number of attempts k, {"attempts": k, "chance", "constants": {"answers", "score"}}: k independent draws from the
+        legal answers; and k different answers, the same for all items, each chosen so that it works on most of the items on which
+        the ones before it do not (the greedy choice, which no k answers beat by more than a factor of e / (e - 1)).
+    """
+    chance = np.array([len(cue.working) / cue.candidates for cue in cues])
+    unsolved, answers, found = list(cues), [], []
+    for k in range(1, attempts + 1):
+        counts = Counter(answer for cue in unsolved for answer in set(cue.working))
+        if counts:
+            answer, _ = min(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
+            answers.append(str(answer))
+            unsolved = [cue for cue in unsolved if answer not in cue.working]
+        constants = {"answers": list(answers), "score": round(1 - len(unsolved) / len(cues), 4)}
+        found.append({"attempts": k, "chance": _mean(list(1 - (1 - chance) ** k)), "constants": constants})
+    return found
+
+
 def limit_of(task: Task, chance: float) -> float | None:
     """What a shortcut may score on a judgement without being named in the card; None for other kinds of task."""
     return round(chance + LEEWAY, 4) if task.kind == "judgement" else None

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 
+from stimuli.attempts import Pixels, carry_out, remembered
 from stimuli.condition import Condition
 from stimuli.dataset import Item
 from stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
@@ -33,7 +33,7 @@ from stimuli.shifts import check as check_shifts
 from stimuli.shifts import parse_shifts, shifted_condition
 from stimuli.simulators import get_simulator
 from stimuli.spaces import PROBED_CONDITIONS, answer_space, prompt_space, reply_space, to_action, to_answer
-from stimuli.tasks import Score, Task, Unsatisfiable, get_task, task_names
+from stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
 NAMESPACE = "VLMProbe"
 MAX_DRAWS = 30
@@ -42,7 +42,6 @@ EMPTY, ANSWERED, UNREAD = 0, 1, 2
 """Status of a place in the memory: nothing there yet, an answer, a reply that could not be read."""
 
 Observation = dict[str, Any]
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
         self.max_attempts, self.size, self.discount, self.actions = max_attempts, size, discount, actions
         self.render_mode, self._style = render_mode, style
-        self._remembered = _remembered(memory, max_attempts)
+        self._remembered = remembered(memory, max_attempts)
         self._conditions = _chosen(self.task, conditions)
         self._shifts = parse_shifts(shifts)
         check_shifts(self.task, self._shifts)
@@ -235,23 +234,21 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             raise RuntimeError("the episode is over: call reset() first")
         parsed = self._read(action)
         seen = self._picture
-        score = Score(False, 0.0)
-        info = self._facts | {"status": parsed.status, "answer": "", "simulated": False}
-        if parsed.value is not None:
-            score = self.cache.score(
-                self.task,
-                self.scene,
-                self.question,
-                parsed.value,
-                self._simulator,
-                scene_hash=self._facts["scene_sha256"],
-            )
-            applied = self.task.apply(self.scene, parsed.value)
-            poses = score.outcome.poses() if score.outcome is not None else None
-            # One view even where the scene is shown as a strip: a strip shows what comes before.
-            shown = replace(applied, panels=())
-            self._picture = draw(self._simulator, shown, self.size, poses).rgb
-            info |= {"answer": self._grammar.text(parsed.value), "simulated": score.outcome is not None}
+        attempt = carry_out(
+            self.task,
+            self.scene,
+            self.question,
+            parsed,
+            size=self.size,
+            simulator=self._simulator,
+            cache=self.cache,
+            scene_hash=self._facts["scene_sha256"],
+        )
+        score = attempt.score
+        if attempt.picture is not None:
+            self._picture = attempt.picture
+        text = "" if parsed.value is None else self._grammar.text(parsed.value)
+        info = self._facts | {"status": parsed.status, "answer": text, "simulated": attempt.simulated}
         reward = score.reward * self.discount**self._attempts
         self._attempts += 1
         self._earlier.append(_Attempt(seen, parsed.value))
@@ -373,16 +370,6 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
                     answers[place] = attempt.answer
             found |= {"previous_images": images, "previous_answers": answers, "previous_status": status}
         return found
-
-
-def _remembered(memory: str, max_attempts: int) -> int:
-    """How many earlier attempts an observation holds."""
-    if memory in ("none", "all"):
-        return max_attempts if memory == "all" else 0
-    match = re.fullmatch(r"last-([1-9]\d*)", memory)
-    if not match:
-        raise ValueError(f'memory must be "none", "all", or "last-1", "last-2", ..., got {memory!r}')
-    return min(int(match.group(1)), max_attempts)
 
 
 def _chosen(task: Task, wanted: Iterable[Condition | str] | None) -> tuple[Condition, ...]:

@@ -24,8 +24,12 @@ class CommandError(Exception):
     """A command cannot do what was asked; the message says why and ends with the fix."""
 
 
-class UnknownName(CommandError):
-    """An argument names a model or a task that does not exist: a slip on the command line."""
+class UsageError(CommandError):
+    """Arguments that do not go together, or name nothing: a slip on the command line."""
+
+
+class UnknownName(UsageError):
+    """An argument names a model or a task that does not exist."""
 
 
 def expected(error: Exception) -> bool:
@@ -45,9 +49,9 @@ def expected(error: Exception) -> bool:
 
 
 def names_nothing(error: Exception) -> bool:
-    """Whether the error is a slip on the command line: a task or a model that does not exist."""
+    """Whether the error is a slip on the command line, such as a task or a model that does not exist."""
     unknown_task = getattr(sys.modules.get("stimuli.tasks"), "UnknownTask", UnknownName)
-    return isinstance(error, (UnknownName, unknown_task))
+    return isinstance(error, (UsageError, unknown_task))
 
 
 def as_line(error: Exception) -> str:

@@ -36,6 +36,8 @@ def run(
     examples: str = "0",
     examples_from: str | None = None,
     style: Literal["", "direct", "think"] = "",
+    attempts: Annotated[int, Parameter(validator=Positive)] = 1,
+    memory: str = "all",
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -69,6 +71,8 @@ def run(
         examples: Worked examples before the question; several numbers (`0,1,3`) ask every item with each.
         examples_from: Set that they come from; by default a further set of the same task.
         style: Whether to ask for the bare answer or for reasoning first; by default as the set was made.
+        attempts: How often an item of an action task may be tried; after each attempt the model is shown what happened.
+        memory: What of earlier attempts it is told: `none`, `last-1`, `last-2`, ..., or `all`.
         revision: Revision on the hub.
         dtype: Number format of the weights.
         device: `cpu`, `cuda`, ...
@@ -111,6 +115,8 @@ def run(
         "examples": _numbers(examples),
         "examples_from": examples_from,
         "style": style,
+        "attempts": attempts,
+        "memory": memory,
         "revision": revision,
         "dtype": dtype,
         "device": device,
@@ -124,6 +130,7 @@ def run(
         check_model_name(model)
     run_config = RunConfig(**settings)
     task = check_stimuli_name(stimuli)
+    _check_attempts(task, stimuli, attempts, memory)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
@@ -152,6 +159,23 @@ def run(
     return code
 
 
+def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None:
+    """Refuse several attempts at what is no action, and a memory that there is not. Raises UsageError."""
+    from probes.cli.errors import UsageError
+    from probes.memory import Memory
+    from stimuli.tasks import get_task, task_names
+
+    if attempts > 1 and (task not in task_names() or get_task(task).kind != "action"):
+        actions = ", ".join(name for name in task_names() if get_task(name).kind == "action")
+        raise UsageError(
+            f"--attempts needs an action that can be tried out, and {stimuli} asks for none: use {actions}"
+        )
+    try:
+        Memory(attempts, memory)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
 def run_name(config: RunConfig, task: str) -> str:
     """The default folder of a run: model, stimuli, and every setting that makes it another run."""
     stimuli = Path(config.stimuli)
@@ -161,6 +185,7 @@ def run_name(config: RunConfig, task: str) -> str:
     if config.base_url:
         parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
+    codes |= {"attempts": "attempts", "memory": "memory-"}
     names = (
         "revision",
         "dtype",
@@ -172,6 +197,7 @@ def run_name(config: RunConfig, task: str) -> str:
         "design",
         "style",
         "examples",
+        *(("attempts", "memory") if config.attempts > 1 else ()),
     )
     defaults = {f.name: f.default for f in fields(config)}
     for name in names:

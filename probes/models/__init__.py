@@ -32,6 +32,7 @@ class Trial:
         context: Turns before the question: worked examples, earlier attempts.
         preamble: Words before the question, in the same turn.
         manner: Code of the manner in which the item is asked (`probes.presentation`); empty for the plain one.
+        attempt: Number of the attempt, from 1, where an item may be tried several times (`probes.memory`).
     """
 
     item: Item
@@ -39,6 +40,7 @@ class Trial:
     context: tuple[Turn, ...] = ()
     preamble: str = ""
     manner: str = ""
+    attempt: int = 1
 
     @property
     def prompt(self) -> str:
@@ -53,7 +55,12 @@ class Trial:
     @property
     def key(self) -> tuple[str, str]:
         """What tells the trials of one run apart."""
-        return self.item.item_id, self.manner
+        return trial_id(self.item.item_id, self.manner, self.attempt)
+
+
+def trial_id(item_id: str, manner: str, attempt: int) -> tuple[str, str]:
+    """What tells the trials of one run apart. A first attempt is what the same trial without further ones is."""
+    return item_id, manner if attempt == 1 else f"{manner}_attempt{attempt}".lstrip("_")
 
 
 @dataclass(frozen=True)

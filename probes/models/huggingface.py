@@ -124,6 +124,28 @@ class HuggingFaceModel:
         """What exactly answers."""
         return self._identity
 
+    def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
+        """Refuse conversations that do not fit into the model's context, with the longest replies that there may be.
+
+        Raises:
+            ModelError: If one does not fit.
+        """
+        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if room is None:
+            log.warning("%s does not say how long its context is: long conversations may not fit", self.identity.name)
+            return
+        for trial in trials:
+            limit = self._limit(trial, settings)
+            replies = sum(turn.role == "assistant" for turn in trial.context)
+            # Those in the trial are the longest legal answers; what a model says may be as long as its limit.
+            longer = replies * max(limit - self.reply_length(trial), 0)
+            tokens = int(self._make_inputs([trial])["input_ids"].shape[1]) + longer + limit
+            if tokens > room:
+                raise ModelError(
+                    f"{self.identity.name} reads {room} tokens, and {trial.attempt} attempts on {trial.item.item_id} with what"
+                    f" is remembered of them take up to {tokens}: give fewer --attempts, or a shorter --memory such as last-1"
+                )
+
     def prepare(self, trials: Sequence[Trial]) -> None:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
         self._ready[tuple(trial.key for trial in trials)] = self._make_inputs(trials)

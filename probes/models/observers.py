@@ -88,7 +88,9 @@ class Observer:
         replies = []
         for trial in trials:
             item = trial.item
-            rng = item_rng(item, "reply", settings.seed)
+            # Another attempt is another draw: observers do not learn from earlier ones.
+            again = () if trial.attempt == 1 else (f"attempt {trial.attempt}",)
+            rng = item_rng(item, "reply", settings.seed, *again)
             candidates = item.question.grammar.candidates()
             answer = candidates[int(rng.choice(len(candidates), p=self._respond(item)))][1]
             replies.append(item.question.reply(answer))

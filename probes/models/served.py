@@ -129,6 +129,32 @@ class ServedModel:
                     f" the answers of {item.task} apart: use --readout generate, or serve the model with vLLM"
                 )
 
+    def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
+        """Refuse conversations that the server does not take, by asking the longest ones.
+
+        Raises:
+            ModelError: If it refuses one, or says that it has no room for the replies.
+        """
+        trial = trials[-1]
+        tried = f"{trial.attempt} attempts on {trial.item.item_id} with what is remembered of them"
+        body = {"messages": messages(trial.turns), "temperature": 0.0, self._limit_name: 1}
+        try:
+            reply = self._complete(body, counted=False)
+        except RequestFailed as error:
+            raise ModelError(
+                f"{self._endpoint.url} does not take {tried}: {error}; give fewer --attempts, a shorter --memory, or start the"
+                " server with a longer context and more pictures per prompt"
+            ) from error
+        room = (self.identity.details["server"].get("model") or {}).get("max_model_len")
+        seen = (reply.get("usage") or {}).get("prompt_tokens")
+        limit = settings.max_new_tokens or _limit(trial.item)
+        tokens = (seen or 0) + limit * (1 + sum(turn.role == "assistant" for turn in trial.context))
+        if room and seen and tokens > room:
+            raise ModelError(
+                f"{self._model} reads {room} tokens at {self._endpoint.url}, and {tried} take up to {tokens}: give fewer"
+                " --attempts, or a shorter --memory such as last-1"
+            )
+
     def stream(self, trials: Iterable[Trial], readout: str, settings: Generation) -> Iterator[tuple[Trial, Any, float]]:
         """Ask trials as they come, several at a time.
 

@@ -1,0 +1,161 @@
+"""What one trial asks, and what follows it: an item in one manner, tried until it succeeds or no attempt is left.
+
+A run without further attempts has episodes of one trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from probes.memory import ONCE, Memory, Past
+from probes.models import Generation, Model, Trial, trial_id
+from probes.presentation import Manner, PresentationError, Presenter
+from probes.readout import Columns, Scorer, reply_of
+from probes.trials import read_trials, trial_key
+from stimuli.dataset import Item, StimulusSet
+from stimuli.simulators import get_simulator
+from stimuli.tasks import get_task
+
+AT_ONCE = 256
+"""Episodes that are under way at a time: their pictures are kept in memory, 150 kB each with 224 pixels."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An item in one manner, after earlier attempts if there were any: what one trial asks."""
+
+    presenter: Presenter
+    item: Item
+    manner: Manner
+    memory: Memory = ONCE
+    past: tuple[Past, ...] = ()
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt, from 1."""
+        return len(self.past) + 1
+
+    @property
+    def id(self) -> tuple[str, str]:
+        """What tells the trials of a run apart."""
+        return trial_id(self.item.item_id, self.manner.code, self.attempt)
+
+    @property
+    def asked(self) -> Item:
+        """The item as it is asked in this manner."""
+        return self.presenter.asked(self.item, self.manner)
+
+    @property
+    def example_ids(self) -> list[str]:
+        """Worked examples that come first."""
+        return self.presenter.example_ids(self.item, self.manner)
+
+    def trial(self, with_picture: bool) -> Trial:
+        """What the model is shown. Raises StimulusError if a picture cannot be read."""
+        return self.memory.trial(self.presenter.trial(self.item, self.manner, with_picture), self.past)
+
+    def key(self, model: Model, readout: str, settings: Generation) -> str:
+        """The key of the trial in the log."""
+        manner: list[Any] = [self.manner.code, self.example_ids] if self.manner.code else []
+        if self.memory.attempts > 1:
+            manner += ["attempt", self.attempt, self.memory.attempts, self.memory.kept]
+        return trial_key(model.identity, self.asked, readout, settings, manner)
+
+    def columns(self) -> Columns:
+        """The columns of the log that say how the item was asked."""
+        kept = self.memory.kept if self.memory.attempts > 1 else "none"
+        attempts = {"attempt": self.attempt, "attempts": self.memory.attempts, "memory": kept}
+        return {"manner": self.manner.to_dict(), "examples": self.example_ids} | attempts
+
+
+class Episodes:
+    """What follows an answer, from the first attempt to the last.
+
+    Args:
+        scorer: Of the run; what it has simulated is not simulated again for the pictures.
+        key: The key in the log of what is asked.
+        done: Keys of the trials that the log had at the start.
+        log: Folder of the run, whose rows say how the episodes went on that were begun earlier.
+        pictures: Whether the model looks at pictures.
+        size: Of the pictures of what happened, pixels.
+    """
+
+    def __init__(
+        self, scorer: Scorer, key: Callable[[Ask], str], done: Iterable[str], log: Path, pictures: bool, size: int
+    ) -> None:
+        self.scorer, self.key = scorer, key
+        self._done, self._log, self._pictures, self._size = frozenset(done), log, pictures, size
+
+    def following(self, ask: Ask, row: Mapping[str, Any], drawn: bool = True) -> Ask | None:
+        """The next attempt after a row of the log; None if that one succeeded, failed to take place, or was the last.
+
+        Args:
+            ask: What was asked.
+            row: Of the log.
+            drawn: Whether the next attempt is to be asked, so that the pictures of what happened are needed.
+        """
+        if ask.attempt == ask.memory.attempts or row["success"] or row["error"] is not None:
+            return None
+        item, columns = ask.asked, dict(row)
+        past = Past(reply_of(item, columns), "", None)
+        # Observers do not look, and what will not be told need not be drawn.
+        if drawn and self._pictures and ask.memory.kept != "none":
+            past = Past.of(past.reply, self.scorer.attempt(item, columns, self._size))
+        return replace(ask, past=(*ask.past, past))
+
+    def resumed(self, first: Ask, drawn: bool = True) -> Ask | None:
+        """Where an episode goes on after the rows of the log; None if it is over."""
+        ask: Ask | None = first
+        while ask is not None and (row := self._known.get(self.key(ask))) is not None:
+            ask = self.following(ask, row, drawn)
+        return ask
+
+    def left(self, first: Ask) -> int:
+        """How many attempts an episode may still take."""
+        ask = self.resumed(first, drawn=False)
+        return 0 if ask is None else ask.memory.attempts - ask.attempt + 1
+
+    @cached_property
+    def _known(self) -> dict[str, dict[str, Any]]:
+        """The rows of the trials that were done at the start, by their keys."""
+        rows = read_trials(self._log) if self._done else []
+        return {row["key"]: row for row in rows if row["key"] in self._done and row["error"] is None}
+
+
+def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: Sequence[Manner]) -> None:
+    """Refuse what cannot be tried several times.
+
+    Raises:
+        PresentationError: If an item is no action with a scene, its pictures are drawn by another renderer than what happens
+            would be, or the manner is a control.
+    """
+    if memory.attempts == 1:
+        return
+    for item in {item.task: item for item in items}.values():
+        if item.scene is None or get_task(item.task).kind != "action":
+            raise PresentationError(
+                f"several attempts need an action to carry out, and {item.item_id} is none: leave --attempts out, or ask a"
+                " task such as towers-topblock"
+            )
+    controls = [manner.control for manner in manners if manner.control != "intact"]
+    if controls:
+        raise PresentationError(
+            f"several attempts go with the intact picture, not with {controls[0]}: leave --attempts or --design out"
+        )
+    renderer = stimuli.card.get("versions", {}).get("renderer", "")
+    if renderer and renderer != get_simulator().renderer:
+        raise PresentationError(
+            f"the pictures of {stimuli.path} are by {renderer}, and those of what happens would be by"
+            f" {get_simulator().renderer}: make the set without --renderer for several attempts"
+        )
+
+
+def groups(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
+    """Episodes that are under way together: all, if they have one attempt only."""
+    size = AT_ONCE if asks and asks[0].memory.attempts > 1 else max(len(asks), 1)
+    for start in range(0, len(asks), size):
+        yield list(asks[start : start + size])
