@@ -128,9 +128,9 @@ def run(
     manners(design, settings["examples"], style)
     if base_url is None:
         check_model_name(model)
-    run_config = RunConfig(**settings)
     task = check_stimuli_name(stimuli)
     _check_attempts(task, stimuli, attempts, memory)
+    run_config = RunConfig(**settings)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:

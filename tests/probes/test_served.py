@@ -196,6 +196,25 @@ def test_whole_conversations(server: Server, stability: StimulusSet) -> None:
     assert sent["messages"][1]["content"] == "yes"
 
 
+def test_several_attempts_are_conversations_that_must_fit(
+    server: Server, topblock: StimulusSet, tmp_path: Path
+) -> None:
+    server.respond = lambda number, body: usual(body, "20" if len(body["messages"]) < 5 else "-20")
+    report = ask(server, topblock, tmp_path / "r", attempts=3, memory="all")
+    rows = read_trials(report.path)
+    assert report.n_errors == 0 and {row["attempt"] for row in rows} == {1, 2, 3}
+    by_length = {len(body["messages"]): body for _, _, body in server.requests}
+    assert [message["role"] for message in by_length[5]["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    assert len(pictures(by_length[5])) == 3 and len(set(pictures(by_length[5]))) >= 2
+    assert by_length[3]["messages"][1]["content"] == "20"
+    # Refused by what the server counts, or by the server itself, before anything is asked.
+    server.cards = [card | {"max_model_len": 40} for card in server.cards]
+    server.respond = lambda number, body: usual(body) | {"usage": {"prompt_tokens": 10 * len(body["messages"])}}
+    with pytest.raises(ModelError, match=r"reads 40 tokens .* give fewer"):
+        ask(server, topblock, tmp_path / "short", attempts=3)
+    assert not (tmp_path / "short").exists()
+
+
 def test_pictures_lose_nothing() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
     data = base64.b64decode(data_url(Image.fromarray(noise)).partition(",")[2])

@@ -148,3 +148,32 @@ def test_actions_have_no_sensitivity_and_a_figure_of_their_own(
     assert code == 0 and found["accuracy"] == 1.0 and found["d_prime"] is None and found["reward"] == 1.0
     assert (tmp_path / "runs/ideal_s/psychometric.png").exists()
     assert not (tmp_path / "cache").exists()
+
+
+def test_several_attempts_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(capsys, "stimuli", "make", "towers-topblock", "--out", "s", "-n", "16", "--size", "64")[0] == 0
+    arguments = ["run", "--model", "chance", "--stimuli", "s", "--attempts", "3", "--memory", "last-1"]
+    code, out, _ = run(capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["n"] == 16 and found["memory"] == "last-1"
+    solved = [cell["success"] for cell in found["by_attempts"]]
+    assert solved[0] == found["accuracy"] and sorted(solved) == solved and len(solved) == 3
+    assert (tmp_path / "runs/chance_s_attempts3_memory-last-1/psychometric.png").exists()
+    assert "within 3" in run(capsys, *arguments)[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--stimuli", "towers", "--attempts", "2"], "--attempts needs an action"),
+        (["--stimuli", "towers-grounding", "--attempts", "2"], "use towers-topblock"),
+        (["--stimuli", "towers-topblock", "--attempts", "2", "--memory", "some"], "last-1"),
+        (["--stimuli", "towers-topblock", "--attempts", "0"], "--attempts"),
+    ],
+)
+def test_attempts_at_what_is_no_action_are_a_usage_error(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = run(capsys, "run", "--model", "chance", *given)
+    assert code == 2 and out == "" and err.count("\n") == 1 and said in err
+    assert not list(tmp_path.iterdir())
