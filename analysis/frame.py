@@ -12,14 +12,15 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.levels import TRANSFER, families, family_of
-from analysis.logs import Source, find_runs, read_log
+from analysis.logs import Source, find, read_log
+from analysis.training import CURVE_COLUMNS, read_curves
 
 METHODS = ("none", "sft", "ppo", "grpo", "rloo")
 OBSERVERS = ("chance", "heuristic", "ideal", "noisy-simulation")
@@ -62,6 +63,7 @@ COLUMNS = (
     "success",
     "reward",
     "p_correct",
+    "confidence",
     "chance",
     "status",
     "observer",
@@ -78,14 +80,15 @@ transfer: see `analysis.levels.transfer_level`; missing if untrained. margin: si
 mirrored: 0 or 1. polarity, order: of the wording. manner: empty for the plain one. examples: number of worked examples.
 attempt: 1 for the first. sample: seed of sampled replies, 0 for greedy ones. answer, truth: as text; answer is missing if
 unread. signal: the answer that signal detection and psychometric functions count, of a two-option judgement. correct,
-success: 0 or 1. reward, p_correct, chance: in [0, 1]. status: "ok" if an answer was read. observer: whether the model is one
+success: 0 or 1. reward, p_correct, chance: in [0, 1]. confidence: probability of the answer given among all legal ones, where
+they were scored. status: "ok" if an answer was read. observer: whether the model is one
 without weights. stimuli: hash of the set. folder: where the trial is logged.
 """
 
 REQUIRED = ("run", "test_task", "item_id", "correct")
 """What a table of other people must have; everything else has a default."""
 
-_NUMBERS = ("margin", "reward", "p_correct", "chance", "samples")
+_NUMBERS = ("margin", "reward", "p_correct", "confidence", "chance", "samples")
 _COUNTS = ("seed", "shift_level", "mirrored", "examples", "attempt", "sample", "correct", "success", "observer")
 _MAYBE_COUNTS = ("count", "polarity", "order")
 _LEVELS = tuple(name for name in COLUMNS if name not in (*_NUMBERS, *_COUNTS, *_MAYBE_COUNTS))
@@ -130,11 +133,13 @@ class Trials:
         table: One row per trial, with `COLUMNS`, sorted; independent of the order in which runs were named.
         dropped: What is not in it, by reason and source.
         sources: The logs and tables that were read.
+        curves: Curves of the trainings that were named, with `analysis.training.CURVE_COLUMNS`.
     """
 
     table: pd.DataFrame
     dropped: tuple[Dropped, ...]
     sources: tuple[Source, ...]
+    curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(CURVE_COLUMNS)))
 
     @property
     def notes(self) -> list[str]:
@@ -150,19 +155,21 @@ def load(paths: Iterable[str | Path]) -> Trials:
     """Read runs and tables.
 
     Args:
-        paths: Folders of runs, folders that hold runs, and tables (.csv or .parquet) with the columns of this module,
-            of which `REQUIRED` must be there.
+        paths: Folders of runs, folders that hold runs, folders of adapters (for the curves of their training), and tables
+            (.csv or .parquet) with the columns of this module, of which `REQUIRED` must be there.
 
     Raises:
         FrameError: If there are none, a table lacks something, or a trial is there twice.
         RunError: If a folder holds no run, or its log is damaged or was edited.
     """
     parts: list[pd.DataFrame] = []
+    curves: list[pd.DataFrame] = []
     dropped: list[Dropped] = []
     sources: list[Source] = []
     for path in _different(paths):
-        found = [_read_table(path)] if path.is_file() else [read_log(run) for run in find_runs(path)]
-        for table, lost, source in found:
+        runs, trainings = ([], []) if path.is_file() else find(path)
+        curves += map(read_curves, trainings)
+        for table, lost, source in [_read_table(path)] if path.is_file() else map(read_log, runs):
             parts.append(table)
             sources.append(source)
             dropped += [Dropped(reason, n, source.path) for reason, n in sorted(lost.items())]
@@ -170,8 +177,20 @@ def load(paths: Iterable[str | Path]) -> Trials:
         raise FrameError("no runs given: name the folders that `probe run` made")
     table = _named(pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True))
     _refuse_doubles(table)
-    order = sorted(sources, key=lambda source: source.path)
-    return Trials(_typed(table), tuple(sorted(dropped, key=lambda d: (d.source, d.reason))), tuple(order))
+    return Trials(
+        table=_typed(table),
+        dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.reason))),
+        sources=tuple(sorted(sources, key=lambda source: source.path)),
+        curves=_joined(curves),
+    )
+
+
+def _joined(curves: list[pd.DataFrame]) -> pd.DataFrame:
+    """Curves of all trainings as one table."""
+    known = [curve for curve in curves if len(curve)]
+    if not known:
+        return pd.DataFrame(columns=list(CURVE_COLUMNS))
+    return pd.concat(known, ignore_index=True).sort_values(["run", "samples"], kind="stable", ignore_index=True)
 
 
 def from_table(table: pd.DataFrame) -> Trials:

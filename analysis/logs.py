@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.levels import families, family_of, shift_name, transfer_level
+from analysis.levels import family_of, shift_name, transfer_level
 from analysis.responses import Row, failed, manner_of, succeeded, two_options
+from analysis.training import TRAINING, model_name, training_of, who
 from probes.trials import RUN, TRIALS, RunError, read_run, read_trials, trials_hash
-from stimuli.shifts import parse_shifts
-
-NAMELESS = "unknown"
-"""Method of an adapter that nothing is known about."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,26 @@ class Source:
     facts: Mapping[str, Any] | None = None
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """The runs that a folder holds: itself, or else all below it (but none inside another run).
+def find(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The runs and the trainings that a folder holds: itself, or else all below it (but no run inside another one).
 
     Raises:
-        RunError: If there is none.
+        RunError: If there is neither.
     """
     if (folder / TRIALS).is_file():
-        return [folder]
-    found: list[Path] = []
+        return [folder], []
+    if (folder / TRAINING).is_file():
+        return [], [folder]
+    runs: list[Path] = []
     for path in sorted(path.parent for path in folder.rglob(TRIALS)):
-        if not any(run in path.parents for run in found):
-            found.append(path)
-    if not found:
-        raise RunError(f"{folder} holds no run ({TRIALS} and {RUN}): make one with `probe run --out {folder}`")
-    return found
+        if not any(run in path.parents for run in runs):
+            runs.append(path)
+    trainings = sorted(path.parent for path in folder.rglob(TRAINING))
+    if not runs and not trainings:
+        raise RunError(
+            f"{folder} holds no run ({TRIALS} and {RUN}): make one with `probe run --out {folder}`, or check the path"
+        )
+    return runs, trainings
 
 
 def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
@@ -107,25 +109,21 @@ def _unedited(folder: Path, record: Mapping[str, Any]) -> str:
 
 def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the tidy table, but for what only all the runs together decide."""
-    trained = _training(record)
-    train_tasks, train_shifts = trained.pop("tasks"), trained.pop("shifts")
+    training = training_of(record)
     conditions = [row.get("condition") or {} for row in rows]
     variants = [row.get("variant") or {} for row in rows]
     shifts = [tuple((str(n), int(level)) for n, level in c.get("shifts") or ()) for c in conditions]
     tasks = [str(row["task"]) for row in rows]
     signals = {task: two_options([r for r in rows if r["task"] == task]) for task in dict.fromkeys(tasks)}
     temperature = float((record.get("config") or {}).get("temperature") or 0.0)
-    stimuli = str((record.get("stimuli") or {}).get("content_sha256", ""))[:12]
     sample = int(record.get("seed") or 0) if temperature > 0 else 0
-    model = _model_name(rows, record)
+    model = model_name(str((record.get("model") or {}).get("name") or (rows[0]["model"] if rows else "")))
     constant = {
-        **trained,
-        **_who(model, trained, train_tasks, sample, record),
-        "train_tasks": "+".join(train_tasks) or "none",
-        "train_family": families(train_tasks) or "none",
+        **training.columns(),
+        **who(model, training, sample, record),
         "model": model,
         "sample": sample,
-        "stimuli": stimuli,
+        "stimuli": str((record.get("stimuli") or {}).get("content_sha256", ""))[:12],
     }
     columns: dict[str, Any] = {
         "key": [row["key"] for row in rows],
@@ -135,7 +133,7 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
         "shift": [shift_name(s)[0] for s in shifts],
         "shift_level": [shift_name(s)[1] for s in shifts],
         "transfer": [
-            transfer_level(task, s, train_tasks, train_shifts) if train_tasks else None
+            transfer_level(task, s, training.tasks, training.shifts) if training.tasks else None
             for task, s in zip(tasks, shifts, strict=True)
         ],
         "item_id": [str(row["item_id"]) for row in rows],
@@ -159,75 +157,26 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
         "success": [int(succeeded(row)) for row in rows],
         "reward": [row.get("reward") for row in rows],
         "p_correct": [row.get("p_correct") for row in rows],
+        "confidence": [_confidence(row) for row in rows],
         "chance": [row.get("chance") for row in rows],
         "status": [str(row.get("status")) for row in rows],
     }
     return columns | {name: [value] * len(rows) for name, value in constant.items()}
 
 
-def _training(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How the model was trained, as far as the run knows; of an untrained one, that it was not."""
-    adapter = str((record.get("model") or {}).get("adapter_sha256") or "")
-    seed = int(record.get("seed") or 0)
-    if not adapter:
-        return {"method": "none", "tasks": (), "shifts": (), "seed": seed, "samples": 0, "regime": ""}
-    facts = record.get("training") or {}
-    tasks = facts.get("tasks") or ()
-    shifts = parse_shifts(str(facts.get("shift") or ""))
-    budget = facts.get("budget") or {}
-    return {
-        "method": str(facts.get("method") or NAMELESS),
-        "tasks": tuple(sorted(tasks.split(",") if isinstance(tasks, str) else map(str, tasks))),
-        "shifts": shifts,
-        "seed": int(facts.get("seed", seed)),
-        "samples": budget.get("samples"),
-        "regime": _regime(facts),
-    }
-
-
-def _model_name(rows: Sequence[Row], record: Mapping[str, Any]) -> str:
-    """The model as the user named it; of a path, the last part."""
-    name = str((record.get("model") or {}).get("name") or (rows[0]["model"] if rows else ""))
-    return Path(name).name if name.startswith(("/", ".", "~")) else name
-
-
-def _who(
-    model: str, trained: Mapping[str, Any], tasks: Sequence[str], sample: int, record: Mapping[str, Any]
-) -> dict[str, str]:
-    """The name of who answered, and the hash that tells it from others: a trained adapter, or an untrained model.
-
-    Samples of an untrained model with different seeds are runs of their own, because nothing else varies between them;
-    samples of an adapter are repeated measures of it.
-    """
-    facts = record.get("model") or {}
-    parts = [str(facts.get(name) or "") for name in ("name", "revision", "weights_sha256", "adapter_sha256")]
-    if trained["method"] == "none":
-        run = f"{model} sample {sample}" if sample else model
-        parts.append(str(sample))
-    else:
-        what = " ".join(
-            filter(None, (trained["method"], "+".join(tasks), trained["regime"] and f"({trained['regime']})"))
-        )
-        run = f"{model} {what} seed {trained['seed']}"
-    return {"run": run, "identity": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
-
-
-def _regime(facts: Mapping[str, Any]) -> str:
-    """What was special about a training: everything but method, tasks, seed and budget that is not the default."""
-    parts = []
-    for name in ("shift", "curriculum", "memory", "auxiliary", "init"):
-        value = facts.get(name)
-        if value not in (None, "", "none", False, 0, [], {}):
-            parts.append(f"{name} {Path(str(value)).name if name == 'init' else value}")
-    if int(facts.get("attempts") or 1) > 1:
-        parts.append(f"{facts['attempts']} attempts")
-    return ", ".join(parts)
-
-
 def _bin(edges: Any) -> str | None:
     if not edges or tuple(edges) == (0.0, 0.0):
         return None
     return f"{float(edges[0]):+.2f} to {float(edges[1]):+.2f}"
+
+
+def _confidence(row: Row) -> float | None:
+    """The probability of the answer given, which is the likeliest, among all legal ones."""
+    logprobs = row.get("logprobs")
+    if not logprobs or row.get("answer") is None:
+        return None
+    highest = max(logprobs)
+    return 1 / math.fsum(math.exp(value - highest) for value in logprobs)
 
 
 def _text(value: Any) -> str | None:

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from probes.models.adapter_folder import TRAINING
+
 PACKAGES = (
     "vlm-probe",
     "torch",
@@ -59,37 +61,37 @@ def hardware() -> dict[str, Any]:
     return facts
 
 
-TRAINING = "training.json"
-"""What a training leaves beside its adapter: how it was done, and how it went."""
 NOT_FACTS = ("curves",)
-"""Entries of it that say how the training went, step by step; too long for every run of the adapter."""
+"""Entries of `training.json` that say how a training went, step by step; too long for every run of its adapter."""
 
 
-def training_facts(adapter: str | Path | None, adapter_sha256: str) -> dict[str, Any] | None:
-    """How an adapter was trained, from the `training.json` beside it.
+def training_facts(folder: Path | None, adapter_sha256: str) -> dict[str, Any] | None:
+    """How an adapter, or a whole model, was trained, from the `training.json` in its folder.
 
     Args:
-        adapter: Folder of the adapter; of a served one, its name at the server.
-        adapter_sha256: Hash of the adapter that was loaded.
+        folder: Of the adapter or model; None if there is no folder.
+        adapter_sha256: Hash of the adapter that was loaded; empty for a whole model.
 
     Returns:
-        Method, tasks, seed, budget and so on; None without an adapter, or if nobody wrote down how it came about.
+        Method, tasks, seed, budget and so on; None if nobody wrote down how it came about.
 
     Raises:
-        ValueError: If the file is damaged, or about other weights.
+        ValueError: If the file is damaged, or about another adapter.
     """
-    if not adapter or not (path := Path(adapter).expanduser() / TRAINING).is_file():
+    if folder is None or not (path := folder / TRAINING).is_file():
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("not an object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or remove it to run without these facts") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{path} is damaged (not an object): restore it, or remove it to run without these facts")
+    if "method" not in facts:
+        return None  # of a pretraining
     noted = facts.get("adapter_sha256")
-    if noted and noted != adapter_sha256:
+    if adapter_sha256 and noted and noted != adapter_sha256:
         raise ValueError(
-            f"{path} is about other weights than those beside it (the hashes differ): restore the folder as it was"
+            f"{path} is about another adapter than the one beside it (the hashes differ): restore the folder as it was"
             " trained, or remove the file to run without these facts"
         )
     return {name: value for name, value in facts.items() if name not in NOT_FACTS}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from probes.episodes import Ask, Episodes, check, groups
 from probes.memory import Memory
 from probes.models import Generation, Model, Trial
+from probes.models.catalog import ENTRIES
 from probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from probes.provenance import git_state, hardware, training_facts, versions
 from probes.readout import UNREAD, Columns, Scorer
@@ -421,7 +422,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n": n,
         "n_errors": 0,
         "model": identity,
-        "training": training_facts(config.adapter, identity["adapter_sha256"]),
+        "training": training_facts(_trained_folder(config), identity["adapter_sha256"]),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],
         "stimuli": {
@@ -439,6 +440,15 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "resumed": 0,
         "fingerprint": fingerprint,
     }
+
+
+def _trained_folder(config: RunConfig) -> Path | None:
+    """Where a training may have left its record: the folder of the adapter, or of a whole model."""
+    if config.base_url is not None:
+        return None
+    # A short name does not mean a folder, even if there is one of that name.
+    named = any(entry.name == config.model for entry in ENTRIES)
+    return Path(config.adapter or config.model).expanduser() if config.adapter or not named else None
 
 
 def _message(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from probes.cli import adapters, check, decode, doctor, importing, models, pretrain, run, score, settings, stimuli
+from probes.cli import adapters, analyze, check, decode, doctor, importing, models, pretrain, run, score, settings, stimuli
 from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, report, usage_line
 
 
@@ -47,6 +47,7 @@ app.command(check.check)
 app.command(models.models)
 app.command(score.score)
 app.command(decode.decode)
+app.command(analyze.analyze)
 app.command(pretrain.pretrain)
 app.command(doctor.doctor)
 

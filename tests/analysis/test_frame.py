@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.frame import COLUMNS, FrameError, from_table, load
@@ -145,9 +145,32 @@ def test_tables_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         load([])
 
 
+def test_trainings_have_curves_and_whole_models_were_trained_too(tmp_path: Path) -> None:
+    facts = {
+        "model": "/models/tiny",
+        "method": "ppo",
+        "tasks": ["towers-topblock"],
+        "seed": 3,
+        "budget": {"samples": 64},
+    }
+    (tmp_path / "adapter").mkdir()
+    curves = [{"samples": n, "success": n / 128, "reward": 0.5, "step": n} for n in (0, 32, 64)]
+    (tmp_path / "adapter" / "training.json").write_text(json.dumps(facts | {"curves": curves}))
+    run = write_run(tmp_path / "run", run_rows(n=4))
+    (run / RUN).write_text(json.dumps(read_run(run) | {"training": facts}))
+    trials = load([tmp_path / "adapter", run])
+    assert trials.curves["success"].tolist() == [0.0, 0.25, 0.5] and set(trials.curves["method"]) == {"ppo"}
+    assert set(trials.curves["run"]) == set(trials.table["run"]) == {"tiny ppo towers-topblock seed 3"}
+    assert set(trials.table["transfer"]) == {"cross-task"}
+    (tmp_path / "adapter" / "training.json").write_text('{"curves": [{}]}')
+    with pytest.raises(RunError, match=r"training\.json cannot be read"):
+        load([tmp_path])
+
+
 tasks = st.sampled_from(task_names())
 
 
+@settings(deadline=None)  # the first example imports the tasks
 @given(tasks, st.lists(tasks, min_size=1, max_size=3), st.sampled_from([(), (("camera", 1),), (("camera", 3),)]))
 def test_every_test_has_one_level(test: str, trained: list[str], shifts: tuple[tuple[str, int], ...]) -> None:
     level = transfer_level(test, shifts, tuple(trained), (("camera", 1),))

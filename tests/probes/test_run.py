@@ -176,7 +176,7 @@ def test_a_run_of_an_adapter_knows_how_it_was_trained(stability: StimulusSet, tm
     (adapter / "training.json").write_text(json.dumps(facts | {"curves": {"reward": [0.1, 0.9]}}))
     assert read_run(run(config, stability, tmp_path / "known", model=model).path)["training"] == facts
     (adapter / "training.json").write_text(json.dumps(facts | {"adapter_sha256": "def"}))
-    with pytest.raises(ValueError, match="about other weights"):
+    with pytest.raises(ValueError, match="about another adapter"):
         run(config, stability, tmp_path / "other", model=model)
     (adapter / "training.json").write_text('{"method"')
     with pytest.raises(ValueError, match=r"training\.json is damaged"):

@@ -1,0 +1,35 @@
+"""What trainings and tests are called in figures, tables and file names."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.style import name_of
+
+
+def with_test(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `test`: task and shift as the command line writes them."""
+    if table.empty:
+        return table.assign(test=pd.Series(dtype=str))
+    test = [
+        str(task) if shift == "none" else f"{task}@{shift}:{level}"
+        for task, shift, level in zip(table["test_task"], table["shift"], table["shift_level"], strict=True)
+    ]
+    return table.assign(test=test)
+
+
+def training_name(method: object, tasks: object, regime: object = "") -> str:
+    """A training in words, such as "GRPO on towers-topblock"."""
+    if method == "none":
+        return name_of("none")
+    return f"{name_of(str(method))} on {tasks}" + (f" ({regime})" if regime else "")
+
+
+def file_part(text: object) -> str:
+    """A name as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text))
+
+
+def joined(*parts: str) -> str:
+    """Parts of a file's name."""
+    return "-".join(part for part in parts if part)

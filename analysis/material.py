@@ -1,0 +1,152 @@
+"""What a report is about: which of the trials answer which kind of question, what was chosen, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import Trials
+from stimuli.tasks import UnknownTask, get_task
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a reader can change about a report.
+
+    Attributes:
+        seed: Of everything random (bootstrap samples).
+        bound: The smallest difference between success rates that would matter, for tests of equivalence.
+        alpha: Level of tests.
+        resamples: Bootstrap samples.
+    """
+
+    seed: int = 0
+    bound: float = 0.1
+    alpha: float = 0.05
+    resamples: int = 500
+
+
+@dataclass(frozen=True)
+class Material:
+    """The trials of a report, by what they can say.
+
+    Attributes:
+        trials: Everything that was read.
+        models: Trials of models on physics tasks, with one readout, in every manner.
+        plain: Those of them that were asked in the plain manner, first attempts only.
+        observers: Plain trials of observers, on the same tasks.
+        grounding: Plain trials of models on questions about what is in the picture.
+        options: Plain trials whose option probabilities were logged, whatever the readout of the others.
+        choices: What was left aside, and why, in sentences.
+        settings: What a reader can change.
+    """
+
+    trials: Trials
+    models: pd.DataFrame
+    plain: pd.DataFrame
+    observers: pd.DataFrame
+    grounding: pd.DataFrame
+    options: pd.DataFrame
+    choices: tuple[str, ...]
+    settings: Settings
+
+    def baselines(self) -> pd.DataFrame:
+        """What needs no physics, by stimulus set: chance, the best constant answer, and the best rule of the audit."""
+        sets: dict[str, Mapping[str, Any]] = {}
+        for source in self.trials.sources:
+            if source.baselines:
+                sets.setdefault(source.stimuli[:12], source.baselines)
+        rows = []
+        tested = self.plain[["test_task", "shift", "shift_level", "stimuli"]].drop_duplicates()
+        for task, shift, level, stimuli in tested.sort_values(list(tested.columns)).itertuples(index=False):
+            found = sets.get(str(stimuli))
+            if found is None:
+                continue
+            rules = dict(found.get("shortcuts") or {})
+            best = max(sorted(rules), key=lambda name: rules[name], default=None)
+            constant = found.get("constant") or {}
+            rows.append(
+                {
+                    "test_task": task,
+                    "shift": shift,
+                    "shift_level": level,
+                    "chance": found.get("chance"),
+                    "constant": constant.get("score"),
+                    "constant_answer": None if constant.get("answer") is None else str(constant["answer"]),
+                    "best_shortcut": None if best is None else rules[best],
+                    "shortcut": best,
+                    "stimuli": str(stimuli),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def select(trials: Trials, settings: Settings) -> Material:
+    """Sort trials by what they can say.
+
+    Plain trials of physics tasks are what the report compares; control conditions, worked examples, further attempts and
+    grounding questions have sections of their own. Where replies and option probabilities were both read, replies count, since
+    they are what a user gets; a trial is never counted with both.
+    """
+    table = trials.table
+    choices: list[str] = []
+    kind = table["test_task"].map(kind_of).astype(object)
+    plain = (table["manner"] == "") & (table["examples"] == 0) & (table["attempt"] == 1)
+    observer = table["observer"] == 1
+    physics = kind != "grounding"
+    readouts = list(table.loc[~observer & physics, "readout"].unique())
+    readout = "generate" if "generate" in readouts or not readouts else str(readouts[0])
+    if len(readouts) > 1:
+        aside = int((~observer & physics & (table["readout"] != readout)).sum())
+        choices.append(
+            f"Replies were read in some runs and option probabilities in others: success is that of the readout"
+            f" “{readout}”; the other {aside} trials serve calibration only."
+        )
+    same = table["readout"] == readout
+    models = table[~observer & physics & same]
+    left = len(models) - int((~observer & physics & same & plain).sum())
+    if left:
+        choices.append(
+            f"{left} trials in control conditions, with worked examples, or of later attempts are compared with the plain"
+            " ones in a section of their own and enter no other."
+        )
+    seen = int((~observer & ~physics).sum())
+    if seen:
+        choices.append(
+            f"{seen} trials of grounding questions are reported as perception, and enter no test of physics."
+        )
+    watched = table[observer & physics & plain]
+    if len(watched):
+        choices.append(f"{len(watched)} trials of observers are reference lines, and enter no model.")
+    return Material(
+        trials=trials,
+        models=_tight(models),
+        plain=_tight(table[~observer & physics & same & plain]),
+        observers=_tight(watched),
+        grounding=_tight(table[~observer & ~physics & plain]),
+        options=_tight(table[~observer & physics & plain & (table["readout"] == "options")]),
+        choices=tuple(choices),
+        settings=settings,
+    )
+
+
+@lru_cache(maxsize=512)
+def kind_of(task: str) -> str:
+    """ "judgement", "action" or "grounding"; a task that is not registered (imported sets) is a judgement."""
+    try:
+        return get_task(task).kind
+    except UnknownTask:
+        return "judgement"
+
+
+def _tight(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with levels that occur in them only."""
+    table = table.reset_index(drop=True)
+    for name in table.columns:
+        if isinstance(table[name].dtype, pd.CategoricalDtype):
+            table[name] = table[name].cat.remove_unused_categories()
+    return table

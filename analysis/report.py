@@ -1,0 +1,213 @@
+"""The report: runs in; `report.md`, figures, tables and `analysis.json` out. The same logs give the same bytes.
+
+What the runs cannot answer is said, with what is missing; a section that fails costs itself alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from analysis import tables
+from analysis.frame import load
+from analysis.material import Material, Settings, select
+from analysis.result import Result, plain
+from analysis.section import Figure, Section, Unanswerable
+
+log = logging.getLogger(__name__)
+
+REPORT, DATA, FIGURES, TABLES = "report.md", "analysis.json", "figures", "tables"
+SECTIONS = (
+    ("data", "The data"),
+    ("perception", "Perception"),
+    ("accuracy", "Success rates"),
+    ("detection", "Sensitivity and bias"),
+    ("psychometry", "Psychometric functions"),
+    ("calibration", "Calibration"),
+)
+"""Files in `analysis/sections`, in the order of the report, with the headings they have if there is no answer."""
+PACKAGES = ("vlm-probe", "numpy", "scipy", "pandas", "statsmodels", "matplotlib")
+
+DEFAULTS = Settings()
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished analysis.
+
+    Attributes:
+        sections: Answered ones and others.
+        failed: Keys of sections that could not be computed although they should: news for the makers of this program.
+        data: The contents of `analysis.json`.
+        out: Where it is.
+    """
+
+    sections: tuple[Section, ...]
+    failed: tuple[str, ...]
+    data: dict[str, Any]
+    out: Path
+
+    def __str__(self) -> str:
+        lines = [f"{section.title}: {_brief(section)}" for section in self.sections]
+        return "\n".join([*lines, f"report: {self.out / REPORT}"])
+
+
+def analyse(
+    paths: Iterable[str | Path], out: Path, settings: Settings = DEFAULTS, progress: Progress | None = None
+) -> Report:
+    """Analyse runs and write everything to a folder, whose earlier report is replaced.
+
+    Args:
+        paths: As for `analysis.frame.load`.
+        out: Folder; made if it is not there.
+        settings: What a reader can change.
+        progress: Told how many steps are done, and how many there are.
+
+    Raises:
+        FrameError: If the runs cannot be made into one table.
+        RunError: If a folder holds no run.
+        OSError: If the folder cannot be written.
+    """
+    step = _Steps(progress, 2 * len(SECTIONS) + 1)
+    material = select(load(paths), settings)
+    step()
+    sections, failed = [], []
+    for key, title in SECTIONS:
+        section, worked = _section(key, title, material)
+        sections.append(section)
+        failed += [] if worked else [key]
+        step()
+    data = _data(sections, material)
+    out.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and moved there when it is whole, so that a report is never half of one run and half of another.
+    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as folder:
+        made = Path(folder)
+        for section in sections:
+            for figure in section.figures:
+                figure.draw(made / FIGURES / figure.name)
+            _write_tables(section, made / TABLES)
+            step()
+        (made / DATA).write_text(
+            json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        (made / REPORT).write_text(_markdown(sections, data), encoding="utf-8")
+        for old in (FIGURES, TABLES):
+            shutil.rmtree(out / old, ignore_errors=True)
+        for new in sorted(made.iterdir()):
+            new.replace(out / new.name)
+    return Report(tuple(sections), tuple(failed), data, out)
+
+
+class _Steps:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:
+    """A section, or why there is none; and whether that is as it should be."""
+    make = import_module(f"analysis.sections.{key}").section
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them is in the notes of the results
+            return make(material), True
+    except Unanswerable as reason:
+        return Section(key, title, "", missing=str(reason)), True
+    except Exception as error:  # one section that fails must not cost the others
+        log.debug("section %s", key, exc_info=True)
+        text = " ".join(str(error).split())[:300]
+        return Section(key, title, "", missing=f"could not be computed ({type(error).__name__}: {text})"), False
+
+
+def _data(sections: list[Section], material: Material) -> dict[str, Any]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return {
+        "format": 1,
+        "settings": asdict(material.settings),
+        "sources": [plain(asdict(source)) for source in material.trials.sources],
+        "left_out": [asdict(dropped) for dropped in material.trials.dropped],
+        "choices": list(material.choices),
+        "sections": {section.key: section.to_dict() for section in sections},
+        "versions": found,
+    }
+
+
+def _write_tables(section: Section, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, result in section.results.items():
+        stem = f"{section.key}-{name}"
+        (folder / f"{stem}.csv").write_text(tables.csv(result.table), encoding="utf-8")
+        notes = [_sentence(result.how), *map(_sentence, result.notes)]
+        text = tables.latex(result.table, _sentence(result.title), f"tab:{stem}", notes)
+        (folder / f"{stem}.tex").write_text(text, encoding="utf-8")
+
+
+def _markdown(sections: list[Section], data: dict[str, Any]) -> str:
+    parts = ["# Analysis\n"]
+    number = 0
+    for section in sections:
+        parts.append(f"## {section.title}\n")
+        if section.missing:
+            parts.append(f"*Not answered:* {_sentence(section.missing)}\n")
+            continue
+        parts.append(f"*{section.question}*\n")
+        if section.answer:
+            parts.append("".join(f"- {line}\n" for line in section.answer))
+        for figure in section.figures:
+            number += 1
+            parts.append(_figure(figure, number))
+        for name, result in section.results.items():
+            parts.append(_table(section, name, result))
+    settings = ", ".join(f"{name} {value}" for name, value in data["settings"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
+    parts.append("## How this was made\n")
+    parts.append(
+        f"Settings: {settings}. Versions: {versions}. Every number above is in `{DATA}` with all its digits, and every table"
+        f" in `{TABLES}/` as CSV and LaTeX (booktabs); figures are in `{FIGURES}/` as PDF and PNG.\n"
+    )
+    parts.append("The logs, with the first digits of their SHA-256:\n")
+    parts.append("".join(f"- `{s['path']}` {s['sha256'][:12]}, {s['n']} trials\n" for s in data["sources"]))
+    return "\n".join(parts)
+
+
+def _figure(figure: Figure, number: int) -> str:
+    return f"![{figure.name}]({FIGURES}/{figure.name}.png)\n\n**Figure {number}.** {figure.caption}\n"
+
+
+def _table(section: Section, name: str, result: Result) -> str:
+    notes = "".join(f"\nNote: {_sentence(note)}" for note in result.notes)
+    return (
+        f"**{_sentence(result.title)}** (`{TABLES}/{section.key}-{name}.csv`, `.tex`)\n\n{tables.markdown(result.table)}\n"
+        f"<sub>How: {_sentence(result.how)}{notes}</sub>\n"
+    )
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _brief(section: Section) -> str:
+    if section.missing:
+        return f"not answered: {section.missing}"
+    return " ".join(section.answer[:2]) if section.answer else f"{len(section.results)} tables"

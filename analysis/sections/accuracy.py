@@ -1,0 +1,93 @@
+"""Success rates on every test, run by run and over runs, beside what needs no physics."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from analysis.figures.means import means
+from analysis.labels import file_part, with_test
+from analysis.material import Material
+from analysis.rates import HOW, by_cell, by_run
+from analysis.result import Result
+from analysis.section import Figure, Section, Unanswerable
+from analysis.style import name_of
+
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
+
+
+def section(material: Material) -> Section:
+    """Success rates. Raises Unanswerable if no model was asked a physics task."""
+    plain = material.plain
+    if plain.empty:
+        raise Unanswerable("no model was asked a physics task in the plain manner: give runs of `probe run` with one")
+    table, runs = by_cell(plain, CELL), by_run(plain, CELL)
+    baselines = material.baselines()
+    if len(baselines):
+        of_test = baselines.drop_duplicates(["test_task", "shift", "shift_level"]).drop(columns="stimuli")
+        table = table.merge(of_test, on=["test_task", "shift", "shift_level"], how="left")
+    how = f"{HOW}; {len(plain)} trials of {plain['run'].nunique()} runs"
+    results = {
+        "cells": Result(title="Success rate by training and test, with 95 % intervals", table=_slim(table), how=how),
+        "runs": Result(title="Success rate of every run, with 95 % Wilson intervals", table=_slim(runs), how=how),
+    }
+    if len(material.observers):
+        watched = by_cell(material.observers, ("model", "test_task", "shift", "shift_level"))
+        results["observers"] = Result(
+            title="Success rate of observers, with 95 % intervals", table=_slim(watched), how=HOW
+        )
+    figures = [_figure(table, runs, baselines, model) for model in dict.fromkeys(table["model"])]
+    return Section(
+        "accuracy",
+        "Success rates",
+        "How often is each test solved, and how often could it be without physics?",
+        _answer(table),
+        results,
+        tuple(figures),
+    )
+
+
+def _figure(table: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, model: object) -> Figure:
+    own, single = with_test(table[table["model"] == model]), with_test(runs[runs["model"] == model])
+    several = table["model"].nunique() > 1
+    counts = ", ".join(
+        f"{name_of(str(method))} {rows['run'].nunique()}"
+        for method, rows in single.groupby("method", observed=True, sort=False)
+    )
+    caption = (
+        f"Success rate of {model} by test and method. Large symbols: means over runs with 95 % intervals (runs: {counts};"
+        f" {int(single['n_trials'].sum())} trials; see “how” of the table). Small dots: runs. Dotted: chance; dashed: the best"
+        " shortcut rule of the audit, where it is known."
+    )
+    reference = with_test(baselines) if len(baselines) else pd.DataFrame({"test": []})
+    name = f"means-{file_part(str(model))}" if several else "means"
+    return Figure(name, caption, partial(means, own, single, reference))
+
+
+def _answer(table: pd.DataFrame) -> tuple[str, ...]:
+    if "best_shortcut" not in table or table["best_shortcut"].isna().all():
+        return ()
+    known = table[table["best_shortcut"].notna()]
+    above = known[known["rate_low"] > known["best_shortcut"].astype(float)]
+    return (
+        f"The interval lies above the best shortcut rule in {len(above)} of {len(known)} cells"
+        + (
+            ": "
+            + "; ".join(
+                f"{name_of(str(r.method))} trained on {r.train_tasks}, tested on {r.test_task}"
+                for r in above.itertuples()
+            )
+            + "."
+            if 0 < len(above) <= 6
+            else "."
+        ),
+    )
+
+
+def _slim(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without columns that say nothing here: shifts where there are none, a regime where none is special."""
+    idle = [name for name in ("regime",) if name in table and set(table[name]) == {""}]
+    if set(table["shift"]) == {"none"}:
+        idle += ["shift", "shift_level"]
+    return table.drop(columns=idle).reset_index(drop=True)

@@ -1,0 +1,73 @@
+"""What was read: runs, tests, and everything that was left out."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.material import Material
+from analysis.result import Result
+from analysis.section import Section
+from analysis.selection import cells
+
+RULES = (
+    "one row per trial that took place; a trial that failed is left out and counted; a reply without a legal answer is wrong;"
+    " a run is one adapter, or one untrained model"
+)
+
+
+def section(material: Material) -> Section:
+    """What was read."""
+    table = material.trials.table
+    runs = _runs(table)
+    tests = _tests(table)
+    results = {
+        "runs": Result(title="Who was asked", table=runs, how=f"{RULES}; {len(table)} trials"),
+        "tests": Result(title="What was asked", table=tests, how=f"{RULES}; {len(table)} trials"),
+    }
+    if material.trials.dropped:
+        lost = pd.DataFrame([{"source": d.source, "reason": d.reason, "n": d.n} for d in material.trials.dropped])
+        results["left_out"] = Result(title="Trials that are left out", table=lost, how="counted while reading the logs")
+    folders = len(material.trials.sources)
+    read = float((table["status"] == "ok").mean()) if len(table) else float("nan")
+    answer = (
+        f"{len(table)} trials of {len(runs)} runs on {len(tests)} tests, from {folders} logs or tables;"
+        f" {read:.1%} of the replies state one legal answer, the others count as wrong.",
+        *(f"{note}." for note in material.trials.notes),
+        *material.choices,
+    )
+    return Section("data", "The data", "Who was asked what?", answer, results)
+
+
+def _runs(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (run,), own in cells(table, ["run"]):
+        first = own.iloc[0]
+        rows.append(
+            {
+                "run": run,
+                "method": first["method"],
+                "train_tasks": first["train_tasks"],
+                "seed": int(first["seed"]),
+                "samples": None if pd.isna(first["samples"]) else int(first["samples"]),
+                "n_trials": len(own),
+                "parse_rate": float((own["status"] == "ok").mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _tests(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (task, shift, level), own in cells(table, ["test_task", "shift", "shift_level"]):
+        rows.append(
+            {
+                "test_task": task,
+                "shift": shift,
+                "shift_level": int(str(level)),
+                "n_items": int(own["item_id"].nunique()),
+                "n_runs": int(own["run"].nunique()),
+                "n_trials": len(own),
+                "chance": float(own["chance"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,32 @@
+"""Perception first: a model that does not see what a picture shows is not failing at physics."""
+
+from __future__ import annotations
+
+from analysis.material import Material
+from analysis.rates import HOW, by_cell
+from analysis.result import Result
+from analysis.section import Section, Unanswerable
+
+
+def section(material: Material) -> Section:
+    """Grounding questions by kind. Raises Unanswerable if none were asked."""
+    grounding = material.grounding
+    if grounding.empty:
+        raise Unanswerable(
+            "no grounding questions were asked: add `probe run --stimuli FAMILY-grounding`, so that a failure of physics can"
+            " be told from one of perception"
+        )
+    # The build of a grounding item is its kind of question, with what was asked about after a colon.
+    kinds = grounding.assign(asked=grounding["build"].astype(str).str.partition(":")[0])
+    table = by_cell(kinds, ("model", "method", "train_tasks", "test_task", "asked"))
+    worst = table.sort_values(["rate", "asked"]).iloc[0]
+    return Section(
+        "perception",
+        "Perception",
+        "Does the model see what the pictures show?",
+        (
+            f"The lowest of {len(table)} rates is {worst['rate']:.2f} ({worst['asked']} questions of {worst['test_task']},"
+            f" method {worst['method']}, {int(worst['n_trials'])} trials).",
+        ),
+        {"kinds": Result(title="Grounding questions answered rightly, by kind", table=table, how=HOW)},
+    )

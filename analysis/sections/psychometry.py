@@ -1,0 +1,104 @@
+"""Psychometric functions: how answers depend on the physical margin."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from analysis.figures.curves import psychometric_curves
+from analysis.labels import file_part, joined, with_test
+from analysis.material import Material
+from analysis.psychometric import psychometric
+from analysis.rates import rate_over_runs
+from analysis.section import Figure, Section, Unanswerable
+from analysis.selection import cells, said_signal, signed_margin
+
+CELL = ("model", "method", "train_tasks", "test_task", "shift", "shift_level")
+
+
+def section(material: Material) -> Section:
+    """Psychometric functions by training and test. Raises Unanswerable if no judgement has margins."""
+    plain = material.plain
+    judged = plain[plain["signal"].notna() & plain["margin"].notna()] if len(plain) else plain
+    if judged.empty:
+        raise Unanswerable("no run is of a two-option judgement with margins, such as towers-stability: add one")
+    settings = material.settings
+    result = psychometric(judged, by=CELL, resamples=settings.resamples, seed=settings.seed)
+    flat = result.runs["flat"]
+    answer = (
+        f"The answers of {int((~flat).sum())} of {len(flat)} runs of a test depend on the margin (likelihood ratio test of the"
+        " slope, p < .05).",
+    )
+    points = _points(judged)
+    reach = float(points["margin"].abs().max())
+    curves = with_test(result.curves(np.linspace(-1.04 * reach, 1.04 * reach, 81)))
+    figures = []
+    for model, training in _groups(points):
+        shown = points[(points["model"] == model) & points["train_tasks"].isin([training, "none"])]
+        lines = curves[(curves["model"] == model) & curves["train_tasks"].isin([training, "none"])]
+        trials = int(shown["n_trials"].sum())
+        runs = ", ".join(
+            f"{method} {rows['n_runs'].max()}" for method, rows in shown.groupby("method", observed=True, sort=False)
+        )
+        caption = (
+            f"P(signal answer) over the signed margin; {model}, trained on {training}. Points: proportions per margin bin with"
+            " 95 % intervals (see “Success rates”); lines: mean fitted functions with 95 % bootstrap bands of items; runs:"
+            f" {runs}; {trials} readable trials. Grey: an observer who knows the physics."
+        )
+        name = joined("psychometric", *(file_part(part) for part in (model, training) if _several(points, part)))
+        figures.append(
+            Figure(name, caption, partial(psychometric_curves, shown.rename(columns={"test": "panel"}), lines.rename(columns={"test": "panel"})))
+        )
+    return Section(
+        "psychometry",
+        "Psychometric functions",
+        "Do answers follow the physical margin, where is the boundary, and how steeply do they change there?",
+        answer,
+        {"cells": result},
+        tuple(figures),
+    )
+
+
+def _several(points: pd.DataFrame, part: str) -> bool:
+    """Whether a model or training has to be named in a file name."""
+    column = "model" if part in set(points["model"]) else "train_tasks"
+    return len(set(points[column]) - {"none"}) > 1
+
+
+def _groups(points: pd.DataFrame) -> list[tuple[str, str]]:
+    """Models and trainings that get a figure of their own; the untrained model is in each."""
+    found = list(dict.fromkeys(zip(points["model"].astype(str), points["train_tasks"].astype(str), strict=True)))
+    trained = [pair for pair in found if pair[1] != "none"]
+    return trained + [pair for pair in found if pair[1] == "none" and pair[0] not in {model for model, _ in trained}]
+
+
+def _points(trials: pd.DataFrame) -> pd.DataFrame:
+    """Proportions of signal answers per margin bin, over runs."""
+    sided = []
+    for _, of_task in cells(trials, ["test_task"]):
+        with suppress(ValueError):  # a margin without a side for each answer, which `psychometric` leaves out and says so
+            sided.append(of_task.assign(_margin=signed_margin(of_task), _said=said_signal(of_task)))
+    read = pd.concat(sided)
+    read = read[read["_said"].notna() & read["margin_bin"].notna()]
+    rows = []
+    for key, own in cells(read, [*CELL, "signal", "margin_bin"]):
+        runs = own.groupby("run", observed=True)["_said"].agg(["sum", "size"])
+        rate = rate_over_runs(runs["sum"].to_numpy(float), runs["size"].to_numpy(float))
+        cell = dict(zip((*CELL, "signal", "margin_bin"), key, strict=True))
+        others = sorted(set(own["truth"].dropna().astype(str)) - {str(cell["signal"])})
+        rows.append(
+            cell
+            | {
+                "other": others[0] if others else "",
+                "margin": float(own["_margin"].mean()),
+                "p_signal": rate.value,
+                "low": rate.low,
+                "high": rate.high,
+                "n_runs": rate.n_runs,
+                "n_trials": rate.n_trials,
+            }
+        )
+    return with_test(pd.DataFrame(rows))

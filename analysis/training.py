@@ -1,0 +1,140 @@
+"""How a model was trained: the facts that a run has of its adapter, what the run is called, and curves of trainings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.levels import families
+from probes.trials import RunError
+from stimuli.shifts import Shifts, parse_shifts
+
+TRAINING = "training.json"
+UNKNOWN = "unknown"
+"""Method of an adapter that nothing is known about."""
+MEASURES = ("success", "reward", "parse_rate", "step", "tokens")
+"""What curves are kept of, beside the samples seen."""
+CURVE_COLUMNS = ("run", "model", "method", "train_tasks", "train_family", "regime", "seed", "samples", *MEASURES)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model was trained; an untrained one has no method.
+
+    Attributes:
+        method: "none", "sft", "ppo", ...; `UNKNOWN` if nobody wrote it down.
+        tasks: Tasks that were trained on, sorted.
+        shifts: Shifts that were trained under.
+        seed: Of the training.
+        samples: That were seen; None if unknown.
+        regime: What else was special, empty if nothing.
+    """
+
+    method: str = "none"
+    tasks: tuple[str, ...] = ()
+    shifts: Shifts = ()
+    seed: int = 0
+    samples: float | None = 0
+    regime: str = ""
+
+    def columns(self) -> dict[str, Any]:
+        """As columns of the tidy table."""
+        return {
+            "method": self.method,
+            "train_tasks": "+".join(self.tasks) or "none",
+            "train_family": families(self.tasks) or "none",
+            "regime": self.regime,
+            "seed": self.seed,
+            "samples": self.samples,
+        }
+
+    def label(self, model: str) -> str:
+        """What a run of the trained model is called."""
+        what = [self.method, "+".join(self.tasks), f"({self.regime})" if self.regime else "", f"seed {self.seed}"]
+        return " ".join(filter(None, (model, *what)))
+
+
+def training_of(record: Mapping[str, Any]) -> Training:
+    """How the model of a run was trained, from its `run.json`: by an adapter, or as a whole."""
+    seed = int(record.get("seed") or 0)
+    facts = record.get("training") or {}
+    if not (record.get("model") or {}).get("adapter_sha256") and not facts.get("method"):
+        return Training(seed=seed)
+    return read_facts(facts, seed)
+
+
+def read_facts(facts: Mapping[str, Any], seed: int = 0) -> Training:
+    """A training from the entries of `training.json`."""
+    tasks = facts.get("tasks") or ()
+    return Training(
+        method=str(facts.get("method") or UNKNOWN),
+        tasks=tuple(sorted(tasks.split(",") if isinstance(tasks, str) else map(str, tasks))),
+        shifts=parse_shifts(str(facts.get("shift") or "")),
+        seed=int(facts.get("seed", seed)),
+        samples=(facts.get("budget") or {}).get("samples"),
+        regime=_regime(facts),
+    )
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """The curves of a training, one row per logged step, with `CURVE_COLUMNS`; empty if none were kept.
+
+    Raises:
+        RunError: If its `training.json` cannot be read.
+    """
+    path = folder / TRAINING
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        rows: Sequence[Mapping[str, Any]] = facts.get("curves") or ()
+        training = read_facts(facts)
+        found = pd.DataFrame([{"samples": row["samples"]} | {m: row.get(m) for m in MEASURES} for row in rows])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read as the record of a training ({error}): leave the folder out") from error
+    if found.empty:
+        return pd.DataFrame(columns=list(CURVE_COLUMNS))
+    model = model_name(str(facts.get("model") or ""))
+    columns = training.columns() | {"run": training.label(model), "model": model}
+    del columns["samples"]
+    return found.assign(**columns)[list(CURVE_COLUMNS)]
+
+
+def model_name(name: str) -> str:
+    """A model as it is written in tables: of a path, the last part."""
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
+
+
+def who(model: str, training: Training, sample: int, record: Mapping[str, Any]) -> dict[str, str]:
+    """The name of who answered, and the hash that tells it from others: a trained adapter, or an untrained model.
+
+    Samples of an untrained model with different seeds are runs of their own, because nothing else varies between them;
+    samples of an adapter are repeated measures of it.
+    """
+    facts = record.get("model") or {}
+    parts = [str(facts.get(name) or "") for name in ("name", "revision", "weights_sha256", "adapter_sha256")]
+    if training.method == "none":
+        run = f"{model} sample {sample}" if sample else model
+        parts.append(str(sample))
+    else:
+        run = training.label(model)
+    return {"run": run, "identity": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+
+
+def _regime(facts: Mapping[str, Any]) -> str:
+    """What was special about a training: everything but method, tasks, seed and budget that is not the default."""
+    parts = []
+    for name in ("shift", "curriculum", "auxiliary", "init"):
+        value = facts.get(name)
+        if value not in (None, "", "none", False, 0, [], {}):
+            parts.append(f"{name} {str(value)[:8] if name == 'init' else value}")
+    if int(facts.get("attempts") or 1) > 1:
+        memory = facts.get("memory")
+        parts.append(
+            f"{facts['attempts']} attempts" + (f", memory {memory}" if memory not in (None, "", "none") else "")
+        )
+    return ", ".join(parts)

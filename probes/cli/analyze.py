@@ -1,0 +1,49 @@
+"""`probe analyze`: from runs to statistics, figures, tables and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from probes.cli.settings import Config, Json
+
+
+def analyze(
+    runs: Annotated[
+        tuple[Path, ...],
+        Parameter(name="RUNS", help="Folders of runs, folders that hold runs, or trial tables (.csv, .parquet)."),
+    ],
+    /,
+    *,
+    out: Path = Path("analysis"),
+    bound: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=0.5))] = 0.1,
+    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Analyse runs: success, transfer, planned contrasts, equivalence, psychometric functions, controls and more.
+
+    Writes OUT/report.md with figures and tables, and OUT/analysis.json with every number. The same logs give the same
+    bytes. What the runs cannot answer is said.
+
+    Args:
+        out: Folder of the report; an earlier report in it is replaced.
+        bound: Difference between success rates below which two are called equivalent.
+        seed: Of bootstrap samples.
+    """
+    from analysis.material import Settings
+    from analysis.report import analyse
+    from probes.cli.console import progress, show, show_json, tell
+    from probes.cli.errors import FAILURE, SUCCESS
+
+    with progress("analysing") as step:
+        report = analyse(runs, out, Settings(seed=seed, bound=bound), step)
+    if json:
+        show_json(report.data)
+    else:
+        show(str(report))
+    for key in report.failed:
+        tell(f"the section {key} could not be computed: see {out / 'report.md'}")
+    return FAILURE if report.failed else SUCCESS
