@@ -50,7 +50,15 @@ def section(material: Material) -> Section:
         )
         name = joined("psychometric", *(file_part(part) for part in (model, training) if _several(points, part)))
         figures.append(
-            Figure(name, caption, partial(psychometric_curves, shown.rename(columns={"test": "panel"}), lines.rename(columns={"test": "panel"})))
+            Figure(
+                name,
+                caption,
+                partial(
+                    psychometric_curves,
+                    shown.rename(columns={"test": "panel"}),
+                    lines.rename(columns={"test": "panel"}),
+                ),
+            )
         )
     return Section(
         "psychometry",
@@ -79,7 +87,9 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
     """Proportions of signal answers per margin bin, over runs."""
     sided = []
     for _, of_task in cells(trials, ["test_task"]):
-        with suppress(ValueError):  # a margin without a side for each answer, which `psychometric` leaves out and says so
+        with suppress(
+            ValueError
+        ):  # a margin without a side for each answer, which `psychometric` leaves out and says so
             sided.append(of_task.assign(_margin=signed_margin(of_task), _said=said_signal(of_task)))
     read = pd.concat(sided)
     read = read[read["_said"].notna() & read["margin_bin"].notna()]

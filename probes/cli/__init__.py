@@ -12,7 +12,20 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from probes.cli import adapters, analyze, check, decode, doctor, importing, models, pretrain, run, score, settings, stimuli
+from probes.cli import (
+    adapters,
+    analyze,
+    check,
+    decode,
+    doctor,
+    importing,
+    models,
+    pretrain,
+    run,
+    score,
+    settings,
+    stimuli,
+)
 from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, report, usage_line
 
 
