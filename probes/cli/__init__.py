@@ -25,6 +25,7 @@ from probes.cli import (
     score,
     settings,
     stimuli,
+    train,
 )
 from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, report, usage_line
 
@@ -59,6 +60,7 @@ app.command(adapters.app)
 app.command(check.check)
 app.command(models.models)
 app.command(score.score)
+app.command(train.train)
 app.command(decode.decode)
 app.command(analyze.analyze)
 app.command(pretrain.pretrain)

@@ -12,6 +12,7 @@ SUCCESS, FAILURE, USAGE, FAILED_TRIALS, INTERRUPTED = 0, 1, 2, 3, 130
 
 # By module, because an error can only be of a class whose module is loaded, and loading them here would be slow.
 _EXPECTED = {
+    "finetune.config": "TrainingError",
     "probes.models": "ModelError",
     "probes.trials": "RunError",
     "stimuli.dataset": "StimulusError",

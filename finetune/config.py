@@ -1,0 +1,298 @@
+"""The settings of a training run: one vocabulary for all methods, checked before anything slow happens."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from typing import Any
+
+METHODS = ("sft", "ppo", "grpo", "rloo")
+PLACES = ("language", "vision", "projector", "all", "full")
+BUDGETS = ("samples", "steps", "tokens")
+SCHEDULES = ("constant", "linear", "cosine")
+TRACKERS = ("none", "trackio", "wandb", "tensorboard")
+
+
+class TrainingError(Exception):
+    """A training run cannot start, or has to be stopped; the message names the thing and ends with the fix."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is: so many samples seen, gradient steps made, or tokens that the optimiser has seen."""
+
+    kind: str
+    amount: int
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `samples=5000`, `steps=200` or `tokens=1e6`. Raises TrainingError on anything else."""
+        kind, _, amount = text.partition("=")
+        try:
+            number = int(float(amount))
+        except ValueError:
+            number = 0
+        if kind not in BUDGETS or number < 1:
+            raise TrainingError(f"--budget is {text!r}: write samples=5000, steps=200 or tokens=1000000")
+        return cls(kind, number)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run learns, apart from the versions of the software.
+
+    A *sample* is one answer that is learned from: a demonstration (SFT), or a generated reply with its reward (PPO, GRPO,
+    RLOO). A *step* is one step of the optimiser.
+
+    Attributes:
+        model: Short name, local folder or hub id of the base model.
+        tasks: Tasks to train on; judgements or actions.
+        weights: Share of each task, in their order; equal where left out.
+        method: "sft", "ppo", "grpo" or "rloo".
+        seed: Of the training items, of their order, of the adapter's initial weights and of sampled replies.
+        budget: `samples=N`, `steps=N` or `tokens=N`.
+        items: Distinct training items; beyond them, items are seen again in another order.
+        size: Edge of the pictures, pixels.
+        shift: Domain randomisation: shifts of every training scene, such as `visual:2`.
+        style: "direct", or "think" for prompts that ask for reasoning first (not for SFT, which has none to show).
+        batch: Samples per step of the optimiser, over all processes.
+        micro_batch: Samples per forward pass and process; 0: as many as the batch asks for.
+        learning_rate: Highest learning rate.
+        schedule: "constant", "linear" or "cosine" decay after the warm-up.
+        warmup: Share of the steps in which the learning rate rises.
+        max_grad_norm: Norm to which gradients are clipped.
+        rollout: Replies generated between updates, over all processes (RL).
+        generations: Replies per prompt (GRPO, RLOO: the group; PPO: 1 is usual).
+        epochs: Passes over a rollout before the next one (RL).
+        temperature: Of sampled replies (RL).
+        max_new_tokens: Longest reply; 0: what the longest legal answer needs (RL).
+        beta: Weight of the KL divergence from the base model (RL).
+        clip: How far a probability ratio may move before its gradient is cut (RL).
+        entropy_bonus: Weight of the policy's entropy in the loss (PPO, GRPO).
+        success_reward: Learn from success alone (1 or 0) rather than from the task's graded reward (RL).
+        format_reward: Paid for a reply that can be read, beside the task's own reward, and logged apart; 0: none (RL).
+        target_kl: Steps of a rollout are skipped once the policy has moved so far from the one that generated it; 0: never (PPO).
+        adaptive_kl: Target of the KL divergence from the base model, nats per reply, towards which beta is steered; 0: fixed (PPO).
+        gamma, gae_lambda: Discount and the lambda of generalised advantage estimation, per token (PPO).
+        value_coefficient: Weight of the value loss (PPO).
+        value_clip: How far a value may move per rollout before its gradient is cut; 0: not cut (PPO).
+        value_learning_rate: Of the value head; 0: as the policy's (PPO).
+        rank, alpha, dropout: Of LoRA.
+        where: What is adapted: "language", "vision", "projector", "all" of them, or "full" for every weight without LoRA.
+        load_in_4bit: Quantise the base model (nf4, double quantisation).
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "auto", "cpu" or "cuda".
+        gradient_checkpointing: Trade time for memory.
+        init: Folder of an adapter to go on from: warm start, or learning a second task.
+        curriculum: "none", or an order of difficulty.
+        attempts: Attempts per scene (closed loop).
+        memory: "none", "last-k" or "all" earlier attempts in the context.
+        discount: Factor on the reward for every earlier attempt.
+        auxiliary: Weight of the auxiliary loss on the physical state; 0: none.
+        avoid: Test sets, by name or folder, none of whose scenes may be trained on, beside the standard sets of the tasks.
+        save_every: Samples between checkpoints; 0: a tenth of the run.
+        report_to: "none", "trackio", "wandb" or "tensorboard".
+        force: Train on a held-out task all the same.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    method: str
+    weights: tuple[float, ...] = ()
+    seed: int = 0
+    budget: str = "samples=5000"
+    items: int = 3000
+    size: int = 224
+    shift: str = ""
+    style: str = "direct"
+    batch: int = 32
+    micro_batch: int = 0
+    learning_rate: float = 5e-6
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    rollout: int = 64
+    generations: int = 16
+    epochs: int = 1
+    temperature: float = 1.0
+    max_new_tokens: int = 0
+    beta: float = 0.01
+    clip: float = 0.2
+    entropy_bonus: float = 0.0
+    success_reward: bool = False
+    format_reward: float = 0.0
+    target_kl: float = 0.0
+    adaptive_kl: float = 0.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    value_coefficient: float = 0.5
+    value_clip: float = 0.2
+    value_learning_rate: float = 0.0
+    rank: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+    where: str = "language"
+    load_in_4bit: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    init: str = ""
+    curriculum: str = "none"
+    attempts: int = 1
+    memory: str = "none"
+    discount: float = 1.0
+    auxiliary: float = 0.0
+    avoid: tuple[str, ...] = ()
+    save_every: int = 0
+    report_to: str = "none"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def reinforced(self) -> bool:
+        """Whether the method learns from rewards rather than from demonstrations."""
+        return self.method != "sft"
+
+    @property
+    def group(self) -> int:
+        """Samples that share a prompt."""
+        return self.generations if self.reinforced else 1
+
+    def shares(self) -> tuple[float, ...]:
+        """The share of each task, adding up to 1."""
+        weights = self.weights or (1.0,) * len(self.tasks)
+        return tuple(weight / sum(weights) for weight in weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def make_config(given: Mapping[str, Any], preset: str = "") -> TrainConfig:
+    """The settings of a preset, with those that are given in their place.
+
+    Args:
+        given: Settings by name; those that are None count as not given.
+        preset: Name of a preset, or empty for none.
+
+    Raises:
+        TrainingError: If there is no such preset or setting, or a value is out of its range.
+    """
+    known = {field.name for field in fields(TrainConfig)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = (read_preset(preset, str(chosen.get("method", ""))) if preset else {}) | chosen
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise TrainingError(f"there is no training setting {unknown[0]!r}: there are {', '.join(sorted(known))}")
+    lists: dict[str, Any] = {name: tuple(settings[name]) for name in ("tasks", "weights", "avoid") if name in settings}
+    return TrainConfig(**{**settings, **lists})
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    folder = resources.files("finetune") / "presets"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_preset(name: str, method: str) -> dict[str, Any]:
+    """The settings of a preset for a method: its top level, then the method's own table.
+
+    Raises:
+        TrainingError: If there is no such preset.
+    """
+    if name not in preset_names():
+        raise TrainingError(f"there is no preset {name!r}: use {', '.join(preset_names())}")
+    table = tomllib.loads((resources.files("finetune") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
+    own = table.get(method, {})
+    return {key: value for key, value in table.items() if key not in METHODS} | own
+
+
+def per_process(config: TrainConfig, processes: int) -> TrainConfig:
+    """The settings with a micro-batch that divides the work among that many processes.
+
+    Raises:
+        TrainingError: If it cannot be divided; the message says what would do.
+    """
+    if config.batch % processes:
+        raise TrainingError(
+            f"--batch {config.batch} cannot be divided among {processes} processes: take a multiple of {processes}"
+        )
+    share = config.batch // processes
+    micro = config.micro_batch or share
+    if share % micro:
+        raise TrainingError(
+            f"--batch {config.batch} is {share} samples per process, which --micro-batch {micro} does not divide: take"
+            f" a divisor of {share}"
+        )
+    return replace(config, micro_batch=micro)
+
+
+def _check(config: TrainConfig) -> None:
+    """Raise TrainingError if a value is out of its range."""
+    choices = (
+        ("method", METHODS),
+        ("where", PLACES),
+        ("schedule", SCHEDULES),
+        ("style", ("direct", "think")),
+        ("dtype", ("auto", "float32", "bfloat16", "float16")),
+        ("report_to", TRACKERS),
+    )
+    for name, values in choices:
+        if getattr(config, name) not in values:
+            raise TrainingError(f"--{_option(name)} is {getattr(config, name)!r}: use {', '.join(values)}")
+    whole = ("items", "batch", "rollout", "generations", "epochs", "rank", "alpha", "attempts")
+    for name in whole:
+        if getattr(config, name) < 1:
+            raise TrainingError(f"--{_option(name)} must be at least 1, got {getattr(config, name)}")
+    positive = ("learning_rate", "temperature", "clip", "max_grad_norm")
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise TrainingError(f"--{_option(name)} must be above 0, got {getattr(config, name)}")
+    for name in ("warmup", "gamma", "gae_lambda", "discount", "dropout"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise TrainingError(f"--{_option(name)} must lie between 0 and 1, got {getattr(config, name)}")
+    not_negative = ("seed", "beta", "entropy_bonus", "format_reward", "target_kl", "adaptive_kl", "value_coefficient")
+    for name in (*not_negative, "value_clip", "value_learning_rate", "auxiliary", "save_every", "micro_batch"):
+        if getattr(config, name) < 0:
+            raise TrainingError(f"--{_option(name)} cannot be negative, got {getattr(config, name)}")
+    Budget.parse(config.budget)
+    _check_tasks(config)
+    if config.reinforced:
+        _check_groups(config)
+    if config.method == "sft" and config.style == "think":
+        raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
+
+
+def _check_tasks(config: TrainConfig) -> None:
+    if not config.tasks:
+        raise TrainingError("--tasks names no task: give at least one, as in --tasks towers-stability")
+    if len(set(config.tasks)) < len(config.tasks):
+        raise TrainingError(f"--tasks {','.join(config.tasks)} names a task twice: use --weights for unequal shares")
+    if config.weights and len(config.weights) != len(config.tasks):
+        raise TrainingError(
+            f"--weights has {len(config.weights)} numbers for {len(config.tasks)} tasks: give one for each"
+        )
+    if any(not weight > 0 for weight in config.weights):
+        raise TrainingError("--weights must be above 0: leave a task out that is not to be trained on")
+
+
+def _check_groups(config: TrainConfig) -> None:
+    """Raise TrainingError if the replies of a rollout do not make whole groups and whole batches."""
+    if config.method in ("grpo", "rloo") and config.generations < 2:
+        raise TrainingError(f"{config.method} compares the replies to one prompt: --generations must be at least 2")
+    if config.rollout % config.generations:
+        raise TrainingError(
+            f"--rollout {config.rollout} does not hold whole groups of --generations {config.generations}: take a multiple"
+        )
+    if config.rollout % config.batch:
+        raise TrainingError(
+            f"--rollout {config.rollout} cannot be divided into batches of --batch {config.batch}: take a multiple of it"
+        )
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,54 @@
+"""The figure of a training run: success, reward and what went on underneath, over the samples seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PANELS = (
+    ("share of replies", (("success", "success"), ("parse_rate", "read"), ("zero_spread", "groups without spread"))),
+    ("reward", (("reward", "mean"), ("reward_sd", "standard deviation"))),
+    ("loss", (("loss", "loss"), ("value_loss", "value loss"))),
+    (
+        "entropy, KL (nats per token)",
+        (("entropy", "entropy"), ("kl", "KL from the base"), ("policy_kl", "KL per rollout")),
+    ),
+    ("explained variance", (("explained_variance", "of the returns"),)),
+    ("gradient norm", (("gradient_norm", "norm"),)),
+)
+INCH = 25.4
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
+    """Draw the curves of a run.
+
+    Args:
+        rows: Log rows, with `samples` and the measures that the method has.
+        title: What was trained.
+        file: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [(label, [line for line in lines if any(line[0] in row for row in rows)]) for label, lines in PANELS]
+    panels = [(label, lines) for label, lines in panels if lines]
+    across = min(3, max(1, len(panels)))
+    down = -(-len(panels) // across) or 1
+    figure = Figure(figsize=(across * 60 / INCH, (down * 48 + 8) / INCH), layout="constrained", dpi=200)
+    FigureCanvasAgg(figure)
+    for place, (label, lines) in enumerate(panels):
+        axes = figure.add_subplot(down, across, place + 1)
+        for name, text in lines:
+            points = [(row["samples"], row[name]) for row in rows if row.get(name) is not None]
+            axes.plot(*zip(*points, strict=True), label=text, linewidth=1)
+        axes.set_ylabel(label, fontsize=7)
+        axes.set_xlabel("samples", fontsize=7)
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if label == "share of replies":
+            axes.set_ylim(-0.02, 1.02)
+        if len(lines) > 1:
+            axes.legend(fontsize=6, frameon=False)
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(file)

@@ -1,0 +1,93 @@
+"""Group-relative methods: GRPO and RLOO, in which the replies to one prompt are each other's baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from finetune.config import TrainConfig
+from finetune.monitor import Counting
+from finetune.ppo import PPOConfig, PPOTrainer
+from finetune.reward import RewardFunction
+
+
+class GroupTrainer(Counting, GRPOTrainer):
+    """TRL's GRPO trainer, which counts its tokens."""
+
+
+class LeaveOneOutTrainer(Counting, RLOOTrainer):
+    """TRL's RLOO trainer, which counts its tokens."""
+
+
+def make_reinforced(
+    config: TrainConfig,
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    rewards: tuple[Sequence[RewardFunction], Sequence[float]],
+    settings: dict[str, Any],
+    callbacks: list[Any],
+    *,
+    reply_tokens: int,
+    silent: Sequence[int],
+    **further: Any,
+) -> Any:
+    """The trainer of a method that learns from rewards.
+
+    Args:
+        config: The run's settings, with the micro-batch that a process takes.
+        model, processor: As `finetune.policy` gives them.
+        dataset: Rows in the order in which they are to be seen.
+        rewards: Reward functions and their weights.
+        settings: Settings that all methods share, by TRL's names.
+        callbacks: The monitor, and others.
+        reply_tokens: Longest reply.
+        silent: Tokens that are never sampled.
+        further: Handed on to the trainer (an environment, say).
+    """
+    functions, weights = rewards
+    shared = settings | {
+        "generation_batch_size": config.rollout,
+        "num_generations": config.generations,
+        "num_iterations": config.epochs,
+        "max_completion_length": reply_tokens,
+        "temperature": config.temperature,
+        "beta": config.beta,
+        "epsilon": config.clip,
+        "reward_weights": list(weights),
+        "shuffle_dataset": False,  # the rows are in their order already
+        "disable_dropout": True,  # or the first ratio would not be 1
+        "generation_kwargs": {"suppress_tokens": list(silent)} if silent else None,
+    }
+    trainer: Any
+    if config.method == "ppo":
+        trainer, arguments = (
+            PPOTrainer,
+            PPOConfig(
+                **shared,
+                entropy_coef=config.entropy_bonus,
+                gamma=config.gamma,
+                gae_lambda=config.gae_lambda,
+                value_coefficient=config.value_coefficient,
+                value_clip=config.value_clip,
+                value_learning_rate=config.value_learning_rate,
+                target_kl=config.target_kl,
+                adaptive_kl=config.adaptive_kl,
+            ),
+        )
+    elif config.method == "grpo":
+        trainer = GroupTrainer
+        arguments = GRPOConfig(**shared, entropy_coef=config.entropy_bonus, loss_type="bnpo", scale_rewards="group")
+    else:
+        trainer, arguments = LeaveOneOutTrainer, RLOOConfig(**shared)
+    return trainer(
+        model=model,
+        reward_funcs=list(functions),
+        args=arguments,
+        train_dataset=dataset,
+        processing_class=processor,
+        callbacks=callbacks,
+        **further,
+    )

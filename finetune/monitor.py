@@ -1,0 +1,182 @@
+"""The eyes of a training run: what is logged, on which common scale, and when a run has to be stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from finetune.config import TrainConfig, TrainingError
+
+PATIENCE = 20
+"""Log rows in a row after which what cannot be learned from ends a run."""
+LEAST_PARSED = 0.05
+COMPLETE = "complete"
+"""File that says of a checkpoint that it was written to its end."""
+STATE = "monitor.json"
+
+# What TRL calls it, and what it is called here.
+NAMES = {
+    "loss": "loss",
+    "reward": "reward",
+    "success": "success",
+    "score": "score",
+    "parse_rate": "parse_rate",
+    "rewards/readable/mean": "format_reward",
+    "kl": "kl",
+    "kl_reply": "kl_reply",
+    "entropy": "entropy",
+    "explained_variance": "explained_variance",
+    "value_loss": "value_loss",
+    "policy_kl": "policy_kl",
+    "skipped": "skipped",
+    "beta": "beta",
+    "frac_reward_zero_std": "zero_spread",
+    "reward_std": "reward_sd",
+    "grad_norm": "gradient_norm",
+    "learning_rate": "learning_rate",
+    "clip_ratio/region_mean": "clipped",
+    "completions/mean_length": "reply_tokens",
+    "completions/clipped_ratio": "cut_off",
+    "mean_token_accuracy": "token_accuracy",
+    "simulator_s": "simulator_s",
+    "step_time": "step_s",
+}
+
+Progress = Callable[[int, int], None]
+
+
+class Counting:
+    """Makes a trainer of TRL count the tokens that its optimiser has seen (prompt, picture and reply, every epoch)."""
+
+    tokens_seen: int = 0
+    """Of this process, since it was started."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss as TRL computes it."""
+        if getattr(model, "training", False):
+            masks = [inputs[name] for name in ("prompt_mask", "completion_mask", "attention_mask") if name in inputs]
+            self.tokens_seen += int(sum(mask.sum() for mask in masks))
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as TRL does, with the tokens of all processes."""
+        if getattr(self.model, "training", False):  # type: ignore[attr-defined]
+            seen = torch.tensor(float(self.tokens_seen), device=self.accelerator.device)  # type: ignore[attr-defined]
+            logs["optimiser_tokens"] = float(self.accelerator.reduce(seen, reduction="sum"))  # type: ignore[attr-defined]
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+@dataclass
+class Record:
+    """What has been logged so far: one row per log step, and the sums that they hold."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    tokens_before: int = 0
+    """Tokens seen before this process was started, by the run that it goes on with."""
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The latest row; empty before the first."""
+        return self.rows[-1] if self.rows else {}
+
+
+class Monitor(TrainerCallback):
+    """Keeps the record of a run, marks whole checkpoints, and stops what cannot be learned from.
+
+    Args:
+        config: The run's settings.
+        samples_per_step: Samples that a step of the optimiser stands for (RL: a share of a rollout).
+        token_budget: Tokens after which to stop; 0: no such budget.
+        progress: Called with (steps done, steps in all).
+    """
+
+    def __init__(
+        self, config: TrainConfig, samples_per_step: float, token_budget: int = 0, progress: Progress | None = None
+    ) -> None:
+        self.config = config
+        self.record = Record()
+        self._samples_per_step, self._token_budget, self._progress = samples_per_step, token_budget, progress
+        self._unread = self._unmoved = self._even = 0
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on with the record of a checkpoint."""
+        stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        self.record = Record(stored["rows"], int(stored["tokens"]))
+        self._unread, self._unmoved, self._even = stored["patience"]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Keep a row, and look whether the run can go on."""
+        found = {
+            NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES and value is not None
+        }
+        if "train_runtime" in (logs or {}) or not found:
+            return
+        tokens = self.record.tokens_before + int((logs or {}).get("optimiser_tokens", 0))
+        row = {
+            "step": state.global_step,
+            "samples": round(state.global_step * self._samples_per_step),
+            "tokens": tokens,
+        }
+        self.record.rows.append(row | found)
+        self._judge(row | found)
+        if self._token_budget and tokens >= self._token_budget:
+            control.should_training_stop = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell how far the run is."""
+        if self._progress is not None:
+            self._progress(state.global_step, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the record into the checkpoint, and then the file that says that it is whole."""
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            patience = [self._unread, self._unmoved, self._even]
+            stored = {"rows": self.record.rows, "tokens": self.record.last.get("tokens", 0), "patience": patience}
+            (folder / STATE).write_text(json.dumps(stored), encoding="utf-8")
+            (folder / COMPLETE).write_text("")
+
+    def _judge(self, row: dict[str, float]) -> None:
+        """Raise TrainingError if there is nothing to be learned in this way."""
+        wrong = [name for name in ("loss", "gradient_norm", "reward") if not math.isfinite(row.get(name, 0.0))]
+        if wrong:
+            raise TrainingError(
+                f"{wrong[0]} is {row[wrong[0]]} at step {row['step']}: lower --learning-rate"
+                f" ({self.config.learning_rate:g}), or use --dtype float32"
+            )
+        self._unread = self._unread + 1 if row.get("parse_rate", 1.0) < LEAST_PARSED else 0
+        self._unmoved = self._unmoved + 1 if row.get("gradient_norm", 1.0) == 0.0 else 0
+        # All right is no failure: there, no reply differs from another because there is nothing left to learn.
+        even = row.get("reward_sd", 1.0) < 1e-8 and row.get("success", 0.0) < 0.99
+        self._even = self._even + 1 if even else 0
+        if self._unread >= PATIENCE:
+            raise TrainingError(
+                f"fewer than {LEAST_PARSED:.0%} of the replies could be read over the last {PATIENCE} log rows, so that almost"
+                " nothing is rewarded: warm up with --method sft and go on with --init, or add --format-reward 0.1"
+            )
+        if self._even >= PATIENCE:
+            raise TrainingError(
+                f"every reply got the same reward over the last {PATIENCE} log rows, so that nothing can be learned:"
+                " raise --temperature or --rollout, or warm up with --method sft and go on with --init"
+            )
+        if self._unmoved >= PATIENCE:
+            raise TrainingError(
+                f"the gradient was 0 over the last {PATIENCE} log rows: nothing is trained; raise --temperature or"
+                " --generations, or look whether --where names a part of this model"
+            )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole checkpoint of a run, or None."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

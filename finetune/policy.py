@@ -1,0 +1,90 @@
+"""The model that is trained: loaded, prepared, and kept from saying what cannot be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config import TrainConfig, TrainingError
+from finetune.lora import Capacity, make_trainable
+from probes.models import ModelError
+from probes.models.catalog import lookup
+from probes.models.huggingface import load_network, weights_hash
+from probes.models.loading import find_weights
+from stimuli.question import Question
+
+THINKING_TOKENS = 512
+SPARE_TOKENS = 3
+"""Tokens beyond the longest legal answer and its end: a reply that runs on is cut off, and cannot be read."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that is ready to be trained.
+
+    Attributes:
+        model: The network; a PEFT model unless all its weights are trained.
+        processor: Its processor, padding on the left.
+        name, revision, weights_sha256: Of the base model.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    revision: str
+    weights_sha256: str
+
+
+def load_policy(config: TrainConfig, device: str) -> Policy:
+    """Load the base model of a run, and prepare what is trained of it.
+
+    Raises:
+        ModelError: If it cannot be loaded, or has no part that could be trained so.
+        TrainingError: If it has no chat template.
+    """
+    entry = lookup(config.model)
+    if entry.kind not in ("embedded", "local", "hub"):
+        raise ModelError(f"{config.model} has no weights here that could be trained: use a local folder or a hub id")
+    folder = find_weights(config.model)
+    network, processor, _ = load_network(
+        folder, config.model, dtype=config.dtype, device=device, load_in_4bit=config.load_in_4bit
+    )
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if template is None:
+        raise TrainingError(
+            f"{config.model} has no chat template, which training needs: use an instruction-tuned variant"
+        )
+    processor.tokenizer.padding_side = "left"
+    capacity = Capacity(config.where, config.rank, config.alpha, config.dropout)
+    model = make_trainable(network, capacity, init=Path(config.init) if config.init else None)
+    revision = folder.name if entry.kind == "hub" else ""
+    return Policy(model, processor, config.model, revision, weights_hash(folder))
+
+
+def reply_tokens(processor: Any, questions: Iterable[Question], config: TrainConfig) -> int:
+    """Tokens that a reply may have: the longest legal answer, its end, and a few more; much more for reasoning."""
+    if config.max_new_tokens:
+        return config.max_new_tokens
+    if config.style == "think":
+        return THINKING_TOKENS
+    grammars = {question.grammar: question for question in questions}
+    replies = [q.reply(value) for q in grammars.values() for _, value in q.grammar.candidates()]
+    tokens = processor.tokenizer(replies, add_special_tokens=False)["input_ids"]
+    return max(len(ids) for ids in tokens) + 1 + SPARE_TOKENS
+
+
+def silent_tokens(model: Any, processor: Any) -> list[int]:
+    """Tokens that must never be sampled: place-holders of pictures and the like, which a model cannot read back as text."""
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if config is not None else {}
+    marks = ("image", "video", "vision", "boi", "eoi", "audio")
+    named = {
+        value
+        for name, value in settings.items()
+        if isinstance(value, int) and name.endswith(("token_id", "token_index")) and name.startswith(marks)
+    }
+    special = zip(processor.tokenizer.all_special_tokens, processor.tokenizer.all_special_ids, strict=True)
+    named |= {index for text, index in special if any(mark in text.lower() for mark in marks)}
+    return sorted(named)

@@ -1,0 +1,214 @@
+"""`probe train`: adapt a model to a task, by demonstrations or by reinforcement learning against the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+
+from probes.cli.settings import Config, Jobs, Json
+
+Positive = validators.Number(gte=1)
+NotNegative = validators.Number(gte=0)
+SETTINGS = "config.toml"
+LISTS = ("tasks", "avoid", "weights")
+
+
+def train(
+    *,
+    model: str,
+    tasks: str,
+    method: Literal["sft", "ppo", "grpo", "rloo"],
+    out: Path | None = None,
+    seed: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    preset: str | None = None,
+    budget: str | None = None,
+    weights: str | None = None,
+    items: Annotated[int | None, Parameter(validator=Positive)] = None,
+    size: Annotated[int | None, Parameter(validator=validators.Number(gte=16))] = None,
+    shift: str | None = None,
+    style: Literal["direct", "think"] | None = None,
+    batch: Annotated[int | None, Parameter(validator=Positive)] = None,
+    micro_batch: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    learning_rate: float | None = None,
+    schedule: Literal["constant", "linear", "cosine"] | None = None,
+    warmup: float | None = None,
+    max_grad_norm: float | None = None,
+    rollout: Annotated[int | None, Parameter(validator=Positive)] = None,
+    generations: Annotated[int | None, Parameter(validator=Positive)] = None,
+    epochs: Annotated[int | None, Parameter(validator=Positive)] = None,
+    temperature: float | None = None,
+    max_new_tokens: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    beta: float | None = None,
+    clip: float | None = None,
+    entropy_bonus: float | None = None,
+    success_reward: bool | None = None,
+    format_reward: float | None = None,
+    target_kl: float | None = None,
+    adaptive_kl: float | None = None,
+    gamma: float | None = None,
+    gae_lambda: float | None = None,
+    value_coefficient: float | None = None,
+    value_clip: float | None = None,
+    value_learning_rate: float | None = None,
+    rank: Annotated[int | None, Parameter(validator=Positive)] = None,
+    alpha: Annotated[int | None, Parameter(validator=Positive)] = None,
+    dropout: float | None = None,
+    where: Literal["language", "vision", "projector", "all", "full"] | None = None,
+    load_in_4bit: Annotated[bool | None, Parameter(name="--load-in-4bit")] = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    device: str | None = None,
+    gradient_checkpointing: bool | None = None,
+    init: str | None = None,
+    curriculum: str | None = None,
+    attempts: Annotated[int | None, Parameter(validator=Positive)] = None,
+    memory: str | None = None,
+    discount: float | None = None,
+    auxiliary: float | None = None,
+    avoid: str | None = None,
+    save_every: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    report_to: Literal["none", "trackio", "wandb", "tensorboard"] | None = None,
+    force: bool | None = None,
+    jobs: Jobs = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Adapt a model to tasks; save the adapter, how it was made, and its curves.
+
+    The same command again goes on where it was stopped. What is not given comes from the preset, else from the defaults.
+
+    Args:
+        model: Short name (see `probe models`), local folder or hub id of the base model.
+        tasks: Tasks to train on, separated by commas.
+        method: `sft`: an expert's answers. `ppo`, `grpo`, `rloo`: trying out, rewarded by the simulator.
+        out: Folder of the run; by default adapters/MODEL_TASKS_METHOD_sSEED.
+        seed: Of items, their order, the adapter's first weights, and sampled replies.
+        preset: `tiny` (the default for the embedded model), `24gb` or `80gb`.
+        budget: `samples=5000`, `steps=200` or `tokens=1e6`.
+        weights: Shares of the tasks, separated by commas.
+        items: Distinct training items.
+        size: Edge of the pictures (pixels).
+        shift: Shifts of the training scenes, such as `visual:2` (domain randomisation).
+        style: Ask for the bare answer, or for reasoning first.
+        batch: Samples per step of the optimiser, over all processes.
+        micro_batch: Samples per forward pass of a process; 0: as many as the batch asks for.
+        learning_rate: The highest.
+        schedule: Of the learning rate, after the warm-up.
+        warmup: Share of the steps in which the learning rate rises.
+        max_grad_norm: Norm to which gradients are clipped.
+        rollout: Replies generated between updates.
+        generations: Replies per prompt.
+        epochs: Passes over a rollout.
+        temperature: Of sampled replies.
+        max_new_tokens: Longest reply; 0: as long as the longest legal answer.
+        beta: Weight of the KL divergence from the base model.
+        clip: Clip range of the probability ratios.
+        entropy_bonus: Weight of the entropy (ppo, grpo).
+        success_reward: Reward success alone, instead of the task's graded reward.
+        format_reward: Extra reward for a reply that can be read.
+        target_kl: Leave out the rest of a rollout's steps once the policy has moved so far (ppo).
+        adaptive_kl: KL divergence per reply that beta is steered towards (ppo).
+        gamma: Discount per token (ppo).
+        gae_lambda: Of generalised advantage estimation (ppo).
+        value_coefficient: Weight of the value loss (ppo).
+        value_clip: Clip range of the values (ppo).
+        value_learning_rate: Of the value head; 0: as the policy's (ppo).
+        rank: Of LoRA.
+        alpha: Of LoRA.
+        dropout: Of LoRA.
+        where: What is adapted; `full`: every weight.
+        load_in_4bit: Quantise the base model to four bits.
+        dtype: Number format of the weights.
+        device: `cpu`, `cuda`, ...
+        gradient_checkpointing: Trade time for memory.
+        init: Adapter to go on from.
+        curriculum: Order of difficulty.
+        attempts: Attempts per scene (closed loop).
+        memory: `none`, `last-k` or `all` earlier attempts in the context.
+        discount: Factor on the reward for every earlier attempt.
+        auxiliary: Weight of the auxiliary loss on the physical state.
+        avoid: Test sets whose scenes must not be trained on, separated by commas, beside the tasks' standard sets.
+        save_every: Samples between checkpoints; 0: a tenth of the run.
+        report_to: Where to report progress.
+        force: Train on a held-out task all the same.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("out", "preset", "jobs", "json", "config")}
+    from finetune.config import make_config
+    from probes.cli.console import progress, show, show_json
+    from probes.cli.errors import SUCCESS
+    from probes.cli.resources import check_model_name, cores, task_name
+    from probes.models.catalog import lookup
+
+    for name in LISTS:
+        if given[name] is not None:
+            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
+    given["weights"] = _numbers(given["weights"])
+    for task in given["tasks"]:
+        task_name(task)
+    check_model_name(model)
+    embedded = lookup(model).kind == "embedded"
+    resolved = make_config(given, preset if preset is not None else "tiny" if embedded else "")
+    folder = out or Path("adapters") / run_name(resolved)
+    from finetune.train import is_first
+    from finetune.train import train as run
+
+    with progress(f"{method} of {model}") as step:
+        result = run(resolved, folder, jobs=jobs or cores(), progress=step)
+    if not is_first():
+        return SUCCESS
+    _save_settings(folder, resolved.to_dict() | {"out": str(folder.resolve())})
+    if json:
+        show_json(result | {"out": str(folder)})
+    else:
+        show(_table(result, folder))
+    return SUCCESS
+
+
+def run_name(config: Any) -> str:
+    """The default folder of a run."""
+    model = Path(config.model).name or config.model
+    return f"{model}_{'+'.join(config.tasks)}_{config.method}_s{config.seed}"
+
+
+def _numbers(texts: tuple[str, ...] | None) -> tuple[float, ...] | None:
+    from probes.cli.errors import CommandError
+
+    try:
+        return None if texts is None else tuple(float(text) for text in texts)
+    except ValueError:
+        raise CommandError(f"--weights takes numbers separated by commas, got {','.join(texts or ())}") from None
+
+
+def _save_settings(folder: Path, settings: dict[str, Any]) -> None:
+    from probes.cli.settings import to_toml
+
+    flat = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
+    head = "# Made by `probe train`; `probe train --config` with this file gives the same command again.\n"
+    kept = {name: value for name, value in flat.items() if value != ""}
+    (folder / SETTINGS).write_text(head + to_toml(kept), encoding="utf-8")
+
+
+def _table(result: dict[str, Any], folder: Path) -> Any:
+    """What came of it, at the beginning and at the end of the run."""
+    from rich.table import Table
+
+    rows = result["curves"]
+    tenth = max(1, len(rows) // 10)
+    parts = (rows[:tenth], rows[-tenth:])
+    budget = result["budget"]
+    title = (
+        f"{result['method']} of {result['model']} on {', '.join(result['tasks'])}: {budget['samples']} samples,"
+        f" {budget['steps']} steps, {budget['tokens']} tokens"
+    )
+    table = Table(title=title, title_justify="left", title_style="", box=None)
+    for column in ("measure", "first tenth", "last tenth"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for name in dict.fromkeys(key for row in rows for key in row if key not in ("step", "samples", "tokens")):
+        means = []
+        for part in parts:
+            values = [row[name] for row in part if name in row]
+            means.append(f"{sum(values) / len(values):.4g}" if values else "")
+        table.add_row(name, *means)
+    table.caption = f"adapter, training.json and curves.png in {folder}"
+    return table
