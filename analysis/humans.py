@@ -1,0 +1,102 @@
+"""Human responses as one table of counts: items by participants, or items by anonymous crowds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.selection import Floats, need
+
+
+@dataclass(frozen=True)
+class Humans:
+    """Answers of people to two-option items.
+
+    Attributes:
+        items: Item ids (items,).
+        participants: Who answered (participants,); empty where only counts are known.
+        signals: Signal answers (participants, items); with counts, one row.
+        answers: Answers (participants, items); with counts, one row.
+    """
+
+    items: tuple[str, ...]
+    participants: tuple[str, ...]
+    signals: Floats
+    answers: Floats
+
+    @property
+    def counted(self) -> bool:
+        """Whether only counts are known."""
+        return not self.participants
+
+    @property
+    def n(self) -> Floats:
+        """Answers per item (items,)."""
+        return np.asarray(self.answers.sum(0))
+
+    @property
+    def p(self) -> Floats:
+        """Share of signal answers per item (items,)."""
+        return np.asarray(self.signals.sum(0) / self.n)
+
+    @property
+    def shares(self) -> Floats:
+        """Every participant's share of signal answers per item (participants, items); nan where there is no answer."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(self.signals / self.answers)
+
+    def resampled(self, rng: np.random.Generator, resamples: int) -> tuple[Floats, Floats]:
+        """Signal answers and answers per item (resamples, items), of participants drawn anew; with counts, of answers drawn anew."""
+        if self.counted:
+            n = np.broadcast_to(self.n, (resamples, len(self.items)))
+            return rng.binomial(n.astype(int), self.p).astype(float), n.astype(float)
+        people = len(self.participants)
+        weights = rng.multinomial(people, np.full(people, 1 / people), size=resamples).astype(float)
+        return weights @ self.signals, weights @ self.answers
+
+
+def human_answers(responses: pd.DataFrame, signal: str, items: Any = None) -> Humans:
+    """The responses to two-option items as `Humans`.
+
+    Args:
+        responses: `item_id`, `response` (its meaning, as in a set's `responses.csv`), and `participant` or `count` or both. Rows
+            without a participant are counts; if any row is, all are counted.
+        signal: The answer that is counted.
+        items: Item ids to keep, in their order; by default all, sorted.
+
+    Raises:
+        ValueError: If columns are missing, an item has three answers, or nobody ever answers the signal.
+    """
+    need(responses, "item_id", "response")
+    frame = pd.DataFrame({"item": responses["item_id"].astype(str), "said": responses["response"].astype(str)})
+    frame["count"] = responses["count"].to_numpy(float) if "count" in responses.columns else 1.0
+    who = responses["participant"].fillna("").astype(str) if "participant" in responses.columns else ""
+    frame["who"] = who
+    if items is not None:
+        frame = frame[frame["item"].isin(set(map(str, items)))]
+    options = sorted(frame["said"].unique())
+    if frame.empty or signal not in options:
+        known = ", ".join(options[:5]) or "none"
+        raise ValueError(
+            f"nobody answered {signal!r} to these items (answers: {known}): give responses as meanings, not as words"
+        )
+    if len(options) > 2:
+        raise ValueError(
+            f"human alignment needs items with two answers, and the responses have {', '.join(options[:5])}"
+        )
+    answered = set(frame["item"])
+    order = (
+        [item for item in dict.fromkeys(map(str, items)) if item in answered] if items is not None else sorted(answered)
+    )
+    people = [] if (frame["who"] == "").any() else sorted(frame["who"].unique())
+    column = pd.Categorical(frame["item"], order).codes
+    row = pd.Categorical(frame["who"], people).codes if people else np.zeros(len(frame), dtype=int)
+    shape = (max(len(people), 1), len(order))
+    signals, answers = np.zeros(shape), np.zeros(shape)
+    count = frame["count"].to_numpy(float)
+    np.add.at(answers, (row, column), count)
+    np.add.at(signals, (row, column), np.where(frame["said"] == signal, count, 0.0))
+    return Humans(tuple(order), tuple(people), signals, answers)
