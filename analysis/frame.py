@@ -55,6 +55,8 @@ COLUMNS = (
     "examples",
     "readout",
     "attempt",
+    "attempts",
+    "memory",
     "sample",
     "answer",
     "truth",
@@ -78,7 +80,7 @@ methods are compared, whatever number of folders it has. method: "none" if untra
 sampling. samples: that the training has seen. shift, shift_level: names joined by "+", and the highest grade; "none" and 0.
 transfer: see `analysis.levels.transfer_level`; missing if untrained. margin: signed, dimensionless. margin_bin: ordered.
 mirrored: 0 or 1. polarity, order: of the wording. manner: empty for the plain one. examples: number of worked examples.
-attempt: 1 for the first. sample: seed of sampled replies, 0 for greedy ones. answer, truth: as text; answer is missing if
+attempt: 1 for the first, of at most `attempts`. memory: what of earlier attempts was told. sample: seed of sampled replies, 0 for greedy ones. answer, truth: as text; answer is missing if
 unread. signal: the answer that signal detection and psychometric functions count, of a two-option judgement. correct,
 success: 0 or 1. reward, p_correct, chance: in [0, 1]. confidence: probability of the answer given among all legal ones, where
 they were scored. status: "ok" if an answer was read. observer: whether the model is one
@@ -89,7 +91,18 @@ REQUIRED = ("run", "test_task", "item_id", "correct")
 """What a table of other people must have; everything else has a default."""
 
 _NUMBERS = ("margin", "reward", "p_correct", "confidence", "chance", "samples")
-_COUNTS = ("seed", "shift_level", "mirrored", "examples", "attempt", "sample", "correct", "success", "observer")
+_COUNTS = (
+    "seed",
+    "shift_level",
+    "mirrored",
+    "examples",
+    "attempt",
+    "attempts",
+    "sample",
+    "correct",
+    "success",
+    "observer",
+)
 _MAYBE_COUNTS = ("count", "polarity", "order")
 _LEVELS = tuple(name for name in COLUMNS if name not in (*_NUMBERS, *_COUNTS, *_MAYBE_COUNTS))
 _DEFAULTS: dict[str, Any] = {
@@ -105,11 +118,13 @@ _DEFAULTS: dict[str, Any] = {
     "examples": 0,
     "readout": "generate",
     "attempt": 1,
+    "attempts": 1,
+    "memory": "none",
     "sample": 0,
     "status": "ok",
     "stimuli": "",
 }
-_IDENTITY = ["run", "readout", "stimuli", "test_task", "item_id", "manner", "attempt", "sample"]
+_IDENTITY = ["run", "readout", "stimuli", "test_task", "item_id", "manner", "attempts", "memory", "attempt", "sample"]
 
 
 class FrameError(ValueError):
@@ -176,6 +191,8 @@ def load(paths: Iterable[str | Path]) -> Trials:
     if not parts:
         raise FrameError("no runs given: name the folders that `probe run` made")
     table = _named(pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True))
+    table, repeated = _without_repeats(table)
+    dropped += repeated
     _refuse_doubles(table)
     return Trials(
         table=_typed(table),
@@ -263,6 +280,34 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     doubled = kinds.loc[kinds["run"].duplicated(keep=False) & kinds["identity"].notna()]
     names = {identity: f"{run} #{identity[:6]}" for run, identity in doubled.itertuples(index=False)}
     return table.assign(run=table["identity"].map(names).fillna(table["run"])) if names else table
+
+
+def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
+    """The table without plain trials that a battery of controls has asked once more, with the same answer.
+
+    Every battery asks the plain question again, to compare with; where a plain run of the same items is there as well, its
+    trials are the same ones, and count once. Any other repetition is a mistake, for `_refuse_doubles`.
+    """
+    if "key" not in table:
+        return table, []
+    manners = table.groupby("folder", observed=True)["manner"].nunique()
+    battery = table["folder"].map(manners) > 1
+    doubled = table["key"].notna() & table["key"].duplicated(keep=False)
+    plain = table[doubled & ~battery].set_index("key")
+    candidates = table[doubled & battery & table["key"].isin(plain.index)]
+    if not plain.index.is_unique or candidates.empty:
+        return table, []
+    told = ["answer", "status", "success"]
+    same = (candidates[told].astype(str).to_numpy() == plain.loc[candidates["key"], told].astype(str).to_numpy()).all(
+        axis=1
+    )
+    repeats = candidates[same]
+    counts = repeats.groupby("folder", observed=True, sort=True).size()
+    dropped = [
+        Dropped("plain trials that another run has as well, with the same answer", int(n), str(f))
+        for f, n in counts.items()
+    ]
+    return table.drop(index=repeats.index), dropped
 
 
 def _refuse_doubles(table: pd.DataFrame) -> None:

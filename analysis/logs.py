@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.levels import family_of, shift_name, transfer_level
-from analysis.responses import Row, failed, manner_of, succeeded, two_options
+from analysis.responses import Row, attempt_of, failed, manner_of, succeeded, two_options
 from analysis.training import TRAINING, model_name, training_of, who
 from probes.trials import RUN, TRIALS, RunError, read_run, read_trials, trials_hash
 
@@ -149,7 +149,9 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
         "order": [v.get("order") for v in variants],
         "manner": [manner_of(row) for row in rows],
         "examples": [len(row.get("examples") or ()) for row in rows],
-        "attempt": [int(row.get("attempt") or 1) for row in rows],
+        "attempt": [attempt_of(row) for row in rows],
+        "attempts": [int(row.get("attempts") or 1) for row in rows],
+        "memory": [str(row.get("memory") or "none") for row in rows],
         "answer": [_text(row.get("answer")) for row in rows],
         "truth": [_text(row.get("truth")) for row in rows],
         "signal": [None if (pair := signals[task]) is None else pair[0] for task in tasks],

@@ -95,7 +95,7 @@ def select(trials: Trials, settings: Settings) -> Material:
     table = trials.table
     choices: list[str] = []
     kind = table["test_task"].map(kind_of).astype(object)
-    plain = (table["manner"] == "") & (table["examples"] == 0) & (table["attempt"] == 1)
+    plain = _plain(table)
     observer = table["observer"] == 1
     physics = kind != "grounding"
     readouts = list(table.loc[~observer & physics, "readout"].unique())
@@ -132,6 +132,15 @@ def select(trials: Trials, settings: Settings) -> Material:
         choices=tuple(choices),
         settings=settings,
     )
+
+
+def _plain(table: pd.DataFrame) -> pd.Series[bool]:
+    """First attempts in the plain manner; where an item was asked with one attempt and with several, the former."""
+    plain = (table["manner"] == "") & (table["examples"] == 0) & (table["attempt"] == 1)
+    first = table[plain].sort_values("attempts", kind="stable")
+    twice = first.duplicated(["run", "readout", "stimuli", "test_task", "item_id", "sample"])
+    plain[twice[twice].index] = False
+    return plain
 
 
 @lru_cache(maxsize=512)

@@ -70,6 +70,20 @@ def test_a_trial_twice_is_refused(tmp_path: Path) -> None:
         load([tmp_path])
 
 
+def test_a_battery_of_controls_may_repeat_the_plain_run(tmp_path: Path) -> None:
+    plain, blank = run_rows(n=8), run_rows(n=8, manner="blank", seed=1)
+    write_run(tmp_path / "plain", plain)
+    write_run(tmp_path / "battery", [*plain, *blank])
+    trials = load([tmp_path])
+    assert trials.table["manner"].value_counts().to_dict() == {"": 8, "blank": 8}
+    assert [(d.n, Path(d.source).name) for d in trials.dropped] == [(8, "battery")]
+    # Another answer to the same greedy question cannot be: one of the logs is not what it seems.
+    other = [row | {"answer": None, "status": "no_answer", "success": False, "correct": False} for row in plain]
+    write_run(tmp_path / "other", [*other, *run_rows(n=8, manner="shuffled", seed=2)])
+    with pytest.raises(FrameError, match="there twice"):
+        load([tmp_path])
+
+
 def test_a_log_edited_after_the_run_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", run_rows(n=8))
     text = (run / TRIALS).read_text()
