@@ -37,6 +37,8 @@ SECTIONS = (
     ("calibration", "Calibration"),
 )
 """Files in `analysis/sections`, in the order of the report, with the headings they have if there is no answer."""
+LONGEST = 40
+"""Rows of a table that `report.md` shows."""
 PACKAGES = ("vlm-probe", "numpy", "scipy", "pandas", "statsmodels", "matplotlib")
 
 DEFAULTS = Settings()
@@ -84,12 +86,7 @@ def analyse(
     step = _Steps(progress, 2 * len(SECTIONS) + 1)
     material = select(load(paths), settings)
     step()
-    sections, failed = [], []
-    for key, title in SECTIONS:
-        section, worked = _section(key, title, material)
-        sections.append(section)
-        failed += [] if worked else [key]
-        step()
+    sections, failed = answer(material, step)
     data = _data(sections, material)
     out.mkdir(parents=True, exist_ok=True)
     # Made beside its place and moved there when it is whole, so that a report is never half of one run and half of another.
@@ -109,6 +106,17 @@ def analyse(
         for new in sorted(made.iterdir()):
             new.replace(out / new.name)
     return Report(tuple(sections), tuple(failed), data, out)
+
+
+def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:
+    """All sections, and the keys of those that could not be computed although they should."""
+    sections, failed = [], []
+    for key, title in SECTIONS:
+        section, worked = _section(key, title, material)
+        sections.append(section)
+        failed += [] if worked else [key]
+        step()
+    return sections, failed
 
 
 class _Steps:
@@ -131,9 +139,19 @@ def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:
     except Unanswerable as reason:
         return Section(key, title, "", missing=str(reason)), True
     except Exception as error:  # one section that fails must not cost the others
+        if isinstance(error, ValueError) and _raised_by_us(error):
+            return Section(key, title, "", missing=" ".join(str(error).split())), True
         log.debug("section %s", key, exc_info=True)
         text = " ".join(str(error).split())[:300]
         return Section(key, title, "", missing=f"could not be computed ({type(error).__name__}: {text})"), False
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether our own code says what is wrong with the data, rather than a library what is wrong with our code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("analysis.")
 
 
 def _data(sections: list[Section], material: Material) -> dict[str, Any]:
@@ -179,14 +197,15 @@ def _markdown(sections: list[Section], data: dict[str, Any]) -> str:
         for name, result in section.results.items():
             parts.append(_table(section, name, result))
     settings = ", ".join(f"{name} {value}" for name, value in data["settings"].items())
-    versions = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
     parts.append("## How this was made\n")
     parts.append(
-        f"Settings: {settings}. Versions: {versions}. Every number above is in `{DATA}` with all its digits, and every table"
-        f" in `{TABLES}/` as CSV and LaTeX (booktabs); figures are in `{FIGURES}/` as PDF and PNG.\n"
+        f"Settings: {settings}. Every number above is in `{DATA}` with all its digits, beside the versions of what computed"
+        f" it; every table is in `{TABLES}/` as CSV and LaTeX (booktabs), every figure in `{FIGURES}/` as PDF and PNG.\n"
     )
-    parts.append("The logs, with the first digits of their SHA-256:\n")
-    parts.append("".join(f"- `{s['path']}` {s['sha256'][:12]}, {s['n']} trials\n" for s in data["sources"]))
+    logs = "".join(f"- `{s['path']}` {s['sha256'][:12]}, {s['n']} trials\n" for s in data["sources"])
+    parts.append(
+        f"<details><summary>The logs, with the first digits of their SHA-256</summary>\n\n{logs}\n</details>\n"
+    )
     return "\n".join(parts)
 
 
@@ -196,9 +215,11 @@ def _figure(figure: Figure, number: int) -> str:
 
 def _table(section: Section, name: str, result: Result) -> str:
     notes = "".join(f"\nNote: {_sentence(note)}" for note in result.notes)
+    left = len(result.table) - LONGEST
+    more = f"\n... and {left} rows more in the file.\n" if left > 0 else ""
     return (
-        f"**{_sentence(result.title)}** (`{TABLES}/{section.key}-{name}.csv`, `.tex`)\n\n{tables.markdown(result.table)}\n"
-        f"<sub>How: {_sentence(result.how)}{notes}</sub>\n"
+        f"**{_sentence(result.title)}** (`{TABLES}/{section.key}-{name}.csv`, `.tex`)\n\n"
+        f"{tables.markdown(result.table.head(LONGEST))}{more}\n<sub>How: {_sentence(result.how)}{notes}</sub>\n"
     )
 
 

@@ -12,6 +12,8 @@ def section(material: Material) -> Section:
     plain = material.plain
     if plain.empty or plain["signal"].isna().all():
         raise Unanswerable("no run is of a two-option judgement, such as towers-stability: add one")
+    if plain.loc[plain["signal"].notna(), "answer"].isna().all():
+        raise Unanswerable("no reply to a two-option judgement could be read: look at `raw` in the log")
     result = sensitivity(plain)
     table = result.table
     told = table[(table["d_low"] > 0) | (table["d_high"] < 0)]

@@ -1,0 +1,151 @@
+"""Reports: complete, the same every time, and honest about what cannot be answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.frame import load
+from analysis.material import Settings, select
+from analysis.report import DATA, REPORT, SECTIONS, analyse, answer
+from analysis.section import Section
+from tests.analysis.conftest import run_rows, write_run, write_study
+
+QUICK = Settings(resamples=40)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_report(study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study_folder.parent)
+    here = Path(study_folder.name)
+    runs = sorted(here.iterdir())
+    report = analyse([here], tmp_path / "a", QUICK)
+    assert report.failed == ()
+    found = contents(tmp_path / "a")
+    # The same logs give the same bytes, in whatever order they are named, and an earlier report is replaced.
+    (tmp_path / "b" / "figures").mkdir(parents=True)
+    (tmp_path / "b" / "figures" / "old.png").write_bytes(b"old")
+    analyse(reversed(runs), tmp_path / "b", QUICK)
+    assert contents(tmp_path / "b") == found
+
+    data = json.loads(found[DATA])
+    assert list(data["sections"]) == [key for key, _ in SECTIONS] and len(data["sources"]) == len(runs)
+    text = found[REPORT].decode()
+    assert "NaN" not in text and "nan" not in text.replace("finance", "") and str(tmp_path) not in text
+    for key, section in data["sections"].items():
+        assert section["missing"] or section["results"], key
+        for name, result in section["results"].items():
+            assert result["how"] and result["title"] and f"{key}-{name}.csv" in text
+            assert f"tables/{key}-{name}.csv" in found and f"tables/{key}-{name}.tex" in found
+        for name, caption in section["figures"].items():
+            assert f"figures/{name}.png" in found and f"figures/{name}.pdf" in found
+            assert caption in text
+            assert "runs" in caption or "trials" in caption
+    assert "old.png" not in "".join(found)
+
+
+def sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
+    found, failed = answer(select(load([folder]), QUICK))
+    return {section.key: section for section in found}, failed
+
+
+def one_run(folder: Path) -> None:
+    write_run(folder / "r", run_rows())
+
+
+def actions_only(folder: Path) -> None:
+    write_study(folder, tasks=("towers-topblock",), seeds=2)
+
+
+def nothing_took_place(folder: Path) -> None:
+    write_run(folder / "r", [row | {"error": "OSError: gone", "answer": None} for row in run_rows(n=8)])
+
+
+def nothing_was_read(folder: Path) -> None:
+    unread = {"answer": None, "status": "no_answer", "correct": False, "success": False, "reward": 0.0}
+    write_run(folder / "r", [row | unread for row in run_rows(n=24)])
+
+
+def all_right(folder: Path) -> None:
+    write_study(folder, seeds=2)
+    write_run(folder / "perfect", run_rows(logit=50), method="ppo", train_tasks=["towers-stability"])
+
+
+def controls_only(folder: Path) -> None:
+    write_run(folder / "r", run_rows(manner="blank"))
+
+
+def observers_only(folder: Path) -> None:
+    write_run(folder / "r", run_rows(model="ideal", logit=9))
+
+
+def without_base(folder: Path) -> None:
+    write_study(folder, seeds=2)
+    for path in folder.glob("base-*"):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+
+
+def grounding_only(folder: Path) -> None:
+    write_run(folder / "r", run_rows("towers-grounding"))
+
+
+def options(folder: Path) -> None:
+    rows = run_rows(readout="options", logit=1)
+    for number, row in enumerate(rows):
+        sure = -0.01 - 0.6 * number / len(rows)
+        row |= {"logprobs": [sure, -4.0 - number / 10], "p_correct": 0.9 if row["correct"] else 0.2}
+    write_run(folder / "r", rows)
+
+
+def one_trial(folder: Path) -> None:
+    write_run(folder / "r", run_rows(n=1))
+
+
+CASES: tuple[Callable[[Path], None], ...] = (
+    one_run,
+    actions_only,
+    nothing_took_place,
+    nothing_was_read,
+    all_right,
+    controls_only,
+    observers_only,
+    without_base,
+    grounding_only,
+    options,
+    one_trial,
+)
+
+
+@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
+def test_what_cannot_be_answered_is_said(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path)
+    found, failed = sections(tmp_path)
+    assert failed == [], {key: found[key].missing for key in failed}
+    assert found["data"].results
+    for section in found.values():
+        assert bool(section.missing) != bool(section.results)
+        if section.missing:
+            # One line that says what is missing, and how to get it.
+            assert len(section.missing) > 30 and "\n" not in section.missing
+        json.dumps(section.to_dict(), allow_nan=False)
+    expected: dict[str, Any] = {
+        "one_run": {"perception", "calibration"},
+        "actions_only": {"detection", "psychometry"},
+        "nothing_took_place": {"accuracy", "detection", "psychometry"},
+        "grounding_only": {"accuracy", "detection"},
+        "observers_only": {"accuracy"},
+        "controls_only": {"accuracy"},
+        "options": {"perception"},
+    }
+    assert expected.get(make.__name__, set()) <= {key for key, section in found.items() if section.missing}
+    if make is options:
+        assert found["calibration"].results["methods"].table["n_trials"].tolist() == [48]
