@@ -28,6 +28,7 @@ class Source:
         expected: Trials that the run has when it is finished; None if that is not known.
         model: Model, as the user named it; empty for a table.
         stimuli: Hash of the stimulus set's content; empty if it is not known.
+        set_path: Where the set was when it was asked.
         baselines: What chance, the best constant answer and shortcut rules score on the set.
         facts: Readout, temperature, versions and weights behind the trials, as run.json has them.
     """
@@ -38,6 +39,7 @@ class Source:
     expected: int | None = None
     model: str = ""
     stimuli: str = ""
+    set_path: str = ""
     baselines: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] | None = None
 
@@ -89,6 +91,7 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
         expected=record.get("n"),
         model=str(model.get("name", "")),
         stimuli=str(stimuli.get("content_sha256", "")),
+        set_path=str(stimuli.get("path", "")),
         baselines=stimuli.get("baselines"),
         facts=facts,
     )

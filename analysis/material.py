@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import pandas as pd
 
 from analysis.frame import Trials
+from analysis.sets import find_sets
+from stimuli.dataset import StimulusSet
 from stimuli.tasks import UnknownTask, get_task
 
 
@@ -22,12 +24,14 @@ class Settings:
         bound: The smallest difference between success rates that would matter, for tests of equivalence.
         alpha: Level of tests.
         resamples: Bootstrap samples.
+        criterion: Success rate at which a task counts as learned.
     """
 
     seed: int = 0
     bound: float = 0.1
     alpha: float = 0.05
     resamples: int = 500
+    criterion: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Material:
     options: pd.DataFrame
     choices: tuple[str, ...]
     settings: Settings
+
+    @cached_property
+    def sets(self) -> dict[str, StimulusSet]:
+        """The stimulus sets that are still there, by the first digits of their hash."""
+        return find_sets(self.trials)
 
     def baselines(self) -> pd.DataFrame:
         """What needs no physics, by stimulus set: chance, the best constant answer, and the best rule of the audit."""

@@ -33,8 +33,13 @@ SECTIONS = (
     ("perception", "Perception"),
     ("accuracy", "Success rates"),
     ("detection", "Sensitivity and bias"),
+    ("pairs", "Minimal pairs and shortcuts"),
+    ("controls", "Control conditions"),
     ("psychometry", "Psychometric functions"),
     ("calibration", "Calibration"),
+    ("learning", "Learning"),
+    ("attempts", "Several attempts"),
+    ("people", "Agreement with people"),
 )
 """Files in `analysis/sections`, in the order of the report, with the headings they have if there is no answer."""
 LONGEST = 40

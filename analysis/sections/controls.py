@@ -1,0 +1,33 @@
+"""Control conditions: blank, mirrored and shuffled pictures, descriptions, stated physics, worked examples."""
+
+from __future__ import annotations
+
+from analysis.foils import controls
+from analysis.material import Material
+from analysis.section import Section, Unanswerable
+from analysis.style import name_of
+
+CELL = ("model", "method", "train_tasks", "regime", "test_task")
+
+
+def section(material: Material) -> Section:
+    """Controls against the plain manner. Raises Unanswerable if there are none."""
+    models = material.models
+    if models.empty or not ((models["manner"] != "") | (models["examples"] > 0)).any():
+        raise Unanswerable("no control conditions were asked: add runs with `probe run --design controls`")
+    found = controls(models, by=CELL)
+    blind = found.table[found.table["manner"].isin(["blank", "shuffled", "other-picture"])]
+    answer = [
+        f"{name_of(str(row['method']))} ({row['train_tasks']}) on {row['test_task']}, {row['manner']}: {row['rate']:.2f} against"
+        f" {row['intact_rate']:.2f} intact, the same answer to {row['same_answer']:.0%} of the items."
+        for row in blind.head(6).to_dict("records")
+    ]
+    if len(blind):
+        answer.append("What stays of the success without a picture, or with a wrong one, is not vision.")
+    return Section(
+        "controls",
+        "Control conditions",
+        "What happens to success when the picture is taken away, changed, described or explained?",
+        tuple(answer),
+        {"manners": found},
+    )

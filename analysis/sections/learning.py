@@ -1,0 +1,93 @@
+"""Learning curves and sample efficiency: of trainings that were named, and of checkpoints that were probed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from analysis.figures.learning import learning_curves
+from analysis.labels import joined
+from analysis.learning import KIND, curves_from_trials, learning
+from analysis.material import Material, Settings
+from analysis.result import Result
+from analysis.section import Figure, Section, Unanswerable
+from analysis.style import name_of
+
+WINDOW = 5
+"""Logged points over which the success of training batches is averaged: a batch is small."""
+
+
+def section(material: Material) -> Section:
+    """Learning curves. Raises Unanswerable if there are none."""
+    results: dict[str, Result] = {}
+    figures: list[Figure] = []
+    answer: list[str] = []
+    trained = material.trials.curves
+    trained = trained.assign(success=pd.to_numeric(trained["success"])) if len(trained) else trained
+    if len(trained) and trained["success"].notna().any():
+        caption = "success of the replies sampled in training, on training items"
+        _add("training", trained, "train_tasks", WINDOW, caption, material.settings, results, figures, answer)
+    plain = material.plain
+    stages = plain[plain["method"] != "none"].groupby(["method", "train_tasks", "seed"], observed=True)["samples"].nunique()
+    if len(stages) and stages.max() > 1:
+        curves = curves_from_trials(plain[plain["method"] != "none"])
+        caption = "success of checkpoints on test items, greedy replies"
+        _add("checkpoints", curves, "test_task", 1, caption, material.settings, results, figures, answer)
+    if not results:
+        raise Unanswerable(
+            "there are no learning curves: name the folders of the adapters as well (their training.json holds the curves), or"
+            " runs of the checkpoints of a training"
+        )
+    return Section(
+        "learning",
+        "Learning",
+        "How fast is a task learned, and by which method?",
+        tuple(answer),
+        results,
+        tuple(figures),
+    )
+
+
+def _add(
+    name: str,
+    curves: pd.DataFrame,
+    panel: str,
+    window: int,
+    caption: str,
+    settings: Settings,
+    results: dict[str, Result],
+    figures: list[Figure],
+    answer: list[str],
+) -> None:
+    by = KIND if panel == "train_tasks" else (*KIND, "test_task")
+    found = learning(curves, settings.criterion, by=by, window=window, seed=settings.seed)
+    results[name] = found
+    results[f"{name}_runs"] = Result(title=f"{found.title}: every run", table=found.runs, how=found.how)
+    if len(found.comparisons):
+        results[f"{name}_compared"] = Result(
+            title="Learning compared between kinds of training", table=found.comparisons, how=found.how, notes=found.notes
+        )
+    runs = curves.dropna(subset=["success"]).rename(columns={panel: "panel", "success": "value"})
+    runs = runs.sort_values(["run", "samples"], kind="stable")
+    if window > 1:
+        smooth = runs.groupby("run", observed=True)["value"].rolling(window, min_periods=1).mean()
+        runs = runs.assign(value=smooth.reset_index(level=0, drop=True))
+    means = found.means.rename(columns={panel: "panel"})
+    counts = ", ".join(
+        f"{name_of(str(method))} {own['run'].nunique()}" for method, own in runs.groupby("method", observed=True, sort=False)
+    )
+    averaged = f", trailing mean of {window} points" if window > 1 else ""
+    figures.append(
+        Figure(
+            joined("learning", "" if name == "training" else name),
+            f"Learning curves: {caption}{averaged}. Thin lines: runs ({counts}); thick: means over runs with 95 % t intervals"
+            f" between runs, over the samples that all runs have seen. Dashed: the criterion of {settings.criterion:g}.",
+            partial(learning_curves, runs, means, criterion=settings.criterion),
+        )
+    )
+    for row in found.table.to_dict("records"):
+        answer.append(
+            f"{name_of(row['method'])} on {row['train_tasks']} ({name}): {row['n_reached']} of {row['n_runs']} runs reach"
+            f" {settings.criterion:g}; mean success over training {row['area']:.2f}."
+        )

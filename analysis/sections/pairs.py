@@ -1,0 +1,72 @@
+"""Minimal pairs scored as wholes, and success adjusted for shortcut rules."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.foils import adjusted_accuracy, item_rules, pairs
+from analysis.material import Material
+from analysis.result import Result
+from analysis.section import Section, Unanswerable
+from analysis.selection import cells
+
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
+
+
+def section(material: Material) -> Section:
+    """Pairs and rules. Raises Unanswerable if no pair was asked as a whole."""
+    plain = material.plain
+    if plain.empty or plain["pair_id"].isna().all():
+        raise Unanswerable("no item has a foil partner: use sets of `probe stimuli make`, and whole ones")
+    scored = pairs(plain, by=CELL)
+    results = {"pairs": scored}
+    table = scored.table
+    used = table[table["net_low"] > 0]
+    answer = [
+        f"More pairs have both members right than neither, beyond chance, in {len(used)} of {len(table)} cells: there the answers"
+        " follow what differs between the members, which is the physics alone."
+    ]
+    adjusted = _adjusted(material)
+    if adjusted is None:
+        answer.append("The stimulus sets are not where the runs found them, so that shortcut rules cannot be adjusted for.")
+    else:
+        results["adjusted"] = adjusted
+        worst = adjusted.table.loc[adjusted.table["rule"] != "all rules"]
+        above = worst.groupby([c for c in CELL if c in worst], observed=True)["adjusted_low"].min()
+        answer.append(
+            f"Success stays above one half whichever single rule is adjusted for in {int((above > 0.5).sum())} of {len(above)}"
+            " cells with two answers (95 % intervals)."
+        )
+    return Section(
+        "pairs",
+        "Minimal pairs and shortcuts",
+        "Is it the physics that decides, or something that goes with it?",
+        tuple(answer),
+        results,
+    )
+
+
+def _adjusted(material: Material) -> Result | None:
+    """Success adjusted for the rules of the sets that are still there; None if none is, or none has rules."""
+    judged = material.plain[material.plain["signal"].notna()]
+    parts, hows, notes = [], [], []
+    for (code,), own in cells(judged, ["stimuli"]):
+        stimuli = material.sets.get(str(code))
+        if stimuli is None:
+            continue
+        rules = item_rules(stimuli.path)
+        if rules.shape[1] < 2:
+            continue
+        found = adjusted_accuracy(own, rules, by=CELL)
+        if len(found.table):
+            parts.append(found.table)
+            hows.append(found.how)
+            notes += found.notes
+    if not parts:
+        return None
+    return Result(
+        title="Success on judgements, adjusted for shortcut rules, with 95 % intervals",
+        table=pd.concat(parts, ignore_index=True),
+        how=hows[0] if len(set(hows)) == 1 else f"{hows[0]} of the first set, and likewise for the {len(hows) - 1} others",
+        notes=tuple(dict.fromkeys(notes)),
+    )
