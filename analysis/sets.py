@@ -29,6 +29,8 @@ def find_sets(trials: Trials) -> dict[str, StimulusSet]:
 def human_responses(sets: dict[str, StimulusSet]) -> pd.DataFrame:
     """The human responses that came with the sets: `item_id`, `participant`, `response`, `count`, `stimuli`."""
     rows = [
-        asdict(response) | {"stimuli": code} for code, stimuli in sorted(sets.items()) for response in stimuli.responses()
+        asdict(response) | {"stimuli": code}
+        for code, stimuli in sorted(sets.items())
+        for response in stimuli.responses()
     ]
     return pd.DataFrame(rows, columns=None if rows else ["item_id", "participant", "response", "count", "stimuli"])

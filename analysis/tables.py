@@ -67,9 +67,10 @@ HEADERS = {
     "cohens_h": "h",
     "verdict": "Verdict",
 }
-P_VALUES = re.compile(r"^p$|^p_|_p$")
+P_VALUES = re.compile(r"^p(_holm|_adjusted|_runs|_difference|_equivalence|_slope|_value)?$|_p(_holm)?$")
 PROPORTIONS = re.compile(
     r"accuracy|probability|proportion|rate|share|chance|constant|shortcut|lapse|kappa|^r$|correlation|r_squared|success|ceiling"
+    r"|_right$|^same_answer$|^net$|^adjusted$|^where_|^p_at|^area|^final$|confidence|calibration_error|brier"
 )
 DEGREES = re.compile(r"^df(_|$)")
 MINUS, EMPTY = "−", "–"
@@ -171,15 +172,25 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
         if stem in limits and name.endswith("_low"):
             form = _form(_owner(stem, list(table.columns)))
             pairs = zip(table[name].astype(float), table[f"{stem}_high"].astype(float), strict=True)
-            header = "95 % CI" if "95 % CI" not in columns else f"95 % CI {HEADERS.get(stem, stem)}"
+            owner = header_of(_owner(stem, list(table.columns)))
+            header = "95 % CI" if "95 % CI" not in columns else f"95 % CI, {owner}"
             columns[header] = [interval(low, high, form) for low, high in pairs]
         else:
             columns[header_of(name)] = [_cell(name, value) for value in table[name]]
     return pd.DataFrame(columns)
 
 
+def concise(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without columns that say nothing here: shifts where nothing is shifted, regimes where none is special."""
+    idle = [name for name in ("regime",) if name in table and set(table[name].astype(str)) <= {""}]
+    if "shift" in table and set(table["shift"].astype(str)) == {"none"}:
+        idle += [name for name in ("shift", "shift_level") if name in table]
+    return table.drop(columns=idle)
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table for Markdown, numbers to the right."""
+    table = concise(table)
     text = printed(table)
     if text.empty:
         return "(no rows)\n"
@@ -203,6 +214,7 @@ def latex(table: pd.DataFrame, caption: str, label: str, notes: Sequence[str] = 
         label: For `\\ref`.
         notes: Below the table, as plain text.
     """
+    table = concise(table)
     text = printed(table)
     align = "".join("r" if right else "l" for right in _numeric(table, text))
     head = " & ".join(escape(str(name)) for name in text.columns)

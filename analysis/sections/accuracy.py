@@ -29,14 +29,12 @@ def section(material: Material) -> Section:
         table = table.merge(of_test, on=["test_task", "shift", "shift_level"], how="left")
     how = f"{HOW}; {len(plain)} trials of {plain['run'].nunique()} runs"
     results = {
-        "cells": Result(title="Success rate by training and test, with 95 % intervals", table=_slim(table), how=how),
-        "runs": Result(title="Success rate of every run, with 95 % Wilson intervals", table=_slim(runs), how=how),
+        "cells": Result(title="Success rate by training and test, with 95 % intervals", table=table, how=how),
+        "runs": Result(title="Success rate of every run, with 95 % Wilson intervals", table=runs, how=how),
     }
     if len(material.observers):
         watched = by_cell(material.observers, ("model", "test_task", "shift", "shift_level"))
-        results["observers"] = Result(
-            title="Success rate of observers, with 95 % intervals", table=_slim(watched), how=HOW
-        )
+        results["observers"] = Result(title="Success rate of observers, with 95 % intervals", table=watched, how=HOW)
     figures = [_figure(table, runs, baselines, model) for model in dict.fromkeys(table["model"])]
     return Section(
         "accuracy",
@@ -83,11 +81,3 @@ def _answer(table: pd.DataFrame) -> tuple[str, ...]:
             else "."
         ),
     )
-
-
-def _slim(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without columns that say nothing here: shifts where there are none, a regime where none is special."""
-    idle = [name for name in ("regime",) if name in table and set(table[name]) == {""}]
-    if set(table["shift"]) == {"none"}:
-        idle += ["shift", "shift_level"]
-    return table.drop(columns=idle).reset_index(drop=True)

@@ -32,7 +32,11 @@ def section(material: Material) -> Section:
                 dict(zip(CELL, key, strict=True))
                 | {"within": within}
                 | {name: rate[name] for name in ("rate", "rate_low", "rate_high")}
-                | {"independent_rate": 1 - (1 - single) ** within, "n_runs": int(rate["n_runs"]), "n_items": len(solved)}
+                | {
+                    "independent_rate": 1 - (1 - single) ** within,
+                    "n_runs": int(rate["n_runs"]),
+                    "n_items": len(solved),
+                }
             )
     table = pd.DataFrame(rows).astype({"within": int})
     last = table[table["within"] == table["attempts"].astype(int)]

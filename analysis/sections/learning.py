@@ -29,7 +29,9 @@ def section(material: Material) -> Section:
         caption = "success of the replies sampled in training, on training items"
         _add("training", trained, "train_tasks", WINDOW, caption, material.settings, results, figures, answer)
     plain = material.plain
-    stages = plain[plain["method"] != "none"].groupby(["method", "train_tasks", "seed"], observed=True)["samples"].nunique()
+    stages = (
+        plain[plain["method"] != "none"].groupby(["method", "train_tasks", "seed"], observed=True)["samples"].nunique()
+    )
     if len(stages) and stages.max() > 1:
         curves = curves_from_trials(plain[plain["method"] != "none"])
         caption = "success of checkpoints on test items, greedy replies"
@@ -66,7 +68,10 @@ def _add(
     results[f"{name}_runs"] = Result(title=f"{found.title}: every run", table=found.runs, how=found.how)
     if len(found.comparisons):
         results[f"{name}_compared"] = Result(
-            title="Learning compared between kinds of training", table=found.comparisons, how=found.how, notes=found.notes
+            title="Learning compared between kinds of training",
+            table=found.comparisons,
+            how=found.how,
+            notes=found.notes,
         )
     runs = curves.dropna(subset=["success"]).rename(columns={panel: "panel", "success": "value"})
     runs = runs.sort_values(["run", "samples"], kind="stable")
@@ -75,7 +80,8 @@ def _add(
         runs = runs.assign(value=smooth.reset_index(level=0, drop=True))
     means = found.means.rename(columns={panel: "panel"})
     counts = ", ".join(
-        f"{name_of(str(method))} {own['run'].nunique()}" for method, own in runs.groupby("method", observed=True, sort=False)
+        f"{name_of(str(method))} {own['run'].nunique()}"
+        for method, own in runs.groupby("method", observed=True, sort=False)
     )
     averaged = f", trailing mean of {window} points" if window > 1 else ""
     figures.append(

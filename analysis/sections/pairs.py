@@ -28,7 +28,9 @@ def section(material: Material) -> Section:
     ]
     adjusted = _adjusted(material)
     if adjusted is None:
-        answer.append("The stimulus sets are not where the runs found them, so that shortcut rules cannot be adjusted for.")
+        answer.append(
+            "The stimulus sets are not where the runs found them, so that shortcut rules cannot be adjusted for."
+        )
     else:
         results["adjusted"] = adjusted
         worst = adjusted.table.loc[adjusted.table["rule"] != "all rules"]
@@ -49,7 +51,9 @@ def section(material: Material) -> Section:
 def _adjusted(material: Material) -> Result | None:
     """Success adjusted for the rules of the sets that are still there; None if none is, or none has rules."""
     judged = material.plain[material.plain["signal"].notna()]
-    parts, hows, notes = [], [], []
+    parts: list[pd.DataFrame] = []
+    hows: list[str] = []
+    notes: list[str] = []
     for (code,), own in cells(judged, ["stimuli"]):
         stimuli = material.sets.get(str(code))
         if stimuli is None:
@@ -67,6 +71,8 @@ def _adjusted(material: Material) -> Result | None:
     return Result(
         title="Success on judgements, adjusted for shortcut rules, with 95 % intervals",
         table=pd.concat(parts, ignore_index=True),
-        how=hows[0] if len(set(hows)) == 1 else f"{hows[0]} of the first set, and likewise for the {len(hows) - 1} others",
+        how=hows[0]
+        if len(set(hows)) == 1
+        else f"{hows[0]} of the first set, and likewise for the {len(hows) - 1} others",
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -12,7 +12,7 @@ from analysis.figures.curves import psychometric_curves
 from analysis.labels import file_part, joined, with_test
 from analysis.material import Material
 from analysis.psychometric import psychometric
-from analysis.rates import rate_over_runs
+from analysis.responses import proportion
 from analysis.section import Figure, Section, Unanswerable
 from analysis.selection import cells, said_signal, signed_margin
 
@@ -45,7 +45,7 @@ def section(material: Material) -> Section:
         )
         caption = (
             f"P(signal answer) over the signed margin; {model}, trained on {training}. Points: proportions per margin bin with"
-            " 95 % intervals (see “Success rates”); lines: mean fitted functions with 95 % bootstrap bands of items; runs:"
+            " 95 % Wilson intervals, all runs together; lines: mean fitted functions with 95 % bootstrap bands of items; runs:"
             f" {runs}; {trials} readable trials. Grey: an observer who knows the physics."
         )
         name = joined("psychometric", *(file_part(part) for part in (model, training) if _several(points, part)))
@@ -95,8 +95,7 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
     read = read[read["_said"].notna() & read["margin_bin"].notna()]
     rows = []
     for key, own in cells(read, [*CELL, "signal", "margin_bin"]):
-        runs = own.groupby("run", observed=True)["_said"].agg(["sum", "size"])
-        rate = rate_over_runs(runs["sum"].to_numpy(float), runs["size"].to_numpy(float))
+        rate = proportion(float(own["_said"].sum()), len(own))
         cell = dict(zip((*CELL, "signal", "margin_bin"), key, strict=True))
         others = sorted(set(own["truth"].dropna().astype(str)) - {str(cell["signal"])})
         rows.append(
@@ -107,8 +106,8 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
                 "p_signal": rate.value,
                 "low": rate.low,
                 "high": rate.high,
-                "n_runs": rate.n_runs,
-                "n_trials": rate.n_trials,
+                "n_runs": int(own["run"].nunique()),
+                "n_trials": len(own),
             }
         )
     return with_test(pd.DataFrame(rows))
