@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,38 +68,84 @@ def item_cues(task: Task, item: Item) -> ItemCues:
     )
 
 
-def baselines(task: Task, cues: Sequence[ItemCues]) -> dict[str, Any]:
-    """Chance, best constant and shortcut scores of a set, as the card states them.
+class CueTable:
+    """What the card of a set says about its items' cues and labels, a few numbers an item: the items may be many."""
 
-    Returns:
-        {"chance", "constant": {"answer", "score"}, "shortcuts": {name: score}}; a rule's score is the share of items
-        on which its answer is right, a cue's is that of a cross-validated lookup (see `cue_accuracy`). For judgements also
-        "limit" and "above_limit": {name: {"score", "reason"}}.
-    """
-    counts = Counter(answer for cue in cues for answer in set(cue.working))
-    answer, hits = min(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
-    texts = Counter(cue.text for cue in cues)
-    shortcuts = {name: _mean([cue.rules[name] for cue in cues]) for name in (cues[0].rules if cues else {})}
-    if task.kind != "action":
-        labels, groups = [cue.answer for cue in cues], [cue.group for cue in cues]
-        for name in cues[0].cues if cues else {}:
-            shortcuts[name] = cue_accuracy(np.array([cue.cues[name] for cue in cues]), labels, groups)
-        shortcuts["best constant word"] = round(max(texts.values()) / len(cues), 4)
-    chance = _mean([len(cue.working) / cue.candidates for cue in cues])
-    facts: dict[str, Any] = {
-        "chance": chance,
-        "constant": {"answer": str(answer), "score": round(hits / len(cues), 4)},
-        "shortcuts": shortcuts,
-    }
-    limit = limit_of(task, chance)
-    if limit is not None:
-        facts["limit"] = limit
-        facts["above_limit"] = {
-            name: {"score": score, "reason": reason_of(task, name)}
-            for name, score in shortcuts.items()
-            if score > limit
+    def __init__(self) -> None:
+        self.cells: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._chances = array("d")
+        self._working: Counter[Hashable] = Counter()
+        self._texts: Counter[str] = Counter()
+        self._rules: Counter[str] = Counter()
+        self._cues: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+        self._answers: dict[Hashable, int] = {}
+        self._groups: dict[str, int] = {}
+        self._answer, self._group = array("l"), array("l")
+
+    def __len__(self) -> int:
+        return len(self._chances)
+
+    def add(self, item: ItemCues) -> None:
+        """Add one item."""
+        self.cells[item.cell][item.answer_text] += 1
+        self._chances.append(len(item.working) / item.candidates)
+        self._working.update(set(item.working))
+        self._texts[item.text] += 1
+        # Rules that are never right are listed too.
+        self._rules.update({name: int(right) for name, right in item.rules.items()})
+        for name, value in item.cues.items():
+            self._cues[name].append(value)
+        self._answer.append(self._answers.setdefault(item.answer, len(self._answers)))
+        self._group.append(self._groups.setdefault(item.group, len(self._groups)))
+
+    def labels(self) -> dict[str, int]:
+        """How often each answer is the correct one."""
+        total: Counter[str] = Counter()
+        for counts in self.cells.values():
+            total.update(counts)
+        return dict(sorted(total.items()))
+
+    def balance(self) -> dict[str, int]:
+        """How far the labels are from balance within the cells of (count x |margin| bin x shown x mirror)."""
+        labels = self.labels()
+        worst = (max(c[x] for x in labels) - min(c[x] for x in labels) for c in self.cells.values())
+        return {
+            "cells": len(self.cells),
+            "largest_difference_of_label_counts_in_a_cell": max(worst, default=0),
         }
-    return facts
+
+    def baselines(self, task: Task) -> dict[str, Any]:
+        """Chance, best constant and shortcut scores of the set, as the card states them.
+
+        Returns:
+            {"chance", "constant": {"answer", "score"}, "shortcuts": {name: score}}; a rule's score is the share of items
+            on which its answer is right, a cue's is that of a cross-validated lookup (see `cue_accuracy`). For judgements
+            also "limit" and "above_limit": {name: {"score", "reason"}}.
+        """
+        n = len(self)
+        answer, hits = min(self._working.items(), key=lambda pair: (-pair[1], str(pair[0])))
+        shortcuts = {name: round(right / n, 4) for name, right in self._rules.items()}
+        if task.kind != "action":
+            answers = list(self._answers)
+            labels = [answers[code] for code in self._answer]
+            for name, values in self._cues.items():
+                shortcuts[name] = cue_accuracy(np.array(values), labels, self._group)
+            shortcuts["best constant word"] = round(max(self._texts.values()) / n, 4)
+        chance = round(float(np.mean(self._chances)), 4)
+        facts: dict[str, Any] = {
+            "chance": chance,
+            "constant": {"answer": str(answer), "score": round(hits / n, 4)},
+            "shortcuts": shortcuts,
+        }
+        limit = limit_of(task, chance)
+        if limit is not None:
+            facts["limit"] = limit
+            facts["above_limit"] = {
+                name: {"score": score, "reason": reason_of(task, name)}
+                for name, score in shortcuts.items()
+                if score > limit
+            }
+        return facts
 
 
 def guesses(cues: Sequence[ItemCues], attempts: int) -> list[dict[str, Any]]:
@@ -132,7 +179,7 @@ def reason_of(task: Task, name: str) -> str:
     return task.known_shortcuts.get(name, "not explained by the task")
 
 
-def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], groups: Sequence[str]) -> float:
+def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], groups: Sequence[Hashable]) -> float:
     """Cross-validated accuracy of answering by one number: the majority label of its quantile bin.
 
     Bins and majorities come from one half of the groups and are scored on the other, both ways round, so that foils and
@@ -156,7 +203,3 @@ def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], group
         ]
         hits += int((np.array(best)[bins[test]] == y[test]).sum())
     return round(hits / len(y), 4)
-
-
-def _mean(values: Sequence[float | bool]) -> float:
-    return round(float(np.mean(values)), 4) if values else float("nan")

@@ -149,7 +149,8 @@ class StimulusSet:
             expected = (int(card["n"]), str(card["content_sha256"]))
         except (ValueError, KeyError, TypeError) as error:
             raise StimulusError(f"{folder / CARD} is damaged ({error}); make the set anew") from error
-        found = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+        with (folder / METADATA).open("rb") as metadata:
+            found = hashlib.file_digest(metadata, "sha256").hexdigest()
         opened = cls(folder, card)
         if found != expected[1]:
             list(opened.rows())  # names the damaged line, if it is one that cannot be read

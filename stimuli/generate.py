@@ -8,9 +8,9 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from PIL import Image
 
 from stimuli import design
 from stimuli import shifts as shifting
-from stimuli.baselines import ItemCues, baselines, item_cues
+from stimuli.baselines import CueTable, ItemCues, item_cues
 from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from stimuli.picture import draw
 from stimuli.question import PARAPHRASES
@@ -33,6 +33,8 @@ from stimuli.tasks import Task, Unsatisfiable, get_task
 
 MAX_ATTEMPTS = 30
 """Draws per group before a condition counts as impossible."""
+QUEUED = 2
+"""Groups that a worker has before it: one that it makes, and one so that it need not wait for the next."""
 
 Progress = Callable[[int, int], None]
 """Called with (items done, items in all)."""
@@ -76,7 +78,7 @@ def make_set(
         seed: Seed of the whole set.
         out: Folder to make; it appears when it is whole.
         size: Edge of the square pictures, pixels.
-        jobs: Worker processes.
+        jobs: Processes that make it, this one among them.
         style: "direct" or "think" (the wording of the answer format).
         segmentation: Also write segmentation masks, int32 (size, size) as .npy.
         depth: Also write depth maps, float32 metres (size, size) as .npy.
@@ -140,7 +142,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
     per_group = design.group_size(task)
     groups = -(-recipe.n // per_group)
     digest = hashlib.sha256()
-    cues: list[ItemCues] = []
+    cues, cut = CueTable(), set[str]()
     rejected = resampled = 0
     with (folder / METADATA).open("w", encoding="utf-8") as metadata:
         for result in _results(recipe, folder, groups, jobs):
@@ -148,14 +150,15 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
             resampled += result.resampled
             for row, cue in zip(result.rows, result.cues, strict=True):
                 if len(cues) == recipe.n:
-                    break
+                    cut.add(json.loads(row)["image_sha256"])
+                    continue
                 metadata.write(row)
                 digest.update(row.encode())
-                cues.append(cue)
+                cues.add(cue)
             if progress is not None:
                 progress(len(cues), recipe.n)
-    if recipe.n % per_group:
-        _remove_orphans(folder)
+    if cut:
+        _remove_orphans(folder, cut)
     return {
         "task": task.name,
         "task_version": task.version,
@@ -169,15 +172,15 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         "shifts": dict(recipe.shifts),
         "paraphrases": PARAPHRASES,
         "design": design.describe(task, recipe.shifts) | {"groups": groups, "items_per_group": per_group},
-        "labels": dict(sorted(Counter(cue.answer_text for cue in cues).items())),
-        "balance": _balance(cues),
+        "labels": cues.labels(),
+        "balance": cues.balance(),
         "agreement": {
             "compared": "closed form against simulation, once per group",
             "groups": groups,
             "disagreements": rejected,
             "resampled": resampled,
         },
-        "baselines": baselines(task, cues),
+        "baselines": cues.baselines(task),
         "versions": {
             "vlm-probe": package_version(),
             "engine": get_simulator().version(),
@@ -189,35 +192,45 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
     }
 
 
-def _remove_orphans(folder: Path) -> None:
-    """Delete the pictures of those items of the last group that did not fit into the set."""
+def _remove_orphans(folder: Path, cut: set[str]) -> None:
+    """Delete the pictures of those items of the last group that did not fit into the set, unless others have them too."""
     with (folder / METADATA).open(encoding="utf-8") as metadata:
-        named = {Path(json.loads(row)["file_name"]).stem for row in metadata}
-    for sub in ("images", "segmentation", "depth"):
-        for file in (folder / sub).glob("*"):
-            if file.stem not in named:
-                file.unlink()
+        for row in metadata:
+            cut.discard(json.loads(row)["image_sha256"])
+    for image_hash in cut:
+        for name in (f"images/{image_hash}.png", f"segmentation/{image_hash}.npy", f"depth/{image_hash}.npy"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _results(recipe: Recipe, folder: Path, groups: int, jobs: int) -> Iterator[_GroupResult]:
+    """The groups in order. This process makes groups too, from the first moment on, while the workers still start."""
     plans = design.plan(get_task(recipe.task), groups, recipe.seed, recipe.style, recipe.shifts)
-    if jobs == 1:
+    workers = min(jobs, groups) - 1
+    if not workers:
         yield from (_make_group(recipe, str(folder), plan) for plan in plans)
         return
     # Spawned, not forked: a forked child would inherit the locks of whatever threads (of torch, say) are running.
     context = multiprocessing.get_context("spawn")
-    chunk = max(1, min(4, groups // (4 * jobs)))
-    with ProcessPoolExecutor(min(jobs, groups), mp_context=context) as pool:
+    made: deque[Future[_GroupResult] | _GroupResult] = deque()
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            yield from pool.map(_make_group, _repeat(recipe), _repeat(str(folder)), plans, chunksize=chunk)
+            for plan in plans:
+                # Near the end nothing is queued, so that all processes end at about the same time.
+                queued = QUEUED if groups - plan.index > QUEUED * workers else 1
+                if sum(isinstance(one, Future) and not one.done() for one in made) < queued * workers:
+                    made.append(pool.submit(_make_group, recipe, str(folder), plan))
+                else:
+                    made.append(_make_group(recipe, str(folder), plan))
+                while made and not (isinstance(made[0], Future) and not made[0].done()):
+                    yield _result(made.popleft())
+            yield from (_result(one) for one in made)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _repeat(value: Any) -> Iterator[Any]:
-    while True:
-        yield value
+def _result(made: Future[_GroupResult] | _GroupResult) -> _GroupResult:
+    return made.result() if isinstance(made, Future) else made
 
 
 def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult:
@@ -330,13 +343,3 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         scene_sha256=scene.content_hash,
         certificate=certificate,
     )
-
-
-def _balance(cues: list[ItemCues]) -> dict[str, Any]:
-    """How far the labels are from balance within the cells of (count x |margin| bin x mirror)."""
-    cells: dict[str, Counter[str]] = {}
-    for cue in cues:
-        cells.setdefault(cue.cell, Counter())[cue.answer_text] += 1
-    labels = sorted({cue.answer_text for cue in cues})
-    worst = max((max(c[x] for x in labels) - min(c[x] for x in labels) for c in cells.values()), default=0)
-    return {"cells": len(cells), "largest_difference_of_label_counts_in_a_cell": worst}

@@ -22,6 +22,7 @@ from stimuli.conversion import SMALLEST, Picture, convert
 from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from stimuli.question import THINK, Answer, Grammar, Integers, Option, Options, Question, Variant
 from stimuli.responses import RESPONSES, Response, to_csv
+from stimuli.signs import contradictions, signs
 from stimuli.tables import Report, Row, find_columns, number, read_table
 from stimuli.tasks import Task, Unsatisfiable, get_task
 
@@ -148,9 +149,24 @@ def import_set(
         report.problems.append(f"{source.name} has no rows")
     if report.problems:
         raise ImportProblems(source, report.problems)
+    _compare_signs(the_task, items, reader.lines, report)
     card = _card(name, the_task, items, asker, source, reader.loaded, report, [*counted, *given])
     _write(folder, items, reader.loaded, card, [*counted, *given])
     return StimulusSet.load(folder)
+
+
+def _compare_signs(task: Task | None, items: list[Item], lines: Mapping[str, int], report: Report) -> None:
+    """Note margins that contradict their answers: a slip in a row, or the other convention in the whole column."""
+    if task is None or not any(item.margin for item in items):
+        return
+    expected = signs(task)
+    wrong = contradictions(items, expected)
+    if wrong:
+        meaning = ", ".join(f"{answer} {'+' if sign > 0 else '-'}" for answer, sign in expected.items())
+        report.notes[
+            f"margins whose sign contradicts the answer, first in line {lines[wrong[0].item_id]} (margins of {task.name}:"
+            f" {meaning}); {'turn the sign of the column' if len(wrong) == len(items) else 'look at the rows'}"
+        ] += len(wrong)
 
 
 class _Asker:

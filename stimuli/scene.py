@@ -125,6 +125,10 @@ class Push:
     start: float = 0.0
     duration: float = 0.1
 
+    def acts_at(self, time: float) -> bool:
+        """Whether it acts at `time` seconds."""
+        return self.start - 1e-9 <= time < self.start + self.duration - 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Camera:

@@ -8,6 +8,7 @@ boards, open at the top, which keeps a sphere from rolling along x.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -101,14 +102,22 @@ def mesh(shape: str, size: Vec3) -> tuple[Floats, Triangles]:
 
 def corners(thing: Body | Marker) -> Floats:
     """(n, 3) world points whose convex hull holds a body or marker, metres (for keeping it in the picture)."""
-    if thing.shape in ("wedge", "arrow"):
-        points = mesh(thing.shape, thing.size)[0]
-    else:
-        half = np.array(thing.size) / 2
-        points = np.array(list(product(*zip(-half, half, strict=True))))
-        if thing.shape == "cradle":
-            points[:, 2] += half[2] - bottom("cradle", thing.size)
-    return points @ rotation(thing.orientation).T + np.array(thing.position)
+    points = _outline(thing.shape, thing.size)
+    if thing.orientation != (0.0, 0.0, 0.0, 1.0):
+        points = points @ rotation(thing.orientation).T
+    return points + np.array(thing.position)
+
+
+@lru_cache(maxsize=1024)
+def _outline(shape: str, size: Vec3) -> Floats:
+    """(n, 3) points in the frame of the body whose convex hull holds it, metres. Not to be written to."""
+    if shape in ("wedge", "arrow"):
+        return mesh(shape, size)[0]
+    half = np.array(size) / 2
+    points = np.array(list(product(*zip(-half, half, strict=True))))
+    if shape == "cradle":
+        points[:, 2] += half[2] - bottom("cradle", size)
+    return points
 
 
 def rotation(quaternion: Quaternion) -> Floats:

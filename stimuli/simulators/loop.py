@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float64]
 class World(Protocol):
     """A scene inside an engine, in motion."""
 
-    def step(self, time: float) -> None:
-        """Take one step, with the pushes that act at `time` seconds."""
+    def advance(self, frame: int, steps: int) -> None:
+        """Take the steps that lead from recorded pose number `frame` to the next, with the pushes that act meanwhile."""
         ...
 
     def state(self) -> tuple[Floats, Floats]:
@@ -55,11 +55,9 @@ def run(
     """
     positions, orientations = world.state()
     path, turns = [positions], [orientations]
-    steps, decided, at_rest = 0, False, False
+    decided, at_rest = False, False
     while len(path) - 1 < max_duration / FRAME_INTERVAL - 1e-6:
-        for _ in range(per_frame):
-            world.step(steps / per_frame * FRAME_INTERVAL)
-            steps += 1
+        world.advance(len(path) - 1, per_frame)
         positions, orientations = world.state()
         path.append(positions)
         turns.append(orientations)

@@ -229,16 +229,23 @@ class _World:
                 self._data.qvel[address : address + 3] = body.velocity
         mujoco.mj_forward(model, self._data)
 
-    def step(self, time: float) -> None:
+    def advance(self, frame: int, steps: int) -> None:
+        if not self._pushes:
+            mujoco.mj_step(self._model, self._data, steps)
+            return
+        for step in range(steps):
+            self._push((frame + step / steps) * FRAME_INTERVAL)
+            mujoco.mj_step(self._model, self._data)
+
+    def _push(self, time: float) -> None:
+        """Apply the pushes that act at `time` seconds, and no others."""
         data = self._data
-        if self._pushes:
-            data.xfrc_applied[:] = 0.0
-            for push, index in self._pushes:
-                if push.start - 1e-9 <= time < push.start + push.duration - 1e-9:
-                    arm = np.subtract(push.point, data.xipos[index])
-                    data.xfrc_applied[index, :3] += push.force
-                    data.xfrc_applied[index, 3:] += np.cross(arm, push.force)
-        mujoco.mj_step(self._model, data)
+        data.xfrc_applied[:] = 0.0
+        for push, index in self._pushes:
+            if push.acts_at(time):
+                arm = np.subtract(push.point, data.xipos[index])
+                data.xfrc_applied[index, :3] += push.force
+                data.xfrc_applied[index, 3:] += np.cross(arm, push.force)
 
     def state(self) -> tuple[Floats, Floats]:
         # MuJoCo puts w first.

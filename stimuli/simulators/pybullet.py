@@ -256,14 +256,16 @@ class _World:
         self._names = [body.name for body in scene.bodies]
         self._pushes = [(push, ids[self._names.index(push.body)]) for push in scene.pushes]
 
-    def step(self, time: float) -> None:
-        for push, index in self._pushes:
-            # Bullet clears applied forces after every step.
-            if push.start - 1e-9 <= time < push.start + push.duration - 1e-9:
-                bullet.applyExternalForce(
-                    index, -1, push.force, push.point, bullet.WORLD_FRAME, physicsClientId=self._client
-                )
-        bullet.stepSimulation(self._client)
+    def advance(self, frame: int, steps: int) -> None:
+        take, client = bullet.stepSimulation, self._client
+        for step in range(steps):
+            for push, index in self._pushes:
+                # Bullet clears applied forces after every step.
+                if push.acts_at((frame + step / steps) * FRAME_INTERVAL):
+                    bullet.applyExternalForce(
+                        index, -1, push.force, push.point, bullet.WORLD_FRAME, physicsClientId=client
+                    )
+            take(client)
 
     def state(self) -> tuple[Floats, Floats]:
         poses = [bullet.getBasePositionAndOrientation(i, self._client) for i in self._ids]
@@ -285,11 +287,7 @@ class _World:
 def _flat_shaded(shape: str, size: Vec3) -> tuple[list[list[float]], list[int], list[list[float]]]:
     """Vertices, indices and normals of a mesh whose faces share no vertex, so that every face has its own shade."""
     points, triangles = mesh(shape, size)
-    vertices: list[list[float]] = []
-    normals: list[list[float]] = []
-    for triangle in triangles:
-        a, b, c = points[list(triangle)]
-        normal = np.cross(b - a, c - a)
-        vertices += [a.tolist(), b.tolist(), c.tolist()]
-        normals += [(normal / np.linalg.norm(normal)).tolist()] * 3
-    return vertices, list(range(len(vertices))), normals
+    faces = points[np.array(triangles)]
+    across = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
+    normals = np.repeat(across / np.linalg.norm(across, axis=1, keepdims=True), 3, axis=0)
+    return faces.reshape(-1, 3).tolist(), list(range(len(normals))), normals.tolist()

@@ -84,6 +84,31 @@ def test_a_table_of_generated_items_gives_the_same_items_but_for_their_scenes(st
     assert made.card["labels"] == {"falls": 12, "stands": 12}
 
 
+def test_margins_that_contradict_their_answers_are_noted(pictures, tmp_path):
+    """The expected signs are not written down anywhere: they are those of the task's own scenes."""
+    good = trials(margin=["0.3", "-0.2", "0", "-0.4"])
+    notes = [
+        import_set(
+            pictures, write(tmp_path / "trials.csv", rows), tmp_path / f"set{number}", task="towers-stability"
+        ).card["imported"]["notes"]
+        for number, rows in enumerate(
+            (
+                good,
+                [*good[:3], good[3] | {"margin": "0.4"}],
+                trials(margin=["-0.3", "0.2", "-0.1", "0.4"]),
+                trials(margin=[""] * 4),
+            )
+        )
+    ]
+    told = [[(note, n) for note, n in found.items() if "contradicts" in note] for found in notes]
+    assert told[0] == told[3] == []
+    assert told[1][0][1] == 1
+    assert "line 5" in told[1][0][0]
+    assert "stands +" in told[1][0][0]
+    assert told[2][0][1] == 4
+    assert "turn the sign" in told[2][0][0]
+
+
 def test_it_works_wherever_a_generated_set_works(pictures, tmp_path, caplog):
     # Twelve pictures, because the audit asks for ten groups.
     for number in range(12):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from stimuli.scene import Scene
-from stimuli.tasks.balance.seesaw import Floats, half_width, lean, standing
+from stimuli.tasks.balance.seesaw import SIDES, Floats, half_width, lean, standing
 
 Signs = npt.NDArray[np.int64]
 
@@ -60,6 +61,19 @@ def _of_greatest(side: Floats, value: Floats, least: Floats) -> Floats:
     among = np.where(value >= least, side, 0.0)
     both = (among.max(axis=1) > 0) & (among.min(axis=1) < 0)
     return np.where(both, 0.0, np.sign(among.sum(axis=1)))
+
+
+def sign_rules() -> Mapping[str, Callable[[Scene], str]]:
+    """What each of `SIGN_RULES` says: "left", "right" or "balanced". They share their work on the scene last asked about."""
+    last: tuple[Scene, dict[str, int]] | None = None
+
+    def say(name: str, scene: Scene) -> str:
+        nonlocal last
+        if last is None or last[0] is not scene:
+            last = scene, scene_sides(scene)
+        return SIDES[last[1][name]]
+
+    return {name: partial(say, name) for name in SIGN_RULES}
 
 
 def scene_sides(scene: Scene) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import seesaw_margin
 from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.balance.rules import SIGN_RULES, cues, objects_alone, scene_sides, sides, torque_side
+from stimuli.tasks.balance.rules import cues, objects_alone, sides, sign_rules, torque_side
 from stimuli.tasks.balance.seesaw import (
     LENGTH,
     MARGIN_BINS,
@@ -140,14 +139,10 @@ class BalanceTilt(Task):
     def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
         """Rules without physics, then two that have most of it."""
         return {
-            **{name: partial(_named, name=name) for name in SIGN_RULES},
+            **sign_rules(),
             "centre of mass of the objects alone": objects_alone,
             "side of the common centre of mass": torque_side,
         }
-
-
-def _named(scene: Scene, name: str) -> str:
-    return SIDES[scene_sides(scene)[name]]
 
 
 def _triple(rng: np.random.Generator, condition: Condition) -> tuple[Layout, Layout, Layout]:

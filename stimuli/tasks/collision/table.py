@@ -58,7 +58,7 @@ def plane(v: Vec3) -> Floats:
 def gate_edges(scene: Scene) -> tuple[Floats, float]:
     """The x of the posts from left to right, and the y of the line on which they stand, metres."""
     posts = [m for m in scene.markers if m.name.startswith("post")]
-    return np.sort([post.position[0] for post in posts]), float(np.mean([post.position[1] for post in posts]))
+    return np.array(sorted(post.position[0] for post in posts)), sum(post.position[1] for post in posts) / len(posts)
 
 
 def touch(scene: Scene) -> float:
@@ -94,16 +94,15 @@ def settled(scene: Scene) -> Stop:
     names = [body.name for body in scene.bodies]
     cue, target = names.index("cue"), names.index("target")
     edges, line = gate_edges(scene)
-    start, place = plane(scene.bodies[cue].position), plane(scene.bodies[target].position)
-    gates = np.stack([edges, np.full(len(edges), line)], axis=1)
-    furthest = 1.2 * float(np.linalg.norm(gates - place, axis=1).max())
+    start, place = scene.bodies[cue].position[:2], scene.bodies[target].position[:2]
+    furthest = 1.2 * max(math.dist((edge, line), place) for edge in edges)
     # Beyond this the moving ball has either struck or missed: the impact is nearer than the centre of the struck ball.
-    past = float(np.linalg.norm(place - start)) + touch(scene)
+    past = math.dist(place, start) + touch(scene)
     still = 0.1 * scene.bodies[target].size[0]
 
     def stop(positions: Floats) -> bool:
-        moved = float(np.linalg.norm(positions[target, :2] - place))
-        missed = moved < still and float(np.linalg.norm(positions[cue, :2] - start)) > past
+        moved = math.dist(positions[target, :2], place)
+        missed = moved < still and math.dist(positions[cue, :2], start) > past
         return bool(positions[target, 1] >= line or moved > furthest or missed)
 
     return stop
