@@ -165,7 +165,7 @@ def guesses(cues: Sequence[ItemCues], attempts: int) -> list[dict[str, Any]]:
             answers.append(str(answer))
             unsolved = [cue for cue in unsolved if answer not in cue.working]
         constants = {"answers": list(answers), "score": round(1 - len(unsolved) / len(cues), 4)}
-        found.append({"attempts": k, "chance": _mean(list(1 - (1 - chance) ** k)), "constants": constants})
+        found.append({"attempts": k, "chance": round(float(np.mean(1 - (1 - chance) ** k)), 4), "constants": constants})
     return found
 
 
