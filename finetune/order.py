@@ -106,6 +106,11 @@ class Order:
                 result[shown.task][1] += 1
         self._results.append(result)
 
+    @property
+    def results(self) -> Sequence[Mapping[str, Sequence[float]]]:
+        """What was recorded: per block, task -> successes on its frontier and items there."""
+        return self._results
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold so that the order can be gone on with: plain JSON-ready data."""
         return {"results": self._results}

@@ -8,7 +8,7 @@ members of a group share one wording, so that foils differ in the picture alone.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,12 +44,22 @@ def group_size(task: Task) -> int:
     return 2 * len(task.sample_matched(group_rng(task, 0, 0), task.conditions()[0]))
 
 
-def plan(task: Task, groups: int, seed: int, style: str = "direct", shifts: Shifts = ()) -> Iterator[Group]:
-    """The plans of that many groups. A pure function of the task's version, the seed and the index.
+def plan(
+    task: Task,
+    groups: int,
+    seed: int,
+    style: str = "direct",
+    shifts: Shifts = (),
+    *,
+    conditions: Sequence[Condition] = (),
+    variants: Sequence[Variant] = (),
+) -> Iterator[Group]:
+    """The plans of that many groups. A pure function of the task's version, the other arguments and the index.
 
-    Shifts change the conditions and nothing else, so that shifted sets have the same plan.
+    Shifts change the conditions and nothing else, so that shifted sets have the same plan. Where only some of the task's
+    conditions or wordings are given, the groups are laid over these.
     """
-    conditions, variants = task.conditions(), task.variants()
+    conditions, variants = conditions or task.conditions(), variants or task.variants()
     rng = np.random.default_rng([seed, _code(task), 1])
     rows: list[int] = []
     wordings: list[int] = []
