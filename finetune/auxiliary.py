@@ -94,7 +94,9 @@ class AuxiliaryObjective:
         if blocks is None:
             raise ModelError(f"the layers of a {type(base).__name__} are not known here: leave out --auxiliary")
         if not 0 <= layer <= len(blocks):
-            raise ModelError(f"the language model has layers 1 to {len(blocks)}, not {layer}: choose --auxiliary-layer among them")
+            raise ModelError(
+                f"the language model has layers 1 to {len(blocks)}, not {layer}: choose --auxiliary-layer among them"
+            )
         self.layer = layer or (len(blocks) + 1) // 2
         self.weight, self.targets = weight, targets
         width = base.config.get_text_config().hidden_size
@@ -161,7 +163,7 @@ class AuxiliaryObjective:
             self._heard.append(output[0] if isinstance(output, tuple) else output)
 
 
-class HeadLearning(TrainerCallback):  # type: ignore[misc]
+class HeadLearning(TrainerCallback):
     """Lets the head learn when the model does, and puts it into checkpoints. Comes before what marks these as whole.
 
     Args:
@@ -195,19 +197,21 @@ class WithAuxiliary:
             rollout["index"] = torch.tensor([int(row["index"]) for row in inputs])
         return rollout
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The loss as TRL computes it, and the auxiliary one."""
         # A copy: a rollout is learned from several times.
         rest = {name: value for name, value in inputs.items() if name != "index"}
         objective = self.auxiliary if getattr(model, "training", False) else None
         if objective is None:
-            return super().compute_loss(model, rest, *args, **kwargs)  # type: ignore[misc]
+            return super().compute_loss(model, rest, return_outputs, num_items_in_batch)  # type: ignore[misc]
         with objective.listening():
-            found = super().compute_loss(model, rest, *args, **kwargs)  # type: ignore[misc]
+            found = super().compute_loss(model, rest, return_outputs, num_items_in_batch)  # type: ignore[misc]
             added = objective.loss(inputs["index"], _last_of_prompt(inputs))
         me: Any = self
         me._metrics["train"]["auxiliary_loss"].append(me.accelerator.reduce(added.detach(), reduction="mean").item())
-        share = objective.weight * added / _parts(me, kwargs.get("num_items_in_batch"))
+        share = objective.weight * added / _parts(me, num_items_in_batch)
         return (found[0] + share, *found[1:]) if isinstance(found, tuple) else found + share
 
 

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from typing import Any
 
+from finetune.curriculum import parse_curriculum
+from finetune.diversity import parse_diversity
+
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
 BUDGETS = ("samples", "steps", "tokens")
@@ -55,7 +58,9 @@ class TrainConfig:
         budget: `samples=N`, `steps=N` or `tokens=N`.
         items: Distinct training items; beyond them, items are seen again in another order.
         size: Edge of the pictures, pixels.
-        shift: Domain randomisation: shifts of every training scene, such as `visual:2`.
+        shift: Domain randomisation: the shifts that are drawn for every training scene, with their highest levels, such as
+            `visual:2`.
+        diversity: Limits on the training set, such as `conditions=2,wordings=1`; empty: all that the designs have.
         style: "direct", or "think" for prompts that ask for reasoning first (not for SFT, which has none to show).
         batch: Samples per step of the optimiser, over all processes.
         micro_batch: Samples per forward pass and process; 0: as many as the batch asks for.
@@ -86,11 +91,13 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         gradient_checkpointing: Trade time for memory.
         init: Folder of an adapter to go on from: warm start, or learning a second task.
-        curriculum: "none", or an order of difficulty.
+        curriculum: "none", "easy-to-hard", "hard-to-easy" or "adaptive" (to success).
         attempts: Attempts per scene (closed loop).
         memory: "none", "last-k" or "all" earlier attempts in the context.
         discount: Factor on the reward for every earlier attempt.
         auxiliary: Weight of the auxiliary loss on the physical state; 0: none.
+        auxiliary_target: Quantity that it predicts, as in `probe decode`.
+        auxiliary_layer: Language layer that it reads, from 1; 0: the middle one.
         avoid: Test sets, by name or folder, none of whose scenes may be trained on, beside the standard sets of the tasks.
         save_every: Samples between checkpoints; 0: a tenth of the run.
         report_to: "none", "trackio", "wandb" or "tensorboard".
@@ -106,6 +113,7 @@ class TrainConfig:
     items: int = 3000
     size: int = 224
     shift: str = ""
+    diversity: str = ""
     style: str = "direct"
     batch: int = 32
     micro_batch: int = 0
@@ -144,6 +152,8 @@ class TrainConfig:
     memory: str = "none"
     discount: float = 1.0
     auxiliary: float = 0.0
+    auxiliary_target: str = "margin"
+    auxiliary_layer: int = 0
     avoid: tuple[str, ...] = ()
     save_every: int = 0
     report_to: str = "none"
@@ -256,10 +266,23 @@ def _check(config: TrainConfig) -> None:
         if not 0 <= getattr(config, name) <= 1:
             raise TrainingError(f"--{_option(name)} must lie between 0 and 1, got {getattr(config, name)}")
     not_negative = ("seed", "beta", "entropy_bonus", "format_reward", "target_kl", "adaptive_kl", "value_coefficient")
-    for name in (*not_negative, "value_clip", "value_learning_rate", "auxiliary", "save_every", "micro_batch"):
+    for name in (
+        *not_negative,
+        "value_clip",
+        "value_learning_rate",
+        "auxiliary",
+        "auxiliary_layer",
+        "save_every",
+        "micro_batch",
+    ):
         if getattr(config, name) < 0:
             raise TrainingError(f"--{_option(name)} cannot be negative, got {getattr(config, name)}")
     Budget.parse(config.budget)
+    try:
+        parse_curriculum(config.curriculum)
+        parse_diversity(config.diversity)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     _check_tasks(config)
     if config.reinforced:
         _check_groups(config)
@@ -271,13 +294,13 @@ def _check_tasks(config: TrainConfig) -> None:
     if not config.tasks:
         raise TrainingError("--tasks names no task: give at least one, as in --tasks towers-stability")
     if len(set(config.tasks)) < len(config.tasks):
-        raise TrainingError(f"--tasks {','.join(config.tasks)} names a task twice: use --weights for unequal shares")
-    if config.weights and len(config.weights) != len(config.tasks):
         raise TrainingError(
-            f"--weights has {len(config.weights)} numbers for {len(config.tasks)} tasks: give one for each"
+            f"--tasks {','.join(config.tasks)} names a task twice: give it a weight, as in {config.tasks[0]}:2"
         )
+    if config.weights and len(config.weights) != len(config.tasks):
+        raise TrainingError(f"there are {len(config.weights)} weights for {len(config.tasks)} tasks: give one for each")
     if any(not weight > 0 for weight in config.weights):
-        raise TrainingError("--weights must be above 0: leave a task out that is not to be trained on")
+        raise TrainingError("weights of tasks must be above 0: leave a task out that is not to be trained on")
 
 
 def _check_groups(config: TrainConfig) -> None:

@@ -23,6 +23,8 @@ import numpy as np
 from PIL import Image
 
 from finetune.config import TrainConfig, TrainingError
+from finetune.diversity import parse_diversity, plan
+from finetune.mixture import Share, apportion
 from stimuli import design
 from stimuli.dataset import Item, StimulusSet
 from stimuli.generate import Progress
@@ -85,6 +87,7 @@ class Recipe:
     size: int
     style: str
     shifts: Shifts
+    diversity: str = ""
 
 
 def check_tasks(config: TrainConfig) -> None:
@@ -130,34 +133,15 @@ def training_set(config: TrainConfig, *, jobs: int = 1, progress: Progress | Non
     """
     shifts = parse_shifts(config.shift)
     examples: list[Example] = []
-    for name, share in zip(config.tasks, config.shares(), strict=True):
-        count = max(1, round(share * config.items))
-        recipe = Recipe(name, count, FIRST_SEED + config.seed, config.size, config.style, shifts)
+    mixture = [Share(name, share) for name, share in zip(config.tasks, config.shares(), strict=True)]
+    for name, count in apportion(mixture, config.items).items():
+        recipe = Recipe(name, count, FIRST_SEED + config.seed, config.size, config.style, shifts, config.diversity)
         base = len(examples)
         step = partial(_shifted_progress, progress, base, config.items) if progress is not None else None
         examples += _cached(recipe, jobs, step)
     made = TrainingSet(tuple(examples))
     _keep_apart(made, config)
     return made
-
-
-def order(n: int, length: int, rng: np.random.Generator) -> list[int]:
-    """Which item comes when: every item once in random order, then again in another one, until the length is reached.
-
-    Args:
-        n: Items.
-        length: Presentations.
-        rng: Decides the order.
-    """
-    rows: list[int] = []
-    while len(rows) < length:
-        rows += rng.permutation(n).tolist()
-    return rows[:length]
-
-
-def order_rng(config: TrainConfig) -> np.random.Generator:
-    """The generator of a run's order of presentation."""
-    return np.random.default_rng([FIRST_SEED + config.seed, 1])
 
 
 def rows(data: TrainingSet, config: TrainConfig) -> Any:
@@ -254,7 +238,8 @@ def _cached(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Exampl
 def _make(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Example]:
     task = get_task(recipe.task)
     groups = -(-recipe.n // design.group_size(task))
-    plans = list(design.plan(task, groups, recipe.seed, recipe.style, recipe.shifts))
+    diversity = parse_diversity(recipe.diversity)
+    plans = list(plan(task, groups, recipe.seed, recipe.style, recipe.shifts, diversity))
     made: list[Example] = []
     for group in _groups(recipe, plans, jobs):
         made += group

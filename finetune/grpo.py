@@ -7,18 +7,19 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from finetune.auxiliary import WithAuxiliary
 from finetune.config import TrainConfig
 from finetune.monitor import Counting
 from finetune.ppo import PPOConfig, PPOTrainer
 from finetune.reward import RewardFunction
 
 
-class GroupTrainer(Counting, GRPOTrainer):
-    """TRL's GRPO trainer, which counts its tokens."""
+class GroupTrainer(WithAuxiliary, Counting, GRPOTrainer):
+    """TRL's GRPO trainer, which counts its tokens, and takes an auxiliary objective."""
 
 
-class LeaveOneOutTrainer(Counting, RLOOTrainer):
-    """TRL's RLOO trainer, which counts its tokens."""
+class LeaveOneOutTrainer(WithAuxiliary, Counting, RLOOTrainer):
+    """TRL's RLOO trainer, which counts its tokens, and takes an auxiliary objective."""
 
 
 def make_reinforced(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,12 @@ NAMES = {
     "completions/clipped_ratio": "cut_off",
     "mean_token_accuracy": "token_accuracy",
     "simulator_s": "simulator_s",
+    "auxiliary_loss": "auxiliary_loss",
     "step_time": "step_s",
 }
+
+BY_TASK = "success/"
+"""Of several tasks, the success of each is logged under its name after this."""
 
 Progress = Callable[[int, int], None]
 
@@ -114,7 +118,9 @@ class Monitor(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Keep a row, and look whether the run can go on."""
         found = {
-            NAMES[name]: float(value) for name, value in (logs or {}).items() if name in NAMES and value is not None
+            NAMES.get(name, name): float(value)
+            for name, value in (logs or {}).items()
+            if (name in NAMES or name.startswith(BY_TASK)) and value is not None
         }
         if "train_runtime" in (logs or {}) or not found:
             return
@@ -174,6 +180,15 @@ class Monitor(TrainerCallback):
                 f"the gradient was 0 over the last {PATIENCE} log rows: nothing is trained; raise --temperature or"
                 " --generations, or look whether --where names a part of this model"
             )
+
+
+def by_task(tasks: Sequence[str], successes: Sequence[float]) -> dict[str, float]:
+    """Measure name -> mean success of each task; empty if there is only one, whose success is the whole."""
+    names = list(dict.fromkeys(tasks))
+    if len(names) < 2:
+        return {}
+    own = {name: [s for task, s in zip(tasks, successes, strict=True) if task == name] for name in names}
+    return {BY_TASK + name: sum(values) / len(values) for name, values in own.items()}
 
 
 def last_checkpoint(folder: Path) -> Path | None:

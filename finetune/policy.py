@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.config import TrainConfig, TrainingError
-from finetune.lora import Capacity, make_trainable
+from finetune.lineage import lineage
+from finetune.lora import Capacity, make_trainable, trained
 from probes.models import ModelError
+from probes.models.adapter_folder import check_base
 from probes.models.catalog import lookup
 from probes.models.huggingface import load_network, weights_hash
 from probes.models.loading import find_weights
 from stimuli.question import Question
+
+log = logging.getLogger(__name__)
 
 THINKING_TOKENS = 512
 SPARE_TOKENS = 3
@@ -28,6 +33,8 @@ class Policy:
         model: The network; a PEFT model unless all its weights are trained.
         processor: Its processor, padding on the left.
         name, revision, weights_sha256: Of the base model.
+        lineage: The trainings that this one goes on from, the earliest first.
+        capacity: Where the adapter is and how large, as it really is.
     """
 
     model: Any
@@ -35,6 +42,8 @@ class Policy:
     name: str
     revision: str
     weights_sha256: str
+    lineage: list[dict[str, Any]]
+    capacity: dict[str, Any]
 
 
 def load_policy(config: TrainConfig, device: str) -> Policy:
@@ -47,7 +56,11 @@ def load_policy(config: TrainConfig, device: str) -> Policy:
     entry = lookup(config.model)
     if entry.kind not in ("embedded", "local", "hub"):
         raise ModelError(f"{config.model} has no weights here that could be trained: use a local folder or a hub id")
-    folder = find_weights(config.model)
+    folder, init = find_weights(config.model), Path(config.init).expanduser() if config.init else None
+    weights = weights_hash(folder)
+    if init is not None:
+        check_base(init, weights, config.model)
+    ancestors = lineage(folder) + (lineage(init) if init is not None else [])
     network, processor, _ = load_network(
         folder, config.model, dtype=config.dtype, device=device, load_in_4bit=config.load_in_4bit
     )
@@ -58,9 +71,15 @@ def load_policy(config: TrainConfig, device: str) -> Policy:
         )
     processor.tokenizer.padding_side = "left"
     capacity = Capacity(config.where, config.rank, config.alpha, config.dropout)
-    model = make_trainable(network, capacity, init=Path(config.init) if config.init else None)
+    model = make_trainable(network, capacity, init=init)
+    counted = trained(model)
+    log.info("%s", counted)
+    adapter = getattr(model, "peft_config", {}).get("default")
+    size = (
+        {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout} if adapter is not None else {}
+    )
     revision = folder.name if entry.kind == "hub" else ""
-    return Policy(model, processor, config.model, revision, weights_hash(folder))
+    return Policy(model, processor, config.model, revision, weights, ancestors, size | asdict(counted))
 
 
 def reply_tokens(processor: Any, questions: Iterable[Question], config: TrainConfig) -> int:

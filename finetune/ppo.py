@@ -21,6 +21,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
+from finetune.auxiliary import WithAuxiliary
 from finetune.monitor import Counting
 from finetune.value_head import ValueHead, load_value_head, save_value_head
 
@@ -95,7 +96,7 @@ class PPOConfig(GRPOConfig):
             raise ValueError("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
 
 
-class PPOTrainer(Counting, GRPOTrainer):
+class PPOTrainer(WithAuxiliary, Counting, GRPOTrainer):
     """GRPO's rollouts with PPO's critic. Takes what `trl.GRPOTrainer` takes, and a `PPOConfig`."""
 
     _tag_names = ("trl", "ppo")

@@ -78,7 +78,7 @@ class Results:
             own = range(block * size, min((block + 1) * size, len(self._order)))
 
 
-class OrderKeeping(TrainerCallback):  # type: ignore[misc]
+class OrderKeeping(TrainerCallback):
     """Puts what the order depends on into checkpoints. Comes before what marks these as whole.
 
     Args:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config import TrainConfig
+from finetune.monitor import by_task
+from finetune.presentation import Results
 from stimuli.dataset import Item
 from stimuli.outcomes import OutcomeCache
 from stimuli.question import Parsed
@@ -44,6 +46,10 @@ class Judge:
         self.seconds = 0.0
         """Time spent in scoring, seconds."""
 
+    def task(self, index: int) -> str:
+        """The task of an item."""
+        return self._items[index].task
+
     def judge(self, replies: Sequence[str], indices: Sequence[int]) -> list[Judged]:
         """What each reply to each item is worth. A reply that cannot be read is worth nothing."""
         begun = time.perf_counter()
@@ -66,21 +72,34 @@ class Judge:
         return Judged(parsed, score.success, score.reward)
 
 
-def reward_functions(judge: Judge, config: TrainConfig) -> tuple[list[RewardFunction], list[float]]:
+def reward_functions(
+    judge: Judge, config: TrainConfig, results: Results | None = None
+) -> tuple[list[RewardFunction], list[float]]:
     """The reward functions for TRL and their weights: the score, and the format term where one is asked for.
 
     The score lies in [0, 1] and is 1 exactly on success; the format term is 1 for a reply that can be read, else 0.
+
+    Args:
+        judge: Reads and scores the replies.
+        config: The run's settings.
+        results: Where successes are told, for a curriculum that follows them.
     """
 
     def score(
         completions: Sequence[Sequence[Mapping[str, Any]]],
         index: Sequence[int],
+        place: Sequence[int],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> Rewards:
         before = judge.seconds
         judged = judge.judge([str(turns[-1]["content"]) for turns in completions], index)
-        log_metric("success", sum(j.success for j in judged) / len(judged))
+        successes = [float(j.success) for j in judged]
+        log_metric("success", sum(successes) / len(judged))
+        for name, value in by_task([judge.task(i) for i in index], successes).items():
+            log_metric(name, value)
+        if results is not None:
+            results.note(place, successes)
         log_metric("parse_rate", sum(j.parsed.value is not None for j in judged) / len(judged))
         log_metric("score", sum(j.reward for j in judged) / len(judged))
         log_metric("simulator_s", judge.seconds - before)

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from trl import SFTConfig, SFTTrainer
 
+from finetune.auxiliary import WithAuxiliary
 from finetune.config import TrainingError
-from finetune.monitor import Counting
+from finetune.monitor import Counting, by_task
+from finetune.presentation import Results
 
 
-class DemonstrationTrainer(Counting, SFTTrainer):
-    """TRL's SFT trainer, which counts its tokens."""
+class DemonstrationTrainer(WithAuxiliary, Counting, SFTTrainer):
+    """TRL's SFT trainer, which counts its tokens, takes an auxiliary objective, and knows which demonstrations it would have given.
+
+    That is its success: every token of the reply and its end is the likeliest one, so that it is what greedy decoding says.
+    Where several answers work, one that works and was not demonstrated does not count.
+    """
+
+    results: Results | None = None
+    tasks: Sequence[str] = ()
+    """The task of each item, where there are several."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss as TRL computes it."""
+        rest = {name: value for name, value in inputs.items() if name != "place"}
+        # Seen in passing: TRL would compute outputs that are asked for a second time.
+        kept: list[Any] = []
+        handle = model.register_forward_hook(lambda module, given, output: kept.append(output))
+        try:
+            found = super().compute_loss(model, rest, return_outputs, num_items_in_batch)
+        finally:
+            handle.remove()
+        if self.model.training:
+            self._note(inputs, (kept[0].is_top1.bool() | ~kept[0].label_mask.bool()).all(dim=1).tolist())
+        return found
+
+    def _note(self, inputs: dict[str, Any], right: Sequence[bool]) -> None:
+        log = self._metrics["train"]
+        log["success"].append(sum(right) / len(right))
+        tasks = [self.tasks[item] for item in inputs["index"].tolist()] if self.tasks else []
+        for name, value in by_task(tasks, right).items():
+            log[name].append(value)
+        if self.results is not None:
+            self.results.note(inputs["place"].tolist(), right)
 
 
 def make_sft(model: Any, processor: Any, dataset: Any, settings: dict[str, Any], callbacks: list[Any]) -> SFTTrainer:
@@ -30,11 +67,10 @@ def make_sft(model: Any, processor: Any, dataset: Any, settings: dict[str, Any],
     arguments = SFTConfig(
         **settings, max_length=None, completion_only_loss=True, packing=False, train_sampling_strategy="sequential"
     )
-    columns = [name for name in ("prompt", "completion", "images") if name in dataset.column_names]
     trainer = DemonstrationTrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset.select_columns(columns),
+        train_dataset=dataset,
         processing_class=processor,
         callbacks=callbacks,
     )
@@ -43,7 +79,7 @@ def make_sft(model: Any, processor: Any, dataset: Any, settings: dict[str, Any],
 
 
 class _Labelled:
-    """A collator that makes sure that every row has something to learn.
+    """A collator that makes sure that every row has something to learn, and says which item each shows, and at which place.
 
     Args:
         collate: TRL's collator.
@@ -61,4 +97,4 @@ class _Labelled:
                 f"{int((~labelled).sum())} of {len(rows)} demonstrations have no label: the model's chat template writes"
                 " the answer where the prompt ends otherwise; use another model, or mend its template"
             )
-        return batch
+        return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("index", "place")}

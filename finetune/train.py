@@ -10,7 +10,6 @@ RUN/checkpoints/                                     while it runs: the same com
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -27,8 +26,10 @@ import torch
 from accelerate import PartialState
 
 from finetune.config import Budget, TrainConfig, TrainingError, per_process
+from finetune.course import Course
 from finetune.curves import draw_curves
-from finetune.data import TrainingSet, check_tasks, order, order_rng, rows, training_set
+from finetune.data import TrainingSet, check_tasks, training_set
+from finetune.data import rows as make_rows
 from finetune.grpo import make_reinforced
 from finetune.monitor import Monitor, Progress, last_checkpoint
 from finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
@@ -116,24 +117,25 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
     policy = load_policy(config, _device(config))
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
-    table = rows(data, config)
+    table = make_rows(data, config)
     lengths = _sample_tokens(policy.processor, data)
     planned = plan(config, lengths)
     _check_disk(folder, policy)
     monitor = Monitor(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
-    shown = order(len(data), planned.prompts, order_rng(config))
-    trainer = _trainer(config, policy, data, table.select(shown), planned, folder, monitor)
+    course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
+    trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     if checkpoint is not None:
         monitor.resume(checkpoint)
+        course.resume(checkpoint)
         logging.getLogger(__name__).info("going on from %s", checkpoint)
     started, clock, cpu = datetime.now(UTC), time.monotonic(), time.process_time()
     with _quiet():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         trainer.save_model(str(folder))
-    result = _result(config, policy, data, shown, monitor, planned, started) | {
+    result = _result(config, policy, data, course, monitor, planned, started) | {
         "seconds": round(time.monotonic() - clock, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
     }
@@ -227,6 +229,7 @@ def _trainer(
     config: TrainConfig,
     policy: Policy,
     data: TrainingSet,
+    course: Course,
     table: Any,
     planned: Plan,
     folder: Path,
@@ -256,27 +259,33 @@ def _trainer(
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
     }
+    rows, callbacks = course.rows(table), [*course.callbacks, monitor]
     if not config.reinforced:
-        return make_sft(policy.model, policy.processor, table, settings, [monitor])
+        watching = make_sft(policy.model, policy.processor, rows, settings, callbacks)
+        watching.auxiliary, watching.results = course.objective, course.results
+        watching.tasks = [example.item.task for example in data.examples] if len(config.tasks) > 1 else ()
+        return watching
     items = [example.item for example in data.examples]
-    return make_reinforced(
+    acting = make_reinforced(
         config,
         policy.model,
         policy.processor,
-        table,
-        reward_functions(Judge(items), config),
+        rows,
+        reward_functions(Judge(items), config, course.results),
         settings,
-        [monitor],
+        callbacks,
         reply_tokens=reply_tokens(policy.processor, (item.question for item in items), config),
         silent=silent_tokens(policy.model, policy.processor),
     )
+    acting.auxiliary = course.objective
+    return acting
 
 
 def _result(
     config: TrainConfig,
     policy: Policy,
     data: TrainingSet,
-    shown: list[int],
+    course: Course,
     monitor: Monitor,
     planned: Plan,
     started: datetime,
@@ -297,16 +306,19 @@ def _result(
         "init": adapter_hash(Path(config.init)) if config.init else None,
         "curriculum": config.curriculum,
         "auxiliary": config.auxiliary,
+        "diversity": config.diversity,
+        "capacity": policy.capacity,
+        "lineage": policy.lineage,
         "budget": {"samples": last.get("samples", 0), "steps": last.get("step", 0), "tokens": last.get("tokens", 0)},
         "config": config.to_dict(),
         "data_sha256": data.content_sha256,
-        "order_sha256": hashlib.sha256(json.dumps(shown).encode()).hexdigest(),
         "processes": PartialState().num_processes,
         "versions": versions("trl", "datasets", "bitsandbytes"),
         "git": git_state(),
         "hardware": hardware(),
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        **course.summary(),
         "curves": monitor.record.rows,
         "adapter_sha256": None,
     }

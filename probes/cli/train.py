@@ -12,7 +12,6 @@ from probes.cli.settings import Config, Jobs, Json
 Positive = validators.Number(gte=1)
 NotNegative = validators.Number(gte=0)
 SETTINGS = "config.toml"
-LISTS = ("tasks", "avoid", "weights")
 
 
 def train(
@@ -24,10 +23,10 @@ def train(
     seed: Annotated[int | None, Parameter(validator=NotNegative)] = None,
     preset: str | None = None,
     budget: str | None = None,
-    weights: str | None = None,
     items: Annotated[int | None, Parameter(validator=Positive)] = None,
     size: Annotated[int | None, Parameter(validator=validators.Number(gte=16))] = None,
     shift: str | None = None,
+    diversity: str | None = None,
     style: Literal["direct", "think"] | None = None,
     batch: Annotated[int | None, Parameter(validator=Positive)] = None,
     micro_batch: Annotated[int | None, Parameter(validator=NotNegative)] = None,
@@ -66,6 +65,8 @@ def train(
     memory: str | None = None,
     discount: float | None = None,
     auxiliary: float | None = None,
+    auxiliary_target: str | None = None,
+    auxiliary_layer: Annotated[int | None, Parameter(validator=NotNegative)] = None,
     avoid: str | None = None,
     save_every: Annotated[int | None, Parameter(validator=NotNegative)] = None,
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] | None = None,
@@ -80,16 +81,16 @@ def train(
 
     Args:
         model: Short name (see `probe models`), local folder or hub id of the base model.
-        tasks: Tasks to train on, separated by commas.
+        tasks: Tasks to train on, separated by commas, with weights where their shares differ: `towers-stability:2,balance-tilt`.
         method: `sft`: an expert's answers. `ppo`, `grpo`, `rloo`: trying out, rewarded by the simulator.
         out: Folder of the run; by default adapters/MODEL_TASKS_METHOD_sSEED.
         seed: Of items, their order, the adapter's first weights, and sampled replies.
         preset: `tiny` (the default for the embedded model), `24gb` or `80gb`.
         budget: `samples=5000`, `steps=200` or `tokens=1e6`.
-        weights: Shares of the tasks, separated by commas.
         items: Distinct training items.
         size: Edge of the pictures (pixels).
-        shift: Shifts of the training scenes, such as `visual:2` (domain randomisation).
+        shift: Shifts that are drawn for every training scene, with their highest levels: `visual:2` (domain randomisation).
+        diversity: Limits on the training set: `conditions=2`, `wordings=1`, or both.
         style: Ask for the bare answer, or for reasoning first.
         batch: Samples per step of the optimiser, over all processes.
         micro_batch: Samples per forward pass of a process; 0: as many as the batch asks for.
@@ -123,11 +124,13 @@ def train(
         device: `cpu`, `cuda`, ...
         gradient_checkpointing: Trade time for memory.
         init: Adapter to go on from.
-        curriculum: Order of difficulty.
+        curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.
         attempts: Attempts per scene (closed loop).
         memory: `none`, `last-k` or `all` earlier attempts in the context.
         discount: Factor on the reward for every earlier attempt.
         auxiliary: Weight of the auxiliary loss on the physical state.
+        auxiliary_target: What it predicts: `margin`, or another number that `probe decode` knows.
+        auxiliary_layer: Language layer that it reads, from 1; 0: the middle one.
         avoid: Test sets whose scenes must not be trained on, separated by commas, beside the tasks' standard sets.
         save_every: Samples between checkpoints; 0: a tenth of the run.
         report_to: Where to report progress.
@@ -135,17 +138,17 @@ def train(
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "preset", "jobs", "json", "config")}
     from finetune.config import make_config
+    from finetune.mixture import parse_mixture
     from probes.cli.console import progress, show, show_json
     from probes.cli.errors import SUCCESS
     from probes.cli.resources import check_model_name, cores, task_name
     from probes.models.catalog import lookup
 
-    for name in LISTS:
-        if given[name] is not None:
-            given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
-    given["weights"] = _numbers(given["weights"])
-    for task in given["tasks"]:
-        task_name(task)
+    if avoid is not None:
+        given["avoid"] = tuple(part.strip() for part in avoid.split(",") if part.strip())
+    mixture = parse_mixture(tasks)
+    given["tasks"] = tuple(task_name(share.task) for share in mixture)
+    given["weights"] = () if len({round(share.share, 9) for share in mixture}) == 1 else _weights(mixture)
     check_model_name(model)
     embedded = lookup(model).kind == "embedded"
     resolved = make_config(given, preset if preset is not None else "tiny" if embedded else "")
@@ -171,18 +174,17 @@ def run_name(config: Any) -> str:
     return f"{model}_{'+'.join(config.tasks)}_{config.method}_s{config.seed}"
 
 
-def _numbers(texts: tuple[str, ...] | None) -> tuple[float, ...] | None:
-    from probes.cli.errors import CommandError
-
-    try:
-        return None if texts is None else tuple(float(text) for text in texts)
-    except ValueError:
-        raise CommandError(f"--weights takes numbers separated by commas, got {','.join(texts or ())}") from None
+def _weights(mixture: Any) -> tuple[float, ...]:
+    """The weights of the tasks, the smallest being 1."""
+    least = min(share.share for share in mixture)
+    return tuple(round(share.share / least, 6) for share in mixture)
 
 
 def _save_settings(folder: Path, settings: dict[str, Any]) -> None:
     from probes.cli.settings import to_toml
 
+    weights = settings.pop("weights") or [1] * len(settings["tasks"])
+    settings["tasks"] = [f"{task}:{weight:g}" for task, weight in zip(settings["tasks"], weights, strict=True)]
     flat = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
     head = "# Made by `probe train`; `probe train --config` with this file gives the same command again.\n"
     kept = {name: value for name, value in flat.items() if value != ""}

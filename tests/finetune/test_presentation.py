@@ -61,7 +61,9 @@ def test_several_answers_to_one_presentation_are_one_success(tmp_path: Path) -> 
     assert recorded >= EVIDENCE and adaptive.summary()["blocks"][first]["open"]["a"] == OPEN_AT_FIRST + STEP
     keeping = OrderKeeping(adaptive)
     (tmp_path / "checkpoint-5").mkdir()
-    keeping.on_save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=5, is_world_process_zero=True), None)
+    keeping.on_save(
+        SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=5, is_world_process_zero=True), None
+    )
     resumed = order("adaptive", places=800)
     OrderKeeping(resumed).resume(tmp_path / "checkpoint-5")
     assert [resumed[place] for place in range(800)] == [adaptive[place] for place in range(800)]
