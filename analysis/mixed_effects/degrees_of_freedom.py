@@ -72,7 +72,7 @@ def strata(design: Design) -> tuple[Stratum, ...]:
             _indicators(term, other) for other in terms if _nested(term, other) and _has(other, term.names[effect])
         ]
         rank = int(np.linalg.matrix_rank(np.column_stack([members, *outer])))
-        result.append(Stratum(term.group, term.names[effect], float(max(term.q - rank, 1))))
+        result.append(Stratum(term.group, term.names[effect], float(term.q - rank)))
     return tuple(result)
 
 

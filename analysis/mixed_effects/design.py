@@ -226,10 +226,10 @@ def _evaluate(frame: pd.DataFrame, expression: str) -> Array:
                 ) from None
         return values.to_numpy(dtype=float, na_value=np.nan)
     try:
-        values = frame.eval(expression, engine="python")
+        evaluated = frame.eval(expression, engine="python")
     except Exception as error:
         raise FitError(f"the response {expression!r} cannot be evaluated ({error})") from error
-    return np.broadcast_to(np.asarray(values, dtype=float), (len(frame),)).copy()
+    return np.broadcast_to(np.asarray(evaluated, dtype=float), (len(frame),)).copy()
 
 
 def _complete(

@@ -24,10 +24,10 @@ from analysis.mixed_effects.terms import RandomTerm
 
 Array = NDArray[Any]
 
+CHUNK = 2**22
+"""Numbers that are worked on at once where all of them would need too much memory."""
 SPARSE_BELOW = 0.08
 """Share of nonzeros below which a block of `H` is kept sparse: there, fewer products win over faster ones."""
-CHUNK = 2**22
-"""Numbers in the dense pieces of products that would be too large as a whole."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,25 @@ class Pair:
     index: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """Levels of the leading term that occur together with the same number `c` of other effects.
+
+    Attributes:
+        entries: Places of their blocks among the nonzeros, (m, k, c).
+        columns: Those other effects, (m, c).
+        rest: Number of all other effects.
+    """
+
+    entries: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    rest: int
+
+    def squares(self) -> NDArray[np.int64]:
+        """Flat places of the pairs of those effects in the part of `H` of all other terms, (m, c, c)."""
+        return self.columns[:, :, None] * self.rest + self.columns[:, None, :]
+
+
 class Layout:
     """Where the blocks of `H` are: worked out once for a design, and used for every factorisation.
 
@@ -61,13 +80,14 @@ class Layout:
         self.pairs = tuple(self._pair(a, b) for a, b in combinations(range(len(self.terms)), 2))
         leading = self.terms[0].size
         self.rest = self.size - leading
-        entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self._leading_pairs)
+        entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self.leading_pairs)
         self.sparse = self.rest > 0 and entries < SPARSE_BELOW * leading * self.rest
         if self.sparse:
             self._prepare_sparse()
 
-    @property
-    def _leading_pairs(self) -> list[Pair]:
+    @cached_property
+    def leading_pairs(self) -> list[Pair]:
+        """The pairs of the leading term with each of the others."""
         return [pair for pair in self.pairs if pair.first == 0]
 
     def _pair(self, first: int, second: int) -> Pair:
@@ -76,16 +96,22 @@ class Layout:
         return Pair(first, second, both // b.q, both % b.q, index)
 
     def _prepare_sparse(self) -> None:
-        """The order in which the entries of all pairs with the leading term make a matrix in compressed rows."""
-        rows, columns = [], []
-        for pair in self._leading_pairs:
-            r, c = self.places(pair)
-            rows.append(r.ravel())
-            columns.append(c.ravel() - self.offsets[1])
-        row, column = np.concatenate(rows), np.concatenate(columns)
+        """Where the blocks of the leading term with the others go, as one matrix in compressed rows."""
+        places = [self.places(pair) for pair in self.leading_pairs]
+        row = np.concatenate([rows.ravel() for rows, _ in places])
+        column = np.concatenate([columns.ravel() - self.offsets[1] for _, columns in places])
         self.csr_order = np.lexsort((column, row))
         self.csr_columns = column[self.csr_order]
         self.csr_starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=self.terms[0].size))])
+        # Levels of the leading term with the same number of entries are worked on together.
+        k = self.terms[0].k
+        lengths = np.diff(self.csr_starts)[::k]
+        self.bundles = []
+        for c in np.unique(lengths[lengths > 0]):
+            levels = np.flatnonzero(lengths == c)
+            for some in np.array_split(levels, -(-len(levels) * int(c) ** 2 // CHUNK)):
+                entries = self.csr_starts[some[:, None] * k + np.arange(k)][:, :, None] + np.arange(c)
+                self.bundles.append(Bundle(entries, self.csr_columns[entries[:, 0]], self.rest))
 
     def places(self, pair: Pair) -> tuple[Array, Array]:
         """Row and column in `H` of every entry of a pair's blocks, `(m, k_first, k_second)` each."""
@@ -158,11 +184,11 @@ class CrossProducts:
     def factorise(self, factors: Sequence[Array]) -> Factorisation:
         """The factorisation of `H = L' Z'WZ L + I` for one small matrix `L` (k, k) per term."""
         diagonal = [
-            factor.T @ block @ factor + np.eye(len(factor))
+            sandwich(factor.T, block, factor) + np.eye(len(factor))
             for factor, block in zip(factors, self.diagonal, strict=True)
         ]
         pairs = [
-            factors[pair.first].T @ block @ factors[pair.second]
+            sandwich(factors[pair.first].T, block, factors[pair.second])
             for pair, block in zip(self.layout.pairs, self.pairs, strict=True)
         ]
         return Factorisation(self.layout, diagonal, pairs)
@@ -198,15 +224,32 @@ class Factorisation:
         if not layout.rest:
             return
         leading = [block for pair, block in zip(layout.pairs, pairs, strict=True) if pair.first == 0]
-        eliminated = [
-            np.matmul(self._inverse[pair.rows], block)
-            for pair, block in zip(layout._leading_pairs, leading, strict=True)
+        self._eliminated = [
+            product(self._inverse[pair.rows], block) for pair, block in zip(layout.leading_pairs, leading, strict=True)
         ]
-        self._eliminated = eliminated
-        self._weights = self._assemble(eliminated)  # D^-1 H_12
-        schur = self._rest(diagonal, pairs) - _dense(self._assemble(leading).T @ self._weights)
+        self._weights = self._assemble(self._eliminated)  # D^-1 H_12
+        schur = self._rest(diagonal, pairs)
+        self._subtract(schur, self._assemble(leading))
         self._cholesky = scipy.linalg.cholesky(schur, lower=True, overwrite_a=True, check_finite=False)
         self.log_determinant += 2 * float(np.log(np.diag(self._cholesky)).sum())
+
+    def _subtract(self, schur: Array, leading: Any) -> None:
+        """Take `H_21 D^-1 H_12` off the part of the other terms."""
+        if not self.layout.sparse:
+            schur -= leading.T @ self._weights
+            return
+        flat = schur.ravel()
+        places: list[Array] = []
+        values: list[Array] = []
+        waiting = 0
+        for last, bundle in enumerate(self.layout.bundles, 1 - len(self.layout.bundles)):
+            left, right = leading.data[bundle.entries], self._weights.data[bundle.entries]
+            values.append(product(left.transpose(0, 2, 1), right).ravel())
+            places.append(bundle.squares().ravel())
+            waiting += len(values[-1])
+            if waiting > CHUNK or last == 0:
+                flat -= np.bincount(np.concatenate(places), np.concatenate(values), len(flat))
+                places, values, waiting = [], [], 0
 
     def _assemble(self, blocks: list[Array]) -> Any:
         """The blocks of the leading term with the rest as one matrix, sparse or dense."""
@@ -216,7 +259,7 @@ class Factorisation:
             shape = (self._lead, layout.rest)
             return scipy.sparse.csr_matrix((data, layout.csr_columns, layout.csr_starts), shape=shape)
         matrix = np.zeros((self._lead, layout.rest))
-        for pair, block in zip(layout._leading_pairs, blocks, strict=True):
+        for pair, block in zip(layout.leading_pairs, blocks, strict=True):
             rows, columns = layout.places(pair)
             matrix[rows, columns - self._lead] = block
         return matrix
@@ -260,26 +303,20 @@ class Factorisation:
     @cached_property
     def _minus_leading_inverse(self) -> list[Array]:
         """Blocks of `-H^-1` of the leading term with each other term, at the levels that occur together."""
-        weights, inverse = self._weights, self._rest_inverse
-        pairs = self.layout._leading_pairs
-        blocks = [np.empty_like(block) for block in self._eliminated]
-        k = self.layout.terms[0].k
-        step = max(1, CHUNK // (self.layout.rest * k))
-        for start in range(0, self.layout.terms[0].q, step):
-            end = min(start + step, self.layout.terms[0].q)
-            product = weights[start * k : end * k] @ inverse
-            for pair, block in zip(pairs, blocks, strict=True):
-                first, last = np.searchsorted(pair.rows, [start, end])
-                b = self.layout.terms[pair.second]
-                rows = (pair.rows[first:last] - start)[:, None, None] * k + np.arange(k)[:, None]
-                columns = (
-                    self.layout.offsets[pair.second]
-                    - self._lead
-                    + pair.columns[first:last, None, None] * b.k
-                    + np.arange(b.k)
-                )
-                block[first:last] = product[rows, columns]
-        return blocks
+        layout, inverse = self.layout, self._rest_inverse
+        if layout.sparse:
+            found = np.empty_like(self._weights.data)
+            for bundle in layout.bundles:
+                squares = np.take(inverse.ravel(), bundle.squares())
+                found[bundle.entries] = np.matmul(self._weights.data[bundle.entries], squares)
+            blocks = np.empty_like(found)
+            blocks[layout.csr_order] = found
+            ends = np.cumsum([block.size for block in self._eliminated])
+            parts = np.split(blocks, ends[:-1])
+            return [part.reshape(block.shape) for part, block in zip(parts, self._eliminated, strict=True)]
+        whole = self._weights @ inverse
+        places = [layout.places(pair) for pair in layout.leading_pairs]
+        return [whole[rows, columns - self._lead] for rows, columns in places]
 
     @cached_property
     def inverse_diagonal(self) -> list[Array]:
@@ -289,12 +326,12 @@ class Factorisation:
         term = self.layout.terms[0]
         leading = self._inverse.copy()
         for pair, block, eliminated in zip(
-            self.layout._leading_pairs, self._minus_leading_inverse, self._eliminated, strict=True
+            self.layout.leading_pairs, self._minus_leading_inverse, self._eliminated, strict=True
         ):
-            product = np.matmul(block, eliminated.transpose(0, 2, 1))
+            own = product(block, eliminated.transpose(0, 2, 1))
             for i in range(term.k):
                 for j in range(term.k):
-                    leading[:, i, j] += np.bincount(pair.rows, product[:, i, j], term.q)
+                    leading[:, i, j] += np.bincount(pair.rows, own[:, i, j], term.q)
         others = [self._rest_inverse[self._own_places(a)] for a in range(1, len(self.layout.terms))]
         return [leading, *others]
 
@@ -316,10 +353,10 @@ class Factorisation:
         layout = self.layout
         total = np.zeros(len(layout.terms[0].codes))
         for term, factor, block in zip(layout.terms, factors, self.inverse_diagonal, strict=True):
-            _add_forms(total, term, term, factor @ block @ factor.T, term.codes, 1.0)
+            _add_forms(total, term, term, sandwich(factor, block, factor.T), term.codes, 1.0)
         for pair, block in zip(layout.pairs, self.inverse_pairs, strict=True):
             a, b = layout.terms[pair.first], layout.terms[pair.second]
-            _add_forms(total, a, b, factors[pair.first] @ block @ factors[pair.second].T, pair.index, 2.0)
+            _add_forms(total, a, b, sandwich(factors[pair.first], block, factors[pair.second].T), pair.index, 2.0)
         return total
 
 
@@ -327,12 +364,24 @@ def _add_forms(total: Array, a: RandomTerm, b: RandomTerm, blocks: Array, index:
     """Add `times * z_a' M z_b` of every row, with the block `M` of its pair of levels."""
     for i in range(a.k):
         for j in range(b.k):
-            product = (times * blocks[:, i, j])[index]
+            form = (times * blocks[:, i, j])[index]
             if not a.constant(i):
-                product *= a.values[:, i]
+                form *= a.values[:, i]
             if not b.constant(j):
-                product *= b.values[:, j]
-            total += product
+                form *= b.values[:, j]
+            total += form
+
+
+def product(left: Array, right: Array) -> Array:
+    """Products of many small matrices, (m, a, b) and (m, b, c): numpy's own is slow where b is 1."""
+    return left * right if right.shape[1] == 1 else np.matmul(left, right)
+
+
+def sandwich(left: Array, blocks: Array, right: Array) -> Array:
+    """`left @ block @ right` for every block (m, a, b)."""
+    if blocks.shape[1] == blocks.shape[2] == 1:
+        return blocks * (left[0, 0] * right[0, 0])
+    return left @ blocks @ right
 
 
 def _invert_blocks(blocks: Array) -> tuple[Array, float]:
@@ -341,7 +390,3 @@ def _invert_blocks(blocks: Array) -> tuple[Array, float]:
         return 1 / blocks, float(np.log(blocks).sum())
     diagonal = np.einsum("qaa->qa", np.linalg.cholesky(blocks))
     return np.linalg.inv(blocks), 2 * float(np.log(diagonal).sum())
-
-
-def _dense(matrix: Any) -> Array:
-    return matrix.toarray() if scipy.sparse.issparse(matrix) else matrix

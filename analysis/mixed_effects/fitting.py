@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.mixed_effects.degrees_of_freedom import strata
 from analysis.mixed_effects.design import Column, Design, build
 from analysis.mixed_effects.errors import FitError, FitWarning
-from analysis.mixed_effects.guards import check_design, check_repeats, check_solution
+from analysis.mixed_effects.guards import check_design, check_repeats, check_solution, check_strata
 from analysis.mixed_effects.separation import check_separation
 from analysis.mixed_effects.solution import Solution
 
@@ -64,7 +65,8 @@ def fit(
     from analysis.mixed_effects.result import FitResult
 
     design = build(formula, data, family=family, contrasts=contrasts, offset=offset, trials=trials, weights=weights)
-    found = [*check_design(design), *check_repeats(design)]
+    columns = strata(design)
+    found = [*check_design(design), *check_strata(design, columns), *check_repeats(design, data)]
     if prior_sd is None:
         check_separation(design)
     elif family == "gaussian":
@@ -84,7 +86,14 @@ def fit(
         mixed = bool(design.terms)
         df = ("satterthwaite" if mixed else "residual") if family == "gaussian" else "between-within"
     return FitResult(
-        design, solution, df, reml and family == "gaussian" and bool(design.terms), contrasts, tuple(found), prior_sd
+        design,
+        solution,
+        df,
+        reml and family == "gaussian" and bool(design.terms),
+        contrasts,
+        tuple(found),
+        columns,
+        prior_sd,
     )
 
 

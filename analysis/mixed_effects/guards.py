@@ -6,9 +6,12 @@ What makes estimates impossible is an error; what a reader has to know is a warn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
+import pandas as pd
 
+from analysis.mixed_effects.degrees_of_freedom import Stratum
 from analysis.mixed_effects.design import Design
 from analysis.mixed_effects.errors import FitError
 from analysis.mixed_effects.solution import Solution
@@ -16,6 +19,14 @@ from analysis.mixed_effects.terms import RandomTerm
 
 WIDE = 10.0
 """A standard deviation on the scale of log-odds beyond which answers are all but settled by the level."""
+
+
+MANY = 1000
+"""Levels of a factor beyond which they are not compared with each other."""
+FEW_ANSWERS = 10
+"""Answers below which two runs may well agree by chance."""
+STIMULI = ("item", "stimulus", "scene", "image", "picture")
+"""Words in the names of columns that identify stimuli."""
 
 
 def check_design(design: Design) -> list[str]:
@@ -43,6 +54,12 @@ def check_design(design: Design) -> list[str]:
         )
     for term in design.terms:
         found += _check_term(design, term)
+    for first, second in combinations(design.terms, 2):
+        if first.q == second.q == len(np.unique(first.codes * second.q + second.codes)):
+            raise FitError(
+                f"the grouping factors {first.group!r} and {second.group!r} have the same {first.q} levels: their variances"
+                " cannot be told apart; leave one of them out"
+            )
     return found
 
 
@@ -93,30 +110,121 @@ def _repeated(design: Design, term: RandomTerm, counts: np.ndarray) -> list[str]
     return []
 
 
-def check_repeats(design: Design) -> list[str]:
-    """Pseudo-replication and determinism: groupings within which nothing varies although it should.
+def check_strata(design: Design, columns: Sequence[Stratum]) -> list[str]:
+    """Whether there are enough levels of a grouping factor (runs) for the fixed effects that vary between them.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        FitError: If fixed effects tell all levels apart, so that nothing is left to compare them with.
+    """
+    for stratum in columns:
+        if stratum.df < 1:
+            members = [name for name, other in zip(design.names, columns, strict=True) if other.group == stratum.group]
+            raise FitError(
+                f"the fixed effects {joined(members)} tell all levels of {stratum.group!r} apart: no variance between them"
+                f" is left to compare with, as with one run per condition; take more levels of {stratum.group!r}, or leave"
+                " it out of the formula and speak of these levels alone"
+            )
+    found = []
+    for name in design.matrix.factors:
+        for term in design.terms:
+            if name in term.group.split(":"):
+                continue
+            pairs = pd.DataFrame({"group": term.codes, "level": design.frame[name].cat.codes}).drop_duplicates()
+            if len(pairs) != term.q:
+                continue  # the factor varies within the group
+            counts = pairs["level"].value_counts()
+            levels = design.frame[name].cat.categories
+            alone = [str(levels[code]) for code in sorted(counts.index[counts == 1])]
+            if alone:
+                found.append(
+                    f"{name} = {joined(alone)} {'has' if len(alone) == 1 else 'have'} one level of {term.group} only: how much"
+                    f" {'it' if len(alone) == 1 else 'they'} would vary between levels is taken from the others"
+                )
+            break
+    return found
+
+
+def check_repeats(design: Design, data: pd.DataFrame) -> list[str]:
+    """Pseudo-replication: rows that are no new observations, since they repeat an answer.
+
+    Looks at cells of two grouping factors, at whole levels of one (runs at temperature 0), and at columns of the table
+    that name stimuli.
 
     Returns:
         Warnings.
     """
-    if design.family.name != "binomial" or len(design.terms) < 2:
+    if design.family.name != "binomial" or design.trials.max() > 1:
         return []
     found = []
-    for a, first in enumerate(design.terms):
-        for second in design.terms[a + 1 :]:
-            cell = first.codes * second.q + second.codes
-            _, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
-            several = counts > 1
-            if several.mean() < 0.5 or len(counts) <= max(first.q, second.q):
-                continue
-            successes, trials = np.bincount(index, design.y), np.bincount(index, design.trials)
-            if ((successes == 0) | (successes == trials))[several].all():
-                found.append(
-                    f"answers repeat: all rows of the same {first.group} and {second.group} have the same answer"
-                    f" ({int(several.sum())} such cells), as at temperature 0; repeated rows are no new observations:"
-                    " keep one of each"
-                )
-    return found
+    for first, second in combinations(design.terms, 2):
+        if text := _repeated_cells(design, first, second):
+            found.append(text)
+    for group in design.terms:
+        for other in design.terms:
+            if other is not group and (text := _equal_levels(design, group, other)):
+                found.append(text)
+                break
+    return found + _repeated_stimuli(design, data)
+
+
+def _repeated_cells(design: Design, first: RandomTerm, second: RandomTerm) -> str:
+    cell = first.codes * second.q + second.codes
+    _, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
+    several = counts > 1
+    # Where one factor is nested in the other, cells are its levels.
+    if several.mean() < 0.5 or len(counts) <= max(first.q, second.q):
+        return ""
+    successes = np.bincount(index, design.y)
+    if not ((successes == 0) | (successes == counts))[several].all():
+        return ""
+    return (
+        f"answers repeat: rows of the same {first.group} and {second.group} always have the same answer"
+        f" ({int(several.sum()):,} such cells), as at temperature 0; repeated rows are no new observations: keep one of each"
+    )
+
+
+def _equal_levels(design: Design, group: RandomTerm, other: RandomTerm) -> str:
+    """Levels of a group, say runs, with the same answers to the same levels of another factor, say items."""
+    order = np.lexsort((design.y, other.codes, group.codes))
+    starts = np.searchsorted(group.codes[order], np.arange(group.q + 1))
+    if group.q > MANY or np.diff(starts).min() < FEW_ANSWERS:
+        return ""
+    content: dict[bytes, list[str]] = {}
+    for level, start, end in zip(group.levels, starts[:-1], starts[1:], strict=True):
+        rows = order[start:end]
+        if len(np.unique(other.codes[rows])) < FEW_ANSWERS:
+            return ""
+        content.setdefault(other.codes[rows].tobytes() + design.y[rows].tobytes(), []).append(str(level))
+    same = [levels for levels in content.values() if len(levels) > 1]
+    if not same:
+        return ""
+    return (
+        f"no variance between levels of {group.group}: {joined(same[0])} have the same answers to all {other.group}s, as"
+        " repetitions at temperature 0 do; a repetition is no new level: keep one of them"
+    )
+
+
+def _repeated_stimuli(design: Design, data: pd.DataFrame) -> list[str]:
+    """Columns that name stimuli, are not in the formula, and settle every answer."""
+    used = {name for term in design.terms for name in term.group.split(":")} | set(design.frame.columns)
+    rows = data.reset_index(drop=True).loc[design.frame.index]
+    for name in data.columns:
+        if name in used or not any(word in str(name).lower() for word in STIMULI):
+            continue
+        codes = pd.factorize(rows[name])[0]
+        counts = np.bincount(codes[codes >= 0])
+        if not len(counts) or len(counts) < 2 or (counts > 1).mean() < 0.5:
+            continue
+        successes = np.bincount(codes[codes >= 0], design.y[codes >= 0])
+        if ((successes == 0) | (successes == counts)).all():
+            return [
+                f"answers repeat within every level of the column {name!r}: {design.n:,} rows are {len(counts):,} independent"
+                f" answers, and standard errors are too small; keep one row per {name}"
+            ]
+    return []
 
 
 def check_solution(design: Design, solution: Solution) -> list[str]:

@@ -23,6 +23,8 @@ GRADIENT_TOLERANCE = 1e-4
 """Largest gradient in coordinates of unit curvature: about how many standard errors an estimate may be off."""
 ZERO = 1e-4
 """A diagonal entry of `L` (for a scaled design) below this is a variance of 0, as in lme4's test of singularity."""
+ROUGH = 1e-2
+"""The same for a first look from another start."""
 NEARLY_ZERO = 1e-2
 BETTER = 1e-6
 """By how much a log-likelihood must be higher for another optimum to be preferred."""
@@ -79,13 +81,12 @@ def minimise(
     starts = 1
     small = diagonal & (np.abs(x) < NEARLY_ZERO)
     if small.any():
-        for restart in (1.0, 0.2):
-            again = np.where(small, restart, x)
-            other, its_value = _descend(counter, again, curvature(again))
-            starts += 1
-            if its_value < value - BETTER:
-                x, value = other, its_value
-                break
+        # From the other side of the first start, and not to the end unless it leads elsewhere.
+        again = np.where(small, 0.2 if start[small].max() >= 1 else 1.0, x)
+        other, its_value = _descend(counter, again, curvature(again), ROUGH)
+        starts += 1
+        if its_value < value - BETTER:
+            x, value = _descend(counter, other, curvature(other))
     x, value = _snap(counter, x, value, diagonal)
     fixed = diagonal & (np.abs(x) < ZERO)
     return _polish(counter, x, curvature, fixed, starts)
@@ -104,7 +105,9 @@ class _Counter:
         return value, gradient
 
 
-def _descend(objective: _Counter, start: Array, curvature: Array) -> tuple[Array, float]:
+def _descend(
+    objective: _Counter, start: Array, curvature: Array, tolerance: float = GRADIENT_TOLERANCE
+) -> tuple[Array, float]:
     """Quasi-Newton steps (BFGS) in coordinates in which the curvature at the start is about one."""
     if not len(start):
         return start, objective(start)[0]
@@ -114,7 +117,7 @@ def _descend(objective: _Counter, start: Array, curvature: Array) -> tuple[Array
         value, gradient = objective(start + to_x @ z)
         return value, to_x.T @ gradient
 
-    options = {"gtol": GRADIENT_TOLERANCE, "maxiter": 500}
+    options = {"gtol": tolerance, "maxiter": 500}
     found = scipy.optimize.minimize(scaled, np.zeros_like(start), jac=True, method="BFGS", options=options)
     return start + to_x @ found.x, float(found.fun)
 

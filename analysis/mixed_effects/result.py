@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.mixed_effects import marginal_means
-from analysis.mixed_effects.degrees_of_freedom import Stratum, strata
+from analysis.mixed_effects.degrees_of_freedom import Stratum
 from analysis.mixed_effects.design import Design
 from analysis.mixed_effects.inference import estimates, with_odds_ratios
 from analysis.mixed_effects.solution import Solution
@@ -28,6 +28,7 @@ class FitResult:
         reml: Whether the likelihood is restricted.
         contrasts: The coding of factors, as it was asked for.
         warnings: What a reader of the numbers has to know.
+        strata: Between the levels of which grouping factor each fixed effect varies.
         prior_sd: Standard deviation of the weak prior on standardised effects, or None.
     """
 
@@ -37,6 +38,7 @@ class FitResult:
     reml: bool
     contrasts: str | Mapping[str, Any]
     warnings: tuple[str, ...]
+    strata: tuple[Stratum, ...]
     prior_sd: float | None = None
 
     # -- what was fitted
@@ -90,11 +92,6 @@ class FitResult:
         return any(warning.startswith("singular") for warning in self.warnings)
 
     # -- what was found
-
-    @cached_property
-    def strata(self) -> tuple[Stratum, ...]:
-        """Between the levels of which grouping factor each fixed effect varies."""
-        return strata(self.design)
 
     @cached_property
     def coefficients(self) -> pd.DataFrame:

@@ -1,0 +1,90 @@
+# Data and reference results of lme4, lmerTest and emmeans, for `benchmarks/lme4_agreement.py` and `make test-slow`.
+#
+#   Rscript benchmarks/lme4_reference.R DIR [MODEL...]
+#
+# Reads DIR/trials.csv (simulated trials) and writes, per model, DIR/MODEL-data.csv, -fixed.csv, -random.csv, -fit.csv.
+# Every model is fitted as lme4 does by default, and once more from there with tight tolerances.
+
+suppressPackageStartupMessages({library(lme4); library(lmerTest); library(emmeans)})
+options(contrasts = c("contr.treatment", "contr.treatment"), warn = -1)
+emm_options(lmerTest.limit = 1e5, pbkrtest.limit = 0)
+
+arguments <- commandArgs(trailingOnly = TRUE)
+folder <- arguments[1]
+
+trials <- function() {
+  d <- read.csv(file.path(folder, "trials.csv"))
+  d$method <- factor(d$method, levels = c("none", "sft", "ppo"))
+  d$shift <- factor(d$shift, levels = c("none", "camera", "light"))
+  d
+}
+
+plain <- function(d) {
+  for (name in names(d)) if (is.ordered(d[[name]])) d[[name]] <- factor(d[[name]], ordered = FALSE)
+  d
+}
+
+models <- list(
+  sleepstudy = list(data = sleepstudy, formula = Reaction ~ Days + (Days | Subject), reml = TRUE),
+  sleepstudy_ml = list(data = sleepstudy, formula = Reaction ~ Days + (Days | Subject), reml = FALSE),
+  sleepstudy_uncorrelated = list(data = sleepstudy, formula = Reaction ~ Days + (Days || Subject), reml = TRUE),
+  penicillin = list(data = Penicillin, formula = diameter ~ 1 + (1 | plate) + (1 | sample), reml = TRUE),
+  pastes = list(data = Pastes[, c("strength", "batch", "cask")], formula = strength ~ 1 + (1 | batch / cask), reml = TRUE),
+  insteval = list(data = plain(InstEval), formula = y ~ service + studage + (1 | s) + (1 | d) + (1 | dept:service), reml = TRUE),
+  trials_linear = list(data = NULL, formula = rt ~ method * shift + margin + (1 | run) + (1 + margin | item), reml = TRUE,
+                       means = ~ method | shift),
+  cbpp = list(data = cbpp, formula = cbind(incidence, size - incidence) ~ period + (1 | herd), family = binomial,
+              means = ~ period),
+  verbagg = list(data = transform(VerbAgg, r2 = as.integer(r2 == "Y")),
+                 formula = r2 ~ Anger + Gender + btype + situ + (1 | id) + (1 | item), family = binomial),
+  grouseticks = list(data = plain(grouseticks),
+                     formula = TICKS ~ YEAR + cHEIGHT + (1 | BROOD) + (1 | INDEX) + (1 | LOCATION), family = poisson),
+  trials_logistic = list(data = NULL, formula = correct ~ method * shift + margin + (1 | run) + (1 | run:family) + (1 + margin | item),
+                         family = binomial, means = ~ method | shift)
+)
+
+tight <- function(fit, model, data) {
+  if (is.null(model$family)) {
+    control <- lmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-9, maxfun = 1e5), calc.derivs = FALSE)
+    lme4::lmer(model$formula, data, REML = model$reml, control = control, start = getME(fit, "theta"))
+  } else {
+    control <- glmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-8, maxfun = 1e5), tolPwrss = 1e-10)
+    glmer(model$formula, data, family = model$family, control = control,
+          start = list(theta = getME(fit, "theta"), fixef = fixef(fit)))
+  }
+}
+
+for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
+  model <- models[[name]]
+  data <- if (is.null(model$data)) trials() else model$data
+  write.csv(data, file.path(folder, paste0(name, "-data.csv")), row.names = FALSE)
+  linear <- is.null(model$family)
+  seconds <- system.time(
+    default <- if (linear) lme4::lmer(model$formula, data, REML = model$reml) else glmer(model$formula, data, family = model$family)
+  )[["user.self"]]
+  best <- tight(default, model, data)
+  if (logLik(default) > logLik(best)) best <- default
+  table <- function(fit) data.frame(term = names(fixef(fit)), estimate = fixef(fit), se = sqrt(diag(as.matrix(vcov(fit)))))
+  fixed <- cbind(table(best), default = table(default)$estimate)
+  fixed$df <- NA
+  if (linear && nrow(data) < 2e4) {
+    # lmerTest fits by itself; its degrees of freedom at lme4's default optimum.
+    fixed$df <- coef(summary(lmerTest::lmer(model$formula, data, REML = model$reml)))[, "df"]
+  }
+  write.csv(fixed, file.path(folder, paste0(name, "-fixed.csv")), row.names = FALSE)
+  write.csv(as.data.frame(VarCorr(best)), file.path(folder, paste0(name, "-random.csv")), row.names = FALSE)
+  values <- data.frame(log_likelihood = as.numeric(logLik(best)), default_log_likelihood = as.numeric(logLik(default)),
+                       aic = AIC(best), bic = BIC(best), seconds = seconds)
+  write.csv(format(values, digits = 15), file.path(folder, paste0(name, "-fit.csv")), row.names = FALSE)
+  if (!is.null(model$means)) {
+    if (linear) {
+      fit <- lmerTest::lmer(model$formula, data, REML = model$reml)
+      means <- as.data.frame(emmeans(fit, model$means, lmer.df = "satterthwaite"))
+    } else means <- as.data.frame(emmeans(best, model$means, type = "link"))
+    write.csv(means, file.path(folder, paste0(name, "-means.csv")), row.names = FALSE)
+  }
+  # Conditional variances of large crossed designs take lme4 many minutes.
+  effects <- as.data.frame(ranef(best, condVar = nrow(data) < 2e4))
+  write.csv(effects, file.path(folder, paste0(name, "-modes.csv")), row.names = FALSE)
+  cat(name, "\n")
+}
