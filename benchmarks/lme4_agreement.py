@@ -182,11 +182,8 @@ def _modes(ours: FitResult, reference: pd.DataFrame) -> float:
     if len(both) != len(mine):
         raise ValueError(f"{ours.formula}: {len(mine)} modes, of which {len(both)} have a namesake in lme4")
     both = both[both["condsd"] > 1e-4]
-    return float(
-        np.maximum(np.abs(both["mode"] - both["condval"]), np.abs(both["sd"] - both["condsd"]))
-        .div(both["condsd"])
-        .max()
-    )
+    off = np.maximum(np.abs(both["mode"] - both["condval"]), np.abs(both["sd"] - both["condsd"])) / both["condsd"]
+    return float(off.max())
 
 
 def _means(ours: FitResult, path: Path) -> float:

@@ -68,8 +68,7 @@ for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
   fixed <- cbind(table(best), default = table(default)$estimate)
   fixed$df <- NA
   if (linear && nrow(data) < 2e4) {
-    # lmerTest fits by itself; its degrees of freedom at lme4's default optimum.
-    fixed$df <- coef(summary(lmerTest::lmer(model$formula, data, REML = model$reml)))[, "df"]
+    fixed$df <- coef(summary(as_lmerModLmerTest(best)))[, "df"]
   }
   write.csv(fixed, file.path(folder, paste0(name, "-fixed.csv")), row.names = FALSE)
   write.csv(as.data.frame(VarCorr(best)), file.path(folder, paste0(name, "-random.csv")), row.names = FALSE)
@@ -78,8 +77,7 @@ for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
   write.csv(format(values, digits = 15), file.path(folder, paste0(name, "-fit.csv")), row.names = FALSE)
   if (!is.null(model$means)) {
     if (linear) {
-      fit <- lmerTest::lmer(model$formula, data, REML = model$reml)
-      means <- as.data.frame(emmeans(fit, model$means, lmer.df = "satterthwaite"))
+      means <- as.data.frame(emmeans(as_lmerModLmerTest(best), model$means, lmer.df = "satterthwaite"))
     } else means <- as.data.frame(emmeans(best, model$means, type = "link"))
     write.csv(means, file.path(folder, paste0(name, "-means.csv")), row.names = FALSE)
   }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.mixed_effects.errors import FitError
 
@@ -43,11 +43,11 @@ def coding(factor: str, levels: Sequence[Any], scheme: Any) -> Any:
             raise FitError(f"{factor} has no level {scheme[1]!r} to compare with; it has {_listed(levels)}")
         return contrasts.TreatmentContrasts(base=scheme[1])
     if isinstance(scheme, Mapping):
-        return contrasts.CustomContrasts(_planned(factor, levels, scheme))
+        return contrasts.CustomContrasts(_planned(factor, levels, scheme), names=list(scheme))
     raise FitError(f"{scheme!r} is no coding of {factor}: use one of {_listed(SCHEMES)}, or planned contrasts")
 
 
-def _planned(factor: str, levels: Sequence[Any], scheme: Mapping[str, Mapping[Any, float]]) -> pd.DataFrame:
+def _planned(factor: str, levels: Sequence[Any], scheme: Mapping[str, Mapping[Any, float]]) -> NDArray[np.float64]:
     """The coding matrix whose coefficients are the planned contrasts (Schad et al., 2020, J. Mem. Lang. 110)."""
     if len(scheme) != len(levels) - 1:
         raise FitError(
@@ -63,7 +63,7 @@ def _planned(factor: str, levels: Sequence[Any], scheme: Mapping[str, Mapping[An
     full = np.vstack([np.full(len(levels), 1 / len(levels)), hypotheses])
     if np.linalg.matrix_rank(full) < len(levels):
         raise FitError(f"the planned contrasts of {factor} depend on each other; leave one out, or change it")
-    return pd.DataFrame(np.linalg.inv(full)[:, 1:], index=list(levels), columns=list(scheme))
+    return np.asarray(np.linalg.inv(full)[:, 1:])
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,9 @@ def build(
         FitError: If the formula, the columns or the responses do not fit together.
     """
     parsed = parse(formula)
+    # C(x) says that numbers are names; its coding is given by contrasts=.
+    names = set(re.findall(r"\bC\((\w+)\)", parsed.fixed))
+    parsed = replace(parsed, fixed=re.sub(r"\bC\((\w+)\)", r"\1", parsed.fixed))
     if family not in FAMILIES:
         raise FitError(f"there is no family {family!r}: use one of {', '.join(FAMILIES)}")
     if not isinstance(data, pd.DataFrame):
@@ -139,6 +143,8 @@ def build(
     _require(data, [*predictors, *sorted(set().union(*effects.values())), *groups], parsed)
 
     frame = data.reset_index(drop=True)
+    if names:
+        frame = frame.assign(**{name: pd.Categorical(frame[name]) for name in names})
     extra = {
         name: _extra(frame, name, value)
         for name, value in (("offset", offset), ("trials", trials), ("weights", weights))
@@ -337,7 +343,8 @@ def _fixed(
             parts = [str(factor.expr) for factor in term.factors]
             summands.append(":".join(renamed.get(expr.strip("`"), _quoted(expr)) for expr in parts))
         text = " + ".join(summands) if "1" in summands else " + ".join(["0", *summands])
-        matrix = ModelSpec.from_spec(Formula(text)).get_model_matrix(frame, context={"np": np, **codings})
+        spec = ModelSpec.from_spec(Formula(text), na_action="ignore")
+        matrix = spec.get_model_matrix(frame, context={"np": np, **codings})
     except FormulaicError as error:
         raise FitError(f"the fixed part {part!r} cannot be evaluated ({error})") from error
     spec = matrix.model_spec
@@ -444,7 +451,7 @@ def effects_matrix(effects: str, frame: pd.DataFrame) -> tuple[list[str], Array]
     if effects.strip() == "1":
         return ["Intercept"], np.ones((len(frame), 1))
     try:
-        matrix = model_matrix(effects, frame, context={"np": np})
+        matrix = model_matrix(effects, frame, context={"np": np}, na_action="ignore")
     except FormulaicError as error:
         raise FitError(f"the random effects {effects!r} cannot be evaluated ({error})") from error
     values = np.asarray(matrix, dtype=float).reshape(len(frame), -1)

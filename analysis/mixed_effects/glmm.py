@@ -188,11 +188,20 @@ class GeneralizedMixedModel:
         optimum = minimise(self.objective, self._start(), self._curvature, diagonal)
         return self._solution(optimum)
 
+    def _covariance(self, optimum: Optimum, mode: _Mode) -> Array:
+        """Covariance of the fixed effects, with the uncertainty of the variances that are not 0."""
+        free = np.flatnonzero(~optimum.fixed)
+        hessian = optimum.hessian[np.ix_(free, free)]
+        try:
+            np.linalg.cholesky(hessian)
+        except np.linalg.LinAlgError:  # no optimum, which the result says; at given variances, then
+            return np.linalg.inv(self._information(mode))
+        return np.linalg.inv(hessian)[-self.p :, -self.p :]
+
     def _solution(self, optimum: Optimum) -> Solution:
         mode = self._mode(np.where(optimum.fixed, 0.0, optimum.x))
         to_beta = scipy.linalg.solve_triangular(self._r, np.eye(self.p))
-        free = np.flatnonzero(~optimum.fixed)
-        covariance = np.linalg.inv(optimum.hessian[np.ix_(free, free)])[-self.p :, -self.p :]
+        covariance = self._covariance(optimum, mode)
         factors = [np.where(np.abs(factor) <= FLOOR, 0.0, factor) for factor in mode.factors]
         blocks = [
             factor @ block @ factor.T

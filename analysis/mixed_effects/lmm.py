@@ -167,12 +167,11 @@ class LinearMixedModel:
         )
 
     def _variance_of_variances(self, optimum: Optimum, state: _State, variance: float) -> tuple[Array, Array]:
-        """Derivatives of the covariance of the fixed effects, and the covariance of (theta, sigma): Satterthwaite's.
+        """Derivatives of the covariance of the fixed effects, and the covariance of (theta, log sigma).
 
         From the deviance that is not profiled over sigma, `log|H| + log|M| + df log(2 pi sigma^2) + r^2 / sigma^2`, as
         in Kuznetsova, Brockhoff & Christensen (2017, Journal of Statistical Software 82(13)).
         """
-        sigma = np.sqrt(variance)
         inverse = scipy.linalg.cho_solve((state.information, False), np.eye(self.p))
         free = np.flatnonzero(~optimum.fixed)
         derivatives = []
@@ -181,14 +180,14 @@ class LinearMixedModel:
             for i, j in term.free:
                 half = inverse @ (design[:, i].T @ solved[:, j]) @ inverse
                 derivatives.append(variance * (half + half.T))
-        stacked = np.array([derivatives[place] for place in free] + [2 * sigma * inverse])
+        stacked = np.array([derivatives[place] for place in free] + [2 * variance * inverse])
 
         _, square = self._gradients(state)
         d = len(free)
         hessian = np.empty((d + 1, d + 1))
         # The Hessian of the profiled deviance lacks what profiling over sigma took away (Schur complement).
-        cross = -2 * square[free] / sigma**3
-        corner = 4 * self.df / variance
+        cross = -2 * square[free] / variance
+        corner = 4.0 * self.df
         hessian[:d, :d] = 2 * optimum.hessian[np.ix_(free, free)] + np.outer(cross, cross) / corner
         hessian[:d, d] = hessian[d, :d] = cross
         hessian[d, d] = corner

@@ -153,7 +153,7 @@ def _of_means(
         levels = [
             row if len(of) > 1 else row[0] for row in grid.cells.loc[places, of].itertuples(index=False, name=None)
         ]
-        for name, by_level in _weights(of, levels, weights).items():
+        for name, by_level in contrast_weights(of, levels, weights).items():
             vector = np.array([by_level.get(cell, 0.0) for cell in levels])
             # 0 times what cannot be estimated is not in the contrast.
             rows.append(vector[vector != 0] @ grid.weights[places][vector != 0])
@@ -162,8 +162,8 @@ def _of_means(
     return pd.DataFrame(labels), np.array(rows)
 
 
-def _weights(of: list[str], levels: list[Any], weights: str | Weights) -> dict[str, dict[Any, float]]:
-    """Contrasts by name, each with the weights of levels."""
+def contrast_weights(of: Sequence[str], levels: list[Any], weights: str | Weights) -> dict[str, dict[Any, float]]:
+    """Contrasts by name, each with the weights of levels: planned ones checked, standard ones by their name."""
     if not isinstance(weights, str):
         for name, by_level in weights.items():
             unknown = [level for level in by_level if level not in levels]

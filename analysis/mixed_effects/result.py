@@ -269,6 +269,32 @@ class FitResult:
         """
         return marginal_means.contrast(self, of, weights, by=by, at=at, adjust=adjust, level=level, df=df)
 
+    def group_means_contrast(
+        self,
+        of: str | Sequence[str],
+        weights: str | marginal_means.Weights = "pairwise",
+        by: str | Sequence[str] | None = None,
+        *,
+        group: str | None = None,
+        level: float = 0.95,
+    ) -> pd.DataFrame:
+        """The same contrasts by a t test on one mean response per run (or other group), with pooled variance.
+
+        With few runs it is the plainer test; report it beside the model's.
+
+        Args:
+            of: Factors that are the same for all rows of a group.
+            weights, by, level: As in `contrast`.
+            group: The grouping factor; None for the one with the fewest levels that `of` does not vary within.
+
+        Returns:
+            One row per contrast: `estimate` as a difference of mean responses (proportions), `se`, `df`, `statistic`,
+            `p`, `ci_low`, `ci_high`; NaN where means do not vary between groups.
+        """
+        from analysis.mixed_effects.group_means import contrast_of_group_means
+
+        return contrast_of_group_means(self, of, weights, by, group, level)
+
     def predict(self, data: pd.DataFrame | None = None, *, random: bool = True, scale: str = "response") -> np.ndarray:
         """Predictions for the rows of the fit, or of another table.
 
@@ -292,6 +318,26 @@ class FitResult:
         from analysis.mixed_effects.comparison import omnibus
 
         return omnibus(self)
+
+    def cross_check(self) -> pd.DataFrame:
+        """The same numbers by statsmodels' MixedLM, for small linear models with one grouping factor."""
+        from analysis.mixed_effects.second_opinions import mixedlm
+
+        return mixedlm(self)
+
+    def gee(self, group: str | None = None) -> pd.DataFrame:
+        """A sensitivity analysis without random effects: generalised estimating equations by statsmodels.
+
+        Standard errors are robust to any dependence within levels of the group, corrected for few of them (Mancl &
+        DeRouen, 2001), and tested by t with the levels less the coefficients as degrees of freedom. Estimates are
+        of population averages, which are smaller than those of logistic mixed models.
+
+        Args:
+            group: The grouping factor; None for the one with the fewest levels.
+        """
+        from analysis.mixed_effects.second_opinions import gee
+
+        return gee(self, group)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain data, for JSON."""

@@ -1,0 +1,89 @@
+"""The sparse algebra against plain matrices, and gradients against differences."""
+
+import numpy as np
+import pytest
+
+from analysis.mixed_effects import elimination
+from analysis.mixed_effects.elimination import Layout
+from analysis.mixed_effects.families import BINOMIAL, POISSON
+from analysis.mixed_effects.glmm import GeneralizedMixedModel
+from analysis.mixed_effects.lmm import LinearMixedModel
+from analysis.mixed_effects.terms import RandomTerm
+
+
+def term(name, codes, slope=None, correlated=True):
+    values = np.column_stack([np.ones(len(codes)), *([slope] if slope is not None else [])])
+    k = values.shape[1]
+    free = tuple((i, j) for j in range(k) for i in range(j, k) if correlated or i == j)
+    names = ("Intercept", "x")[:k]
+    return RandomTerm(name, names, codes, tuple(range(codes.max() + 1)), values, np.ones(k), free)
+
+
+def crossed_terms(rng, n=400):
+    a, b, x = rng.integers(0, 60, n), rng.integers(0, 30, n), rng.normal(size=n)
+    return x, {
+        "one": (term("a", a),),
+        "crossed": (term("a", a), term("b", b)),
+        "slopes": (term("a", a, x), term("b", b), term("c", b // 5, x, correlated=False)),
+        "small slopes": (term("a", a), term("b", b, x)),
+    }
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("case", ["one", "crossed", "slopes", "small slopes"])
+def test_factorisation(monkeypatch, case, sparse):
+    monkeypatch.setattr(elimination, "SPARSE_BELOW", 2.0 if sparse else 0.0)
+    monkeypatch.setattr(elimination, "CHUNK", 100)
+    rng = np.random.default_rng(0)
+    _, cases = crossed_terms(rng)
+    layout = Layout(cases[case])
+    weights = rng.random(400)
+    factors = [np.tril(rng.normal(size=(t.k, t.k))) for t in layout.terms]
+    z, scale = np.zeros((400, layout.size)), np.zeros((layout.size, layout.size))
+    for t, start, factor in zip(layout.terms, layout.offsets, factors, strict=False):
+        for i in range(t.k):
+            z[np.arange(400), start + t.codes * t.k + i] = t.values[:, i]
+        scale[start : start + t.size, start : start + t.size] = np.kron(np.eye(t.q), factor)
+    h = scale.T @ z.T @ (weights[:, None] * z) @ scale + np.eye(layout.size)
+    inverse = np.linalg.inv(h)
+
+    cross = layout.crossproducts(weights)
+    found = cross.factorise(factors)
+    np.testing.assert_allclose(cross.matrix.toarray(), z.T @ (weights[:, None] * z), atol=1e-10)
+    assert found.log_determinant == pytest.approx(np.linalg.slogdet(h)[1])
+    right = rng.normal(size=(layout.size, 3))
+    np.testing.assert_allclose(found.solve(right), inverse @ right, atol=1e-10)
+    np.testing.assert_allclose(found.solve(right[:, 0]), inverse @ right[:, 0], atol=1e-10)
+    np.testing.assert_allclose(
+        found.leverages(factors), np.einsum("na,ab,nb->n", z @ scale, inverse, z @ scale), atol=1e-10
+    )
+    for t, start, blocks in zip(layout.terms, layout.offsets, found.inverse_diagonal, strict=False):
+        for level in range(t.q):
+            own = slice(start + level * t.k, start + (level + 1) * t.k)
+            np.testing.assert_allclose(blocks[level], inverse[own, own], atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["one", "crossed", "slopes", "small slopes"])
+@pytest.mark.parametrize("kind", ["reml", "ml", "binomial", "poisson"])
+def test_gradients(case, kind):
+    rng = np.random.default_rng(1)
+    x, cases = crossed_terms(rng)
+    terms, design = cases[case], np.column_stack([np.ones(400), x])
+    if kind in ("reml", "ml"):
+        weights = rng.uniform(0.5, 2, 400)
+        model = LinearMixedModel(rng.normal(size=400) + x, design, terms, weights, reml=kind == "reml")
+        size = sum(len(t.free) for t in terms)
+    else:
+        family = BINOMIAL if kind == "binomial" else POISSON
+        trials = rng.integers(1, 4, 400).astype(float) if kind == "binomial" else np.ones(400)
+        y = rng.binomial(trials.astype(int), 0.6).astype(float)
+        model = GeneralizedMixedModel(family, y, trials, design, terms, 0.1 * x, np.array([0.0, 0.3]))
+        size = sum(len(t.free) for t in terms) + 2
+    at = rng.uniform(0.3, 0.9, size)
+    gradient = model.objective(at)[1]
+    step = 1e-5
+    for place, direction in enumerate(np.eye(size)):
+        difference = (model.objective(at + step * direction)[0] - model.objective(at - step * direction)[0]) / (
+            2 * step
+        )
+        assert gradient[place] == pytest.approx(difference, rel=2e-4, abs=5e-4)

@@ -1,0 +1,156 @@
+"""What cannot be fitted is refused, and what a reader has to know is said, with the name of the factor, column or cell."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import FitError, FitWarning, SeparationError, fit
+from tests.analysis.mixed_effects.conftest import quietly, simulate
+
+
+def refused(text, formula, data, **settings):
+    with pytest.raises(FitError, match=text):
+        quietly(formula, data, **({"family": "binomial"} | settings))
+
+
+def test_a_cell_of_right_answers_is_separation(trials):
+    ceiling = trials.assign(correct=trials["correct"] | (trials["method"] == "ppo"))
+    with pytest.raises(SeparationError, match=r"quasi-complete.*is 1 in all 250 answers of the cell method = ppo"):
+        quietly("correct ~ method + (1|run) + (1|item)", ceiling, family="binomial")
+
+
+def test_a_cell_of_two_factors_is_found(trials):
+    trials = trials.assign(side=np.where(trials["item"] % 2, "left", "right"))
+    wrong = (trials["method"] == "sft") & (trials["side"] == "left")
+    refused(
+        "method = sft, side = left",
+        "correct ~ method*side + (1|run)",
+        trials.assign(correct=trials["correct"] & ~wrong),
+    )
+
+
+def test_complete_separation_by_a_number_is_named(trials):
+    table = trials.assign(correct=trials["margin"] > 0)
+    refused("complete separation: margin foretells", "correct ~ margin + (1|run)", table)
+
+
+def test_what_is_nearly_separated_is_fitted(trials):
+    table = trials.assign(correct=trials["correct"] | (trials["method"] == "ppo"))
+    table.loc[table.index[table["method"] == "ppo"][0], "correct"] = False
+    result = quietly("correct ~ method + (1|run)", table, family="binomial")
+    assert result.coefficients.loc["method[T.ppo]", "estimate"] == pytest.approx(np.log(249 / 1), abs=1.5)
+
+
+def test_a_weak_prior_makes_separated_estimates_finite_and_is_marked(trials):
+    table = trials.assign(correct=trials["correct"] | (trials["method"] == "ppo"))
+    result = quietly("correct ~ method + (1|run)", table, family="binomial", prior_sd=2.5)
+    assert 2 < result.coefficients.loc["method[T.ppo]", "estimate"] < 12
+    assert any("no maximum likelihood" in warning for warning in result.warnings)
+
+
+def test_a_grouping_factor_needs_levels_and_rows(trials):
+    refused("'model' has one level only, 'tiny'", "correct ~ 1 + (1|model)", trials.assign(model="tiny"))
+    refused("'row' has one row per level", "correct ~ 1 + (1|row)", trials.assign(row=np.arange(len(trials))))
+    refused(
+        "'row' has 750 random effects", "rt ~ 1 + (1|row)", trials.assign(row=np.arange(len(trials))), family="gaussian"
+    )
+    refused(
+        "'run' and 'name' have the same 15",
+        "rt ~ 1 + (1|run) + (1|name)",
+        trials.assign(name=trials["run"]),
+        family="gaussian",
+    )
+
+
+def test_a_factor_needs_two_levels(trials):
+    refused("'model' has one level only", "correct ~ model + (1|run)", trials.assign(model="tiny"))
+
+
+def test_runs_must_not_be_conditions(trials):
+    one = trials[trials["run"].str.endswith("0")]
+    refused(r"tell all levels of 'run' apart.*one run per condition", "correct ~ method + (1|run)", one)
+
+
+def test_a_condition_with_one_run_is_named(trials):
+    table = trials[(trials["method"] != "none") | (trials["run"] == "none-0")]
+    result = quietly("correct ~ method + (1|run)", table, family="binomial")
+    assert any("method = none has one level of run only" in warning for warning in result.warnings)
+
+
+def test_columns_that_follow_from_others_are_left_out_and_named(trials):
+    result = quietly("rt ~ margin + double + (1|run)", trials.assign(double=2 * trials["margin"]))
+    assert list(result.coefficients.index) == ["Intercept", "margin"]
+    assert "double cannot be estimated and is left out: it follows from margin" in result.warnings
+
+
+def test_an_empty_cell_is_named_and_its_mean_is_not_estimated(trials):
+    table = trials.assign(side=np.where(trials["item"] % 2, "left", "right"))
+    table = table[(table["method"] != "ppo") | (table["side"] == "left")]
+    result = quietly("rt ~ method*side + (1|run)", table)
+    assert any("no row has method = ppo and side = right" in warning for warning in result.warnings)
+    means = result.means(["method", "side"]).set_index(["method", "side"])["estimate"]
+    assert np.isnan(means["ppo", "right"])
+    assert means.notna().sum() == 5
+
+
+def test_rows_that_are_left_out_are_counted_by_reason(trials):
+    table = trials.astype({"correct": float})
+    table.loc[:2, "correct"] = np.nan
+    table.loc[2:5, "margin"] = np.inf
+    table.loc[9, "run"] = None
+    with pytest.warns(FitWarning, match="left out: margin is infinite"):
+        result = fit("correct ~ margin + (1|run)", table, family="binomial")
+    assert result.dropped == {"correct is missing": 3, "margin is infinite": 3, "run is missing": 1}
+    assert result.n_dropped == 7
+    assert result.n_rows == len(trials) - 7
+
+
+def test_a_variance_of_0_is_singular(trials):
+    rng = np.random.default_rng(0)
+    result = quietly("noise ~ 1 + (1|run)", trials.assign(noise=_without_run_means(trials, rng)))
+    assert result.singular
+    assert result.warnings == ("singular: the variance of Intercept by run is estimated as 0",)
+    assert result.variance_components["sd"][0] == 0
+
+
+def _without_run_means(trials, rng):
+    noise = pd.Series(rng.normal(size=len(trials)))
+    return noise - noise.groupby(trials["run"]).transform("mean")
+
+
+def test_repetitions_at_temperature_0_are_no_runs():
+    table = simulate(runs=3, items=50)
+    first = table[table["run"] == "ppo-0"]
+    twin = first.assign(run="ppo-twin")
+    result = quietly("correct ~ method + (1|run) + (1|item)", pd.concat([table, twin]), family="binomial")
+    assert any("ppo-0 and ppo-twin have the same answers" in warning for warning in result.warnings)
+
+
+def test_answers_repeated_for_every_participant_are_found(trials):
+    stimuli = trials.drop_duplicates("item")[["item", "correct", "margin"]]
+    table = stimuli.merge(pd.DataFrame({"participant": [f"p{i}" for i in range(20)]}), how="cross")
+    refused("same answers|are the same", "correct ~ margin + (1|participant) + (1|item)", table)
+    result = quietly("correct ~ margin + (1|participant)", table, family="binomial")
+    assert any("answers repeat within every level of the column 'item'" in warning for warning in result.warnings)
+
+
+def test_repeated_cells_are_found(trials):
+    result = quietly("correct ~ method + (1|run) + (1|item)", pd.concat([trials, trials]), family="binomial")
+    assert any("answers repeat: rows of the same run and item" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        ("correct ~ metod + (1|run)", "did you mean method"),
+        ("correct ~ method + 1|run", "in brackets of its own"),
+        ("correct method", "is not a formula"),
+        ("correct ~ method + (1|run", "bracket"),
+        ("correct ~ method + (1|)", "not a random effect|no grouping"),
+        ("method ~ 1 + (1|run)", "is not numeric"),
+        ("rt ~ method + (1|run)", "must be 0 and 1|outside"),
+        ("correct ~ np.log(margin - 9) + (1|run)", "not finite"),
+    ],
+)
+def test_errors_say_what_is_wrong_and_what_to_do(trials, formula, text):
+    refused(text, formula, trials)
