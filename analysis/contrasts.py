@@ -1,0 +1,227 @@
+"""The planned contrasts: what each training does within its task and beyond it, and reinforcement learning against imitation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import chi2
+from statsmodels.stats.multitest import multipletests
+
+from analysis.cell_model import UNTRAINED, CellModel, Estimate, fit_cells
+from analysis.effect_sizes import cohen_h
+from analysis.equivalence import BayesFactor, bic_bayes_factor, equivalence, jzs
+from analysis.levels import TRANSFER
+from analysis.mixed_effects import FitError
+from analysis.random_effects import RULE
+from analysis.result import Result, plain
+from analysis.run_means import contrast_of_means, run_means
+from analysis.selection import cells
+from analysis.style import name_of
+from analysis.transfer import with_names
+
+REINFORCEMENT = ("ppo", "grpo", "rloo")
+IMITATION = "sft"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contrasts(Result):
+    """Planned contrasts. The table has one row per model, level of transfer and contrast.
+
+    Attributes:
+        omnibus: Likelihood-ratio test of training as a whole (methods, and methods by tests), per model and level.
+        run_means: The difference from the untrained model of every run: what the tests on run means are made of.
+    """
+
+    omnibus: pd.DataFrame
+    run_means: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Result.to_dict`, with omnibus tests and run means."""
+        tables = {"omnibus": self.omnibus, "run_means": self.run_means}
+        return {**super().to_dict(), **{k: [plain(row) for row in t.to_dict("records")] for k, t in tables.items()}}
+
+
+def planned_contrasts(trials: pd.DataFrame, bound: float = 0.1, alpha: float = 0.05, regime: str = "") -> Contrasts:
+    """Test the planned contrasts at every level of transfer.
+
+    Within each level (within-task, shifted, cross-task, cross-family, zero-shot): every method against the untrained model, and
+    the mean of the reinforcement methods against imitation (SFT). Contrasts are means over the tests on which both sides
+    were tested, each with the same weight. The p-value of record is that of the mixed-effects model with t between runs; the
+    t test on run means, which assumes least, stands beside it. Holm's correction is over the contrasts of a model and level: the
+    family of one hypothesis.
+
+    The two tests differ in what they generalise to. The model takes items at random, and the untrained model's answers to them
+    with the error of a sample. On run means, items and the untrained model's answers are what they are, so that with few
+    items this test finds more, but about these items. That a method makes no difference is tested, not inferred: TOST of the difference in rates within
+    the bound, and by Bayes factors: JZS of the run means, and the BIC approximation of the mixed model.
+
+    Args:
+        trials: A trial table.
+        bound: Difference in success rate below which there is no difference that matters; to be stated beforehand.
+        alpha: Level of the equivalence tests.
+        regime: Trainings of this regime only ("" for the plain one).
+
+    Raises:
+        ValueError: If no trained model was tested.
+    """
+    table = with_names(trials)
+    method = table["method"].astype(str)
+    plain_regime = (table["regime"].astype(str) == regime) | (method == UNTRAINED)
+    table = table[plain_regime]
+    if "transfer" not in table.columns or table["transfer"].isna().all():
+        raise ValueError(
+            "none of the runs is of a trained model: contrasts need runs with adapters beside the base model"
+        )
+    rows: list[dict[str, Any]] = []
+    omnibus: list[dict[str, Any]] = []
+    notes: list[str] = []
+    formulas: list[str] = []
+    means: list[pd.DataFrame] = []
+    for (model,), of_model in cells(table, ["model"]):
+        base = of_model[of_model["method"].astype(str) == UNTRAINED]
+        for level in TRANSFER:
+            own = of_model[of_model["transfer"].astype(str) == level]
+            if own.empty:
+                continue
+            tested = pd.concat([base[base["test"].isin(own["test"].unique())], own])
+            where = f"{model}, {level}"
+            fitted = None
+            try:
+                fitted = fit_cells(tested, ["method", "test"])
+            except FitError as error:
+                notes.append(f"{where}: no model could be fitted ({error}); run means only")
+            if fitted is not None:
+                formulas.append(fitted.fit.formula)
+                notes += [f"{where}: {step}" for step in fitted.steps]
+                omnibus.append({"model": model, "transfer": level, **_omnibus(fitted, tested)})
+            per_run = run_means(tested)
+            means.append(per_run.assign(model=str(model), transfer=level))
+            for name, weights in _planned(tested).items():
+                rows.append(
+                    {"model": model, "transfer": level, "contrast": name}
+                    | _tested(fitted, per_run, weights, bound, alpha)
+                )
+        if base.empty:
+            notes.append(
+                f"{model}: no run of the untrained model, so that methods can only be compared with each other"
+            )
+    frame = _holm(pd.DataFrame(rows))
+    return Contrasts(
+        title="Planned contrasts by level of transfer, with 95 % intervals",
+        table=frame,
+        how=(
+            "; ".join(dict.fromkeys(formulas))
+            + f"; Laplace approximation, t with df between runs; {RULE}; cells are methods by tests, contrasts means over the tests of"
+            f" both sides; Holm within model and level; difference: of rates, by the delta method; p_runs: t test of the"
+            " runs' mean differences, pooled within training; bf01: JZS Bayes factor of these for no difference, Cauchy prior"
+            f" .707; bf01_bic: that of the mixed model, BIC approximation (Wald) with n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}; h: Cohen's, of the counted rates;"
+            f" {len(table)} trials of {table['run'].nunique()} runs"
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+        omnibus=pd.DataFrame(omnibus),
+        run_means=pd.concat(means, ignore_index=True) if means else pd.DataFrame(),
+    )
+
+
+def _planned(tested: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Contrast -> method -> weight, of the methods that are there."""
+    there = list(dict.fromkeys(tested["method"].astype(str)))
+    trained = [name for name in there if name != UNTRAINED]
+    found: dict[str, dict[str, float]] = {}
+    if UNTRAINED in there:
+        found |= {f"{name_of(name)} − untrained": {name: 1.0, UNTRAINED: -1.0} for name in trained}
+    learners = [name for name in trained if name in REINFORCEMENT]
+    if learners and IMITATION in trained:
+        found["RL − SFT"] = {name: 1 / len(learners) for name in learners} | {IMITATION: -1.0}
+    return found
+
+
+def _tested(
+    fitted: CellModel | None, per_run: pd.DataFrame, weights: Mapping[str, float], bound: float, alpha: float
+) -> dict[str, Any]:
+    """One contrast: by the model, on the run means, equivalence and effect sizes."""
+    tests = _common_tests(per_run, weights)
+    row: dict[str, Any] = {}
+    if fitted is not None and tests:
+        over = {f"{method} | {test}": weight / len(tests) for method, weight in weights.items() for test in tests}
+        log_odds, rates = fitted.contrast(over), fitted.rate_contrast(over)
+        same = equivalence(rates.value, rates.se, bound, rates.df, alpha)
+        row |= _named("b", log_odds) | {"odds_ratio": math.exp(log_odds.value)}
+        row |= {"odds_low": math.exp(log_odds.low), "odds_high": math.exp(log_odds.high)}
+        row |= {"difference": rates.value, "difference_low": rates.low, "difference_high": rates.high}
+        row |= {"p_equivalence": same.p, "verdict": same.verdict, "bf01_bic": _bic(log_odds, per_run["run"].nunique())}
+    else:
+        row |= dict.fromkeys(
+            ("b", "se", "df", "statistic", "p", "b_low", "b_high", "odds_ratio", "odds_low", "odds_high"), math.nan
+        )
+        row |= dict.fromkeys(("difference", "difference_low", "difference_high", "p_equivalence"), math.nan) | {
+            "verdict": None
+        }
+    own = per_run[per_run["test"].isin(tests)]
+    value, n = contrast_of_means(own, weights)
+    factor = jzs(value.value / value.se, value.df, n) if value.p == value.p else BayesFactor(math.nan, math.nan, "")
+    positive, negative = ([m for m, w in weights.items() if (w > 0) == up] for up in (True, False))
+    counted = [
+        float(own[own["method"].isin(side)].groupby(["method", "test"])["rate"].mean().mean())
+        for side in (positive, negative)
+    ]
+    return row | {
+        "run_difference": value.value,
+        "run_se": value.se,
+        "run_df": value.df,
+        "p_runs": value.p,
+        "bf01": factor.bf01 if factor.log_bf10 == factor.log_bf10 else math.nan,
+        "evidence": factor.evidence,
+        "h": cohen_h(*counted) if tests else math.nan,
+        "n_tests": len(tests),
+        "n_runs": int(own.loc[own["method"] != UNTRAINED, "run"].nunique()),
+    }
+
+
+def _named(name: str, value: Estimate) -> dict[str, float]:
+    statistic = value.value / value.se if value.se > 0 else math.nan
+    return {name: value.value, "se": value.se, "df": value.df, "statistic": statistic, "p": value.p} | {
+        f"{name}_low": value.low,
+        f"{name}_high": value.high,
+    }
+
+
+def _common_tests(per_run: pd.DataFrame, weights: Mapping[str, float]) -> list[str]:
+    """Tests on which every side of the contrast was tested."""
+    sets = [set(per_run.loc[per_run["method"] == name, "test"]) for name in weights]
+    return sorted(set.intersection(*sets))
+
+
+def _bic(log_odds: Estimate, n_runs: int) -> float:
+    """Bayes factor against a contrast of the mixed model: the BIC approximation, with the Wald statistic for the likelihood ratio."""
+    if n_runs < 2 or not log_odds.se > 0:
+        return math.nan
+    return bic_bayes_factor(0.0, (log_odds.value / log_odds.se) ** 2 / 2, 1, n_runs).bf01
+
+
+def _holm(frame: pd.DataFrame) -> pd.DataFrame:
+    """With p_holm after p, corrected over the contrasts of a model and level."""
+    adjusted = pd.Series(math.nan, index=frame.index)
+    for _, places in frame.groupby(["model", "transfer"], observed=True, sort=False).groups.items():
+        known = frame.loc[places, "p"].dropna()
+        if len(known):
+            adjusted.loc[known.index] = multipletests(known, method="holm")[1]
+    frame.insert(list(frame.columns).index("p") + 1, "p_holm", adjusted)
+    return frame
+
+
+def _omnibus(fitted: CellModel, tested: pd.DataFrame) -> dict[str, Any]:
+    """Training as a whole: the model against one in which the tests alone differ, with the same random effects."""
+    row: dict[str, Any] = {"chi2": math.nan, "df": math.nan, "p": math.nan}
+    tests = [name.partition(" | ")[2] for name in fitted.cells]
+    parameters = len(tests) - len(set(tests))
+    if not fitted.regularised and parameters:
+        of_test = np.array([[float(own == test) for test in dict.fromkeys(tests)] for own in tests])
+        statistic = 2 * (fitted.fit.log_likelihood - fitted.restricted(of_test))
+        row |= {"chi2": max(0.0, statistic), "df": parameters, "p": float(chi2.sf(statistic, parameters))}
+    return row | {"n_runs": int(tested["run"].nunique())}
