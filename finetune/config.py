@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.curriculum import parse_curriculum
 from finetune.diversity import parse_diversity
+from probes.memory import Memory
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
@@ -94,7 +95,7 @@ class TrainConfig:
         curriculum: "none", "easy-to-hard", "hard-to-easy" or "adaptive" (to success).
         attempts: Attempts per scene (closed loop).
         memory: "none", "last-k" or "all" earlier attempts in the context.
-        discount: Factor on the reward for every earlier attempt.
+        discount: Factor on what an episode comes to, for every further attempt that it takes.
         auxiliary: Weight of the auxiliary loss on the physical state; 0: none.
         auxiliary_target: Quantity that it predicts, as in `probe decode`.
         auxiliary_layer: Language layer that it reads, from 1; 0: the middle one.
@@ -149,7 +150,7 @@ class TrainConfig:
     init: str = ""
     curriculum: str = "none"
     attempts: int = 1
-    memory: str = "none"
+    memory: str = "all"
     discount: float = 1.0
     auxiliary: float = 0.0
     auxiliary_target: str = "margin"
@@ -231,6 +232,11 @@ def per_process(config: TrainConfig, processes: int) -> TrainConfig:
         raise TrainingError(
             f"--batch {config.batch} cannot be divided among {processes} processes: take a multiple of {processes}"
         )
+    if config.attempts > 1 and config.rollout // processes % config.generations:
+        raise TrainingError(
+            f"--rollout {config.rollout} does not hold whole groups of --generations {config.generations} for each of"
+            f" {processes} processes, which --attempts needs: take a multiple of {processes * config.generations}"
+        )
     share = config.batch // processes
     micro = config.micro_batch or share
     if share % micro:
@@ -284,6 +290,7 @@ def _check(config: TrainConfig) -> None:
     except ValueError as error:
         raise TrainingError(str(error)) from error
     _check_tasks(config)
+    _check_attempts(config)
     if config.reinforced:
         _check_groups(config)
     if config.method == "sft" and config.style == "think":
@@ -301,6 +308,16 @@ def _check_tasks(config: TrainConfig) -> None:
         raise TrainingError(f"there are {len(config.weights)} weights for {len(config.tasks)} tasks: give one for each")
     if any(not weight > 0 for weight in config.weights):
         raise TrainingError("weights of tasks must be above 0: leave a task out that is not to be trained on")
+
+
+def _check_attempts(config: TrainConfig) -> None:
+    """Raise TrainingError if the method cannot learn from several attempts, or there is no such memory."""
+    try:
+        Memory(config.attempts, config.memory)
+    except ValueError as error:
+        raise TrainingError(f"--{error}") from error
+    if config.attempts > 1 and config.method not in ("ppo", "grpo"):
+        raise TrainingError(f"--attempts {config.attempts} goes with ppo and grpo, not with {config.method}")
 
 
 def _check_groups(config: TrainConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -22,6 +22,10 @@ class LeaveOneOutTrainer(WithAuxiliary, Counting, RLOOTrainer):
     """TRL's RLOO trainer, which counts its tokens, and takes an auxiliary objective."""
 
 
+TRAINERS: Mapping[str, Any] = {"ppo": PPOTrainer, "grpo": GroupTrainer, "rloo": LeaveOneOutTrainer}
+"""The trainer of each method that learns from rewards, with one answer per scene."""
+
+
 def make_reinforced(
     config: TrainConfig,
     model: Any,
@@ -33,6 +37,7 @@ def make_reinforced(
     *,
     reply_tokens: int,
     silent: Sequence[int],
+    trainers: Mapping[str, Any] = TRAINERS,
     **further: Any,
 ) -> Any:
     """The trainer of a method that learns from rewards.
@@ -46,6 +51,7 @@ def make_reinforced(
         callbacks: The monitor, and others.
         reply_tokens: Longest reply.
         silent: Tokens that are never sampled.
+        trainers: The trainer of each method.
         further: Handed on to the trainer (an environment, say).
     """
     functions, weights = rewards
@@ -62,28 +68,24 @@ def make_reinforced(
         "disable_dropout": True,  # or the first ratio would not be 1
         "generation_kwargs": {"suppress_tokens": list(silent)} if silent else None,
     }
-    trainer: Any
+    arguments: Any
     if config.method == "ppo":
-        trainer, arguments = (
-            PPOTrainer,
-            PPOConfig(
-                **shared,
-                entropy_coef=config.entropy_bonus,
-                gamma=config.gamma,
-                gae_lambda=config.gae_lambda,
-                value_coefficient=config.value_coefficient,
-                value_clip=config.value_clip,
-                value_learning_rate=config.value_learning_rate,
-                target_kl=config.target_kl,
-                adaptive_kl=config.adaptive_kl,
-            ),
+        arguments = PPOConfig(
+            **shared,
+            entropy_coef=config.entropy_bonus,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            value_coefficient=config.value_coefficient,
+            value_clip=config.value_clip,
+            value_learning_rate=config.value_learning_rate,
+            target_kl=config.target_kl,
+            adaptive_kl=config.adaptive_kl,
         )
     elif config.method == "grpo":
-        trainer = GroupTrainer
         arguments = GRPOConfig(**shared, entropy_coef=config.entropy_bonus, loss_type="bnpo", scale_rewards="group")
     else:
-        trainer, arguments = LeaveOneOutTrainer, RLOOConfig(**shared)
-    return trainer(
+        arguments = RLOOConfig(**shared)
+    return trainers[config.method](
         model=model,
         reward_funcs=list(functions),
         args=arguments,

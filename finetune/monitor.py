@@ -26,6 +26,8 @@ NAMES = {
     "loss": "loss",
     "reward": "reward",
     "success": "success",
+    "first_success": "first_success",
+    "attempts": "attempts",
     "score": "score",
     "parse_rate": "parse_rate",
     "rewards/readable/mean": "format_reward",

@@ -25,12 +25,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from finetune.closed_loop import PLAYERS, make_loop
+from finetune.closed_loop import reward_functions as loop_rewards
 from finetune.config import Budget, TrainConfig, TrainingError, per_process
 from finetune.course import Course
 from finetune.curves import draw_curves
 from finetune.data import TrainingSet, check_tasks, training_set
 from finetune.data import rows as make_rows
-from finetune.grpo import make_reinforced
+from finetune.grpo import TRAINERS, make_reinforced
 from finetune.monitor import Monitor, Progress, last_checkpoint
 from finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
 from finetune.reward import Judge, reward_functions
@@ -266,18 +268,23 @@ def _trainer(
         watching.tasks = [example.item.task for example in data.examples] if len(config.tasks) > 1 else ()
         return watching
     items = [example.item for example in data.examples]
+    judge, longest_reply = Judge(items), reply_tokens(policy.processor, (item.question for item in items), config)
+    loop = make_loop(config, policy, data, judge, longest_reply, course.results) if config.attempts > 1 else None
     acting = make_reinforced(
         config,
         policy.model,
         policy.processor,
         rows,
-        reward_functions(Judge(items), config, course.results),
+        reward_functions(judge, config, course.results) if loop is None else loop_rewards(loop, config),
         settings,
         callbacks,
-        reply_tokens=reply_tokens(policy.processor, (item.question for item in items), config),
+        reply_tokens=longest_reply,
         silent=silent_tokens(policy.model, policy.processor),
+        trainers=TRAINERS if loop is None else PLAYERS,
     )
     acting.auxiliary = course.objective
+    if loop is not None:
+        acting.loop = loop
     return acting
 
 

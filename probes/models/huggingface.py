@@ -30,7 +30,7 @@ from probes.models import Generation, Identity, ModelError, Trial, Turn
 from probes.models.adapter_folder import adapter_hash, check_base
 from probes.models.adapters import attach_adapter, check_effect
 from probes.models.option_scoring import OptionScorer, last_word_only
-from probes.models.prompting import Prompter
+from probes.models.prompting import Prompter, check_context
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class HuggingFaceModel:
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         self._model = model
-        ends = _end_tokens(model, processor.tokenizer, name)
+        ends = end_tokens(model, processor.tokenizer, name)
         self._prompter = Prompter(processor, ends, name)
         # A model's own settings may sample or penalise repetition; published replies are greedy and nothing else.
         plain = GenerationConfig(
@@ -130,21 +130,9 @@ class HuggingFaceModel:
         Raises:
             ModelError: If one does not fit.
         """
-        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if room is None:
-            log.warning("%s does not say how long its context is: long conversations may not fit", self.identity.name)
-            return
-        for trial in trials:
-            limit = self._limit(trial, settings)
-            replies = sum(turn.role == "assistant" for turn in trial.context)
-            # Those in the trial are the longest legal answers; what a model says may be as long as its limit.
-            longer = replies * max(limit - self.reply_length(trial), 0)
-            tokens = int(self._make_inputs([trial])["input_ids"].shape[1]) + longer + limit
-            if tokens > room:
-                raise ModelError(
-                    f"{self.identity.name} reads {room} tokens, and {trial.attempt} attempts on {trial.item.item_id} with what"
-                    f" is remembered of them take up to {tokens}: give fewer --attempts, or a shorter --memory such as last-1"
-                )
+        check_context(
+            self._model, self._prompter, trials, lambda trial: self._limit(trial, settings), self.identity.name
+        )
 
     def prepare(self, trials: Sequence[Trial]) -> None:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
@@ -360,7 +348,7 @@ def weights_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     """The tokens that end a reply: those of the model's generation settings, then the tokenizer's."""
     configured = model.generation_config.eos_token_id
     ends = list(configured) if isinstance(configured, list | tuple) else [configured]

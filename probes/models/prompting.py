@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -137,7 +137,7 @@ class Prompter:
             if self.template is None:
                 self._texts[key] = self._plain(turns)
             else:
-                self._texts[key] = self._render([_message(turn) for turn in turns], add_generation_prompt=True)
+                self._texts[key] = self._render([message(turn) for turn in turns], add_generation_prompt=True)
         return self._texts[key]
 
     def _plain(self, turns: Sequence[Turn]) -> str:
@@ -159,7 +159,7 @@ class Prompter:
         if self.template is None:
             return " ", self._ends[0]
         question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        reply = _message(Turn("assistant", probe))
+        reply = message(Turn("assistant", probe))
         asked = self._render([question], add_generation_prompt=True)
         told = self._render([question, reply])
         said = told[len(asked) :] if told.startswith(asked) else probe
@@ -181,6 +181,38 @@ class Prompter:
         return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
 
-def _message(turn: Turn) -> dict[str, Any]:
+def check_context(
+    network: Any, prompter: Prompter, trials: Sequence[Trial], limit: Callable[[Trial], int], name: str
+) -> None:
+    """Refuse conversations that do not fit into a model's context, with the longest replies that there may be.
+
+    Args:
+        network: The model of transformers, whose configuration says how long its context is.
+        prompter: Makes its prompts.
+        trials: With the longest legal answers as earlier replies.
+        limit: Tokens that a reply to a trial may have.
+        name: Of the model.
+
+    Raises:
+        ModelError: If one does not fit.
+    """
+    room = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if room is None:
+        log.warning("%s does not say how long its context is: long conversations may not fit", name)
+        return
+    for trial in trials:
+        replies = sum(turn.role == "assistant" for turn in trial.context)
+        # What a model says may be longer than the longest legal answer.
+        longer = replies * max(limit(trial) - prompter.reply_length(trial), 0)
+        tokens = int(prompter.inputs([trial.turns])["input_ids"].shape[1]) + longer + limit(trial)
+        if tokens > room:
+            raise ModelError(
+                f"{name} reads {room} tokens, and {trial.attempt} attempts on {trial.item.item_id} with what is remembered of"
+                f" them take up to {tokens}: give fewer --attempts, or a shorter --memory such as last-1"
+            )
+
+
+def message(turn: Turn) -> dict[str, Any]:
+    """A turn in the form that chat templates read: places for its pictures, then the words."""
     pictures = [{"type": "image"} for _ in turn.images]
     return {"role": turn.role, "content": [*pictures, {"type": "text", "text": turn.text}]}

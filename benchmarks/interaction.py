@@ -1,0 +1,145 @@
+"""What a second and a third attempt are worth, after training in the closed loop: the numbers and the picture of docs/interaction.md.
+
+    python benchmarks/interaction.py --out DIR [--shown 1600] [--method ppo] [--samples 3200] [--attempts 3] [-n 200] [--seed 0]
+
+Shows `tiny` what an expert does on towers-topblock, too briefly to master it (SFT), and then lets it try for itself, with several
+attempts per scene and the memory of all of them. Both adapters are asked new items: greedily with memory (does it use what it
+sees?), and with as many independent guesses (sampled, no memory). Prints one table, and draws an episode that took every
+attempt. What is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Run as a script, this file would be found before the package's modules of the same name.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from PIL import Image, ImageDraw, ImageFont
+
+from analysis.summary import Summary, summarise
+from finetune.config import make_config
+from finetune.train import train
+from probes.allocation import keep_freed_memory
+from probes.episodes import Ask, Episodes
+from probes.memory import Memory
+from probes.presentation import PLAIN, Presenter
+from probes.readout import Scorer
+from probes.run import RunConfig, run
+from probes.trials import read_trials
+from stimuli.dataset import StimulusSet
+from stimuli.generate import make_set
+
+TASK = "towers-topblock"
+EDGE, TEXT = 224, 46
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How an adapter is asked: a name, the memory, and the temperature."""
+
+    name: str
+    memory: str
+    temperature: float
+
+
+WAYS = (Asked("memory", "all", 0.0), Asked("last-1", "last-1", 0.0), Asked("guesses", "none", 1.0))
+
+
+def adapters(out: Path, arguments: argparse.Namespace) -> dict[str, Path]:
+    """The adapter that was shown what to do, and the one that went on in the closed loop; trained, or found there."""
+    given: dict[str, Any] = {"model": "tiny", "tasks": (TASK,), "seed": arguments.seed, "items": arguments.items}
+    shown, tried = out / "shown", out / f"tried_{arguments.method}"
+    first = {"method": "sft", "budget": f"samples={arguments.shown}"}
+    further = {"method": arguments.method, "budget": f"samples={arguments.samples}", "attempts": arguments.attempts}
+    for folder, settings in ((shown, first), (tried, further | {"init": str(shown)})):
+        config = make_config(given | settings, "tiny")
+        train(config, folder, progress=lambda done, n: print(f"\r{done}/{n}  ", end="", file=sys.stderr))
+    return {f"sft, {arguments.shown} items": shown, f"then {arguments.method}": tried}
+
+
+def ask(folder: Path, way: Asked, stimuli: StimulusSet, attempts: int, model: Any) -> Summary:
+    """What an adapter scores when it is asked in that way."""
+    out = folder.with_name(f"{folder.name}_{way.name}")
+    settings = {"temperature": way.temperature, "attempts": attempts, "memory": way.memory}
+    run(RunConfig("tiny", str(stimuli.path), adapter=str(folder), **settings), stimuli, out, model=model)  # type: ignore[arg-type]
+    return summarise(out)
+
+
+def episode(folder: Path, stimuli: StimulusSet, attempts: int, file: Path) -> None:
+    """Draw an episode that took all attempts and ended well: what was seen, what was said, and what came of it."""
+    rows = {(row["item_id"], row["attempt"]): row for row in read_trials(folder)}
+    solved = [i for i in stimuli.items if rows.get((i.item_id, attempts), {}).get("success")]
+    if not solved:
+        print("no episode took all attempts and ended well: no picture")
+        return
+    item = solved[0]
+    scorer = Scorer()
+    episodes = Episodes(scorer, lambda _: "", (), folder, True, EDGE)
+    following: Ask | None = Ask(Presenter(stimuli), item, PLAIN, Memory(attempts, "all"))
+    for attempt in range(1, attempts):
+        assert following is not None
+        following = episodes.following(following, rows[item.item_id, attempt])
+    assert following is not None
+    turns = following.trial(with_picture=True).turns
+    pictures = [image for turn in turns for image in turn.images]
+    last = scorer.attempt(item, rows[item.item_id, attempts], EDGE)
+    assert last.picture is not None
+    pictures.append(Image.fromarray(last.picture))
+    replies = [f"attempt {k}: {rows[item.item_id, k]['answer_text']} cm" for k in range(1, attempts + 1)]
+    captions = ["the scene", *(f"{reply}\nit falls" for reply in replies[:-1]), f"{replies[-1]}\nit stands"]
+    gap = 8
+    sheet = Image.new("RGB", (len(pictures) * (EDGE + gap) - gap, EDGE + TEXT), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        sheet.paste(picture.resize((EDGE, EDGE)), (number * (EDGE + gap), 0))
+        pen.multiline_text((number * (EDGE + gap) + 2, EDGE + 4), caption, fill="black", font=font)
+    sheet.save(file)
+    print(f"picture: {file}")
+
+
+def main() -> None:
+    """Train, ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--method", default="ppo", choices=("ppo", "grpo"))
+    parser.add_argument("--shown", type=int, default=1600)
+    parser.add_argument("--samples", type=int, default=3200)
+    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--attempts", type=int, default=3)
+    parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    from probes.models.loading import load_model
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    place = arguments.out / "stimuli"
+    stimuli = StimulusSet.load(place) if place.is_dir() else make_set(TASK, arguments.n, 77, place)
+    attempts = arguments.attempts
+    print(f"{TASK}, {len(stimuli)} new items, {attempts} attempts, {arguments.samples} episodes in the closed loop\n")
+    headers = (*(f"within {k}" for k in range(1, attempts + 1)), f"{attempts} like the first", "same", "read")
+    print(f"{'trained':20}{'asked with':12}" + "".join(f"{h:>18}" for h in headers))
+    shown: Summary | None = None
+    for name, folder in adapters(arguments.out, arguments).items():
+        model = load_model("tiny", adapter=folder)
+        for way in WAYS:
+            shown = ask(folder, way, stimuli, attempts, model)
+            numbers = [cell.success.value for cell in shown.attempts]
+            numbers += [1 - (1 - shown.accuracy.value) ** attempts, shown.attempts[1].same]
+            numbers += [min(cell.parse_rate for cell in shown.attempts)]
+            print(f"{name:20}{way.name:12}" + "".join(f"{number:18.3f}" for number in numbers), flush=True)
+    assert shown is not None
+    guess = shown.guesses[-1]
+    print(
+        f"\n{attempts} random answers {guess['chance']:.3f}, best {attempts} constants {guess['constants']['score']:.3f}"
+    )
+    episode(arguments.out / f"tried_{arguments.method}_memory", stimuli, attempts, arguments.out / "interaction.png")
+
+
+if __name__ == "__main__":
+    main()
