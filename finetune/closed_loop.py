@@ -26,10 +26,11 @@ import torch
 from finetune.config import TrainConfig
 from finetune.data import TrainingSet
 from finetune.grpo import GroupTrainer
+from finetune.monitor import by_task
 from finetune.policy import Policy
 from finetune.ppo import PPOTrainer
 from finetune.presentation import Results
-from finetune.reward import Judge, Judged, RewardFunction, by_task
+from finetune.reward import Judge, Judged, RewardFunction
 from probes.memory import Memory, Past
 from probes.models import Trial
 from probes.models.huggingface import end_tokens
