@@ -127,7 +127,7 @@ def psychometric(
         table=_over_runs(frame, columns),
         how=(
             "maximum likelihood, P(signal) = lapse + (1 - 2 lapse) Phi(slope (margin - bias)); threshold: distance from the"
-            " bias at which Phi is .75"
+            " bias at which Phi is .75; slope_per_sd: slope per standard deviation of the margins"
             + ("; graded answer probabilities (quasi-likelihood)" if graded else "")
             + f"; runs: percentile bootstrap over {cluster}, {resamples} samples, seed {seed}; cells: mean of runs, t interval"
             f" with runs - 1 df (one run: its own interval); {int(frame['n'].sum())} trials"
@@ -160,6 +160,8 @@ def _fit_run(
         row[name] = np.nan if undefined else float(value)
         row[f"{name}_low"], row[f"{name}_high"] = (np.nan, np.nan) if undefined else (float(low), float(high))
     row |= {"p_slope": p_slope, "flat": flat, "step": step, "n": len(y), "groups": len(np.unique(groups))}
+    # Margins of different tasks have different units; per standard deviation of its margins, slopes of tasks can be compared.
+    row["slope_per_sd"] = float(estimate[1] * margin.std())
     row |= {"intercept": float(estimate[0]), "lapse_rate": float(estimate[2])}
     return row, drawn
 
@@ -214,6 +216,7 @@ def _over_runs(runs: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
                 mean, low, high = mean_over_runs(own[name].to_numpy(float))
                 row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         # From the mean slope, for the threshold of a run that is nearly flat would swallow all others.
+        row["slope_per_sd"] = float(own["slope_per_sd"].mean())
         for name, end in (("threshold", "slope"), ("threshold_low", "slope_high"), ("threshold_high", "slope_low")):
             row[name] = np.nan if own["flat"].all() else float(_threshold(row[end]))
         row |= {"n_runs": len(own), "n_trials": int(own["n"].sum())}

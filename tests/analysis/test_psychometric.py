@@ -65,6 +65,7 @@ def test_the_parameters_of_a_simulated_observer_come_back(simulated: Make) -> No
     assert row["slope"] == pytest.approx(1 / 0.3, rel=0.15)
     assert row["threshold"] == pytest.approx(0.6745 * 0.3, rel=0.15)
     assert row["lapse"] == pytest.approx(0.04, abs=0.02)
+    assert row["slope_per_sd"] == pytest.approx(row["slope"] * trials["margin"].std(), rel=1e-2)
     assert row["threshold_low"] < row["threshold"] < row["threshold_high"] and row["n_runs"] == 3
     curve = found.curves(np.linspace(-1, 1, 9))
     assert (curve["low"] <= curve["p_signal"] + 0.02).all() and curve["p_signal"].is_monotonic_increasing

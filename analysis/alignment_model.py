@@ -1,0 +1,127 @@
+"""Human answers predicted by a model's: a logistic mixed model with participant and item effects."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.mixed_effects import FitError, FitResult, FitWarning, fit
+from analysis.result import Result
+from analysis.selection import (
+    CELL,
+    cells,
+    judgements,
+    need,
+    plain_trials,
+    present,
+    signal_probability,
+    truth_is_signal,
+)
+
+RANDOM = ("(1 + model | participant)", "(1 + model || participant)", "(1 | participant)")
+"""Participant effects from the maximal ones down; the first that is not singular is taken."""
+CERTAINTY = 0.02
+"""Probabilities are kept this far from 0 and 1, so that answers without grades have finite log odds."""
+
+
+def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
+    """How well the model's P(signal) of an item predicts what people answer to it, alone and beside the truth.
+
+        said signal ~ model (+ truth) + (1 + model | participant) + (1 | item)
+
+    `model`: log odds of the run's P(signal), per standard deviation over the items. Beside the truth its coefficient says
+    whether the model errs where people err; alone it also gets the credit of both being right. Tests of `model` have the
+    degrees of freedom between participants (where it has a random slope) or items, whichever are fewer.
+
+    Args:
+        trials: A trial table of two-option judgements.
+        responses: Human responses: `item_id`, `response`, and `participant` or `count` (counts know no participants, and have item
+            effects alone).
+
+    Raises:
+        ValueError: If no judged item has human responses.
+    """
+    need(responses, "item_id", "response")
+    found = plain_trials(judgements(trials))
+    found = found.assign(item_id=found["item_id"].astype(str), _p=signal_probability(found), _t=truth_is_signal(found))
+    people = responses.assign(item_id=responses["item_id"].astype(str))
+    found = found[found["item_id"].isin(set(people["item_id"])) & found["_p"].notna()]
+    if found.empty:
+        raise ValueError("none of the judged items has human responses: item_id must be the same in both tables")
+    columns, rows, notes = present(found, CELL), [], []
+    for key, own in cells(found, [*columns, "run"]):
+        *cell, run = key
+        item = own.groupby("item_id")[["_p", "_t"]].mean()
+        data = _data(people, item, str(own["signal"].iloc[0]))
+        for predictors in ("model", "model + truth"):
+            row = {**dict(zip(columns, cell, strict=True)), "run": run, "predictors": predictors}
+            try:
+                fitted = _fit(predictors, data)
+            except FitError as error:
+                notes.append(f"{run}, {predictors}: {error}")
+                continue
+            told: dict[str, Any] = fitted.coefficients.to_dict("index")["model"]
+            rows.append(
+                row
+                | {name: float(told[name]) for name in ("estimate", "se", "df", "statistic", "p", "ci_low", "ci_high")}
+                | {
+                    "odds_ratio": math.exp(told["estimate"]),
+                    "formula": fitted.formula,
+                    "n_responses": int(data["n"].sum()),
+                }
+                | {
+                    "n_items": data["item"].nunique(),
+                    "n_people": data["participant"].nunique() if "participant" in data else 0,
+                }
+            )
+    return Result(
+        title="Human answers predicted by models, with 95 % intervals",
+        table=pd.DataFrame(rows),
+        how=(
+            "logistic mixed model (Laplace) of the signal answer on the log odds of the run's P(signal), per standard deviation over"
+            " items, with participant and item effects; the first of the participant effects "
+            + ", ".join(RANDOM)
+            + f" that is not singular; t tests with df between participants or items; {len(found)} trials"
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _data(people: pd.DataFrame, item: pd.DataFrame, signal: str) -> pd.DataFrame:
+    """One row per response, or per item where only counts are known."""
+    kept = people[people["item_id"].isin(item.index)]
+    own = item.loc[kept["item_id"]]
+    data = pd.DataFrame(
+        {
+            "said": (kept["response"].astype(str) == signal).to_numpy(float),
+            "n": kept["count"].to_numpy(float) if "count" in kept.columns else 1.0,
+            "item": kept["item_id"].to_numpy(),
+            "truth": own["_t"].to_numpy(float) - 0.5,
+        }
+    )
+    p = np.clip(item["_p"].to_numpy(float), CERTAINTY, 1 - CERTAINTY)
+    log_odds = np.log(p / (1 - p))
+    spread = float(log_odds.std()) or 1.0
+    scaled: dict[Any, float] = dict(zip(item.index, (log_odds - log_odds.mean()) / spread, strict=True))
+    data["model"] = data["item"].map(scaled)
+    known = "participant" in kept.columns and bool((kept["participant"].fillna("").astype(str) != "").all())
+    data["said"] *= data["n"]
+    if known:
+        return data.assign(participant=kept["participant"].astype(str).to_numpy())
+    return data.groupby("item").agg({"said": "sum", "n": "sum", "truth": "first", "model": "first"}).reset_index()
+
+
+def _fit(predictors: str, data: pd.DataFrame) -> FitResult:
+    candidates = RANDOM if "participant" in data else ("",)
+    for random in candidates:
+        formula = " + ".join(filter(None, [f"said ~ {predictors}", random, "(1 | item)"]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)
+            fitted = fit(formula, data, family="binomial", trials="n")
+        if not any("participant" in text and text.startswith("singular") for text in fitted.warnings):
+            break
+    return fitted
