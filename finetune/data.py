@@ -208,8 +208,9 @@ def _test_sets(config: TrainConfig) -> list[StimulusSet]:
 
 
 def _cached(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Example]:
-    from datasets import Dataset, load_from_disk
+    from datasets import Dataset, disable_progress_bars, load_from_disk
 
+    disable_progress_bars()
     task = get_task(recipe.task)
     key = json.dumps([recipe.__dict__, task.version, get_simulator().version(), np.__version__], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -20,6 +20,8 @@ LEAST_PARSED = 0.05
 COMPLETE = "complete"
 """File that says of a checkpoint that it was written to its end."""
 STATE = "monitor.json"
+LIVE = "curves.jsonl"
+"""File beside the checkpoints in which a run can be watched while it goes on."""
 
 # What TRL calls it, and what it is called here.
 NAMES = {
@@ -116,6 +118,8 @@ class Monitor(TrainerCallback):
         stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self.record = Record(stored["rows"], int(stored["tokens"]))
         self._unread, self._unmoved, self._even = stored["patience"]
+        lines = "".join(json.dumps(row) + "\n" for row in self.record.rows)
+        (checkpoint.parent / LIVE).write_text(lines, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Keep a row, and look whether the run can go on."""
@@ -133,6 +137,9 @@ class Monitor(TrainerCallback):
             "tokens": tokens,
         }
         self.record.rows.append(row | found)
+        if args is not None and state.is_world_process_zero:
+            with (Path(args.output_dir) / LIVE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row | found) + "\n")
         self._judge(row | found)
         if self._token_budget and tokens >= self._token_budget:
             control.should_training_stop = True

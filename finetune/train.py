@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import set_seed
 
 from finetune.closed_loop import PLAYERS, make_loop
 from finetune.closed_loop import reward_functions as loop_rewards
@@ -33,10 +35,12 @@ from finetune.curves import draw_curves
 from finetune.data import TrainingSet, check_tasks, training_set
 from finetune.data import rows as make_rows
 from finetune.grpo import TRAINERS, make_reinforced
+from finetune.kernels import score_replies_only
 from finetune.monitor import Monitor, Progress, last_checkpoint
 from finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
 from finetune.reward import Judge, reward_functions
 from finetune.sft import make_sft
+from probes.allocation import keep_freed_memory
 from probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from probes.provenance import git_state, hardware, versions
 
@@ -116,7 +120,13 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
     done = _open(folder, config, state)
     if done is not None:
         return done
-    policy = load_policy(config, _device(config))
+    if _device(config) == "cpu":
+        keep_freed_memory()
+        score_replies_only()
+    # The adapter's first weights are drawn from torch's global generator.
+    set_seed(config.seed)
+    with _quiet():
+        policy = load_policy(config, _device(config))
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -126,8 +136,11 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
     monitor = Monitor(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
-    course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
-    trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
+    if state.is_main_process:
+        _write(folder / SETTINGS, config.to_dict())
+    with _quiet():
+        course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
+        trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     if checkpoint is not None:
         monitor.resume(checkpoint)
@@ -148,8 +161,7 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
         else:
             policy.processor.save_pretrained(folder)
         draw_curves(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", folder / CURVES)
-        for stray in ("training_args.bin", "README.md"):
-            (folder / stray).unlink(missing_ok=True)
+        _tidy(folder)
         _write(folder / TRAINING, result)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
@@ -196,7 +208,6 @@ def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, A
     if state.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(file, settings)
         except OSError as error:
             raise TrainingError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
     return None
@@ -331,6 +342,18 @@ def _result(
     }
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings."""
+    shutil.rmtree(folder / "ref", ignore_errors=True)
+    keep = {CONFIG, WEIGHTS, CURVES, SETTINGS, TRAINING}
+    if (folder / WEIGHTS).is_file():
+        for file in folder.iterdir():
+            if file.is_file() and file.name not in keep:
+                file.unlink()
+    for stray in ("training_args.bin", "README.md"):
+        (folder / stray).unlink(missing_ok=True)
+
+
 def _write(file: Path, data: Any) -> None:
     """Write JSON so that the file is whole or absent."""
     partial = file.with_name(f".{file.name}.partial")
@@ -340,6 +363,7 @@ def _write(file: Path, data: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the rows that transformers prints for itself."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    """Without the rows that transformers prints for itself, and its warnings of names that will change in future."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         yield
