@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.levels import TRANSFER, families, family_of
-from analysis.logs import Source, find, read_log
+from analysis.logs import GROUNDING, Source, find, read_log
 from analysis.training import CURVE_COLUMNS, read_curves
 
 METHODS = ("none", "sft", "ppo", "grpo", "rloo")
@@ -182,6 +182,8 @@ def load(paths: Iterable[str | Path]) -> Trials:
     dropped: list[Dropped] = []
     sources: list[Source] = []
     for path in _different(paths):
+        if not path.exists():
+            raise FrameError(f"{path} does not exist: name folders that `probe run` made, or a table (.csv, .parquet)")
         runs, trainings = ([], []) if path.is_file() else find(path)
         curves += map(read_curves, trainings)
         for table, lost, source in [_read_table(path)] if path.is_file() else map(read_log, runs):
@@ -283,30 +285,27 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
-    """The table without plain trials that a battery of controls has asked once more, with the same answer.
+    """The table without trials that a battery of controls has asked once more, with the same answer.
 
-    Every battery asks the plain question again, to compare with; where a plain run of the same items is there as well, its
-    trials are the same ones, and count once. Any other repetition is a mistake, for `_refuse_doubles`.
+    Every battery asks the plain question again, to compare with, and begins with grounding questions; where another run of
+    the model has asked them as well, they are the same trials, and count once. Any other repetition is a mistake, for
+    `_refuse_doubles`.
     """
     if "key" not in table:
         return table, []
+    doubled = table[table["key"].notna() & table["key"].duplicated(keep=False)]
     manners = table.groupby("folder", observed=True)["manner"].nunique()
-    battery = table["folder"].map(manners) > 1
-    doubled = table["key"].notna() & table["key"].duplicated(keep=False)
-    plain = table[doubled & ~battery].set_index("key")
-    candidates = table[doubled & battery & table["key"].isin(plain.index)]
-    if not plain.index.is_unique or candidates.empty:
-        return table, []
+    battery = (doubled["folder"].map(manners) > 1) & (doubled["manner"] == "")
+    again = battery | (doubled["folder"].map(lambda folder: Path(folder).name) == GROUNDING)
+    ordered = doubled.assign(_again=again).sort_values(["_again", "folder"], kind="stable")
+    repeats = ordered[ordered["key"].duplicated() & ordered["_again"]]
+    first = ordered.drop_duplicates("key").set_index("key").loc[repeats["key"]]
     told = ["answer", "status", "success"]
-    same = (candidates[told].astype(str).to_numpy() == plain.loc[candidates["key"], told].astype(str).to_numpy()).all(
-        axis=1
-    )
-    repeats = candidates[same]
+    same = (repeats[told].astype(str).to_numpy() == first[told].astype(str).to_numpy()).all(axis=1)
+    repeats = repeats[same]
+    reason = "plain or grounding trials that another run has as well, with the same answer"
     counts = repeats.groupby("folder", observed=True, sort=True).size()
-    dropped = [
-        Dropped("plain trials that another run has as well, with the same answer", int(n), str(f))
-        for f, n in counts.items()
-    ]
+    dropped = [Dropped(reason, int(n), str(folder)) for folder, n in counts.items()]
     return table.drop(index=repeats.index), dropped
 
 
@@ -347,6 +346,9 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
                 texts.map(str, na_action="ignore"), _ordered(name, levels), ordered=name in ("transfer", "margin_bin")
             )
     tidy = pd.DataFrame(columns)
+    # Runs in the order of their trainings, the untrained model first; so are all tables and figures.
+    of_run = tidy.drop_duplicates("run").sort_values(["model", "method", "train_tasks", "regime", "seed", "run"])
+    tidy["run"] = tidy["run"].cat.reorder_categories([str(run) for run in of_run["run"]])
     return tidy.sort_values(_IDENTITY, kind="stable", ignore_index=True)
 
 

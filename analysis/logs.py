@@ -16,6 +16,9 @@ from analysis.responses import Row, attempt_of, failed, manner_of, succeeded, tw
 from analysis.training import TRAINING, model_name, training_of, who
 from probes.trials import RUN, TRIALS, RunError, read_run, read_trials, trials_hash
 
+GROUNDING = "grounding"
+"""Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -45,18 +48,20 @@ class Source:
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The runs and the trainings that a folder holds: itself, or else all below it (but no run inside another one).
+    """The runs and the trainings that a folder holds: itself, or else all below it.
+
+    Of runs inside another run, only its `GROUNDING` is one of its own.
 
     Raises:
         RunError: If there is neither.
     """
     if (folder / TRIALS).is_file():
-        return [folder], []
+        return [path for path in (folder, folder / GROUNDING) if (path / TRIALS).is_file()], []
     if (folder / TRAINING).is_file():
         return [], [folder]
     runs: list[Path] = []
     for path in sorted(path.parent for path in folder.rglob(TRIALS)):
-        if not any(run in path.parents for run in runs):
+        if path.name == GROUNDING or not any(run in path.parents for run in runs):
             runs.append(path)
     trainings = sorted(path.parent for path in folder.rglob(TRAINING))
     if not runs and not trainings:

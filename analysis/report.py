@@ -32,6 +32,9 @@ SECTIONS = (
     ("data", "The data"),
     ("perception", "Perception"),
     ("accuracy", "Success rates"),
+    ("contrasts", "Planned contrasts"),
+    ("transfer", "Transfer"),
+    ("model", "The mixed-effects model"),
     ("detection", "Sensitivity and bias"),
     ("pairs", "Minimal pairs and shortcuts"),
     ("controls", "Control conditions"),
@@ -199,8 +202,9 @@ def _markdown(sections: list[Section], data: dict[str, Any]) -> str:
         for figure in section.figures:
             number += 1
             parts.append(_figure(figure, number))
+        told: set[str] = set()
         for name, result in section.results.items():
-            parts.append(_table(section, name, result))
+            parts.append(_table(section, name, result, told))
     settings = ", ".join(f"{name} {value}" for name, value in data["settings"].items())
     parts.append("## How this was made\n")
     parts.append(
@@ -218,13 +222,17 @@ def _figure(figure: Figure, number: int) -> str:
     return f"![{figure.name}]({FIGURES}/{figure.name}.png)\n\n**Figure {number}.** {figure.caption}\n"
 
 
-def _table(section: Section, name: str, result: Result) -> str:
-    notes = "".join(f"\nNote: {_sentence(note)}" for note in result.notes)
+def _table(section: Section, name: str, result: Result, told: set[str]) -> str:
+    """A table with how it was computed, which is not said again where it has been `told` in this section."""
+    lines = [_sentence(f"How: {result.how}"), *(_sentence(f"Note: {note}") for note in result.notes)]
+    new = [line for line in lines if line not in told]
+    told.update(lines)
     left = len(result.table) - LONGEST
     more = f"\n... and {left} rows more in the file.\n" if left > 0 else ""
+    how = "\n".join(new) if new else "How: as above."
     return (
         f"**{_sentence(result.title)}** (`{TABLES}/{section.key}-{name}.csv`, `.tex`)\n\n"
-        f"{tables.markdown(result.table.head(LONGEST))}{more}\n<sub>How: {_sentence(result.how)}{notes}</sub>\n"
+        f"{tables.markdown(result.table.head(LONGEST))}{more}\n<sub>{how}</sub>\n"
     )
 
 

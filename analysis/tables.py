@@ -45,6 +45,13 @@ HEADERS = {
     "p_difference": "p (difference)",
     "p_equivalence": "p (equivalence)",
     "odds_ratio": "OR",
+    "b": "b",
+    "h": "h",
+    "difference": "Difference",
+    "rate": "Rate",
+    "p_shortcut": "p (shortcut)",
+    "p_shortcut_holm": "p (shortcut, Holm)",
+    "bf01_bic": "BF₀₁ (BIC)",
     "sd": "SD",
     "correlation": "r",
     "accuracy": "Accuracy",
@@ -67,7 +74,7 @@ HEADERS = {
     "cohens_h": "h",
     "verdict": "Verdict",
 }
-P_VALUES = re.compile(r"^p(_holm|_adjusted|_runs|_difference|_equivalence|_slope|_value)?$|_p(_holm)?$")
+P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|difference|equivalence|slope|value|shortcut))*$|_p(_holm)?$")
 PROPORTIONS = re.compile(
     r"accuracy|probability|proportion|rate|share|chance|constant|shortcut|lapse|kappa|^r$|correlation|r_squared|success|ceiling"
     r"|_right$|^same_answer$|^net$|^adjusted$|^where_|^p_at|^area|^final$|confidence|calibration_error|brier"

@@ -28,7 +28,7 @@ def heatmap(cells: pd.DataFrame, stem: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    rows, columns = list(dict.fromkeys(cells["training"])), list(dict.fromkeys(cells["test"]))
+    rows, columns = list(dict.fromkeys(cells["training"])), sorted(set(cells["test"]))
     grid = cells.set_index(["training", "test"])
     differences = np.full((len(rows), len(columns)), np.nan)
     for i, training in enumerate(rows):

@@ -77,6 +77,13 @@ def test_a_battery_of_controls_may_repeat_the_plain_run(tmp_path: Path) -> None:
     trials = load([tmp_path])
     assert trials.table["manner"].value_counts().to_dict() == {"": 8, "blank": 8}
     assert [(d.n, Path(d.source).name) for d in trials.dropped] == [(8, "battery")]
+    # So may the grounding questions that batteries begin with.
+    seen = run_rows("towers-grounding", n=4)
+    write_run(tmp_path / "battery" / "grounding", seen)
+    write_run(tmp_path / "grounding", seen)
+    trials = load([tmp_path])
+    assert len(trials.table) == 20 and len(load([tmp_path / "battery"]).table) == 20
+    assert sum(d.n for d in trials.dropped) == 12
     # Another answer to the same greedy question cannot be: one of the logs is not what it seems.
     other = [row | {"answer": None, "status": "no_answer", "success": False, "correct": False} for row in plain]
     write_run(tmp_path / "other", [*other, *run_rows(n=8, manner="shuffled", seed=2)])

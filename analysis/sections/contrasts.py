@@ -1,0 +1,105 @@
+"""The planned contrasts: what trainings do within their task and beyond it, and reinforcement learning against imitation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+
+from analysis.contrasts import planned_contrasts
+from analysis.figures.forest import forest
+from analysis.labels import file_part, joined
+from analysis.material import Material
+from analysis.result import Result
+from analysis.section import Figure, Section, Unanswerable
+from analysis.tables import interval, number, p_value
+
+CELL = ["model", "transfer", "contrast"]
+MODEL = ["b", "b_low", "b_high", "se", "df", "statistic", "p", "p_holm", "odds_ratio", "odds_low", "odds_high"]
+SIZE = [
+    "difference",
+    "difference_low",
+    "difference_high",
+    "h",
+    "p_equivalence",
+    "verdict",
+    "bf01",
+    "evidence",
+    "bf01_bic",
+]
+RUNS = ["run_difference", "run_se", "run_df", "p_runs", "n_tests", "n_runs"]
+
+
+def section(material: Material) -> Section:
+    """The planned contrasts. Raises Unanswerable if nothing was trained."""
+    plain, settings = material.plain, material.settings
+    if plain.empty or plain["transfer"].isna().all():
+        raise Unanswerable(
+            "no run is of a trained model whose training tasks are known: train one (`probe train`), and run it with"
+            " `probe run --adapter DIR` beside the base"
+        )
+    found = planned_contrasts(plain, settings.bound, settings.alpha)
+    table = found.table
+    results: dict[str, Result] = {
+        "tests": _part(found, table, [*MODEL, "n_tests", "n_runs"], found.title),
+        "sizes": _part(found, table, SIZE, "Effect sizes of the planned contrasts, and evidence for no difference"),
+        "run_means": _part(found, table, RUNS, "The planned contrasts tested on run means"),
+    }
+    if len(found.omnibus):
+        results["omnibus"] = Result(
+            title="Likelihood-ratio tests of training as a whole", table=found.omnibus, how=found.how
+        )
+    figures = tuple(_figure(table[table["model"] == model], settings.bound) for model in dict.fromkeys(table["model"]))
+    return Section(
+        "contrasts",
+        "Planned contrasts",
+        "Does training help within its task, and does anything carry over?",
+        tuple(_answer(table)),
+        results,
+        figures,
+    )
+
+
+def _part(found: Result, table: pd.DataFrame, columns: list[str], title: str) -> Result:
+    """Some columns of the one table, which is too wide for a page."""
+    chosen = [*CELL, *(name for name in columns if name in table)]
+    return replace(Result(title=title, table=table[chosen], how=found.how, notes=found.notes))
+
+
+def _answer(table: pd.DataFrame) -> list[str]:
+    lines = []
+    for row in table.to_dict("records"):
+        if row["difference"] != row["difference"]:
+            lines.append(
+                f"{row['transfer']}, {row['contrast']}: could not be estimated by the mixed model; see the run means."
+            )
+            continue
+        lines.append(
+            f"{row['transfer']}, {row['contrast']}: difference in success rate {number(row['difference'])}"
+            f" {interval(row['difference_low'], row['difference_high'])}, p (Holm) {_equals(row['p_holm'])}; verdict of the"
+            f" equivalence test: {row['verdict']}."
+        )
+    return lines
+
+
+def _equals(p: float) -> str:
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _figure(table: pd.DataFrame, bound: float) -> Figure:
+    model = str(table["model"].iloc[0])
+    lines = table.rename(columns={"difference_low": "low", "difference_high": "high", "contrast": "label"})
+    lines = lines.rename(columns={"difference": "estimate", "transfer": "group"})
+    shown = lines[["group", "label", "estimate", "low", "high"]].reset_index(drop=True)
+    caption = (
+        f"Planned contrasts of {model} by level of transfer: differences in success rate with 95 % intervals, t between runs"
+        f" ({int(table['n_runs'].min())} to {int(table['n_runs'].max())} runs of trained models a contrast). Filled: the interval does"
+        f" not contain 0. Grey band: differences within ±{bound:g}, too small to matter."
+    )
+    return Figure(
+        joined("contrasts", file_part(model)),
+        caption,
+        partial(forest, shown, axis="Difference in success rate", bound=bound),
+    )
