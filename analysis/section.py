@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
+
+import pandas as pd
 
 from analysis.result import Result, plain
 
@@ -21,12 +24,24 @@ class Figure:
     Attributes:
         name: File name without suffix.
         caption: What is shown, how many runs and trials, and what the intervals are.
-        draw: Draws it, given the path without suffix.
+        draw: Draws it, given the path without suffix; its other arguments are what is drawn.
     """
 
     name: str
     caption: str
-    draw: Callable[[Path], None]
+    draw: partial[None]
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What is drawn, by the name that the drawing function has for it."""
+        names = inspect.signature(self.draw.func).parameters
+        given = dict(zip(names, self.draw.args, strict=False)) | self.draw.keywords
+        return {name: value for name, value in given.items() if isinstance(value, pd.DataFrame)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data: caption and everything that is drawn."""
+        drawn = {name: plain(table.to_dict("records")) for name, table in self.tables.items()}
+        return {"caption": self.caption, "function": self.draw.func.__name__, "data": drawn}
 
 
 @dataclass(frozen=True)
@@ -59,5 +74,11 @@ class Section:
             "answer": list(self.answer),
             "missing": self.missing or None,
             "results": {name: plain(result.to_dict()) for name, result in self.results.items()},
-            "figures": {figure.name: figure.caption for figure in self.figures},
+            "figures": {figure.name: figure.to_dict() for figure in self.figures},
         }
+
+
+def some_columns(result: Result, columns: Sequence[str], title: str) -> Result:
+    """Some columns of a table that is too wide for a page, as far as it has them."""
+    chosen = [name for name in columns if name in result.table]
+    return Result(title=title, table=result.table[chosen], how=result.how, notes=result.notes)

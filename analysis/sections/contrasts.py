@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -12,7 +11,7 @@ from analysis.figures.forest import forest
 from analysis.labels import file_part, joined
 from analysis.material import Material
 from analysis.result import Result
-from analysis.section import Figure, Section, Unanswerable
+from analysis.section import Figure, Section, Unanswerable, some_columns
 from analysis.tables import interval, number, p_value
 
 CELL = ["model", "transfer", "contrast"]
@@ -42,9 +41,11 @@ def section(material: Material) -> Section:
     found = planned_contrasts(plain, settings.bound, settings.alpha)
     table = found.table
     results: dict[str, Result] = {
-        "tests": _part(found, table, [*MODEL, "n_tests", "n_runs"], found.title),
-        "sizes": _part(found, table, SIZE, "Effect sizes of the planned contrasts, and evidence for no difference"),
-        "run_means": _part(found, table, RUNS, "The planned contrasts tested on run means"),
+        "tests": some_columns(found, [*CELL, *MODEL, "n_tests", "n_runs"], found.title),
+        "sizes": some_columns(
+            found, [*CELL, *SIZE], "Effect sizes of the planned contrasts, and evidence for no difference"
+        ),
+        "run_means": some_columns(found, [*CELL, *RUNS], "The planned contrasts tested on run means"),
     }
     if len(found.omnibus):
         results["omnibus"] = Result(
@@ -59,12 +60,6 @@ def section(material: Material) -> Section:
         results,
         figures,
     )
-
-
-def _part(found: Result, table: pd.DataFrame, columns: list[str], title: str) -> Result:
-    """Some columns of the one table, which is too wide for a page."""
-    chosen = [*CELL, *(name for name in columns if name in table)]
-    return replace(Result(title=title, table=table[chosen], how=found.how, notes=found.notes))
 
 
 def _answer(table: pd.DataFrame) -> list[str]:

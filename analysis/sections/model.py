@@ -80,7 +80,7 @@ def _results(fitted: CellModel, model: str) -> dict[str, Result]:
         ]
     )
     spread = fit.variance_components.assign(
-        n_levels=[fit.n_groups.get(str(group)) for group in fit.variance_components["group"]]
+        n_levels=fit.variance_components["group"].map(fit.n_groups)
     )
     facts = [
         ("formula", fit.formula),

@@ -11,8 +11,27 @@ from analysis.frame import METHODS
 from analysis.labels import file_part, joined, training_name, with_test
 from analysis.levels import TRANSFER
 from analysis.material import Material
-from analysis.section import Figure, Section, Unanswerable
+from analysis.section import Figure, Section, Unanswerable, some_columns
 from analysis.transfer import transfer_matrix
+
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "transfer")
+RATES = (
+    "rate",
+    "estimate",
+    "estimate_low",
+    "estimate_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "df",
+    "p",
+    "p_holm",
+    "p_equivalence",
+    "verdict",
+    "n_runs",
+    "n_trials",
+)
+SIZES = ("odds_ratio", "odds_low", "odds_high", "h", "best_shortcut", "p_shortcut", "p_shortcut_holm")
 
 
 def section(material: Material) -> Section:
@@ -31,7 +50,12 @@ def section(material: Material) -> Section:
         "Transfer",
         "What does each training change, on the trained task and beyond it?",
         tuple(_answer(trained, settings.alpha)),
-        {"matrix": found},
+        {
+            "matrix": some_columns(found, [*CELL, *RATES], found.title),
+            "sizes": some_columns(
+                found, [*CELL, *SIZES], "The same: odds ratios, effect sizes, and the best shortcut rule"
+            ),
+        },
         figures,
     )
 

@@ -44,10 +44,11 @@ def test_a_report(study_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         for name, result in section["results"].items():
             assert result["how"] and result["title"] and f"{key}-{name}.csv" in text
             assert f"tables/{key}-{name}.csv" in found and f"tables/{key}-{name}.tex" in found
-        for name, caption in section["figures"].items():
+        for name, figure in section["figures"].items():
             assert f"figures/{name}.png" in found and f"figures/{name}.pdf" in found
-            assert caption in text
-            assert "runs" in caption or "trials" in caption
+            assert figure["caption"] in text
+            assert "runs" in figure["caption"] or "trials" in figure["caption"]
+            assert all(figure["data"].values()), name
     assert "old.png" not in "".join(found)
 
 
