@@ -22,9 +22,32 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_report(study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(study_folder.parent)
-    here = Path(study_folder.name)
+def everything(folder: Path) -> None:
+    """A small study in which every question but that of people can be answered."""
+    write_study(folder, seeds=2, tasks=("towers-stability", "towers-topblock"), n=32, shifts=(("camera", 2),))
+    battery = [row for manner in ("", "blank") for row in run_rows(manner=manner, n=32, seed=len(manner))]
+    write_run(folder / "base-towers-stability" / "grounding", run_rows("towers-grounding", logit=3, n=16))
+    write_run(folder / "sampled", battery, seed=1, temperature=1.0)
+    scored = run_rows(readout="options", logit=1, n=32)
+    for number, row in enumerate(scored):
+        row |= {"logprobs": [-0.01 - 0.6 * number / 32, -4.0 - number / 10], "p_correct": 0.9 if row["correct"] else 0.2}
+    write_run(folder / "options", scored)
+    tried = []
+    for attempt in (1, 2):
+        rows = run_rows("towers-topblock", n=16, logit=attempt, seed=attempt)
+        tried += [row | {"attempt": attempt, "attempts": 2, "key": f"{row['key']}{attempt}"} for row in rows]
+    write_run(folder / "attempts", tried)
+    for seed in range(2):
+        facts = {"model": "tiny", "method": "grpo", "tasks": ["towers-stability"], "seed": seed, "budget": {"samples": 300}}
+        curves = [{"samples": n, "success": min(0.9, 0.2 + n / (300 + 50 * seed))} for n in range(0, 301, 50)]
+        (folder / f"adapter-{seed}").mkdir()
+        (folder / f"adapter-{seed}" / "training.json").write_text(json.dumps(facts | {"curves": curves}))
+
+
+def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path("study")
+    everything(here)
     runs = sorted(here.iterdir())
     report = analyse([here], tmp_path / "a", QUICK)
     assert report.failed == ()
@@ -36,7 +59,8 @@ def test_a_report(study_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert contents(tmp_path / "b") == found
 
     data = json.loads(found[DATA])
-    assert list(data["sections"]) == [key for key, _ in SECTIONS] and len(data["sources"]) == len(runs)
+    assert list(data["sections"]) == [key for key, _ in SECTIONS]
+    assert [key for key, section in data["sections"].items() if section["missing"]] == ["people"]
     text = found[REPORT].decode()
     assert "NaN" not in text and "nan" not in text.replace("finance", "") and str(tmp_path) not in text
     for key, section in data["sections"].items():
