@@ -79,9 +79,7 @@ def _results(fitted: CellModel, model: str) -> dict[str, Result]:
             for e, r in [(fitted.contrast({name: 1.0}), fitted.rate(name))]
         ]
     )
-    spread = fit.variance_components.assign(
-        n_levels=fit.variance_components["group"].map(fit.n_groups)
-    )
+    spread = fit.variance_components.assign(n_levels=fit.variance_components["group"].map(fit.n_groups))
     facts = [
         ("formula", fit.formula),
         ("family", f"{fit.family} (logit link), maximum likelihood, Laplace approximation"),

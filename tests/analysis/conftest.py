@@ -305,9 +305,10 @@ def write_run(
         "fingerprint": {"adapter": adapter, "model": model},
         "resumed": 0,
     }
+    who = f"{adapter} {seed if temperature else ''}"
     with TrialLog(folder, record) as log:
         for row in rows:
-            log.append(row | {"key": hashlib.sha256(f"{row['key']} {adapter}".encode()).hexdigest()})
+            log.append(row | {"key": hashlib.sha256(f"{row['key']} {who}".encode()).hexdigest()})
         log.update(status="finished", trials_sha256=trials_hash(folder))
     return folder
 

@@ -30,7 +30,10 @@ def everything(folder: Path) -> None:
     write_run(folder / "sampled", battery, seed=1, temperature=1.0)
     scored = run_rows(readout="options", logit=1, n=32)
     for number, row in enumerate(scored):
-        row |= {"logprobs": [-0.01 - 0.6 * number / 32, -4.0 - number / 10], "p_correct": 0.9 if row["correct"] else 0.2}
+        row |= {
+            "logprobs": [-0.01 - 0.6 * number / 32, -4.0 - number / 10],
+            "p_correct": 0.9 if row["correct"] else 0.2,
+        }
     write_run(folder / "options", scored)
     tried = []
     for attempt in (1, 2):
@@ -38,7 +41,13 @@ def everything(folder: Path) -> None:
         tried += [row | {"attempt": attempt, "attempts": 2, "key": f"{row['key']}{attempt}"} for row in rows]
     write_run(folder / "attempts", tried)
     for seed in range(2):
-        facts = {"model": "tiny", "method": "grpo", "tasks": ["towers-stability"], "seed": seed, "budget": {"samples": 300}}
+        facts = {
+            "model": "tiny",
+            "method": "grpo",
+            "tasks": ["towers-stability"],
+            "seed": seed,
+            "budget": {"samples": 300},
+        }
         curves = [{"samples": n, "success": min(0.9, 0.2 + n / (300 + 50 * seed))} for n in range(0, 301, 50)]
         (folder / f"adapter-{seed}").mkdir()
         (folder / f"adapter-{seed}" / "training.json").write_text(json.dumps(facts | {"curves": curves}))
