@@ -27,7 +27,7 @@ from finetune.diversity import parse_diversity, plan
 from finetune.mixture import Share, apportion
 from stimuli import design
 from stimuli.dataset import Item, StimulusSet
-from stimuli.generate import Progress
+from stimuli.generate import Progress, shifted_well
 from stimuli.picture import draw
 from stimuli.scene import mirror
 from stimuli.shifts import Shifts, check, parse_shifts
@@ -290,6 +290,8 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
     if not task.score(scene, question, answer, simulator).success:
         return None
     frame = draw(simulator, scene, recipe.size)
+    if member.condition.shifts and not shifted_well(task, member, frame.segmentation):
+        return None
     encoded = io.BytesIO()
     Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=1)
     png = encoded.getvalue()

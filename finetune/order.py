@@ -116,12 +116,12 @@ class Order:
         return {"results": self._results}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of a checkpoint, before anything has been asked of this order.
+        """Take over the state of a checkpoint, before anything is shown but the first blocks, which no success decides.
 
         Raises:
-            ValueError: If places have been decided already.
+            ValueError: If successes have been recorded, or would have been needed, already.
         """
-        if self._shown:
+        if self._results or len(self._shares) > LAG:
             raise ValueError("an order can be restored only before it is used: make it anew")
         self._results = [dict(result) for result in state["results"]]
 

@@ -88,8 +88,8 @@ def reward_functions(
     def score(
         completions: Sequence[Sequence[Mapping[str, Any]]],
         index: Sequence[int],
-        place: Sequence[int],
         log_metric: Callable[[str, float], None],
+        place: Sequence[int] = (),
         **_: Any,
     ) -> Rewards:
         before = judge.seconds

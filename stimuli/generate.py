@@ -275,7 +275,7 @@ def _painter(recipe: Recipe) -> Simulator:
     return get_photoreal()
 
 
-def _shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32]) -> bool:
+def shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32]) -> bool:
     """Whether a shifted scene is still what its condition says, and its picture shows everything in it.
 
     A physical shift may carry the margin out of its bin; and what was beside something may be behind it for another camera.
@@ -302,7 +302,7 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
     # The engine builds the world once if it is simulated untouched: after one picture of the start, or before a strip.
     answer = task.solve(scene, question, simulator) if scene.panels else None
     frame = draw(_painter(recipe), scene, recipe.size)
-    if recipe.shifts and not _shifted_well(task, member, frame.segmentation):
+    if recipe.shifts and not shifted_well(task, member, frame.segmentation):
         raise _Unaskable
     if answer is None:
         answer = task.solve(scene, question, simulator)

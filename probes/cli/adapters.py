@@ -57,7 +57,7 @@ def list_(*folders: Path, json: Json = False, config: Config = None) -> int:
         )
         table.add_row(*cells, success, what)
     show(table)
-    show("`success`: of the last training steps, as sampled; test an adapter with `probe run --adapter`.")
+    show("`success`: over the last tenth of the training; test an adapter on new items with `probe run --adapter`.")
     return 0
 
 
@@ -243,7 +243,7 @@ def _described(trained: Any, row: dict[str, Any]) -> dict[str, Any]:
         "seed": row["seed"],
         "learned from": ", ".join(f"{value:,} {name}" for name, value in budget.items() if isinstance(value, int)),
         "special": ", ".join(f"{name} {value}" for name, value in special.items() if value != "none"),
-        "success": "" if row["success"] is None else f"{row['success']:.3f} (last tenth of the training, as sampled)",
+        "success": "" if row["success"] is None else f"{row['success']:.3f} (last tenth of the training)",
         "goes on from": " -> ".join(steps),
         "ended": training.get("ended"),
     }

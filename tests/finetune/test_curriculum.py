@@ -138,6 +138,8 @@ def test_successes_that_are_missing_or_out_of_turn_are_an_error() -> None:
         hasty.record(1, [1.0] * 12)
     with pytest.raises(ValueError, match="12 places"):
         hasty.record(0, [1.0] * 11)
+    hasty.restore({"results": []})  # trainers look at the first row before they resume
+    hasty.record(0, [1.0] * 12)
     with pytest.raises(ValueError, match="make it anew"):
         hasty.restore({"results": []})
     with pytest.raises(IndexError):
