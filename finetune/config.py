@@ -293,6 +293,11 @@ def _check(config: TrainConfig) -> None:
     _check_attempts(config)
     if config.reinforced:
         _check_groups(config)
+    if config.reinforced and config.dropout:
+        raise TrainingError(
+            f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"
+            " acted; leave it out"
+        )
     if config.method == "sft" and config.style == "think":
         raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
 

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.monitor import BY_TASK
+
 PANELS = (
     ("share of replies", (("success", "success"), ("parse_rate", "read"), ("zero_spread", "groups without spread"))),
     ("reward", (("reward", "mean"), ("reward_sd", "standard deviation"))),
     ("loss", (("loss", "loss"), ("value_loss", "value loss"))),
     (
         "entropy, KL (nats per token)",
-        (("entropy", "entropy"), ("kl", "KL from the base"), ("policy_kl", "KL per rollout")),
+        (("entropy", "entropy"), ("kl", "KL from the start"), ("policy_kl", "KL per rollout")),
     ),
     ("explained variance", (("explained_variance", "of the returns"),)),
     ("gradient norm", (("gradient_norm", "norm"),)),
+    ("auxiliary loss", (("auxiliary_loss", "squared error"),)),
 )
 INCH = 25.4
 
@@ -31,7 +34,10 @@ def draw_curves(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [(label, [line for line in lines if any(line[0] in row for row in rows)]) for label, lines in PANELS]
+    tasks = dict.fromkeys(name for row in rows for name in row if name.startswith(BY_TASK))
+    by_task = ("success by task", tuple((name, name.removeprefix(BY_TASK)) for name in tasks))
+    wanted = (PANELS[0], by_task, *PANELS[1:])
+    panels = [(label, [line for line in lines if any(line[0] in row for row in rows)]) for label, lines in wanted]
     panels = [(label, lines) for label, lines in panels if lines]
     across = min(3, max(1, len(panels)))
     down = -(-len(panels) // across) or 1
@@ -46,7 +52,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
         axes.set_xlabel("samples", fontsize=7)
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-        if label == "share of replies":
+        if label in ("share of replies", "success by task"):
             axes.set_ylim(-0.02, 1.02)
         if len(lines) > 1:
             axes.legend(fontsize=6, frameon=False)

@@ -115,6 +115,7 @@ def check_tasks(config: TrainConfig) -> None:
             )
         try:
             check(task, parse_shifts(config.shift))
+            next(plan(task, 1, 0, diversity=parse_diversity(config.diversity)))
         except ValueError as error:
             raise TrainingError(str(error)) from error
 

@@ -110,7 +110,7 @@ def test_learning_goes_on_from_an_adapter(llava: Path, save_model: Callable[...,
     """Watching, then acting: the reference of the KL divergence is the adapter that acting starts from."""
     first = train(settings(llava, "sft", rank=4, learning_rate=1e-2), tmp_path / "first")
     config = settings(
-        llava, "ppo", tasks=("towers-topblock",), init=str(tmp_path / "first"), beta=0.05, budget="samples=16"
+        llava, "ppo", tasks=("towers-topblock",), init=str(tmp_path / "first"), beta=0.05, budget="samples=32"
     )
     second = train(config, tmp_path / "second")
     assert second["curves"][0]["kl"] == pytest.approx(0.0, abs=1e-7)
@@ -138,7 +138,7 @@ def test_learning_goes_on_from_an_adapter(llava: Path, save_model: Callable[...,
 
 
 def test_all_weights_are_saved_as_a_model(llava: Path, tmp_path: Path) -> None:
-    made = train(settings(llava, "sft", where="full", budget="samples=8"), tmp_path / "full")
+    made = train(settings(llava, "sft", where="full", budget="samples=24"), tmp_path / "full")
     assert made["capacity"]["trainable"] == made["capacity"]["total"] and "rank" not in made["capacity"]
     model = load_model(str(tmp_path / "full"), device="cpu")
     assert model.identity.weights_sha256 == weights_hash(tmp_path / "full") != weights_hash(llava)
