@@ -110,7 +110,13 @@ def test_learning_goes_on_from_an_adapter(llava: Path, save_model: Callable[...,
     """Watching, then acting: the reference of the KL divergence is the adapter that acting starts from."""
     first = train(settings(llava, "sft", rank=4, learning_rate=1e-2), tmp_path / "first")
     config = settings(
-        llava, "ppo", tasks=("towers-topblock",), init=str(tmp_path / "first"), beta=0.05, entropy_bonus=0.1, budget="samples=32"
+        llava,
+        "ppo",
+        tasks=("towers-topblock",),
+        init=str(tmp_path / "first"),
+        beta=0.05,
+        entropy_bonus=0.1,
+        budget="samples=32",
     )
     second = train(config, tmp_path / "second")
     assert second["curves"][0]["kl"] == pytest.approx(0.0, abs=1e-7)
