@@ -9,7 +9,15 @@ from typing import Any
 from finetune.monitor import BY_TASK
 
 PANELS = (
-    ("share of replies", (("success", "success"), ("parse_rate", "read"), ("zero_spread", "groups without spread"))),
+    (
+        "share of replies",
+        (
+            ("success", "success"),
+            ("first_success", "at the first attempt"),
+            ("parse_rate", "read"),
+            ("zero_spread", "groups without spread"),
+        ),
+    ),
     ("reward", (("reward", "mean"), ("reward_sd", "standard deviation"))),
     ("loss", (("loss", "loss"), ("value_loss", "value loss"))),
     (
