@@ -15,6 +15,7 @@ attempt that was made after it. GRPO compares attempts of the same number at the
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from finetune.config import TrainConfig
 from finetune.data import TrainingSet
@@ -40,9 +43,22 @@ from stimuli.dataset import Item
 from stimuli.simulators import get_simulator
 from stimuli.tasks import get_task
 
-PRIVATE = ("_generate", "_generate_single_turn", "_generate_and_score_completions", "_metrics", "_log_metric")
+PRIVATE = (
+    "_generate",
+    "_generate_single_turn",
+    "_generate_and_score_completions",
+    "_calculate_rewards",
+    "_prepare_inputs",
+    "_get_per_token_logps_and_entropies",
+    "_buffered_inputs",
+    "_step",
+    "_metrics",
+    "_log_metric",
+)
 """Names of TRL's trainer that are used here although they are private; tests/finetune/test_contract.py holds TRL to them."""
 
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+"""Entries of a rollout that have a column for every token of prompt and reply, beside the tokens themselves."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -130,6 +146,31 @@ class Playing:
         rollout["completion_mask"] = rollout["completion_mask"] * learned.unsqueeze(1)
         return rollout
 
+    def _prepare_inputs(self: Any, generation_batch: Any) -> Any:
+        """A micro-batch, of prompts that are about as long: the last attempt's is several times as long as the first's."""
+        fresh = (
+            self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None
+        )
+        inputs = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        if not (self.model.training and fresh):
+            return inputs
+        steps = self.args.gradient_accumulation_steps
+        windows = [self._buffered_inputs[i : i + steps] for i in range(0, self.args.steps_per_generation, steps)]
+        self._buffered_inputs = [batch for window in windows for batch in by_length(window)]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self: Any, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        # A rollout is padded to its longest prompt; what of that is padding in all rows need not be computed.
+        cut = int(attention_mask.argmax(dim=1).min())
+        for name in PER_TOKEN:
+            if kwargs.get(name) is not None:
+                kwargs[name] = kwargs[name][:, cut:]
+        return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+            model, input_ids[:, cut:], attention_mask[:, cut:], *args, **kwargs
+        )
+
     def _generate(self: Any, prompts: Sequence[Any]) -> Any:
         """What TRL's method gives for the attempts that were made."""
         made = self._samples
@@ -142,6 +183,15 @@ class Playing:
         images = [_images(sample.trial) for sample in made]
         ids = [sample.prompt_ids for sample in made], [sample.reply_ids for sample in made]
         return *ids, None, replies, None, {}, images, []
+
+    def _calculate_rewards(self, *args: Any) -> Any:
+        # Copies have no reward, of which TRL would warn in every rollout.
+        logger = logging.getLogger(GRPOTrainer.__module__)
+        logger.disabled = True
+        try:
+            return super()._calculate_rewards(*args)  # type: ignore[misc]
+        finally:
+            logger.disabled = False
 
     def _play(self: Any, inputs: Sequence[dict[str, Any]]) -> list[Episode]:
         """Play an episode for every row: all first attempts together, then the second ones, and so on."""
@@ -239,6 +289,25 @@ class PlayingGroup(Playing, GroupTrainer):
         log["frac_reward_zero_std"][-1] = even  # TRL's is about groups that mix attempts
         rollout["advantages"] = torch.tensor(found, device=rollout["completion_mask"].device)
         return rollout
+
+
+def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of micro-batches that go into one step of the optimiser, sorted anew by the lengths of their prompts."""
+    parts = [split_pixel_values_by_grid(batch) for batch in batches]
+    order = torch.cat([part["prompt_mask"].sum(dim=1) for part in parts]).argsort(stable=True)
+    size = len(order) // len(parts)
+    found: list[dict[str, Any]] = [{} for _ in parts]
+    for name, value in parts[0].items():
+        if isinstance(value, list):
+            every = [one for part in parts for one in part[name]]
+            rows: Any = [every[place] for place in order.tolist()]
+        elif isinstance(value, torch.Tensor) and value.ndim:
+            rows = torch.cat([part[name] for part in parts])[order.to(value.device)]
+        else:  # one value for all
+            rows = None
+        for number, batch in enumerate(found):
+            batch[name] = value if rows is None else rows[number * size : (number + 1) * size]
+    return [unsplit_pixel_values_by_grid(batch) for batch in found]
 
 
 PLAYERS: Mapping[str, Any] = {"ppo": PlayingPPO, "grpo": PlayingGroup}

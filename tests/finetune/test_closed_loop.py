@@ -14,7 +14,7 @@ import torch
 from trl import GRPOTrainer
 
 import finetune.train
-from finetune.closed_loop import PRIVATE, Episode, Loop, Playing, Sample, _valued, compared
+from finetune.closed_loop import PRIVATE, Episode, Loop, Playing, Sample, _valued, by_length, compared
 from finetune.config import TrainConfig, TrainingError, make_config, per_process
 from finetune.data import Example, TrainingSet
 from finetune.reward import Judge, Judged
@@ -174,6 +174,21 @@ def test_attempts_of_one_number_are_compared_within_a_group() -> None:
     assert even == pytest.approx(2 / 4)  # one attempt that is alone, and two that came to the same
     scaled, _ = compared(samples, 2, scaled=True)
     assert scaled[0] == pytest.approx(0.5**0.5, abs=1e-3) == -scaled[1]
+
+
+def test_micro_batches_hold_prompts_of_similar_length() -> None:
+    lengths, images = [3, 1, 2, 1], [2, 1, 1, 0]
+    mask = torch.tensor([[0] * (3 - n) + [1] * n for n in lengths])
+    flat = torch.arange(4)  # of the rows 0, 0, 1, 2
+    batches = [
+        {"prompt_mask": mask[:2], "n": torch.tensor(7), "num_images": images[:2], "pixel_values": flat[:3]},
+        {"prompt_mask": mask[2:], "n": torch.tensor(7), "num_images": images[2:], "pixel_values": flat[3:]},
+    ]
+    first, second = by_length(batches)
+    assert first["prompt_mask"].sum(dim=1).tolist() == [1, 1] and second["prompt_mask"].sum(dim=1).tolist() == [2, 3]
+    assert (first["num_images"], second["num_images"]) == ([1, 0], [1, 2])
+    assert first["pixel_values"].tolist() == [2] and second["pixel_values"].tolist() == [3, 0, 1]
+    assert first["n"] == second["n"] == 7
 
 
 @pytest.mark.parametrize(
