@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
 from finetune.auxiliary import WithAuxiliary
@@ -43,9 +44,11 @@ class DemonstrationTrainer(WithAuxiliary, Counting, SFTTrainer):
 
     def _note(self, inputs: dict[str, Any], right: Sequence[bool]) -> None:
         log = self._metrics["train"]
-        log["success"].append(sum(right) / len(right))
-        tasks = [self.tasks[item] for item in inputs["index"].tolist()] if self.tasks else []
-        for name, value in by_task(tasks, right).items():
+        tasks = [self.tasks[item] if self.tasks else "" for item in inputs["index"].tolist()]
+        pairs = gather_object(list(zip(tasks, map(float, right), strict=True)))  # of all processes
+        everywhere, successes = zip(*pairs, strict=True)
+        log["success"].append(sum(successes) / len(successes))
+        for name, value in by_task(everywhere, successes).items():
             log[name].append(value)
         if self.results is not None:
             self.results.note(inputs["place"].tolist(), right)

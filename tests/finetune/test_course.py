@@ -19,6 +19,7 @@ from probes.models.adapter_folder import adapter_hash
 from probes.models.huggingface import weights_hash
 from probes.models.loading import load_model
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -151,3 +152,55 @@ def test_all_weights_are_saved_as_a_model(llava: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "full" / "training.json").read_text())["method"] == "sft"
     again = settings(llava, "sft", model=str(tmp_path / "full"), budget="samples=8")
     assert [entry["method"] for entry in train(again, tmp_path / "again")["lineage"]] == ["sft"]
+
+
+@pytest.mark.slow
+def test_two_processes_show_and_count_what_one_does(llava: Path, tmp_path: Path) -> None:
+    import os
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    options = (
+        "--method sft --tasks towers-stability:2,towers-topblock --budget samples=48 --items 24 --size 32 --batch 8"
+    )
+    options += " --learning-rate 1e-3 --curriculum adaptive --auxiliary 0.5 --device cpu --jobs 1"
+    made = []
+    for head in ([], launcher):
+        out = tmp_path / f"run{len(made)}"
+        command = [
+            sys.executable,
+            *head,
+            "-m",
+            "probes",
+            "train",
+            "--model",
+            str(llava),
+            "--out",
+            str(out),
+            *options.split(),
+        ]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        made.append(json.loads((out / "training.json").read_text()))
+    one, two = made
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["presentation"] == two["presentation"]
+    same = (
+        "loss",
+        "auxiliary_loss",
+        "success",
+        "success/towers-stability",
+        "success/towers-topblock",
+        "samples",
+        "tokens",
+    )
+    for alone, both in zip(one["curves"], two["curves"], strict=True):
+        assert [alone.get(name) for name in same] == pytest.approx([both.get(name) for name in same], abs=1e-4)
