@@ -15,16 +15,16 @@ from transformers import (
 
 from probes.tiny.tokenizer import CHAT_TEMPLATE, CONTEXT, IMAGE
 
-PIXELS = 48
+PIXELS = 80
 """Width and height that the processor resizes a picture to."""
-PATCH = 8
+PATCH = 10
 GRID = PIXELS // PATCH
 TOKENS = GRID * GRID
 """Visual tokens of one picture."""
 HIDDEN = 128
 HEADS = 4
-VISION_LAYERS = 4
-DECODER_LAYERS = 5
+VISION_LAYERS = 5
+DECODER_LAYERS = 4
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:

@@ -11,16 +11,18 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from probes.tiny.architecture import TOKENS
-from probes.tiny.pictures import COLOUR_NAMES, Picture
+from probes.tiny.pictures import Picture
+from probes.tiny.questions import Exchange
 from probes.tiny.tokenizer import ASSISTANT, BOS, EOS, USER
+from stimuli.scene import COLOURS
 
 PREFIX = 2 + TOKENS
 """Tokens that all questions about a picture share: the start, the user's turn and the picture."""
 IGNORED = -100
 WORD_LAYER = 2
-"""Decoder layer (counted from 1) after which a colour word should have found its block."""
+"""Decoder layer (counted from 1) after which a colour word should have found its thing."""
 
-Ask = Callable[[Picture], tuple[str, str]]
+Ask = Callable[[Picture], Exchange]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ class Encoder:
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
         self.user, self.assistant, self.bos, self.eos = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, BOS, EOS])
-        colours = [self.text(name) for name in COLOUR_NAMES]
+        colours = [self.text(name) for name in COLOURS]
         if any(len(ids) != 1 for ids in colours):
             raise ValueError("every colour must be one token")
         self.colours = torch.full((len(tokenizer),), -1)
-        self.colours[torch.tensor(colours).flatten()] = torch.arange(len(COLOUR_NAMES))
+        self.colours[torch.tensor(colours).flatten()] = torch.arange(len(COLOURS))
 
     def text(self, text: str) -> list[int]:
         """The tokens of one segment of text."""
@@ -72,7 +74,8 @@ def pack(pictures: Sequence[Picture], ask: Ask, encoder: Encoder, length: int) -
     for row, picture in enumerate(pictures):
         end = number = 0
         while True:
-            question, answer = encoder.turn(*ask(picture))
+            exchange = ask(picture)
+            question, answer = encoder.turn(exchange.prompt, exchange.reply)
             start, end = end, end + len(question) + len(answer)
             if end > length:
                 break

@@ -1,10 +1,10 @@
-"""The pictures that `tiny` is pretrained on, each with what there is to see in it. No picture has a physical label."""
+"""The pictures that `tiny` is pretrained on, with what covers each of their pixels. No picture has a physical label."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,108 +12,127 @@ import numpy.typing as npt
 import torch
 from transformers import LlavaProcessor
 
-from probes.tiny.architecture import GRID, PATCH, PIXELS
-from stimuli.picture import draw
-from stimuli.scene import COLOURS, Scene, mirror
-from stimuli.simulators import FLOOR, Frame, get_simulator
-from stimuli.tasks import get_task
-from stimuli.tasks.towers.grounding import any_tower, scattered_blocks
-from stimuli.tasks.towers.tower import tower_blocks
+from probes.tiny.architecture import PIXELS
+from stimuli.condition import Condition
+from stimuli.picture import draw, panel_boxes
+from stimuli.scene import Scene, mirror
+from stimuli.shifts import VISUAL, Shifts, apply
+from stimuli.simulators import Frame, get_simulator
+from stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
 
 RENDER_PIXELS = 224
 """Width and height at which a stimulus is rendered before the processor shrinks it."""
-CELLS = 2 * GRID
-"""A patch is labelled in 2 x 2 cells."""
-MAX_BLOCKS = 5
-REACH_CM = 30
-"""Places further than this from the middle of the picture count as this far."""
-STEP_CM = 10
-NOTHING = -1
-
-COLOUR_NAMES = tuple(COLOURS)
-FLOOR_CLASS, SKY_CLASS = len(COLOURS), len(COLOURS) + 1
-POSED_BY = ("towers-stability", "towers-direction", "towers-topblock", "towers-sideblock")
-"""Tasks whose samplers contribute scenes, so that their look is known; what would happen there is never computed."""
+GROUNDING_SHARE = 0.6
+"""Of the scenes, those of the grounding tasks; the samplers of the physics tasks contribute the others, so that their look
+is known. What would happen in them is never computed."""
+UNSHIFTED = 0.35
+"""Share of the pictures without any shift; in the others each visual shift is there, at level 1, with probability one half."""
+CHUNK = 1_000
+"""Pictures per file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A scene as the model sees it, and what its patches show.
+    """A scene as the model sees it, and what is where in it.
 
     Attributes:
+        task: Name of the task whose sampler made the scene.
         scene: The scene.
         pixels: (`PIXELS`, `PIXELS`, 3) uint8, resized by the processor that ships.
-        cells: (`CELLS`, `CELLS`) int8: colour that covers the cell's centre (index in `COLOUR_NAMES`), floor or sky.
-        patches: (`GRID`, `GRID`) int8: the body that covers most of the patch, or `NOTHING`.
-        blocks: (`MAX_BLOCKS`, 4) int8 for each body: centimetres right of the middle of the picture; number from the
-            bottom of the tower (0 beside it); 1 for the top of a tower; centimetres right of the block below, or -99.
+        things: (`PIXELS`, `PIXELS`) int8: what covers the pixel's centre, as in the segmentation of a frame.
+        boxes: (panels or 1, things, 4) float32: middle x, middle y, width and height of what is visible of each body and
+            marker in each panel, as shares of the whole picture; NaN where nothing is.
     """
 
+    task: str
     scene: Scene
     pixels: npt.NDArray[np.uint8]
-    cells: npt.NDArray[np.int8]
-    patches: npt.NDArray[np.int8]
-    blocks: npt.NDArray[np.int8]
+    things: npt.NDArray[np.int8]
+    boxes: npt.NDArray[np.float32]
 
     def flipped(self) -> Picture:
-        """The mirror image, of the mirrored scene."""
-        blocks = self.blocks.copy()
-        blocks[:, 0] *= -1
-        stacked = blocks[:, 3] != -99
-        blocks[stacked, 3] *= -1
-        return Picture(mirror(self.scene), self.pixels[:, ::-1], self.cells[:, ::-1], self.patches[:, ::-1], blocks)
+        """The mirror image, of the mirrored scene; the panels of a strip stay in their order."""
+        parts = 2 if self.scene.panels else 1
+        boxes = self.boxes.copy()
+        boxes[..., 0] = (2 * np.floor(boxes[..., 0] * parts) + 1) / parts - boxes[..., 0]
+        return Picture(self.task, mirror(self.scene), _flip(self.pixels, parts), _flip(self.things, parts), boxes)
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """A tower of any kind (half of the scenes), loose blocks (a quarter), or a scene of one of the physics tasks."""
-    draw = rng.random()
-    if draw < 0.5:
-        return any_tower(rng, int(rng.integers(1, MAX_BLOCKS + 1)))
-    if draw < 0.75:
-        return scattered_blocks(rng, int(rng.integers(1, MAX_BLOCKS + 1)))
-    task = get_task(POSED_BY[rng.integers(len(POSED_BY))])
-    conditions = task.conditions()
-    scenes = task.sample_matched(rng, conditions[rng.integers(len(conditions))])
-    return scenes[rng.integers(len(scenes))]
+def physics_tasks() -> list[Task]:
+    """The tasks with physics, judgements and actions of all families."""
+    return [task for task in map(get_task, task_names()) if task.family in FAMILIES and task.kind != "grounding"]
 
 
-def see(scene: Scene, frame: Frame, processor: LlavaProcessor) -> Picture:
-    """Shrink a rendered frame with the processor and label its patches from the segmentation."""
+def sample_scene(rng: np.random.Generator, shifted: bool = True) -> tuple[str, Scene]:
+    """A scene of any family with the name of the task that it comes from, usually shifted."""
+    while True:
+        family = list(FAMILIES)[rng.integers(len(FAMILIES))]
+        if rng.random() < GROUNDING_SHARE:
+            task = get_task(f"{family}-grounding")
+        else:
+            tasks = [task for task in physics_tasks() if task.family == family]
+            task = tasks[rng.integers(len(tasks))]
+        try:
+            scene = draw_scene(rng, task, task.conditions()[rng.integers(len(task.conditions()))])
+        except Unsatisfiable:
+            continue
+        if shifted and rng.random() >= UNSHIFTED:
+            scene = shift_if_possible(rng, scene, tuple((name, 1) for name in VISUAL if rng.random() < 0.5))
+        return task.name, scene
+
+
+def draw_scene(rng: np.random.Generator, task: Task, condition: Condition) -> Scene:
+    """A scene on the condition or one of its foils, or the mirror image of one."""
+    scenes = task.sample_matched(rng, condition)
+    scene = scenes[rng.integers(len(scenes))]
+    return mirror(scene) if rng.random() < 0.5 else scene
+
+
+def shift_if_possible(rng: np.random.Generator, scene: Scene, shifts: Shifts) -> Scene:
+    """The shifted scene; without distractors where there is no room for them."""
+    try:
+        return apply(scene, shifts, rng)
+    except Unsatisfiable:
+        return apply(scene, tuple(s for s in shifts if s[0] != "distractors"), rng)
+
+
+def see(task: str, scene: Scene, frame: Frame, processor: LlavaProcessor) -> Picture:
+    """Shrink a rendered frame with the processor, and note what is where from its segmentation."""
     values = processor.image_processor(images=[frame.rgb], return_tensors="pt")["pixel_values"][0]
     pixels = ((values + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    size = len(frame.segmentation)
     # Nearest neighbours of the small pixels' centres in the large segmentation.
-    centres = ((np.arange(PIXELS) + 0.5) * len(frame.segmentation) / PIXELS).astype(int)
-    body = frame.segmentation[np.ix_(centres, centres)]
-    colour_of = {i: COLOUR_NAMES.index(b.colour) for i, b in enumerate(scene.bodies)} | {FLOOR: FLOOR_CLASS}
-    step = PIXELS // CELLS
-    middles = body[step // 2 :: step, step // 2 :: step]
-    cells = np.array([[colour_of.get(int(b), SKY_CLASS) for b in row] for row in middles], np.int8)
-    split = body.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID, GRID, -1)
-    shares = np.stack([(split == i).mean(axis=2) for i in range(len(scene.bodies))])
-    patches = np.where(shares.max(axis=0) > 0.08, shares.argmax(axis=0), NOTHING).astype(np.int8)
-    return Picture(scene, pixels, cells, patches, _describe_blocks(scene))
+    centres = ((np.arange(PIXELS) + 0.5) * size / PIXELS).astype(int)
+    things = frame.segmentation[np.ix_(centres, centres)].astype(np.int8)
+    regions = panel_boxes(size) if scene.panels else [(0, 0, size, size)]
+    boxes = np.full((len(regions), len(scene.bodies) + len(scene.markers), 4), np.nan, np.float32)
+    for region, (left, top, right, bottom) in enumerate(regions):
+        part = frame.segmentation[top:bottom, left:right]
+        for thing in np.unique(part[part >= 0]):
+            rows, columns = (np.flatnonzero((part == thing).any(axis=axis)) for axis in (1, 0))
+            (x0, x1), (y0, y1) = (columns[0], columns[-1] + 1), (rows[0], rows[-1] + 1)
+            boxes[region, thing] = (left + (x0 + x1) / 2, top + (y0 + y1) / 2, x1 - x0, y1 - y0)
+    return Picture(task, scene, pixels, things, boxes / size)
 
 
 def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProcessor) -> list[Picture]:
     """That many pictures of new scenes."""
     simulator = get_simulator()
-    scenes = (sample_scene(rng) for _ in range(count))
-    return [see(scene, draw(simulator, scene, RENDER_PIXELS), processor) for scene in scenes]
+    made = (sample_scene(rng) for _ in range(count))
+    return [see(task, scene, draw(simulator, scene, RENDER_PIXELS), processor) for task, scene in made]
 
 
-def cached_pictures(path: Path, seed: Sequence[int], count: int, processor: LlavaProcessor) -> list[Picture]:
-    """Pictures from a file that an earlier call wrote, or rendered now and written there."""
-    if path.exists():
-        with path.open("rb") as file:
-            stored: list[Picture] = pickle.load(file)
-        return stored
-    pictures = render_pictures(np.random.default_rng(list(seed)), count, processor)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    with part.open("wb") as file:
-        pickle.dump(pictures, file)
-    part.replace(path)
-    return pictures
+def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: LlavaProcessor) -> list[Picture]:
+    """`CHUNK` pictures from a file that an earlier call wrote, or rendered now and written there."""
+    path = folder / f"{'-'.join(map(str, seed))}-{chunk}.pkl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = render_pictures(np.random.default_rng([*seed, chunk]), CHUNK, processor)
+        part = path.with_suffix(".tmp")
+        part.write_bytes(pickle.dumps(made))
+        part.replace(path)
+    stored: list[Picture] = pickle.loads(path.read_bytes())
+    return stored
 
 
 def batches(rng: np.random.Generator, pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
@@ -131,17 +150,15 @@ def pixel_values(pictures: Sequence[Picture]) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _describe_blocks(scene: Scene) -> npt.NDArray[np.int8]:
-    tower = tower_blocks(scene)
-    rows = np.zeros((MAX_BLOCKS, 4), np.int8)
-    for row, body in zip(rows, scene.bodies, strict=False):
-        level = tower.index(body) if body in tower else NOTHING
-        centre = round(100 * (body.position[0] - scene.camera.target[0]))
-        below = tower[level - 1].position[0] if level > 0 else None
-        row[:] = (
-            max(-REACH_CM, min(REACH_CM, centre)),
-            level + 1,
-            level + 1 == len(tower) > 0,
-            -99 if below is None else max(-STEP_CM, min(STEP_CM, round(100 * (body.position[0] - below)))),
-        )
-    return rows
+def relit(rng: np.random.Generator, pixels: torch.Tensor) -> torch.Tensor:
+    """The pictures in slightly other light: brightness, contrast and tint of each vary, and every pixel a little."""
+    gain = rng.uniform(0.85, 1.15, (len(pixels), 1, 1, 1)) * rng.uniform(0.94, 1.06, (len(pixels), 3, 1, 1))
+    shift = rng.uniform(-0.08, 0.08, (len(pixels), 1, 1, 1))
+    noise = 0.015 * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return (pixels * torch.from_numpy(gain).float() + torch.from_numpy(shift).float() + torch.from_numpy(noise)).clamp(-1, 1)
+
+
+def _flip(rows: npt.NDArray, parts: int) -> npt.NDArray:  # type: ignore[type-arg]
+    """Rows turned round, each of `parts` equal parts for itself."""
+    split = rows.reshape(rows.shape[0], parts, -1, *rows.shape[2:])
+    return split[:, :, ::-1].reshape(rows.shape)

@@ -14,7 +14,7 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,24 @@ from torch.multiprocessing.spawn import spawn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from probes.tiny.architecture import build_model, build_processor
+from probes.allocation import keep_freed_memory
 from probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
-from probes.tiny.perception import ReadOuts, colour_facts
-from probes.tiny.pictures import Picture, batches, cached_pictures, pixel_values
-from probes.tiny.questions import ASK_WEIGHTS, caption, draw_ask, perception, physics_format, prompt_texts
+from probes.tiny.perception import ReadOuts
+from probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, pixel_values, relit
+from probes.tiny.questions import (
+    Exchange,
+    caption,
+    draw_ask,
+    family_of,
+    grounding,
+    perception,
+    physics_format,
+    place,
+    possible_asks,
+    prompt_texts,
+)
 from probes.tiny.tokenizer import build_tokenizer
+from stimuli.tasks import get_task
 
 BATCH = 16
 """Pictures per process and step."""
@@ -38,17 +51,19 @@ LAST_RATE = 0.02
 """The learning rate ends at this share of its peak."""
 TEXT_TOKENS = 192
 """Tokens of questions and answers per picture."""
-FORMAT_FROM, FORMAT_LATE = 0.08, 0.72
+FORMAT_FROM, FORMAT_LATE = 0.08, 0.7
 """Shares of the second stage after which a few and then many format questions are asked."""
-FEW, MANY = 0.06, 0.2
-"""How many of the questions they are."""
+FEW, MANY = 0.12, 0.45
+"""How many of the questions about scenes of physics tasks they are."""
+CAPTIONS = 0.02
+PLACES = (0.25, 0.1, 0.02)
+"""How many of the questions ask for a place in the picture, in the three parts of the second stage."""
 LENGTHS = ((0.5, 0.3, 0.2), (0.25, 0.25, 0.5), (0.05, 0.15, 0.8))
 """Shares of short, bare and full prompts in the three parts of the second stage."""
 LENGTHS_FROM = (0.3, 0.72)
-HELD_OUT = 400
-IN_CENTIMETRES = ("shift", "position", "shift-between")
-SAVE_EVERY = 120.0
-"""Seconds between two checkpoints."""
+SAVE_EVERY, EVALUATE_EVERY = 120.0, 240.0
+"""Seconds between two checkpoints, and between two looks at the held-out pictures."""
+HELD_OUT = 640
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,8 @@ class Recipe:
     Attributes:
         seed: Of the pictures, the questions and the initial weights.
         processes: Data-parallel processes of one thread each.
-        pictures: Distinct pictures per process.
+        eye_pictures: Distinct pictures of the first stage, all processes together; a multiple of `CHUNK`.
+        pictures: Distinct pictures of the second stage, those of the first among them.
         eye_steps: Steps of the first stage, the vision tower alone.
         steps: Steps of the second stage, the whole model.
         eye_rate: Peak learning rate of the first stage.
@@ -69,10 +85,11 @@ class Recipe:
 
     seed: int = 0
     processes: int = 2
-    pictures: int = 18_000
+    eye_pictures: int = 30_000
+    pictures: int = 40_000
     eye_steps: int = 1_293
     steps: int = 2_951
-    eye_rate: float = 1e-3
+    eye_rate: float = 1.5e-3
     rate: float = 1e-3
     eye_minutes: float = math.inf
     minutes: float = math.inf
@@ -109,12 +126,7 @@ class _Worker:
         self.stage, self.step, self.elapsed, self.cpu = 0, 0, 0.0, 0.0
         self.steps = [0, 0]
         self.rng = np.random.default_rng([recipe.seed, 7, rank])
-        cache, world = out / "cache", recipe.processes
-        seed = (recipe.seed, rank)
-        self.pictures = cached_pictures(cache / f"pictures-{rank}of{world}.pkl", seed, recipe.pictures, self.processor)
-        self.held_out: list[Picture] = []
-        if rank == 0:
-            self.held_out = cached_pictures(cache / "held-out.pkl", (recipe.seed, 1_000_003), HELD_OUT, self.processor)
+        self.held_out = [] if rank else cached_pictures(out / "cache", (recipe.seed, 2), 0, self.processor)[:HELD_OUT]
 
     def run(self) -> None:
         """Both stages, from wherever the checkpoint is."""
@@ -134,6 +146,14 @@ class _Worker:
             self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
             self._save(None)
 
+    def _pictures(self) -> list[Picture]:
+        """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""
+        recipe = self.recipe
+        total = recipe.eye_pictures if self.stage == 0 else recipe.pictures
+        chunks = range(self.rank, total // CHUNK, recipe.processes)
+        seed = (recipe.seed, 1)
+        return [p for c in chunks for p in cached_pictures(self.out / "cache", seed, c, self.processor)]
+
     def _train(self, steps: int, minutes: float, rate: float, kept: dict[str, Any] | None) -> None:
         parameters = [p for m in (self.model, self.read_outs) for p in m.parameters()]
         optimizer = torch.optim.AdamW(
@@ -146,8 +166,8 @@ class _Worker:
         )
         if kept is not None and kept["optimizer"] is not None:
             optimizer.load_state_dict(kept["optimizer"])
-        supply = batches(self.rng, self.pictures, BATCH)
-        saved = told = self.elapsed
+        supply = batches(self.rng, self._pictures(), BATCH)
+        saved = told = asked = self.elapsed
         last, last_cpu = time.time(), time.process_time()
         running: dict[str, float] = {}
         self.model.train()
@@ -178,39 +198,44 @@ class _Worker:
             if self.rank == 0 and self.elapsed - saved > SAVE_EVERY:
                 saved = self.elapsed
                 self._save(optimizer)
-                if self.stage == 1:
-                    self._tell({"held_out": self._evaluate()})
+            if self.rank == 0 and self.stage == 1 and self.elapsed - asked > EVALUATE_EVERY:
+                asked = self.elapsed
+                self._tell({"held_out": self._evaluate()})
         if self.rank == 0 and self.stage == 1:
             self._tell({"held_out": self._evaluate()})
 
     def _loss(self, pictures: list[Picture], progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        features = see(self.model, pixel_values(pictures))
+        features = see(self.model, relit(self.rng, pixel_values(pictures)))
         sight, facts = self.read_outs.see(features, pictures)
         facts["sight"] = float(sight.detach())
         if self.stage == 0:
             return sight, facts
-        questions = pack(pictures, lambda picture: self._ask(picture, progress), self.encoder, TEXT_TOKENS)
+        asks = {id(picture): possible_asks(picture) for picture in pictures}
+        questions = pack(pictures, lambda p: self._ask(p, asks[id(p)], progress), self.encoder, TEXT_TOKENS)
         middle, final = read(self.model, features, questions, self.encoder)
         reply = answer_loss(self.model, final, questions)
         colour = self.encoder.colours[questions.ids]
         word = (colour >= 0) & (questions.segments > 0)
         row = word.nonzero()[:, 0]
-        found = self.read_outs.read(middle[word], row, colour[word], colour_facts(pictures))
+        found = self.read_outs.read(middle[word], row, colour[word], pictures)
         facts |= {"reply": float(reply.detach()), "found": float(found.detach())}
         return reply + 0.15 * sight + 0.15 * found, facts
 
-    def _ask(self, picture: Picture, progress: float) -> tuple[str, str]:
-        rng = self.rng
-        formats = MANY if progress > FORMAT_LATE else FEW if progress > FORMAT_FROM else 0.0
-        draw = rng.random()
-        if draw < formats:
-            question, answer = physics_format(rng, picture.scene)
-        elif draw < 1.1 * formats:
-            question, answer = caption(rng, picture.scene)
-        else:
-            lengths = LENGTHS[sum(progress > edge for edge in LENGTHS_FROM)]
-            question, answer = perception(rng, picture.scene, lengths)
-        return ("\n" + question if rng.random() < 0.1 else question), answer
+    def _ask(self, picture: Picture, asks: list[str], progress: float) -> Exchange:
+        rng, part = self.rng, sum(progress > edge for edge in LENGTHS_FROM)
+        exchange = None
+        if get_task(picture.task).kind != "grounding":
+            formats = MANY if progress > FORMAT_LATE else FEW if progress > FORMAT_FROM else 0.0
+            if not asks or rng.random() < formats:
+                exchange = physics_format(rng, picture)
+        if rng.random() < (PLACES[part] if asks else 0.5):
+            exchange = exchange or place(rng, picture)
+        if exchange is None and rng.random() < CAPTIONS:
+            exchange = caption(rng, picture)
+        if exchange is None and asks:
+            exchange = perception(rng, picture, asks, LENGTHS[part])
+        exchange = exchange or physics_format(rng, picture)
+        return replace(exchange, prompt="\n" + exchange.prompt) if rng.random() < 0.1 else exchange
 
     def _share(self, parameters: list[torch.nn.Parameter], seconds: float, cpu: float) -> tuple[float, float]:
         """Average the gradients over the processes. Returns mean wall-clock and total CPU seconds of the step."""
@@ -229,40 +254,35 @@ class _Worker:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Share of held-out answers whose every token is the likeliest one, by kind of question, with full prompts."""
+        """Share of right answers to full prompts about held-out pictures, each token read off the right ones before it."""
         self.model.eval()
         rng = np.random.default_rng(5)
         right: dict[str, list[bool]] = {}
-        for start in range(0, len(self.held_out), BATCH):
-            pictures = self.held_out[start : start + BATCH]
-            kinds: dict[int, list[str]] = {id(p): [] for p in pictures}
+        pictures = [p for p in self.held_out if get_task(p.task).kind == "grounding"]
+        for start in range(0, len(pictures), BATCH):
+            batch = pictures[start : start + BATCH]
+            asked: dict[int, list[Exchange]] = {id(p): [] for p in batch}
 
-            def ask(picture: Picture, kinds: dict[int, list[str]] = kinds) -> tuple[str, str]:
-                kind = draw_ask(rng, picture.scene)
-                kinds[id(picture)].append(kind)
-                return perception(rng, picture.scene, (0.0, 0.0, 1.0), kind)
+            def ask(picture: Picture, asked: dict[int, list[Exchange]] = asked) -> Exchange:
+                asks = possible_asks(picture)
+                asked[id(picture)].append(perception(rng, picture, asks, (0.0, 0.0, 1.0), draw_ask(rng, asks)))
+                return asked[id(picture)][-1]
 
-            questions = pack(pictures, ask, self.encoder, TEXT_TOKENS)
-            _, final = read(self.model, see(self.model, pixel_values(pictures)), questions, self.encoder)
+            questions = pack(batch, ask, self.encoder, TEXT_TOKENS)
+            _, final = read(self.model, see(self.model, pixel_values(batch)), questions, self.encoder)
             said = self.model.lm_head(final).argmax(-1)
-            for row, named in enumerate(kinds.values()):
+            for row, picture in enumerate(batch):
+                task = grounding(family_of(picture))
                 for number in range(1, int(questions.segments[row].max()) + 1):
+                    exchange = asked[id(picture)][number - 1]
                     answered = (questions.segments[row] == number) & (questions.labels[row] != IGNORED)
-                    want, got = questions.labels[row][answered].tolist(), said[row][answered].tolist()
-                    kind = named[number - 1]
-                    right.setdefault(kind, []).append(self._agree(want, got, kind in IN_CENTIMETRES))
+                    reply = self.processor.tokenizer.decode(said[row][answered].tolist(), skip_special_tokens=True)
+                    assert exchange.question is not None
+                    value = exchange.question.parse(reply).value
+                    success = value is not None and task.score(picture.scene, exchange.question, value).success
+                    right.setdefault(exchange.kind, []).append(success)
         self.model.train()
-        return {kind: round(float(np.mean(right[kind])), 3) for kind in ASK_WEIGHTS if kind in right}
-
-    def _agree(self, want: list[int], got: list[int], roughly: bool) -> bool:
-        """Whether two answers are the same, or `roughly` so: whole numbers that differ by at most one."""
-        if want == got or not roughly:
-            return want == got
-        texts = [self.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in (want, got)]
-        try:
-            return abs(int(texts[0]) - int(texts[1])) <= 1
-        except ValueError:
-            return False
+        return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
     def _tell(self, facts: dict[str, Any]) -> None:
         line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
@@ -307,6 +327,7 @@ def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor
 
 def _work(rank: int, recipe: Recipe, out: Path, meeting: str) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     if recipe.processes > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.processes)
     _Worker(rank, recipe, out).run()

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
+from probes.tiny.pictures import Picture, draw_scene, physics_tasks
 from stimuli.question import THINK, Answer, Integers, Question, Variant
-from stimuli.scene import Scene
-from stimuli.tasks import get_task
-from stimuli.tasks.towers import collapse, grounding, sideblock, stability, topblock
-from stimuli.tasks.towers.grounding import TowersGrounding
-from stimuli.tasks.towers.tower import tower_blocks
+from stimuli.scene import COLOURS, Body, Scene
+from stimuli.tasks import FAMILIES, get_task
+from stimuli.tasks.grounding import GroundingTask
 
 ASK_WEIGHTS = {
     "count": 0.6,
+    "posts": 0.8,
     "nth-colour": 1.2,
-    "left-right": 3.0,
+    "left-right": 2.5,
     "exists": 0.8,
     "shift": 2.0,
     "which-number": 0.8,
-    "position": 1.5,
+    "position": 1.2,
     "above-colour": 0.8,
-    "shift-between": 2.0,
+    "shift-between": 1.5,
+    "shape": 1.2,
+    "side": 1.2,
+    "arm": 1.2,
+    "pose": 0.8,
+    "distance": 2.0,
+    "mover": 1.0,
+    "heading": 1.0,
+    "up-down": 1.0,
+    "above": 0.8,
+    "arrow-side": 0.8,
+    "arrow-target": 1.0,
 }
 """How often each kind of question is asked, before those that a picture does not allow are left out."""
 SHORT = {
     "count": "How many?",
-    "nth-colour": "What colour is block {n}?",
+    "posts": "How many posts?",
+    "nth-colour": "What colour is number {n}?",
     "left-right": "Is {a} left or right of {b}?",
     "exists": "Is there {a}?",
     "shift": "How far is the top shifted?",
@@ -36,51 +49,125 @@ SHORT = {
     "position": "Where is {a}?",
     "above-colour": "What colour is above {a}?",
     "shift-between": "How far is {a} from {b}?",
+    "shape": "What shape is {a}?",
+    "side": "On which side is {a}?",
+    "arm": "Which arm is longer?",
+    "pose": "Which end is down?",
+    "distance": "How far is {a}?",
+    "mover": "Which moves?",
+    "heading": "Does it move left or right?",
+    "up-down": "Does it move up or down?",
+    "above": "Is {a} above or below?",
+    "arrow-side": "Where does the arrow point?",
+    "arrow-target": "What does the arrow touch?",
 }
 """Wordings of few tokens: pretraining is paid for by the token."""
-PHYSICS = ("towers-stability", "towers-direction", "towers-count", "towers-topblock", "towers-sideblock")
-CAPTION_REQUESTS = ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe the blocks.")
+PLACE = "Place of {a}?"
+"""A stepping stone for every family: the middle of the thing of that colour, in hundredths of the picture from its upper left."""
+CAPTION_REQUESTS = ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe the objects.")
+SHAPE_NAMES = {"box": "box", "cylinder": "cylinder", "sphere": "ball", "wedge": "wedge", "cradle": "stand"}
+LEFT_OUT = {"balance-place": ("count", "exists"), "collision-launch": tuple(SHORT)}
+"""Questions that scenes of these tasks leave unclear: whether what is not yet on the plank counts, and which moment is meant."""
+THINKING = 0.06
+"""Share of the full prompts that ask for thinking first."""
 
-_GROUNDING = TowersGrounding()
+Lengths = tuple[float, float, float]
+"""Shares of short wordings, of a task's wordings without its answer format, and of its full prompts."""
 
 
-def draw_ask(rng: np.random.Generator, scene: Scene) -> str:
-    """A kind of question that the scene allows."""
-    asks = _GROUNDING.possible_asks(scene)
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A prompt and the reply that is taught.
+
+    Attributes:
+        prompt: The text beside the picture.
+        reply: What is to be said.
+        kind: "family/ask" for questions of a grounding task in their full wording, else empty.
+        question: The question, where it is one of a task.
+    """
+
+    prompt: str
+    reply: str
+    kind: str = ""
+    question: Question | None = None
+
+
+def grounding(family: str) -> GroundingTask:
+    """The grounding task of a family."""
+    return cast(GroundingTask, get_task(f"{family}-grounding"))
+
+
+def family_of(picture: Picture) -> str:
+    """The family of the picture's scene."""
+    return get_task(picture.task).family
+
+
+def named(scene: Scene) -> dict[str, Body]:
+    """What can be named by its colour, by colour; nothing if two things have the same."""
+    coloured = [body for body in scene.bodies if body.colour in COLOURS]
+    found = {body.colour: body for body in coloured}
+    return found if len(found) == len(coloured) else {}
+
+
+def possible_asks(picture: Picture) -> list[str]:
+    """The kinds of question of the family's grounding task that can be asked about the picture."""
+    if not named(picture.scene):
+        return []
+    left_out = LEFT_OUT.get(picture.task, ())
+    return [ask for ask in grounding(family_of(picture)).possible_asks(picture.scene) if ask not in left_out]
+
+
+def draw_ask(rng: np.random.Generator, asks: list[str]) -> str:
+    """One of the kinds of question."""
     weights = np.array([ASK_WEIGHTS[a] for a in asks])
     return asks[rng.choice(len(asks), p=weights / weights.sum())]
 
 
 def perception(
-    rng: np.random.Generator, scene: Scene, lengths: tuple[float, float, float], ask: str | None = None
-) -> tuple[str, str]:
+    rng: np.random.Generator, picture: Picture, asks: list[str], lengths: Lengths, ask: str | None = None
+) -> Exchange:
     """A question about what is to be seen, and its answer.
 
     Args:
         rng: Source of randomness.
-        scene: What the picture shows.
-        lengths: Shares of short wordings, of the task's wordings without its answer format, and of its full prompts.
+        picture: What is asked about.
+        asks: Its `possible_asks`.
+        lengths: Shares of the wordings.
         ask: The kind of question; by default drawn.
     """
-    ask = ask or draw_ask(rng, scene)
-    form = int(rng.choice(3, p=lengths))
-    variant = Variant(
-        paraphrase=int(rng.integers(4)),
-        order=int(rng.integers(2)),
-        style="think" if form == 2 and rng.random() < 0.06 else "direct",
-        ask=ask,
-        detail=int(rng.integers(5040)),  # divisible by 1 to 10, so that every object is equally likely
-    )
-    question = _GROUNDING.question(scene, variant)
-    truth = _GROUNDING.solve(scene, question)
-    if not sayable(truth, question):
-        return perception(rng, scene, lengths)
+    task, scene = grounding(family_of(picture)), picture.scene
+    while True:
+        kind = ask or draw_ask(rng, asks)
+        form = int(rng.choice(3, p=lengths))
+        variant = Variant(
+            paraphrase=int(rng.integers(4)),
+            order=int(rng.integers(2)),
+            style="think" if form == 2 and rng.random() < THINKING else "direct",
+            ask=kind,
+            detail=int(rng.integers(5040)),  # divisible by 1 to 10, so that every object is equally likely
+        )
+        question = task.question(scene, variant)
+        truth = task.solve(scene, question)
+        if sayable(truth, question):
+            break
+        ask = None
     answer = question.grammar.text(truth)
     if form == 0:
-        return SHORT[ask].format(**question.about), answer
+        return Exchange(SHORT[kind].format(**question.about), answer)
     if form == 1:
-        return _GROUNDING.asks[ask].texts[variant.paraphrase].format(**question.about), answer
-    return question.prompt, _reply(scene, question, answer)
+        return Exchange(task.asks[kind].texts[variant.paraphrase].format(**question.about), answer)
+    return Exchange(question.prompt, _reply(scene, question, answer), f"{task.family}/{kind}", question)
+
+
+def place(rng: np.random.Generator, picture: Picture) -> Exchange | None:
+    """Where in the picture the thing of some colour is; in a strip, in its last moment. None if nothing can be named."""
+    things = named(picture.scene)
+    visible = [c for c, body in things.items() if not np.isnan(picture.boxes[-1, picture.scene.bodies.index(body), 0])]
+    if not visible:
+        return None
+    colour = visible[rng.integers(len(visible))]
+    x, y = picture.boxes[-1, picture.scene.bodies.index(things[colour]), :2]
+    return Exchange(PLACE.format(a=colour), f"{int(100 * x)}, {int(100 * y)}")
 
 
 def sayable(answer: Answer, question: Question) -> bool:
@@ -92,48 +179,55 @@ def sayable(answer: Answer, question: Question) -> bool:
     return True
 
 
-def physics_format(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """A real prompt of a physics task with an answer drawn uniformly from its grammar, whatever the picture shows."""
-    names = [n for n in PHYSICS if n != "towers-sideblock" or any(b.name == "side" for b in scene.bodies)]
-    task = get_task(names[rng.integers(len(names))])
+def physics_format(rng: np.random.Generator, picture: Picture) -> Exchange:
+    """A prompt of the physics task that the scene is from, with an answer drawn uniformly from its grammar."""
+    task = get_task(picture.task)
     variants = task.variants()
-    variant = variants[rng.integers(len(variants))]
-    question = task.question(scene, replace(variant, style="think" if rng.random() < 0.3 else "direct"))
+    style = "think" if rng.random() < 0.35 else "direct"
+    variant = replace(variants[rng.integers(len(variants))], style=style)
+    question = task.question(picture.scene, variant)
     grammar = question.grammar
     if isinstance(grammar, Integers):
         answer = ", ".join(str(rng.integers(low, high + 1)) for low, high in grammar.ranges)
     else:
         options = grammar.candidates()
         answer = options[rng.integers(len(options))][0]
-    return question.prompt, _reply(scene, question, answer)
+    return Exchange(question.prompt, _reply(picture.scene, question, answer), question=question)
 
 
-def caption(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """A request to describe the picture, and a description from top to bottom or from left to right."""
-    tower = tower_blocks(scene)
-    stacked = " on ".join(f"a {b.colour} block" for b in reversed(tower))
-    loose = [b for b in scene.bodies if b not in tower]
-    row = ", ".join(f"a {b.colour} block" for b in sorted(loose, key=lambda b: b.position[0]))
-    text = " and ".join(part for part in (stacked, row) if part)
-    return CAPTION_REQUESTS[rng.integers(len(CAPTION_REQUESTS))], f"{text} ."
+def caption(rng: np.random.Generator, picture: Picture) -> Exchange:
+    """A request to describe the picture, and a list of what has a colour, from left to right."""
+    things = sorted(named(picture.scene).values(), key=lambda body: body.position[0])
+    text = ", ".join(f"a {body.colour} {SHAPE_NAMES[body.shape]}" for body in things)
+    return Exchange(CAPTION_REQUESTS[rng.integers(len(CAPTION_REQUESTS))], f"{text} .")
 
 
 def prompt_texts() -> Iterator[str]:
-    """Every wording that the model has to read or write, for the tokenizer."""
-    for asked in _GROUNDING.asks.values():
-        yield from (t.format(a="red", b="blue", n=1) for t in asked.texts)
-    yield from (t.format(a="red", b="blue", n=1) for t in SHORT.values())
-    yield from (*stability.STAY, *stability.FALL, *collapse.DIRECTION_TEXTS, *collapse.COUNT_TEXTS)
-    yield from (*topblock.TEXTS, *sideblock.TEXTS, grounding.scale(10), topblock.ask(10), sideblock.ask(10, 4), THINK)
-    yield "Answer with one word: yes or no. Answer with one word: left or right. Answer with a number from 1 to 4."
-    yield "Answer with one whole number of centimetres from -30 to 30. Answer with a number."
-    yield "Answer with one word: red, green, blue, yellow, purple or orange."
-    yield "i see 3 blocks . a red block on a green block"
+    """Every sentence that the model has to read or write, for the tokenizer; numbers and colours are examples."""
+    rng = np.random.default_rng(0)
+    sentences: dict[str, None] = {}
+    for family in FAMILIES:
+        for asked in grounding(family).asks.values():
+            sentences |= dict.fromkeys(text.format(a="red", b="blue", n=1) for text in asked.texts)
+    for task in [*map(grounding, FAMILIES), *physics_tasks()]:
+        shown = {condition.shown: condition for condition in task.conditions()}
+        for condition in shown.values():
+            scene = draw_scene(rng, task, condition)
+            asks = task.possible_asks(scene) if isinstance(task, GroundingTask) else [""]
+            for variant in task.variants():
+                for ask in asks:
+                    prompt = task.question(scene, replace(variant, ask=ask)).prompt
+                    sentences |= dict.fromkeys(part.strip() for part in prompt.split(". "))
+    yield from sentences
+    yield THINK
+    yield from (text.format(a="red", b="blue", n=1) for text in (*SHORT.values(), PLACE))
+    yield f"i see 3 objects . {', '.join(f'a red {name}' for name in SHAPE_NAMES.values())}"
+    yield ", ".join(COLOURS)
     yield from CAPTION_REQUESTS
 
 
 def _reply(scene: Scene, question: Question, answer: str) -> str:
     if question.style == "direct":
         return answer
-    count = len(scene.bodies)
-    return f"<think>i see {count} block{'s' if count > 1 else ''} .</think><answer>{answer}</answer>"
+    count = sum(body.colour in COLOURS for body in scene.bodies)
+    return f"<think>i see {count} object{'s' if count > 1 else ''} .</think><answer>{answer}</answer>"

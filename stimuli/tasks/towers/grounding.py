@@ -84,7 +84,7 @@ def position() -> Ask:
             "How far to the side of the middle is the {a} block?",
         ),
         lambda scene: [{"a": body.colour} for body in scene.bodies],
-        lambda scene, about: round(100 * _coloured(scene, about["a"]).position[0]),
+        lambda scene, about: round(100 * (_coloured(scene, about["a"]).position[0] - scene.camera.target[0])),
         _centimetres(PLACE_REACH),
         _tolerance,
     )
