@@ -1,4 +1,4 @@
-"""`tiny`: a two-million-parameter LLaVA that sees block towers, shipped so that everything runs offline."""
+"""`tiny`: a two-million-parameter LLaVA that sees all four families, shipped so that everything runs offline."""
 
 from pathlib import Path
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,30 +22,27 @@ from PIL import Image
 from scipy.stats import rankdata
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from probes.allocation import keep_freed_memory
 from probes.tiny import WEIGHTS
 from probes.tiny.card import model_card
-from probes.tiny.pictures import RENDER_PIXELS
-from probes.tiny.questions import sayable
+from probes.tiny.pictures import RENDER_PIXELS, draw_scene, physics_tasks, shift_if_possible
+from probes.tiny.questions import grounding, sayable
+from stimuli.condition import Condition
 from stimuli.picture import draw
 from stimuli.question import PARAPHRASES, Question, Variant
 from stimuli.scene import Scene, mirror
+from stimuli.shifts import VISUAL, Shifts, parse_shifts
 from stimuli.simulators import get_simulator
-from stimuli.tasks import Task, get_task
-from stimuli.tasks.towers.grounding import ASKS, TowersGrounding
-from stimuli.tasks.towers.tower import tower_blocks
+from stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
+from stimuli.tasks.grounding import GroundingTask
 
 SEED = 20_260_000
 """Of the held-out scenes; pretraining has other ones."""
 BATCH = 32
 MAX_NEW_TOKENS = 40
-TASKS = (
-    "towers-stability",
-    "towers-direction",
-    "towers-count",
-    "towers-topblock",
-    "towers-sideblock",
-    "towers-grounding",
-)
+SHIFTS = ("", "visual:1", "visual:2")
+"""Under which every question is asked: none, all visual shifts at the level of pretraining, and all one level beyond."""
+SINGLE_SHIFTS = tuple(f"{name}:{level}" for level in (1, 2) for name in VISUAL)
 
 
 @dataclass(frozen=True)
@@ -80,127 +79,188 @@ def replies(loaded: Loaded, items: Sequence[Item]) -> list[str]:
     return out
 
 
-def accuracies(loaded: Loaded, per_ask: int, seed: int = SEED, stones: bool = False) -> dict[str, dict[str, Any]]:
-    """Accuracy of every question of towers-grounding, over all paraphrases and option orders.
+def accuracies(
+    loaded: Loaded, family: str, per_ask: int, shifts: str = "", seed: int = SEED, asks: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of every question of a family's grounding task, over all paraphrases and option orders.
 
     Args:
         loaded: What to ask.
+        family: Whose grounding task.
         per_ask: Questions of each kind.
+        shifts: Under which the scenes are shown, as on the command line.
         seed: Of the scenes.
-        stones: Whether to ask the stepping stones as well.
+        asks: The kinds of question; by default all, those that the designed set leaves out too.
     """
-    task = get_task("towers-grounding")
-    rng = np.random.default_rng(seed)
+    task = grounding(family)
     results: dict[str, dict[str, Any]] = {}
-    for ask in (*ASKS, *([ask for ask in TowersGrounding.asks if ask not in ASKS] if stones else ())):
-        conditions = [c for c in task.conditions() if c.build.partition(":")[0] == ask]
-        if not conditions:
-            conditions = [replace(c, build=ask) for c in task.conditions() if c.build == ASKS[0]]
+    for ask in asks or task.asks:
+        rng = np.random.default_rng([seed, list(task.asks).index(ask)])
         wordings = list(product(range(PARAPHRASES), range(2)))
+        conditions = _conditions(task, ask)
         items = []
         for i in range(per_ask):
             paraphrase, order = wordings[i % len(wordings)]
             variant = Variant(paraphrase, order=order, ask=ask)
-            items.append(_grounding_item(task, rng, conditions[i % len(conditions)], variant))
-        right, parsed = [], []
-        for item, reply in zip(items, replies(loaded, items), strict=True):
-            answer = item.question.parse(reply)
-            parsed.append(answer.status == "ok")
-            right.append(answer.value is not None and task.score(item.scene, item.question, answer.value).success)
-        by_paraphrase = [
-            round(float(np.mean(right[p * 2 :: 8] + right[p * 2 + 1 :: 8])), 3) for p in range(PARAPHRASES)
-        ]
-        clear = [r for r, item in zip(right, items, strict=True) if not _lone_tower(item)]
+            condition = conditions[i // len(wordings) % len(conditions)]
+            items.append(_grounding_item(task, rng, condition, variant, parse_shifts(shifts)))
+        right, parsed = _marked(loaded, task, items)
         results[ask] = {
             "n": per_ask,
             "accuracy": round(float(np.mean(right)), 4),
             "parsed": round(float(np.mean(parsed)), 4),
-            "by_paraphrase": by_paraphrase,
-            "n_clear": len(clear),
-            "accuracy_clear": round(float(np.mean(clear)), 4),
+            "by_paraphrase": [round(float(np.mean(right[p * 2 :: 8] + right[p * 2 + 1 :: 8])), 3) for p in range(4)],
         }
     return results
 
 
-def parse_rates(loaded: Loaded, per_task: int, seed: int = SEED + 1) -> dict[str, dict[str, float]]:
-    """Share of replies that the question's own parser accepts, for every task and style, over all wordings."""
-    rates: dict[str, dict[str, float]] = {}
-    for name in TASKS:
-        task = get_task(name)
-        rng = np.random.default_rng(seed)
-        rates[name] = {}
-        for style in ("direct", "think"):
-            items = []
-            conditions, variants = task.conditions(), task.variants()
-            for i in range(per_task):
-                condition = conditions[i % len(conditions)]
-                variant = replace(variants[i % len(variants)], style=style)
-                if task.kind == "grounding":
-                    variant = replace(variant, ask=condition.build.partition(":")[0])
-                    items.append(_grounding_item(task, rng, condition, variant))
-                else:
-                    scene = _scene(task, rng, condition)
-                    items.append(Item(scene, task.question(scene, variant)))
-            ok = [q.question.parse(r).status == "ok" for q, r in zip(items, replies(loaded, items), strict=True)]
-            rates[name][style] = round(float(np.mean(ok)), 4)
+def single_shifts(loaded: Loaded, family: str, per_shift: int, seed: int = SEED + 3) -> dict[str, float]:
+    """Accuracy over the designed questions of a family's grounding task under each visual shift alone, in two levels."""
+    task, results = grounding(family), {}
+    conditions, variants = task.conditions(), task.variants()
+    for number, name in enumerate(SINGLE_SHIFTS):
+        rng, items = np.random.default_rng([seed, number]), []
+        for i in range(per_shift):
+            condition = conditions[rng.integers(len(conditions))]
+            variant = replace(variants[i % len(variants)], ask=condition.build.partition(":")[0])
+            items.append(_grounding_item(task, rng, condition, variant, parse_shifts(name)))
+        results[name] = round(float(np.mean(_marked(loaded, task, items)[0])), 4)
+    return results
+
+
+def parse_rates(loaded: Loaded, name: str, per_style: int, seed: int = SEED + 1) -> dict[str, float]:
+    """Share of replies to a task that the question's own parser accepts, for each style, over all wordings."""
+    task, rates = get_task(name), {}
+    for style in ("direct", "think"):
+        rng, items = np.random.default_rng(seed), []
+        conditions, variants = task.conditions(), task.variants()
+        for i in range(per_style):
+            condition = conditions[rng.integers(len(conditions))]
+            variant = replace(variants[i % len(variants)], style=style)
+            if isinstance(task, GroundingTask):
+                variant = replace(variant, ask=condition.build.partition(":")[0])
+                items.append(_grounding_item(task, rng, condition, variant, ()))
+            else:
+                scene = draw_scene(rng, task, condition)
+                items.append(Item(scene, task.question(scene, variant)))
+        ok = [item.question.parse(r).status == "ok" for item, r in zip(items, replies(loaded, items), strict=True)]
+        rates[style] = round(float(np.mean(ok)), 4)
     return rates
 
 
-def stability(loaded: Loaded, scenes: int, seed: int = SEED + 2) -> dict[str, Any]:
-    """Answers to towers-stability before any adaptation: bias, accuracy and the area under the ROC curve.
+def judgement(loaded: Loaded, name: str, scenes: int, seed: int = SEED + 2) -> dict[str, Any]:
+    """Answers to a judgement task before any adaptation: accuracy, bias and the area under the ROC curve.
 
-    Towers come as in the designed set, half standing and half falling. Truth is the sign of the margin, on which the
-    simulator agrees outside the ambiguous band that the set leaves out.
+    Scenes come with their foils as in the designed set, which balances the answers. The answer is the option whose first token
+    is the likeliest. The area is that of each answer's log-odds against the truth, averaged over the answers.
     """
-    task = get_task("towers-stability")
+    task = get_task(name)
     rng = np.random.default_rng(seed)
-    towers: list[Scene] = []
-    conditions = task.conditions()
-    while len(towers) < scenes:
-        towers += task.sample_matched(rng, conditions[len(towers) // 2 % len(conditions)])
-    stands = np.array([task.margin(scene) > 0 for scene in towers])
-    yes, no = (loaded.processor.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("yes", "no"))
-    result: dict[str, Any] = {"towers": len(towers)}
-    evidence = []
-    for polarity, name in enumerate(("stay", "fall")):
-        items = [
-            # Standing and falling towers alternate; both members of a pair must be asked in the same words.
-            Item(scene, task.question(scene, Variant(i // 2 % PARAPHRASES, polarity, i // 2 // PARAPHRASES % 2)))
-            for i, scene in enumerate(towers)
-        ]
-        odds = []
-        for start in range(0, len(items), BATCH):
-            with torch.no_grad():
-                logits = loaded.model(**_inputs(loaded, items[start : start + BATCH])).logits[:, -1]
-            odds += (logits[:, yes] - logits[:, no]).tolist()
-        values = np.array(odds)
-        said_yes = values > 0
-        for_standing = values if polarity == 0 else -values
-        evidence.append(for_standing)
-        result[name] = {
-            "share_yes": round(float(said_yes.mean()), 4),
-            "mean_p_yes": round(float((1 / (1 + np.exp(-values))).mean()), 4),
-            "accuracy": round(float(((for_standing > 0) == stands).mean()), 4),
-            "auc": round(_auc(for_standing, stands), 4),
-        }
-    result["auc_both_polarities"] = round(_auc((evidence[0] + evidence[1]) / 2, stands), 4)
-    return result
-
-
-def evaluate(folder: Path, per_ask: int = 600, per_task: int = 200, towers: int = 600) -> dict[str, Any]:
-    """Measure everything, and write `evaluation.json` and `MODEL_CARD.md` into the folder."""
-    loaded = load(folder)
-    facts = {
-        "seed": SEED,
-        "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "perception": accuracies(loaded, per_ask, stones=True),
-        "parse_rates": parse_rates(loaded, per_task),
-        "stability_before_adaptation": stability(loaded, towers),
+    conditions, variants = task.conditions(), task.variants()
+    items: list[Item] = []
+    group = 0
+    while len(items) < scenes:
+        members = task.sample_matched(rng, conditions[group % len(conditions)])
+        members = tuple(mirror(s) for s in members) if rng.random() < 0.5 else members
+        # All members of a group are asked in the same words.
+        items += [Item(scene, task.question(scene, variants[group % len(variants)])) for scene in members]
+        group += 1
+    truth = [task.statics_answer(item.scene) or task.solve(item.scene, item.question) for item in items]
+    odds, texts = _option_logits(loaded, items)
+    answers = [max(row, key=lambda value: row[value]) for row in odds]
+    values = sorted({value for row in odds for value in row}, key=str)
+    areas = []
+    for value in values:
+        # Not every item has every option: it may be the colours of what is there.
+        asked = [(row, t == value) for row, t in zip(odds, truth, strict=True) if value in row]
+        is_it = np.array([right for _, right in asked])
+        if is_it.any() and not is_it.all():
+            areas.append(_auc([_log_odds(row, value) for row, _ in asked], is_it))
+    return {
+        "n": len(items),
+        "chance": round(float(np.mean([1 / len(row) for row in odds])), 4),
+        "accuracy": round(float(np.mean([a == t for a, t in zip(answers, truth, strict=True)])), 4),
+        "best_constant": round(max(float(np.mean([t == v for t in truth])) for v in values), 4),
+        "auc": round(float(np.mean(areas)), 4),
+        "answers": {str(v): round(float(np.mean([a == v for a in answers])), 4) for v in values},
+        "words": {w: round(float(np.mean([t == w for t in texts])), 4) for w in sorted(set(texts))},
     }
+
+
+def evaluate(
+    folder: Path, per_ask: int = 200, per_shift: int = 100, scenes: int = 400, jobs: int = 2
+) -> dict[str, Any]:
+    """Measure everything, and write `evaluation.json` and `MODEL_CARD.md` into the folder.
+
+    Args:
+        folder: The weights, in the hub layout, with `training.json` beside them.
+        per_ask: Questions of each kind under each of `SHIFTS`, and prompts of each task and style.
+        per_shift: Questions of each family under each of `SINGLE_SHIFTS`.
+        scenes: Scenes of each judgement task.
+        jobs: Processes.
+    """
+    work: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+    for family, shifts in product(FAMILIES, SHIFTS):
+        work.append((f"perception/{shifts or 'plain'}/{family}", accuracies, (family, per_ask, shifts)))
+    for name in (task.name for task in map(get_task, task_names()) if task.family in FAMILIES):
+        work.append((f"parse_rates/{name}", parse_rates, (name, per_ask // 2)))
+    for task in physics_tasks():
+        if task.kind == "judgement":
+            work.append((f"before_adaptation/{task.name}", judgement, (task.name, scenes)))
+    for family in FAMILIES:
+        work.append((f"single_shifts/{family}", single_shifts, (family, per_shift)))
+    facts: dict[str, Any] = {"seed": SEED, "parameters": sum(p.numel() for p in load(folder).model.parameters())}
+    # Questions that no condition of a designed set asks.
+    designed = {family: {c.build.partition(":")[0] for c in grounding(family).conditions()} for family in FAMILIES}
+    facts["extra"] = {
+        family: [ask for ask in grounding(family).asks if ask not in designed[family]] for family in FAMILIES
+    }
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start, (folder,)) as pool:
+        for (path, _, _), found in zip(work, pool.map(_measure, [(f, a) for _, f, a in work]), strict=True):
+            *parents, last = path.split("/")
+            place = facts
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = found
+            sys.stderr.write(f"{path}: {json.dumps(found)}\n")
     (folder / "evaluation.json").write_text(json.dumps(facts, indent=1) + "\n")
-    training = folder / "training.json"
-    (folder / "MODEL_CARD.md").write_text(model_card(facts, json.loads(training.read_text())))
+    training = json.loads((folder / "training.json").read_text())
+    (folder / "MODEL_CARD.md").write_text(model_card(facts, training))
     return facts
+
+
+_loaded: Loaded | None = None
+
+
+def _start(folder: Path) -> None:
+    global _loaded  # of a worker process
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    _loaded = load(folder)
+
+
+def _measure(work: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+    return work[0](_loaded, *work[1])
+
+
+def _conditions(task: GroundingTask, ask: str) -> list[Condition]:
+    """The conditions under which the designed set asks that; those of its first question for one that it leaves out."""
+    conditions = [c for c in task.conditions() if c.build.partition(":")[0] == ask]
+    first = next(iter(task.asks))
+    return conditions or [
+        replace(c, build=ask) for c in task.conditions() if c.build == first and (ask != "shift-between" or c.count > 1)
+    ]
+
+
+def _marked(loaded: Loaded, task: Task, items: Sequence[Item]) -> tuple[list[bool], list[bool]]:
+    """Whether each reply is right, and whether it can be parsed."""
+    answers = [item.question.parse(r) for item, r in zip(items, replies(loaded, items), strict=True)]
+    right = [
+        a.value is not None and task.score(item.scene, item.question, a.value).success
+        for item, a in zip(items, answers, strict=True)
+    ]
+    return right, [a.status == "ok" for a in answers]
 
 
 def _inputs(loaded: Loaded, items: Sequence[Item]) -> Any:
@@ -214,29 +274,48 @@ def _inputs(loaded: Loaded, items: Sequence[Item]) -> Any:
     return loaded.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
 
 
-def _scene(task: Task, rng: np.random.Generator, condition: Any) -> Scene:
-    scenes = task.sample_matched(rng, condition)
-    scene = scenes[rng.integers(len(scenes))]
-    return mirror(scene) if rng.random() < 0.5 else scene
+def _option_logits(loaded: Loaded, items: Sequence[Item]) -> tuple[list[dict[Any, float]], list[str]]:
+    """For each item the log-probability of the first token of every answer, and the text of the likeliest."""
+    found: list[dict[Any, float]] = []
+    said: list[str] = []
+    tokenizer = loaded.processor.tokenizer
+    for start in range(0, len(items), BATCH):
+        batch = items[start : start + BATCH]
+        with torch.no_grad():
+            logits = loaded.model(**_inputs(loaded, batch)).logits[:, -1].log_softmax(-1)
+        for item, row in zip(batch, logits, strict=True):
+            candidates = item.question.grammar.candidates()
+            firsts = [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text, _ in candidates]
+            if len(set(firsts)) < len(firsts):
+                raise ValueError(f"answers of {item.question.prompt!r} begin with the same token")
+            values = row[firsts].tolist()
+            found.append({value: v for (_, value), v in zip(candidates, values, strict=True)})
+            said.append(candidates[int(np.argmax(values))][0])
+    return found, said
 
 
-def _grounding_item(task: Task, rng: np.random.Generator, condition: Any, variant: Variant) -> Item:
+def _grounding_item(
+    task: GroundingTask, rng: np.random.Generator, condition: Condition, variant: Variant, shifts: Shifts
+) -> Item:
     """A question about a random object of the first drawn scene that allows it."""
     while True:
-        scene = _scene(task, rng, condition)
-        if variant.ask in TowersGrounding().possible_asks(scene):
+        try:
+            scene = draw_scene(rng, task, condition)
+        except Unsatisfiable:
+            continue
+        if variant.ask in task.possible_asks(scene):
+            scene = shift_if_possible(rng, scene, shifts)
             question = task.question(scene, replace(variant, detail=int(rng.integers(5040))))
             if sayable(task.solve(scene, question), question):
                 return Item(scene, question)
 
 
-def _lone_tower(item: Item) -> bool:
-    """Whether the question counts from the bottom of a "tower" of one block beside another: nothing shows which is it."""
-    return "n" in item.question.about and len(tower_blocks(item.scene)) == 1 < len(item.scene.bodies)
+def _log_odds(row: dict[Any, float], value: Any) -> float:
+    return row[value] - float(np.logaddexp.reduce([score for v, score in row.items() if v != value]))
 
 
 def _auc(evidence: Any, truth: Any) -> float:
-    """Area under the ROC curve: chance that a standing tower gets more evidence for standing than a falling one."""
+    """Area under the ROC curve: chance that a scene of which it is true gets more evidence than one of which it is not."""
     ranks = rankdata(evidence)
     positives, negatives = truth.sum(), (~truth).sum()
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
@@ -246,11 +325,12 @@ def main() -> None:
     """Command line: `python -m probes.tiny.evaluate [FOLDER]`."""
     parser = argparse.ArgumentParser(description="Measure the embedded model and write its card.")
     parser.add_argument("folder", type=Path, nargs="?", default=WEIGHTS)
-    parser.add_argument("--per-ask", type=int, default=600)
-    parser.add_argument("--per-task", type=int, default=200)
-    parser.add_argument("--towers", type=int, default=600)
+    parser.add_argument("--per-ask", type=int, default=200)
+    parser.add_argument("--per-shift", type=int, default=100)
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    facts = evaluate(arguments.folder, arguments.per_ask, arguments.per_task, arguments.towers)
+    facts = evaluate(arguments.folder, arguments.per_ask, arguments.per_shift, arguments.scenes, arguments.jobs)
     sys.stdout.write(json.dumps(facts, indent=1) + "\n")
 
 

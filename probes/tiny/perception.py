@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from probes.tiny.architecture import GRID, HIDDEN, PATCH, PIXELS, TOKENS
 from probes.tiny.pictures import Picture
-from probes.tiny.questions import family_of, grounding, named, possible_asks, sayable
+from probes.tiny.questions import grounding, named, possible_asks, sayable, seen_by
 from stimuli.question import Answer, Integers, Question
 from stimuli.scene import COLOURS, MARKER_SHAPES, NEUTRALS, Body, Marker, Scene
 from stimuli.shapes import corners, rotation
@@ -121,7 +121,7 @@ def facts(picture: Picture) -> Facts:
     return _facts(picture.task, picture.scene)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _facts(task_name: str, scene: Scene) -> Facts:
     of_things, of_scenes = attributes()
     everything: list[Body | Marker] = [*scene.bodies, *scene.markers]
@@ -134,11 +134,9 @@ def _facts(task_name: str, scene: Scene) -> Facts:
         if offset is not None:
             things[i, columns["offset"]] = of_things["offset"].index(round(100 * offset))
     told = np.full(len(of_scenes), NOTHING, np.int16)
-    empty = np.empty((0, 0), np.float32)
-    picture = Picture(task_name, scene, empty, empty, empty)  # type: ignore[arg-type]
-    task = grounding(family_of(picture))
+    task = seen_by(task_name)
     names = named(scene)
-    for name in possible_asks(picture):
+    for name in possible_asks(task_name, scene):
         ask = task.asks[name]
         for about in ask.abouts(scene):
             if name in of_things and set(about) == {"a"}:
@@ -178,13 +176,12 @@ def _offsets(scene: Scene) -> list[float | None]:
 def _angles(scene: Scene) -> npt.NDArray[np.float32]:
     """Directions in the picture, in turns: of the motion of bodies that are shown to move, and of arrows."""
     angles = np.full(len(scene.bodies) + len(scene.markers), np.nan, np.float32)
-    for i, thing in enumerate((*scene.bodies, *scene.markers)):
-        if isinstance(thing, Marker):
-            if thing.shape != "arrow":
-                continue
-            ahead = rotation(thing.orientation)[:, 0]
-        elif scene.shown and any(thing.velocity):
+    everything: list[Body | Marker] = [*scene.bodies, *scene.markers]
+    for i, thing in enumerate(everything):
+        if isinstance(thing, Body) and scene.shown and any(thing.velocity):
             ahead = np.array(thing.velocity) / math.hypot(*thing.velocity)
+        elif thing.shape == "arrow":
+            ahead = rotation(thing.orientation)[:, 0]
         else:
             continue
         middle = np.array(thing.position)
@@ -233,7 +230,7 @@ class ReadOuts(nn.Module):
         told = torch.from_numpy(np.stack([k.scene for k in known])).long()
         logits = self.scene(hidden.mean(dim=1)).split([len(a.answers) for a in self.of_scenes.values()], dim=1)
         for (name, attribute), values, target in zip(self.of_scenes.items(), logits, told.unbind(1), strict=True):
-            loss = loss + 0.4 * _attribute_loss(name, attribute, values, target, right)
+            loss = loss + _attribute_loss(name, attribute, values, target, right)
         right["cells"] = _share(cell_logits.argmax(1) == cells)
         return loss, right
 
@@ -288,11 +285,11 @@ class ReadOuts(nn.Module):
         right["x"] = _share((x[seen].argmax(1) - boxes[:, 0] + 0.5).abs() <= 1)
         points = ~angles.isnan()
         if points.any():
-            loss = loss + 0.7 * _near(angle[points], angles[points] * ANGLES, circle=ANGLES)
+            loss = loss + 1.5 * _near(angle[points], angles[points] * ANGLES, circle=ANGLES)
             off = (angle[points].argmax(1) - angles[points] * ANGLES).abs()
             right["angle"] = _share(torch.minimum(off, ANGLES - off) <= 1)
         for (name, attribute), values, target in zip(self.of_things.items(), others, things.unbind(1), strict=True):
-            loss = loss + 0.4 * _attribute_loss(name, attribute, values, target, right)
+            loss = loss + _attribute_loss(name, attribute, values, target, right)
         return loss
 
 
@@ -325,8 +322,8 @@ def _patches(
         parts.append(
             (np.full(len(patch), number), patch, picture.boxes[panel, thing], fact.angles[thing], fact.things[thing])
         )
-    where, patch, boxes, angles, things = (torch.from_numpy(np.concatenate(p)) for p in zip(*parts, strict=True))
-    return where, patch, boxes, angles, things.long()
+    joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
+    return joined[0], joined[1], joined[2], joined[3], joined[4].long()
 
 
 def _attribute_loss(

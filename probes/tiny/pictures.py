@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +112,7 @@ def see(task: str, scene: Scene, frame: Frame, processor: LlavaProcessor) -> Pic
             rows, columns = (np.flatnonzero((part == thing).any(axis=axis)) for axis in (1, 0))
             (x0, x1), (y0, y1) = (columns[0], columns[-1] + 1), (rows[0], rows[-1] + 1)
             boxes[region, thing] = (left + (x0 + x1) / 2, top + (y0 + y1) / 2, x1 - x0, y1 - y0)
-    return Picture(task, scene, pixels, things, boxes / size)
+    return Picture(task, scene, pixels, things, (boxes / size).astype(np.float32))
 
 
 def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProcessor) -> list[Picture]:
@@ -155,7 +155,9 @@ def relit(rng: np.random.Generator, pixels: torch.Tensor) -> torch.Tensor:
     gain = rng.uniform(0.85, 1.15, (len(pixels), 1, 1, 1)) * rng.uniform(0.94, 1.06, (len(pixels), 3, 1, 1))
     shift = rng.uniform(-0.08, 0.08, (len(pixels), 1, 1, 1))
     noise = 0.015 * rng.standard_normal(pixels.shape, dtype=np.float32)
-    return (pixels * torch.from_numpy(gain).float() + torch.from_numpy(shift).float() + torch.from_numpy(noise)).clamp(-1, 1)
+    return (pixels * torch.from_numpy(gain).float() + torch.from_numpy(shift).float() + torch.from_numpy(noise)).clamp(
+        -1, 1
+    )
 
 
 def _flip(rows: npt.NDArray, parts: int) -> npt.NDArray:  # type: ignore[type-arg]

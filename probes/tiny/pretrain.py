@@ -9,11 +9,13 @@ How the shipped weights were made, and in what that differed from a run with the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from probes.tiny.architecture import build_model, build_processor
 from probes.allocation import keep_freed_memory
+from probes.tiny.architecture import build_model, build_processor
 from probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
 from probes.tiny.perception import ReadOuts
 from probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, pixel_values, relit
@@ -33,19 +35,21 @@ from probes.tiny.questions import (
     Exchange,
     caption,
     draw_ask,
-    family_of,
-    grounding,
     perception,
     physics_format,
     place,
     possible_asks,
     prompt_texts,
+    seen_by,
 )
 from probes.tiny.tokenizer import build_tokenizer
 from stimuli.tasks import get_task
 
 BATCH = 16
 """Pictures per process and step."""
+HARD, LOOKED_AT = {"collision": 0.7, "balance": 0.2, "support": 0.1}, 12
+"""Shares of further pictures, of families that are harder to see, and how many of them each process looks at per step of the
+second stage without reading about them, which costs a fifth."""
 WARM_UP = 200
 LAST_RATE = 0.02
 """The learning rate ends at this share of its peak."""
@@ -73,8 +77,7 @@ class Recipe:
     Attributes:
         seed: Of the pictures, the questions and the initial weights.
         processes: Data-parallel processes of one thread each.
-        eye_pictures: Distinct pictures of the first stage, all processes together; a multiple of `CHUNK`.
-        pictures: Distinct pictures of the second stage, those of the first among them.
+        pictures: Distinct pictures, all processes together; a multiple of `CHUNK`.
         eye_steps: Steps of the first stage, the vision tower alone.
         steps: Steps of the second stage, the whole model.
         eye_rate: Peak learning rate of the first stage.
@@ -85,7 +88,6 @@ class Recipe:
 
     seed: int = 0
     processes: int = 2
-    eye_pictures: int = 30_000
     pictures: int = 40_000
     eye_steps: int = 1_293
     steps: int = 2_951
@@ -107,6 +109,9 @@ def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
     """
     recipe = recipe or Recipe()
     (out / "cache").mkdir(parents=True, exist_ok=True)
+    if recipe.processes == 1:
+        _work(0, recipe, out, "")
+        return out / "weights"
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, args=(recipe, out, f"file://{folder}/meet"), nprocs=recipe.processes)
     return out / "weights"
@@ -126,7 +131,8 @@ class _Worker:
         self.stage, self.step, self.elapsed, self.cpu = 0, 0, 0.0, 0.0
         self.steps = [0, 0]
         self.rng = np.random.default_rng([recipe.seed, 7, rank])
-        self.held_out = [] if rank else cached_pictures(out / "cache", (recipe.seed, 2), 0, self.processor)[:HELD_OUT]
+        self.pictures = self._pictures()
+        self.held_out = [] if rank else self._chunk(2, 0)[:HELD_OUT]
 
     def run(self) -> None:
         """Both stages, from wherever the checkpoint is."""
@@ -145,14 +151,15 @@ class _Worker:
             kept = None
             self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
             self._save(None)
+        self._save(None, "" if self.rank else self._digest())
 
     def _pictures(self) -> list[Picture]:
-        """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""
-        recipe = self.recipe
-        total = recipe.eye_pictures if self.stage == 0 else recipe.pictures
-        chunks = range(self.rank, total // CHUNK, recipe.processes)
-        seed = (recipe.seed, 1)
-        return [p for c in chunks for p in cached_pictures(self.out / "cache", seed, c, self.processor)]
+        """This process's share of the pictures: those of every other file, so that none is seen by two."""
+        chunks = range(self.rank, self.recipe.pictures // CHUNK, self.recipe.processes)
+        return [p for c in chunks for p in self._chunk(1, c)]
+
+    def _chunk(self, stream: int, number: int) -> list[Picture]:
+        return cached_pictures(self.out / "cache", (self.recipe.seed, stream), number, self.processor)
 
     def _train(self, steps: int, minutes: float, rate: float, kept: dict[str, Any] | None) -> None:
         parameters = [p for m in (self.model, self.read_outs) for p in m.parameters()]
@@ -166,7 +173,7 @@ class _Worker:
         )
         if kept is not None and kept["optimizer"] is not None:
             optimizer.load_state_dict(kept["optimizer"])
-        supply = batches(self.rng, self._pictures(), BATCH)
+        supply, further = batches(self.rng, self.pictures, BATCH), self._further()
         saved = told = asked = self.elapsed
         last, last_cpu = time.time(), time.process_time()
         running: dict[str, float] = {}
@@ -179,7 +186,7 @@ class _Worker:
             warm = min(1.0, (self.step + 1) / WARM_UP)
             for group in optimizer.param_groups:
                 group["lr"] = rate * warm * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
-            loss, facts = self._loss(next(supply), progress)
+            loss, facts = self._loss(next(supply), next(further) if self.stage else [], progress)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             now, now_cpu = time.time(), time.process_time()
@@ -204,37 +211,51 @@ class _Worker:
         if self.rank == 0 and self.stage == 1:
             self._tell({"held_out": self._evaluate()})
 
-    def _loss(self, pictures: list[Picture], progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        features = see(self.model, relit(self.rng, pixel_values(pictures)))
-        sight, facts = self.read_outs.see(features, pictures)
+    def _further(self) -> Iterator[list[Picture]]:
+        """Endless batches of pictures that are only looked at."""
+        families = [get_task(p.task).family for p in self.pictures]
+        supplies = {
+            name: batches(self.rng, [p for p, f in zip(self.pictures, families, strict=True) if f == name], 1)
+            for name in HARD
+        }
+        while True:
+            names = self.rng.choice(list(HARD), LOOKED_AT, p=list(HARD.values()))
+            yield [next(supplies[name])[0] for name in names]
+
+    def _loss(
+        self, pictures: list[Picture], further: list[Picture], progress: float
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        features = see(self.model, relit(self.rng, pixel_values(pictures + further)))
+        sight, facts = self.read_outs.see(features, pictures + further)
         facts["sight"] = float(sight.detach())
         if self.stage == 0:
             return sight, facts
-        asks = {id(picture): possible_asks(picture) for picture in pictures}
+        asks = {id(p): possible_asks(p.task, p.scene) for p in pictures}
         questions = pack(pictures, lambda p: self._ask(p, asks[id(p)], progress), self.encoder, TEXT_TOKENS)
-        middle, final = read(self.model, features, questions, self.encoder)
+        middle, final = read(self.model, features[: len(pictures)], questions, self.encoder)
         reply = answer_loss(self.model, final, questions)
         colour = self.encoder.colours[questions.ids]
         word = (colour >= 0) & (questions.segments > 0)
         row = word.nonzero()[:, 0]
         found = self.read_outs.read(middle[word], row, colour[word], pictures)
         facts |= {"reply": float(reply.detach()), "found": float(found.detach())}
-        return reply + 0.15 * sight + 0.15 * found, facts
+        return reply + 0.1 * sight + 0.1 * found, facts
 
     def _ask(self, picture: Picture, asks: list[str], progress: float) -> Exchange:
         rng, part = self.rng, sum(progress > edge for edge in LENGTHS_FROM)
         exchange = None
-        if get_task(picture.task).kind != "grounding":
+        task = get_task(picture.task)
+        if task.kind != "grounding":
             formats = MANY if progress > FORMAT_LATE else FEW if progress > FORMAT_FROM else 0.0
             if not asks or rng.random() < formats:
-                exchange = physics_format(rng, picture)
+                exchange = physics_format(rng, task, picture.scene)
         if rng.random() < (PLACES[part] if asks else 0.5):
             exchange = exchange or place(rng, picture)
         if exchange is None and rng.random() < CAPTIONS:
-            exchange = caption(rng, picture)
+            exchange = caption(rng, picture.scene)
         if exchange is None and asks:
             exchange = perception(rng, picture, asks, LENGTHS[part])
-        exchange = exchange or physics_format(rng, picture)
+        exchange = exchange or physics_format(rng, task, picture.scene)
         return replace(exchange, prompt="\n" + exchange.prompt) if rng.random() < 0.1 else exchange
 
     def _share(self, parameters: list[torch.nn.Parameter], seconds: float, cpu: float) -> tuple[float, float]:
@@ -264,7 +285,7 @@ class _Worker:
             asked: dict[int, list[Exchange]] = {id(p): [] for p in batch}
 
             def ask(picture: Picture, asked: dict[int, list[Exchange]] = asked) -> Exchange:
-                asks = possible_asks(picture)
+                asks = possible_asks(picture.task, picture.scene)
                 asked[id(picture)].append(perception(rng, picture, asks, (0.0, 0.0, 1.0), draw_ask(rng, asks)))
                 return asked[id(picture)][-1]
 
@@ -272,7 +293,7 @@ class _Worker:
             _, final = read(self.model, see(self.model, pixel_values(batch)), questions, self.encoder)
             said = self.model.lm_head(final).argmax(-1)
             for row, picture in enumerate(batch):
-                task = grounding(family_of(picture))
+                task = seen_by(picture.task)
                 for number in range(1, int(questions.segments[row].max()) + 1):
                     exchange = asked[id(picture)][number - 1]
                     answered = (questions.segments[row] == number) & (questions.labels[row] != IGNORED)
@@ -290,7 +311,15 @@ class _Worker:
         with (self.out / "log.jsonl").open("a") as log:
             log.write(line + "\n")
 
-    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _digest(self) -> str:
+        """SHA-256 of all pictures of the second stage: pixels and scenes, in order."""
+        total = hashlib.sha256()
+        for chunk in range(self.recipe.pictures // CHUNK):
+            for picture in self._chunk(1, chunk):
+                total.update(picture.pixels.tobytes() + picture.scene.to_json().encode())
+        return total.hexdigest()
+
+    def _save(self, optimizer: torch.optim.Optimizer | None, data: str = "") -> None:
         if self.rank:
             return
         state = {
@@ -311,7 +340,9 @@ class _Worker:
             "recipe": {k: v for k, v in asdict(self.recipe).items() if v != math.inf},
             "steps": self.steps,
             "batch": BATCH * self.recipe.processes,
+            "text_tokens": TEXT_TOKENS,
             "cpu_seconds": round(self.cpu),
+            "data_sha256": data,
         }
         (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -11,7 +11,7 @@ import numpy as np
 from probes.tiny.pictures import Picture, draw_scene, physics_tasks
 from stimuli.question import THINK, Answer, Integers, Question, Variant
 from stimuli.scene import COLOURS, Body, Scene
-from stimuli.tasks import FAMILIES, get_task
+from stimuli.tasks import FAMILIES, Task, get_task
 from stimuli.tasks.grounding import GroundingTask
 
 ASK_WEIGHTS = {
@@ -30,9 +30,9 @@ ASK_WEIGHTS = {
     "arm": 1.2,
     "pose": 0.8,
     "distance": 2.0,
-    "mover": 1.0,
-    "heading": 1.0,
-    "up-down": 1.0,
+    "mover": 1.5,
+    "heading": 1.5,
+    "up-down": 1.5,
     "above": 0.8,
     "arrow-side": 0.8,
     "arrow-target": 1.0,
@@ -68,8 +68,8 @@ CAPTION_REQUESTS = ("Describe the picture.", "What do you see?", "What is in the
 SHAPE_NAMES = {"box": "box", "cylinder": "cylinder", "sphere": "ball", "wedge": "wedge", "cradle": "stand"}
 LEFT_OUT = {"balance-place": ("count", "exists"), "collision-launch": tuple(SHORT)}
 """Questions that scenes of these tasks leave unclear: whether what is not yet on the plank counts, and which moment is meant."""
-THINKING = 0.06
-"""Share of the full prompts that ask for thinking first."""
+THINKING, FORMAT_THINKING = 0.06, 0.35
+"""Shares of the full prompts that ask for thinking first, of perception and of the physics tasks."""
 
 Lengths = tuple[float, float, float]
 """Shares of short wordings, of a task's wordings without its answer format, and of its full prompts."""
@@ -97,9 +97,9 @@ def grounding(family: str) -> GroundingTask:
     return cast(GroundingTask, get_task(f"{family}-grounding"))
 
 
-def family_of(picture: Picture) -> str:
-    """The family of the picture's scene."""
-    return get_task(picture.task).family
+def seen_by(task: str) -> GroundingTask:
+    """The grounding task of the family of another task."""
+    return grounding(get_task(task).family)
 
 
 def named(scene: Scene) -> dict[str, Body]:
@@ -109,12 +109,11 @@ def named(scene: Scene) -> dict[str, Body]:
     return found if len(found) == len(coloured) else {}
 
 
-def possible_asks(picture: Picture) -> list[str]:
-    """The kinds of question of the family's grounding task that can be asked about the picture."""
-    if not named(picture.scene):
+def possible_asks(task: str, scene: Scene) -> list[str]:
+    """The kinds of question of the family's grounding task that can be asked about a scene of a task."""
+    if not named(scene):
         return []
-    left_out = LEFT_OUT.get(picture.task, ())
-    return [ask for ask in grounding(family_of(picture)).possible_asks(picture.scene) if ask not in left_out]
+    return [ask for ask in seen_by(task).possible_asks(scene) if ask not in LEFT_OUT.get(task, ())]
 
 
 def draw_ask(rng: np.random.Generator, asks: list[str]) -> str:
@@ -135,7 +134,7 @@ def perception(
         lengths: Shares of the wordings.
         ask: The kind of question; by default drawn.
     """
-    task, scene = grounding(family_of(picture)), picture.scene
+    task, scene = seen_by(picture.task), picture.scene
     while True:
         kind = ask or draw_ask(rng, asks)
         form = int(rng.choice(3, p=lengths))
@@ -179,25 +178,25 @@ def sayable(answer: Answer, question: Question) -> bool:
     return True
 
 
-def physics_format(rng: np.random.Generator, picture: Picture) -> Exchange:
+def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> Exchange:
     """A prompt of the physics task that the scene is from, with an answer drawn uniformly from its grammar."""
-    task = get_task(picture.task)
     variants = task.variants()
-    style = "think" if rng.random() < 0.35 else "direct"
-    variant = replace(variants[rng.integers(len(variants))], style=style)
-    question = task.question(picture.scene, variant)
+    variant = variants[rng.integers(len(variants))]
+    if rng.random() < FORMAT_THINKING:
+        variant = replace(variant, style="think")
+    question = task.question(scene, variant)
     grammar = question.grammar
     if isinstance(grammar, Integers):
         answer = ", ".join(str(rng.integers(low, high + 1)) for low, high in grammar.ranges)
     else:
         options = grammar.candidates()
         answer = options[rng.integers(len(options))][0]
-    return Exchange(question.prompt, _reply(picture.scene, question, answer), question=question)
+    return Exchange(question.prompt, _reply(scene, question, answer), question=question)
 
 
-def caption(rng: np.random.Generator, picture: Picture) -> Exchange:
+def caption(rng: np.random.Generator, scene: Scene) -> Exchange:
     """A request to describe the picture, and a list of what has a colour, from left to right."""
-    things = sorted(named(picture.scene).values(), key=lambda body: body.position[0])
+    things = sorted(named(scene).values(), key=lambda body: body.position[0])
     text = ", ".join(f"a {body.colour} {SHAPE_NAMES[body.shape]}" for body in things)
     return Exchange(CAPTION_REQUESTS[rng.integers(len(CAPTION_REQUESTS))], f"{text} .")
 
