@@ -28,6 +28,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from probes.allocation import keep_freed_memory
 from probes.tiny.architecture import build_model, build_processor
+from probes.tiny.disguise import disguised
 from probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
 from probes.tiny.perception import ReadOuts
 from probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, pixel_values, relit
@@ -47,9 +48,11 @@ from stimuli.tasks import get_task
 
 BATCH = 16
 """Pictures per process and step."""
-HARD, LOOKED_AT = {"collision": 0.7, "balance": 0.2, "support": 0.1}, 12
+HARD, LOOKED_AT = {"collision": 0.55, "balance": 0.2, "support": 0.1, "towers": 0.15}, 12
 """Shares of further pictures, of families that are harder to see, and how many of them each process looks at per step of the
 second stage without reading about them, which costs a fifth."""
+DISGUISED, FURTHER_DISGUISED = 0.15, 0.5
+"""Shares of the pictures and of the further ones that are disguised in the second stage."""
 WARM_UP = 200
 LAST_RATE = 0.02
 """The learning rate ends at this share of its peak."""
@@ -225,8 +228,10 @@ class _Worker:
     def _loss(
         self, pictures: list[Picture], further: list[Picture], progress: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        features = see(self.model, relit(self.rng, pixel_values(pictures + further)))
-        sight, facts = self.read_outs.see(features, pictures + further)
+        seen = [self._disguised(p, pictures, DISGUISED) for p in pictures]
+        seen += [self._disguised(p, pictures, FURTHER_DISGUISED) for p in further]
+        features = see(self.model, relit(self.rng, pixel_values(seen)))
+        sight, facts = self.read_outs.see(features, seen)
         facts["sight"] = float(sight.detach())
         if self.stage == 0:
             return sight, facts
@@ -240,6 +245,11 @@ class _Worker:
         found = self.read_outs.read(middle[word], row, colour[word], pictures)
         facts |= {"reply": float(reply.detach()), "found": float(found.detach())}
         return reply + 0.1 * sight + 0.1 * found, facts
+
+    def _disguised(self, picture: Picture, others: list[Picture], share: float) -> Picture:
+        if self.stage == 0 or self.rng.random() >= share:
+            return picture
+        return disguised(self.rng, picture, others[self.rng.integers(len(others))])
 
     def _ask(self, picture: Picture, asks: list[str], progress: float) -> Exchange:
         rng, part = self.rng, sum(progress > edge for edge in LENGTHS_FROM)

@@ -8,6 +8,7 @@ import torch
 
 from probes.tiny import pictures as drawing
 from probes.tiny.architecture import PIXELS, TOKENS, build_model, build_processor
+from probes.tiny.disguise import disguised
 from probes.tiny.packing import PREFIX, Encoder, pack, read, see
 from probes.tiny.perception import NOTHING, ReadOuts, attributes, facts
 from probes.tiny.pictures import draw_scene, physics_tasks, pixel_values, render_pictures
@@ -16,7 +17,7 @@ from probes.tiny.questions import grounding, perception, physics_format, possibl
 from probes.tiny.tokenizer import IMAGE, build_tokenizer
 from stimuli.picture import draw
 from stimuli.question import Variant
-from stimuli.scene import mirror
+from stimuli.scene import COLOURS, mirror
 from stimuli.simulators import get_simulator
 from stimuli.tasks import FAMILIES, get_task
 
@@ -78,6 +79,20 @@ def test_boxes_are_where_the_pixels_are(parts):
                 x, y, width, height = picture.boxes[0, index] * PIXELS
                 assert abs((columns.min() + columns.max() + 1) / 2 - x) < 1.5 and abs(np.ptp(columns) + 1 - width) < 2.5
                 assert abs((rows.min() + rows.max() + 1) / 2 - y) < 1.5 and abs(np.ptp(rows) + 1 - height) < 2.5
+
+
+def test_disguised_pictures_show_the_same_things_in_the_same_colours(parts):
+    _, _, pictures = parts
+    rng = np.random.default_rng(3)
+    for picture, other in zip(pictures, pictures[1:], strict=False):
+        changed = disguised(rng, picture, other)
+        assert changed.scene == picture.scene and changed.things is picture.things
+        assert (changed.pixels != picture.pixels).mean() > 0.2
+        for index, body in enumerate(picture.scene.bodies):
+            mask = picture.things == index
+            if mask.sum() > 20 and body.colour in COLOURS:
+                before, after = (p.pixels[mask].astype(float).mean(axis=0) for p in (picture, changed))
+                assert before @ after / np.linalg.norm(before) / np.linalg.norm(after) > 0.95
 
 
 def test_facts_are_the_answers_of_the_grounding_tasks(parts):
