@@ -1,6 +1,7 @@
 """The recipe: what a packed sequence computes is what the ordinary forward pass computes; flips; resumption."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_boxes_are_where_the_pixels_are(parts):
 def test_disguised_pictures_show_the_same_things_in_the_same_colours(parts):
     _, _, pictures = parts
     rng = np.random.default_rng(3)
-    for picture, other in zip(pictures, pictures[1:], strict=False):
+    for picture, other in pairwise(pictures):
         changed = disguised(rng, picture, other)
         assert changed.scene == picture.scene and changed.things is picture.things
         assert (changed.pixels != picture.pixels).mean() > 0.2
