@@ -105,11 +105,13 @@ def accuracies(
             condition = conditions[i // len(wordings) % len(conditions)]
             items.append(_grounding_item(task, rng, condition, variant, parse_shifts(shifts)))
         right, parsed = _marked(loaded, task, items)
+        # Wordings take turns, two orders of the options for each.
+        by_paraphrase = [right[p * 2 :: 8] + right[p * 2 + 1 :: 8] for p in range(PARAPHRASES)]
         results[ask] = {
             "n": per_ask,
             "accuracy": round(float(np.mean(right)), 4),
             "parsed": round(float(np.mean(parsed)), 4),
-            "by_paraphrase": [round(float(np.mean(right[p * 2 :: 8] + right[p * 2 + 1 :: 8])), 3) for p in range(4)],
+            "by_paraphrase": [round(float(np.mean(marks)), 3) for marks in by_paraphrase if marks],
         }
     return results
 
@@ -141,7 +143,7 @@ def parse_rates(loaded: Loaded, name: str, per_style: int, seed: int = SEED + 1)
                 variant = replace(variant, ask=condition.build.partition(":")[0])
                 items.append(_grounding_item(task, rng, condition, variant, ()))
             else:
-                scene = draw_scene(rng, task, condition)
+                scene = _drawn(rng, task, condition)
                 items.append(Item(scene, task.question(scene, variant)))
         ok = [item.question.parse(r).status == "ok" for item, r in zip(items, replies(loaded, items), strict=True)]
         rates[style] = round(float(np.mean(ok)), 4)
@@ -160,7 +162,10 @@ def judgement(loaded: Loaded, name: str, scenes: int, seed: int = SEED + 2) -> d
     items: list[Item] = []
     group = 0
     while len(items) < scenes:
-        members = task.sample_matched(rng, conditions[group % len(conditions)])
+        try:
+            members = task.sample_matched(rng, conditions[group % len(conditions)])
+        except Unsatisfiable:
+            continue  # a rare draw: the next one is another
         members = tuple(mirror(s) for s in members) if rng.random() < 0.5 else members
         # All members of a group are asked in the same words.
         items += [Item(scene, task.question(scene, variants[group % len(variants)])) for scene in members]
@@ -294,15 +299,21 @@ def _option_logits(loaded: Loaded, items: Sequence[Item]) -> tuple[list[dict[Any
     return found, said
 
 
+def _drawn(rng: np.random.Generator, task: Task, condition: Condition) -> Scene:
+    """A scene on the condition, drawn again in the rare case that none was found."""
+    while True:
+        try:
+            return draw_scene(rng, task, condition)
+        except Unsatisfiable:
+            continue
+
+
 def _grounding_item(
     task: GroundingTask, rng: np.random.Generator, condition: Condition, variant: Variant, shifts: Shifts
 ) -> Item:
     """A question about a random object of the first drawn scene that allows it."""
     while True:
-        try:
-            scene = draw_scene(rng, task, condition)
-        except Unsatisfiable:
-            continue
+        scene = _drawn(rng, task, condition)
         if variant.ask in task.possible_asks(scene):
             scene = shift_if_possible(rng, scene, shifts)
             question = task.question(scene, replace(variant, detail=int(rng.integers(5040))))

@@ -92,8 +92,8 @@ class Recipe:
     seed: int = 0
     processes: int = 2
     pictures: int = 40_000
-    eye_steps: int = 1_293
-    steps: int = 2_951
+    eye_steps: int = 4_696
+    steps: int = 2_642
     eye_rate: float = 1.5e-3
     rate: float = 1e-3
     eye_minutes: float = math.inf
