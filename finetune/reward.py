@@ -44,17 +44,21 @@ class Judge:
         self._items = items
         self.cache = cache if cache is not None else OutcomeCache(CACHE_SIZE)
         self.seconds = 0.0
-        """Time spent in scoring, seconds."""
+        """CPU time spent in scoring, seconds: on a busy machine, the clock on the wall would tell of other programs."""
 
     def task(self, index: int) -> str:
         """The task of an item."""
         return self._items[index].task
 
+    def can_read(self, reply: str, index: int) -> bool:
+        """Whether a reply to an item states one legal answer."""
+        return self._items[index].question.parse(reply).value is not None
+
     def judge(self, replies: Sequence[str], indices: Sequence[int]) -> list[Judged]:
         """What each reply to each item is worth. A reply that cannot be read is worth nothing."""
-        begun = time.perf_counter()
+        begun = time.thread_time()
         judged = [self._one(reply, self._items[index]) for reply, index in zip(replies, indices, strict=True)]
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.thread_time() - begun
         return judged
 
     def _one(self, reply: str, item: Item) -> Judged:
@@ -107,8 +111,7 @@ def reward_functions(
 
     def readable(completions: Sequence[Sequence[Mapping[str, Any]]], index: Sequence[int], **_: Any) -> Rewards:
         replies = (str(turns[-1]["content"]) for turns in completions)
-        read = (judge._items[i].question.parse(reply) for reply, i in zip(replies, index, strict=True))
-        return [float(parsed.value is not None) for parsed in read]
+        return [float(judge.can_read(reply, i)) for reply, i in zip(replies, index, strict=True)]
 
     if config.format_reward:
         return [score, readable], [1.0, config.format_reward]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,6 +154,8 @@ def train(
     embedded = lookup(model).kind == "embedded"
     resolved = make_config(given, preset if preset is not None else "tiny" if embedded else "")
     folder = out or Path("adapters") / run_name(resolved)
+    # Where bitsandbytes is installed, importing peft loads it, and it complains of an optional kernel on some CPUs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from finetune.train import is_first
     from finetune.train import train as run
 
