@@ -121,7 +121,7 @@ def compare(folder: Path, name: str) -> dict[str, float]:
         "aic": abs(ours.aic - float(reference["aic"])),
         "bic": abs(ours.bic - float(reference["bic"])),
         "df": float(np.abs(table["df"] - fixed["df"]).max()) if fixed["df"].notna().all() else float("nan"),
-        "modes": _modes(ours, pd.read_csv(folder / f"{name}-modes.csv")),
+        "modes": _modes(ours, folder / f"{name}-modes.csv"),
         "means": _means(ours, folder / f"{name}-means.csv"),
         "seconds": seconds,
         "lme4_seconds": float(reference["seconds"]),
@@ -161,8 +161,11 @@ def _same(ours: str, theirs: str) -> bool:
     return sorted(ours.split(":")) == sorted(base.split(":"))
 
 
-def _modes(ours: FitResult, reference: pd.DataFrame) -> float:
+def _modes(ours: FitResult, path: Path) -> float:
     """Largest difference of a conditional mode or its standard deviation, in units of that standard deviation."""
+    reference = pd.read_csv(path)
+    if "condsd" not in reference:
+        return float("nan")
     reference = reference.assign(
         group=[
             ":".join(sorted(g.rpartition(".")[0].split(":") if g[-2:-1] == "." else g.split(":")))
@@ -176,8 +179,6 @@ def _modes(ours: FitResult, reference: pd.DataFrame) -> float:
         group=[":".join(sorted(g.split(":"))) for g in mine["group"]],
         level=[":".join(sorted(str(level).split(":"))) for level in mine["level"]],
     ).set_index(["group", "name", "level"])
-    if "condsd" not in reference:
-        return float("nan")
     both = mine.join(reference[["condval", "condsd"]], how="inner")
     if len(both) != len(mine):
         raise ValueError(f"{ours.formula}: {len(mine)} modes, of which {len(both)} have a namesake in lme4")

@@ -46,7 +46,8 @@ models <- list(
 tight <- function(fit, model, data) {
   if (is.null(model$family)) {
     control <- lmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-9, maxfun = 1e5), calc.derivs = FALSE)
-    lme4::lmer(model$formula, data, REML = model$reml, control = control, start = getME(fit, "theta"))
+    engine <- if (nrow(data) < 2e4) lmerTest::lmer else lme4::lmer
+    engine(model$formula, data, REML = model$reml, control = control, start = getME(fit, "theta"))
   } else {
     control <- glmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-8, maxfun = 1e5), tolPwrss = 1e-10)
     glmer(model$formula, data, family = model$family, control = control,
@@ -63,12 +64,12 @@ for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
     default <- if (linear) lme4::lmer(model$formula, data, REML = model$reml) else glmer(model$formula, data, family = model$family)
   )[["user.self"]]
   best <- tight(default, model, data)
-  if (logLik(default) > logLik(best)) best <- default
+  if (!linear && logLik(default) > logLik(best)) best <- default
   table <- function(fit) data.frame(term = names(fixef(fit)), estimate = fixef(fit), se = sqrt(diag(as.matrix(vcov(fit)))))
   fixed <- cbind(table(best), default = table(default)$estimate)
   fixed$df <- NA
   if (linear && nrow(data) < 2e4) {
-    fixed$df <- coef(summary(as_lmerModLmerTest(best)))[, "df"]
+    fixed$df <- coef(summary(best))[, "df"]
   }
   write.csv(fixed, file.path(folder, paste0(name, "-fixed.csv")), row.names = FALSE)
   write.csv(as.data.frame(VarCorr(best)), file.path(folder, paste0(name, "-random.csv")), row.names = FALSE)
@@ -77,7 +78,7 @@ for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
   write.csv(format(values, digits = 15), file.path(folder, paste0(name, "-fit.csv")), row.names = FALSE)
   if (!is.null(model$means)) {
     if (linear) {
-      means <- as.data.frame(emmeans(as_lmerModLmerTest(best), model$means, lmer.df = "satterthwaite"))
+      means <- as.data.frame(emmeans(best, model$means, lmer.df = "satterthwaite"))
     } else means <- as.data.frame(emmeans(best, model$means, type = "link"))
     write.csv(means, file.path(folder, paste0(name, "-means.csv")), row.names = FALSE)
   }

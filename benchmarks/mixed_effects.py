@@ -40,6 +40,8 @@ import pandas as pd
 from analysis import fit
 data = pd.read_csv(sys.argv[1])
 family = sys.argv[3]
+with warnings.catch_warnings(action="ignore"):
+    fit(sys.argv[2], data.iloc[:400], family=family)  # loads what is loaded late, as library() does in R
 start = time.process_time()
 with warnings.catch_warnings(action="ignore"):
     result = fit(sys.argv[2], data, family=family)
@@ -94,7 +96,7 @@ def measure(size: str, *, with_r: bool) -> dict[str, Any]:
             return dict(json.loads(found.stdout))
 
         ours = run([sys.executable, "-c", OURS])
-        theirs = run(["Rscript", "-e", THEIRS, "--args"]) if with_r else None
+        theirs = run(["Rscript", "-e", THEIRS]) if with_r else None
     row = {"size": size, "rows": settings["rows"], **ours}
     if theirs:
         row |= {

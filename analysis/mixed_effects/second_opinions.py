@@ -36,7 +36,7 @@ def mixedlm(result: FitResult) -> pd.DataFrame:
         raise FitError("the cross-check by statsmodels' MixedLM is for correlated random effects: (1 + x | g)")
     model = sm.MixedLM(design.y - design.offset, design.x, groups=term.codes, exog_re=term.values * term.scale)
     with python_warnings.catch_warnings(action="ignore"):
-        found = model.fit(reml=result.reml, method=["lbfgs", "bfgs"])
+        found = model.fit(reml=result.reml)
     p = design.x.shape[1]
     sds = np.sqrt(np.diag(np.asarray(found.cov_re)))
     own = result.variance_components
@@ -56,18 +56,16 @@ def gee(result: FitResult, group: str | None) -> pd.DataFrame:
         raise FitError(f"{group!r} is no grouping factor of {result.formula!r}; those are {', '.join(terms) or 'none'}")
     term = terms[group] if group else min(terms.values(), key=lambda term: term.q)
     family = {"gaussian": sm.families.Gaussian, "binomial": sm.families.Binomial, "poisson": sm.families.Poisson}
-    response, weights = design.y, design.weights
-    if result.family == "binomial":
-        response, weights = design.y / design.trials, design.trials
+    if design.trials.max() > 1 or np.any(design.weights != 1):
+        raise FitError("gee() takes one answer per row and no weights: statsmodels' correction for few groups has none")
     order = np.argsort(term.codes, kind="stable")
     model = sm.GEE(
-        response[order],
+        design.y[order],
         design.x[order],
         groups=term.codes[order],
         family=family[result.family](),
         cov_struct=sm.cov_struct.Independence(),
         offset=design.offset[order],
-        weights=weights[order],
     )
     with python_warnings.catch_warnings(action="ignore"):
         # Robust covariances are too small with few groups (Mancl & DeRouen, 2001).
