@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,13 +186,29 @@ def build(
 
 
 def _variables(part: str) -> list[str]:
+    """Names of the columns that the right-hand side of a formula takes."""
     from formulaic import Formula
     from formulaic.errors import FormulaicError
 
     try:
-        return sorted(str(name) for name in Formula(part).required_variables)
+        factors = {factor for term in Formula(part) for factor in term.factors}
+        names = set().union(*(_names(str(factor.expr), factor.eval_method.value) for factor in factors))
     except (FormulaicError, SyntaxError) as error:
         raise FitError(f"{part!r} is not the right-hand side of a formula ({error})") from error
+    return sorted(names)
+
+
+def _names(expression: str, kind: str) -> set[str]:
+    """Names of the columns in one factor: a column, or a Python expression of columns."""
+    if kind == "literal":
+        return set()
+    if kind == "lookup":
+        return {expression}
+    quoted = re.findall(r"`([^`]+)`", expression)
+    tree = ast.parse(re.sub(r"`[^`]+`", "0", expression), mode="eval")
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    return {*quoted, *(names - called - {"np"})}
 
 
 def _require(data: pd.DataFrame, names: Sequence[str], formula: MixedFormula) -> None:
@@ -232,7 +249,8 @@ def _evaluate(frame: pd.DataFrame, expression: str) -> Array:
                 ) from None
         return values.to_numpy(dtype=float, na_value=np.nan)
     try:
-        evaluated = frame.eval(expression, engine="python")
+        # pandas knows log, exp and sqrt by their own names.
+        evaluated = frame.eval(re.sub(r"\bnp\.", "", expression), engine="python")
     except Exception as error:
         raise FitError(f"the response {expression!r} cannot be evaluated ({error})") from error
     return np.broadcast_to(np.asarray(evaluated, dtype=float), (len(frame),)).copy()

@@ -88,26 +88,27 @@ def _check_term(design: Design, term: RandomTerm) -> list[str]:
         )
     if term.q < 5:
         found.append(f"{term.group} has {term.q} levels only: its variance is hardly known")
-    if design.family.name == "binomial":
-        found += _repeated(design, term, counts)
+    _check_variation(design, term)
     return found
 
 
-def _repeated(design: Design, term: RandomTerm, counts: np.ndarray) -> list[str]:
-    """Whether all answers within a level are the same: then there are as many observations as levels, not as rows."""
-    successes = np.bincount(term.codes, design.y, term.q)
-    trials = np.bincount(term.codes, design.trials, term.q)
-    several = trials > 1
-    if not several.any():
-        return []
-    same = ((successes == 0) | (successes == trials)) & several
-    if same[several].all():
+def _check_variation(design: Design, term: RandomTerm) -> None:
+    """Whether responses vary within levels: if they never do, there are as many observations as levels, not as rows."""
+    response = design.y / design.trials
+    lowest, highest = np.full(term.q, np.inf), np.full(term.q, -np.inf)
+    np.minimum.at(lowest, term.codes, response)
+    np.maximum.at(highest, term.codes, response)
+    several = np.bincount(term.codes, design.trials, term.q) > 1
+    varies = highest > lowest
+    if design.family.name == "binomial":  # counts out of several trials vary in themselves
+        varies |= (highest > 0) & (lowest < 1)
+    if several.any() and not varies[several].any():
+        what = "answers" if design.family.name == "binomial" else "responses"
         raise FitError(
-            f"all answers within each level of {term.group!r} are the same ({int(several.sum())} levels with more than"
-            f" one answer): {design.n} rows are {term.q} independent answers; keep one row per level and leave"
-            f" {term.group!r} out of the formula"
+            f"all {what} within each level of {term.group!r} are the same ({int(several.sum())} levels with more than one"
+            f" row): {design.n:,} rows are {term.q:,} independent {what}; keep one row per level and leave {term.group!r} out"
+            " of the formula"
         )
-    return []
 
 
 def check_strata(design: Design, columns: Sequence[Stratum]) -> list[str]:
@@ -228,8 +229,13 @@ def _repeated_stimuli(design: Design, data: pd.DataFrame) -> list[str]:
 
 
 def check_solution(design: Design, solution: Solution) -> list[str]:
-    """Look at estimates after the fit. Returns warnings."""
+    """Look at estimates after the fit. Returns warnings; raises FitError if there are no residuals."""
     found = []
+    if design.family.name == "gaussian" and solution.sigma < 1e-7 * float(np.std(design.y)):
+        raise FitError(
+            f"the predictors give {design.formula.response[0]!r} exactly: no residual variance is left to test against;"
+            " leave out what it was computed from"
+        )
     if not solution.converged:
         found.append(
             f"the fit did not converge (about {solution.distance:.2g} standard errors from the optimum): do not report it;"
