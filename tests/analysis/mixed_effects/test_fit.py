@@ -158,3 +158,11 @@ def test_numbers_can_be_names(trials):
     numbered = quietly("rt ~ C(method) + (1|run)", table)
     assert list(numbered.coefficients.index) == ["Intercept", "method[T.10]", "method[T.20]"]
     assert list(numbered.means("method")["method"]) == [0, 10, 20]
+
+
+def test_transformations_take_columns_of_any_name(trials):
+    table = trials.rename(columns={"margin": "signed margin"})
+    table.loc[0, "signed margin"] = np.nan
+    result = quietly("np.exp(rt / 10) ~ poly(`signed margin`, 2) + (1|run)", table)
+    assert result.dropped == {"signed margin is missing": 1}
+    assert len(result.coefficients) == 3

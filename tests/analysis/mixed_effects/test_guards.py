@@ -134,6 +134,20 @@ def test_answers_repeated_for_every_participant_are_found(trials):
     assert any("answers repeat within every level of the column 'item'" in warning for warning in result.warnings)
 
 
+def test_responses_that_do_not_vary_within_levels_are_no_repeated_measures(trials):
+    table = trials.assign(rt=trials["run"].map({run: float(i) for i, run in enumerate(trials["run"].unique())}))
+    refused("750 rows are 15 independent responses", "rt ~ 1 + (1|run)", table, family="gaussian")
+
+
+def test_a_response_that_was_computed_from_a_predictor_is_refused(trials):
+    refused(
+        "give 'rt' exactly",
+        "rt ~ margin",
+        trials.assign(rt=2 * trials["margin"] + 1),
+        family="gaussian",
+    )
+
+
 def test_repeated_cells_are_found(trials):
     result = quietly("correct ~ method + (1|run) + (1|item)", pd.concat([trials, trials]), family="binomial")
     assert any("answers repeat: rows of the same run and item" in warning for warning in result.warnings)
