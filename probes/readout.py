@@ -45,8 +45,11 @@ class Scorer:
 
     def row(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
         """All columns that follow from an item and what was given to it: a reply, else log-probabilities."""
-        scored = self.reply(item, raw) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
-        return self.describe(item) | scored
+        return self.describe(item) | self.scored(item, raw, logprobs)
+
+    def scored(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
+        """The columns that follow from what was given to an item: a reply, else log-probabilities."""
+        return self.reply(item, raw) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
 
     def reply(self, item: Item, raw: str) -> Columns:
         """The columns that follow from a reply."""

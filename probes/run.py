@@ -381,7 +381,7 @@ def _columns(scorer: Scorer, answer: _Answer) -> Columns:
     error = answer.error
     if error is None:
         try:
-            columns = scorer.row(item, answer.raw, answer.logprobs)
+            columns |= scorer.scored(item, answer.raw, answer.logprobs)
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = _message(failure)
     return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}

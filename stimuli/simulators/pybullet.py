@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import lru_cache
 from importlib.metadata import version
 
 import numpy as np
@@ -69,6 +70,7 @@ class PyBulletSimulator:
         self._untouched = False  # whether nothing has been simulated or moved since
         self._ids: list[int] = []
         self._floor = -1
+        self._lent: dict[tuple[str, int], list[list[float]]] = {}
 
     def version(self) -> str:
         """Engine and version."""
@@ -203,7 +205,7 @@ class PyBulletSimulator:
                 )
             )
         if shape == "wedge":
-            vertices = mesh(shape, size)[0].tolist()
+            vertices = self._lend("solid", mesh(shape, size)[0])
             return int(bullet.createCollisionShape(bullet.GEOM_MESH, vertices=vertices, physicsClientId=client))
         boards = cradle_boards(size)
         return int(
@@ -236,16 +238,23 @@ class PyBulletSimulator:
                 physicsClientId=client,
             )
         else:
-            vertices, indices, normals = _flat_shaded(shape, size)
+            vertices, normals = _flat_shaded(shape, size)
             found = bullet.createVisualShape(
                 bullet.GEOM_MESH,
-                vertices=vertices,
-                indices=indices,
-                normals=normals,
+                vertices=self._lend("vertices", vertices),
+                indices=_numbers(len(vertices)),
+                normals=self._lend("normals", normals),
                 rgbaColor=rgba,
                 physicsClientId=client,
             )
         return int(found)
+
+    def _lend(self, purpose: str, rows: Floats) -> list[list[float]]:
+        """Points (n, 3) as lists, always the same ones: pybullet never lets go of lists of points that it was given."""
+        lists = self._lent.setdefault((purpose, len(rows)), [[] for _ in rows])
+        for point, row in zip(lists, rows.tolist(), strict=True):
+            point[:] = row
+        return lists
 
 
 class _World:
@@ -284,10 +293,16 @@ class _World:
         return frozenset(name for name, index in zip(self._names, self._ids, strict=True) if index in touching)
 
 
-def _flat_shaded(shape: str, size: Vec3) -> tuple[list[list[float]], list[int], list[list[float]]]:
-    """Vertices, indices and normals of a mesh whose faces share no vertex, so that every face has its own shade."""
+@lru_cache(maxsize=64)
+def _numbers(n: int) -> list[int]:
+    """0 to n - 1: always the same list, for the reason that `PyBulletSimulator._lend` gives."""
+    return list(range(n))
+
+
+def _flat_shaded(shape: str, size: Vec3) -> tuple[Floats, Floats]:
+    """Vertices (n, 3) and normals (n, 3) of a mesh whose faces share no vertex, so that every face has its own shade."""
     points, triangles = mesh(shape, size)
     faces = points[np.array(triangles)]
     across = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
     normals = np.repeat(across / np.linalg.norm(across, axis=1, keepdims=True), 3, axis=0)
-    return faces.reshape(-1, 3).tolist(), list(range(len(normals))), normals.tolist()
+    return faces.reshape(-1, 3), normals
