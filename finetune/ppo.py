@@ -50,8 +50,8 @@ PRIVATE = (
     "_metrics",
 )
 """Names of TRL's trainer that are used here although they are private; tests/finetune/test_contract.py holds TRL to them."""
-ADAPTATION = 0.1
-"""Largest relative change of beta per rollout is a fifth of this (Ziegler et al. 2019)."""
+ADAPTATION, LARGEST_ERROR = 0.1, 0.2
+"""Gain of the controller of beta, and where its relative error is clipped (Ziegler et al. 2019): at most 2 % per rollout."""
 
 
 @dataclass
@@ -231,8 +231,8 @@ class PPOTrainer(WithAuxiliary, Counting, GRPOTrainer):
         return score, ~torch.isnan(own).all(dim=1)
 
     def _adapt(self, kl: torch.Tensor) -> None:
-        error = (kl.item() / self.args.adaptive_kl - 1.0) if self.args.adaptive_kl else 0.0
-        self.beta *= 1.0 + ADAPTATION * min(0.2, max(-0.2, error)) / 0.2
+        error = kl.item() / self.args.adaptive_kl - 1.0
+        self.beta *= 1.0 + ADAPTATION * min(LARGEST_ERROR, max(-LARGEST_ERROR, error))
 
     def _log_rollout(
         self,

@@ -211,8 +211,8 @@ def test_the_rest_of_a_rollout_is_left_out_once_the_policy_has_moved_far(make):
 def test_beta_is_steered_towards_the_target_and_saved(make, tmp_path):
     trainer = make(adaptive_kl=1.0, max_steps=8)
     quietly(trainer.train)
-    # The divergence is far below its target, so beta falls by a tenth per rollout.
-    assert trainer.beta == pytest.approx(0.01 * 0.9**2, rel=1e-6)
+    # The divergence is far below its target, so beta falls by 2 % per rollout, the most that there is.
+    assert trainer.beta == pytest.approx(0.01 * 0.98**2, rel=1e-6)
     quietly(trainer.save_model, str(tmp_path / "saved"))
     assert json.loads((tmp_path / "saved" / "critic" / "ppo.json").read_text())["beta"] == trainer.beta
 
