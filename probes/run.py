@@ -179,6 +179,8 @@ def run(
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
     if memory.attempts > 1:
         _check_context(model, wanted, settings)
+        if memory.kept == "none" and not config.temperature and model.needs_images:
+            log.warning("greedy and without memory, every attempt is like the first: give a --temperature, such as 1")
 
     def key(ask: Ask) -> str:
         return keys[ask.id] if ask.attempt == 1 else ask.key(model, config.readout, settings)

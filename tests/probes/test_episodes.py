@@ -109,9 +109,13 @@ def test_what_is_seen_is_what_the_environment_shows(topblock: StimulusSet, tmp_p
     assert replies == [model.reply(item, 1), "perhaps"]
 
 
-def test_without_memory_every_attempt_is_asked_like_the_first(topblock: StimulusSet, tmp_path: Path) -> None:
-    _, model = played(topblock, tmp_path / "none", "none")
+def test_without_memory_every_attempt_is_asked_like_the_first(
+    topblock: StimulusSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, alone = played(topblock, tmp_path / "last", "last-1")
+    assert "give a --temperature" not in caplog.text
+    _, model = played(topblock, tmp_path / "none", "none")
+    assert "give a --temperature" in caplog.text
     for (item_id, attempt), trial in model.shown.items():
         first = model.shown[item_id, 1]
         assert [t.text for t in trial.turns] == [t.text for t in first.turns] and len(trial.turns) == 1
