@@ -163,9 +163,15 @@ def _compare_signs(task: Task | None, items: list[Item], lines: Mapping[str, int
     wrong = contradictions(items, expected)
     if wrong:
         meaning = ", ".join(f"{answer} {'+' if sign > 0 else '-'}" for answer, sign in expected.items())
+        most = len(wrong) > sum(item.margin != 0 for item in items) / 2
+        advice = (
+            "turn the sign of the column, or see whether its answers are to the question asked"
+            if most
+            else "look at the rows"
+        )
         report.notes[
             f"margins whose sign contradicts the answer, first in line {lines[wrong[0].item_id]} (margins of {task.name}:"
-            f" {meaning}); {'turn the sign of the column' if len(wrong) == len(items) else 'look at the rows'}"
+            f" {meaning}); {advice}"
         ] += len(wrong)
 
 

@@ -95,7 +95,7 @@ def test_margins_that_contradict_their_answers_are_noted(pictures, tmp_path):
             (
                 good,
                 [*good[:3], good[3] | {"margin": "0.4"}],
-                trials(margin=["-0.3", "0.2", "-0.1", "0.4"]),
+                trials(margin=["-0.3", "0.2", "0", "0.4"]),
                 trials(margin=[""] * 4),
             )
         )
@@ -105,7 +105,8 @@ def test_margins_that_contradict_their_answers_are_noted(pictures, tmp_path):
     assert told[1][0][1] == 1
     assert "line 5" in told[1][0][0]
     assert "stands +" in told[1][0][0]
-    assert told[2][0][1] == 4
+    assert "look at the rows" in told[1][0][0]
+    assert told[2][0][1] == 3
     assert "turn the sign" in told[2][0][0]
 
 
