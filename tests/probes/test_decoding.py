@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,16 +29,6 @@ from probes.trials import RunError
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
 from stimuli.scene import Body, Push, Scene
-
-
-def load_file(name: str) -> Any:
-    """A test file beside this one, for the adapters that it makes."""
-    spec = importlib.util.spec_from_file_location(f"decoding_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +100,9 @@ def test_every_architecture_is_read_alike_in_any_batch_and_can_be_moved(
 
 
 def test_states_of_an_adapted_model_differ_and_can_be_moved(
-    llava: Path, model: Any, stability: StimulusSet, tmp_path: Path
+    llava: Path, model: Any, stability: StimulusSet, save_adapter: Any, tmp_path: Path
 ) -> None:
-    adapter = load_file("test_adapters").save_adapter(llava, tmp_path / "adapter")
+    adapter = save_adapter(llava, tmp_path / "adapter")
     adapted: Any = load_model(str(llava), adapter=adapter)
     asked = trials(stability, 3)
     for layer, same in ((0, True), (1, False), (2, False)):
@@ -507,11 +495,11 @@ def test_a_move_without_effect_on_its_own_direction_is_called_inconclusive() -> 
 
 
 def test_a_study_of_two_models(
-    llava: Path, model: Any, many: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: Path, model: Any, many: StimulusSet, save_adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("probes.decoding.intervention.TRIALS", 16)
     monkeypatch.setattr("probes.decoding.intervention.PERMUTED", 2)
-    adapter = load_file("test_adapters").save_adapter(llava, tmp_path / "lora")
+    adapter = save_adapter(llava, tmp_path / "lora")
     config = DecodeConfig(
         str(llava), str(many.path), "com-offset", compare=str(adapter), permutations=9, directions=2, untrained=True
     )

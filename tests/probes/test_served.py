@@ -642,7 +642,7 @@ def test_an_adapter_of_the_tower_is_pointed_out(server: Server, tmp_path: Path, 
     server.respond = adapted(0.5)
     model = ServedModel.connect(server.url, "m", adapter="a")
     assert "1 tensors of the adapter a are outside the language model" in caplog.text and names[0] in caplog.text
-    from probes.models.adapters import adapter_hash
+    from probes.models.adapter_folder import adapter_hash
 
     assert model.identity.adapter_sha256 == adapter_hash(tmp_path)
 
