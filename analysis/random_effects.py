@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.mixed_effects import FitError, FitResult, FitWarning, SeparationError, fit
+from analysis.mixed_effects.guards import WIDE
 
 RULE = (
     "random effects: all that the design allows; those with one level or one row per level are left out, and those whose variance"
-    " is estimated as 0 are dropped one by one, the last first; runs always stay"
+    " is estimated as 0 are dropped one by one, the last first, and so are those with a standard deviation above 10 log odds, which the"
+    " Laplace approximation does not hold for; runs always stay"
 )
 PRIOR_SD = 2.5
 """Of the weak normal prior (Gelman et al., 2008) that keeps estimates finite where a cell has only right or only wrong answers."""
@@ -85,10 +87,19 @@ def choose(
             continue
         sds = found.variance_components.groupby("group")["sd"].min()
         null = [term for term in left if term not in keep and sds.get(group_of(term), 1.0) < 1e-4]
-        if not null:
+        if null:
+            left.remove(null[-1])
+            steps.append(f"{null[-1]} dropped: its variance is estimated as 0")
+            continue
+        sds = found.variance_components.groupby("group")["sd"].max()
+        wide = [term for term in left if term not in keep and sds.get(group_of(term), 0.0) > WIDE]
+        if family == "gaussian" or not wide:
             return Chosen(found, tuple(steps), prior is not None)
-        left.remove(null[-1])
-        steps.append(f"{null[-1]} dropped: its variance is estimated as 0")
+        left.remove(wide[-1])
+        steps.append(
+            f"{wide[-1]} dropped: its levels all but settle the answers (standard deviation {sds[group_of(wide[-1])]:.0f} log odds);"
+            " contrasts over the same items are conservative without it"
+        )
 
 
 def _impossible(group: str, data: pd.DataFrame) -> str:
