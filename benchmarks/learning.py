@@ -5,7 +5,8 @@
     python benchmarks/learning.py --out DIR --only topblock-ppo-0
 
 Every run is `probe train --preset tiny`, and every test `probe run` with greedy replies on a set of new items. Writes
-results.json and learning.png into DIR. The same command goes on where it was stopped.
+results.json and learning.png into DIR. The same command goes on where it was stopped; a run that was stopped and has not gone
+on is reported as far as it came.
 """
 
 from __future__ import annotations
@@ -126,8 +127,30 @@ def measure(run: Run, folder: Path, model: str) -> dict[str, Any]:
         "n": after["n"],
         "data_sha256": training["data_sha256"],
         "adapter_sha256": training["adapter_sha256"],
-        "curve": [[row["samples"], row["success"], row["entropy"]] for row in training["curves"] if "success" in row],
+        "curve": curve(training["curves"]),
     }
+
+
+def so_far(run: Run, folder: Path) -> dict[str, Any] | None:
+    """What is known of a run that was stopped: no test, and no more than its curve; None if it has not begun."""
+    file = folder / run.name / "checkpoints" / "curves.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if not rows:
+        return None
+    return {
+        "name": run.name,
+        "task": run.task,
+        "method": run.method,
+        "seed": run.seed,
+        "stopped_at": rows[-1]["samples"],
+        "samples_to_criterion": samples_to(rows),
+        "curve": curve(rows),
+    }
+
+
+def curve(rows: list[dict[str, Any]]) -> list[list[float]]:
+    """(samples, sampled success, entropy) of every step that generated; no row for supervised steps."""
+    return [[row["samples"], row["success"], row["entropy"]] for row in rows if "success" in row and "reward" in row]
 
 
 def samples_to(rows: list[dict[str, Any]]) -> int | None:
@@ -140,40 +163,47 @@ def samples_to(rows: list[dict[str, Any]]) -> int | None:
 
 
 def draw(found: list[dict[str, Any]], file: Path) -> None:
-    """Sampled success over samples: every run of towers-topblock on the left, PPO on the other tasks on the right."""
+    """Sampled success over samples: a panel for towers-topblock, one for other tasks; dashed: stopped."""
     import matplotlib.pyplot as plt
 
+    drawn = [run for run in found if run["curve"]]
+    first = [run for run in drawn if run["task"] == "towers-topblock"]
+    panels = {"towers-topblock": first, "PPO on other tasks": [run for run in drawn if run not in first]}
+    panels = {title: runs for title, runs in panels.items() if runs}
+    if not panels:
+        return
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(PAGE_MM * MM, 62 * MM), layout="constrained", sharey=True)
-        shown: set[str] = set()
-        for run in found:
-            if not run["curve"]:
-                continue
-            samples, success = zip(*((x, y) for x, y, _ in run["curve"]), strict=True)
-            smooth = [
-                sum(success[max(0, i - WINDOW + 1) : i + 1]) / len(success[max(0, i - WINDOW + 1) : i + 1])
-                for i in range(len(success))
-            ]
-            if run["task"] == "towers-topblock":
-                label = NAMES[run["method"]]
-                colour, _ = look(run["method"])
-                axes[0].plot(samples, smooth, color=colour, label=None if label in shown else label, linewidth=1)
-                shown.add(label)
-            else:
-                (line,) = axes[1].plot(samples, smooth, label=run["task"], linewidth=1)
-                axes[1].axhline(run["constant"], color=line.get_color(), linewidth=0.6, linestyle=":")
-        constants = [run["constant"] for run in found if run["task"] == "towers-topblock"]
-        if constants:
-            axes[0].axhline(constants[0], color="#5A5A5A", linewidth=0.6, linestyle=":")
-        axes[0].set_title("towers-topblock, three seeds each")
-        axes[1].set_title("PPO on other tasks")
-        for panel in axes:
+        size = (PAGE_MM * MM * len(panels) / 2, 62 * MM)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
+        for panel, (title, runs) in zip(axes[0], panels.items(), strict=True):
+            labels: set[str] = set()
+            for run in runs:
+                label, colour = run["task"], None
+                if title == run["task"]:
+                    label, (colour, _) = NAMES[run["method"]], look(run["method"])
+                label = f"{label}, stopped" if "stopped_at" in run else label
+                style = "--" if "stopped_at" in run else "-"
+                samples, success = [x for x, _, _ in run["curve"]], smoothed([y for _, y, _ in run["curve"]])
+                shown = None if label in labels else label
+                (line,) = panel.plot(samples, success, style, color=colour, label=shown, linewidth=1)
+                labels.add(label)
+                if "constant" in run:
+                    grey = "#5A5A5A" if title == run["task"] else line.get_color()
+                    panel.axhline(run["constant"], color=grey, linewidth=0.6, linestyle=":")
+            panel.set_title(title)
             panel.set_xlabel("samples")
-            panel.legend(loc="lower right")
+            panel.set_ylim(0, 1)
+            panel.legend(loc="upper left")
             proportions(panel)
-        axes[0].set_ylabel("success of sampled replies")
+        axes[0][0].set_ylabel("success of sampled replies")
         save(figure, file)
         plt.close(figure)
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Means over the last `WINDOW` values, fewer at the beginning."""
+    windows = [values[max(0, i - WINDOW + 1) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -183,8 +213,11 @@ def table(found: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for run in found:
-        low, high = run["interval"]
         reached = run["samples_to_criterion"]
+        if "stopped_at" in run:
+            lines.append(f"| {run['name']} | stopped, not tested |  |  | {run['stopped_at']} | {reached or ''} |  |")
+            continue
+        low, high = run["interval"]
         cells = (
             run["name"],
             f"{run['success']:.3f} [{low:.3f}, {high:.3f}]",
@@ -210,8 +243,9 @@ def main() -> None:
     if not given.report:
         for run in runs:
             train(run, given.out, given.model)
-    finished = [run for run in runs if (given.out / run.name / "training.json").is_file()]
-    found = [measure(run, given.out, given.model) for run in finished]
+    finished = {run.name for run in runs if (given.out / run.name / "training.json").is_file()}
+    each = [measure(r, given.out, given.model) if r.name in finished else so_far(r, given.out) for r in runs]
+    found = [one for one in each if one is not None]
     (given.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(found, given.out / "learning.png")
     print(table(found))
