@@ -64,7 +64,7 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
             except FitError as error:
                 notes.append(f"{run}, {predictors}: {error}")
                 continue
-            told: dict[str, Any] = fitted.coefficients.to_dict("index")["model"]
+            told: dict[Any, Any] = fitted.coefficients.to_dict("index")["model"]
             rows.append(
                 row
                 | {name: float(told[name]) for name in ("estimate", "se", "df", "statistic", "p", "ci_low", "ci_high")}

@@ -134,7 +134,7 @@ def _planned(tested: pd.DataFrame) -> dict[str, dict[str, float]]:
     trained = [name for name in there if name != UNTRAINED]
     found: dict[str, dict[str, float]] = {}
     if UNTRAINED in there:
-        found |= {f"{name_of(name)} − untrained": {name: 1.0, UNTRAINED: -1.0} for name in trained}
+        found |= {f"{name_of(name)} − {name_of(UNTRAINED)}": {name: 1.0, UNTRAINED: -1.0} for name in trained}
     learners = [name for name in trained if name in REINFORCEMENT]
     if learners and IMITATION in trained:
         found["RL − SFT"] = {name: 1 / len(learners) for name in learners} | {IMITATION: -1.0}

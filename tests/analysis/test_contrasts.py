@@ -28,7 +28,7 @@ def test_contrasts_are_those_of_lme4_and_emmeans(simulated: Make) -> None:
     found = planned_contrasts(trials)
     table = found.table.set_index("contrast")
     # glmer(success ~ method*test + (0 + trained | run) + (0 + trained | run:test) + (1 | item)), emmeans 1.8.
-    for name, estimate, se in (("RL − SFT", -0.12056, 0.22103), ("GRPO − untrained", 0.12889, 0.29700)):
+    for name, estimate, se in (("RL − SFT", -0.12056, 0.22103), ("GRPO − base", 0.12889, 0.29700)):
         assert table.loc[name, "b"] == pytest.approx(estimate, abs=0.005 * se)
         assert table.loc[name, "se"] == pytest.approx(se, rel=0.01)
         assert table.loc[name, "odds_ratio"] == pytest.approx(math.exp(estimate), rel=0.003)
@@ -52,7 +52,7 @@ def test_the_tests_on_run_means_are_t_tests(simulated: Make) -> None:
     assert table.loc["RL − SFT", "run_df"] == both.df == 8
     assert table.loc["RL − SFT", "bf01"] == pytest.approx(bayes_factor(grpo, sft).bf01)
     # Against the untrained model, which is a constant, with the spread pooled over both methods.
-    one = table.loc["SFT − untrained"]
+    one = table.loc["SFT − base"]
     pooled = math.sqrt((sft.var(ddof=1) + grpo.var(ddof=1)) / 2 / 5)
     assert one["run_difference"] == pytest.approx(sft.mean() - base) and one["run_se"] == pytest.approx(pooled)
     single = planned_contrasts(trials[trials["method"] != "grpo"]).table.iloc[0]
@@ -67,7 +67,7 @@ def test_levels_of_transfer_are_families_of_their_own(simulated: Make) -> None:
     found = planned_contrasts(simulated(cells, runs=3, items=40, run_sd=0.2, item_sd=0.4))
     table = found.table
     assert table["transfer"].tolist() == ["within"] * 3 + ["cross-task"] * 3
-    assert table["contrast"].tolist() == ["SFT − untrained", "GRPO − untrained", "RL − SFT"] * 2
+    assert table["contrast"].tolist() == ["SFT − base", "GRPO − base", "RL − SFT"] * 2
     for _, family in table.groupby("transfer"):
         assert family["p_holm"].to_numpy() == pytest.approx(multipletests(family["p"], method="holm")[1])
     within, across = table.iloc[0], table.iloc[3]
@@ -93,7 +93,7 @@ def test_contrasts_use_the_tests_that_both_sides_took(simulated: Make) -> None:
         ("ppo", A, A): 1.0,
     }
     table = planned_contrasts(simulated(cells, runs=3, items=40)).table.set_index("contrast")
-    assert table["n_tests"].to_dict() == {"SFT − untrained": 2, "PPO − untrained": 1, "RL − SFT": 1}
+    assert table["n_tests"].to_dict() == {"SFT − base": 2, "PPO − base": 1, "RL − SFT": 1}
 
 
 def test_other_regimes_are_left_out(simulated: Make) -> None:

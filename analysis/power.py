@@ -1,0 +1,271 @@
+"""Power by simulation: how many runs and items it takes to find a difference, or to show that there is none.
+
+What is simulated is the data of the planned contrast: every run answers every item, with log odds
+
+    mean of the method + effect of the run + effect of the item + effect of the item for this method
+
+all normal. What is computed of every data set is the test of that contrast in its fast form: the difference of mean
+success rates with the variance of crossed random effects, runs + items - residual (Clark, 1973; Baayen, Davidson & Bates,
+2008), and t with the degrees of freedom between runs. `check` fits the mixed-effects model itself to some of the data sets.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from scipy.stats import t as student
+
+from analysis.effect_sizes import log_odds_of
+from analysis.result import Result
+from analysis.selection import Floats
+
+CHUNK = 4_000_000
+"""Answers that are simulated at once: some 100 MB."""
+CHECKED_ROWS = 4000
+"""Most rows of a data set that `check` fits the mixed-effects model to."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is assumed of the data.
+
+    Attributes:
+        effect: Difference of the mean success rates.
+        base: Success rate of the method that is compared with.
+        against: "method": another method with as many runs; "base": the untrained model, a single run.
+        run_sd: Standard deviation between runs, log odds.
+        item_sd: Of items.
+        interaction_sd: Of items for one method alone: some items profit from a training and others do not.
+        alpha: Level of the test.
+        bound: For equivalence: the smallest difference of rates that would matter.
+    """
+
+    effect: float = 0.1
+    base: float = 0.5
+    against: str = "method"
+    run_sd: float = 0.3
+    item_sd: float = 0.7
+    interaction_sd: float = 0.2
+    alpha: float = 0.05
+    bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.base < 1 and 0 < self.base + self.effect < 1):
+            raise ValueError(
+                f"rates of {self.base:g} and {self.base + self.effect:g} are not both inside (0, 1): choose another effect or base"
+            )
+        if self.against not in ("method", "base"):
+            raise ValueError(f"a method is compared against another `method` or the `base`, not {self.against!r}")
+        if min(self.run_sd, self.item_sd, self.interaction_sd) < 0:
+            raise ValueError("standard deviations cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Power(Result):
+    """Power over runs and items.
+
+    Attributes:
+        scenario: What was assumed.
+        target: Power that `needed` asks for.
+    """
+
+    scenario: Scenario
+    target: float = 0.8
+
+    @property
+    def needed(self) -> pd.DataFrame:
+        """The fewest runs of the grid with at least the target power, by number of items."""
+        rows = []
+        for items, own in self.table.groupby("items"):
+            enough = own.loc[own["power"] >= self.target, "runs"]
+            rows.append({"items": items, "runs": int(enough.min()) if len(enough) else None})
+        return pd.DataFrame(rows)
+
+
+def grid(text: str, most: int = 8) -> list[int]:
+    """The numbers that "3,5,10" or "3..20" stands for; a range by up to `most` numbers in nearly equal ratios.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        numbers = [int(part) for part in text.split(",")]
+    elif match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
+        low, high = int(match[1]), int(match[2])
+        steps = np.geomspace(max(low, 1), max(high, 1), most) if low < high else np.array([low])
+        numbers = sorted({low, high, *(_round(step) for step in steps[1:-1])}) if low < high else [low]
+    else:
+        raise ValueError(f"{text!r} is no list of numbers: write 3,5,10 or 3..20")
+    if min(numbers) < 2:
+        raise ValueError(f"{text!r} starts below 2: no variance can be estimated from fewer")
+    return sorted(set(numbers))
+
+
+def power(
+    runs: Sequence[int],
+    items: Sequence[int],
+    scenario: Scenario,
+    simulations: int = 1000,
+    seed: int = 0,
+    check: int = 0,
+    progress: Progress | None = None,
+) -> Power:
+    """Simulate the planned contrast for every number of runs (per method) and items.
+
+    Args:
+        runs: Numbers of runs of a method, that is of seeds.
+        items: Numbers of items that every run is tested on.
+        scenario: What is assumed.
+        simulations: Data sets per cell, with the effect and as many without.
+        seed: Of the simulation.
+        check: Data sets of the smallest and the middle cell that the mixed-effects model is fitted to.
+        progress: Told how many cells are done.
+
+    Returns:
+        One row per cell: `power` of the test over runs and items, `power_runs` of the t test on run means, `type_1` and
+        `type_1_runs`, how often they reject without an effect, and `power_equivalence`, how often TOST then finds equivalence.
+    """
+    cells = [(r, i) for i in items for r in runs]
+    checked = _checked(cells) if check else []
+    rows = []
+    for done, (r, i) in enumerate(cells):
+        rng = np.random.default_rng([seed, r, i])
+        there, absent = (_tests(*_simulated(r, i, effect, scenario, simulations, rng), scenario) for effect in (scenario.effect, 0.0))
+        row: dict[str, Any] = {
+            "runs": r,
+            "items": i,
+            "power": there["rejected"].mean(),
+            "power_runs": there["rejected_runs"].mean(),
+            "type_1": absent["rejected"].mean(),
+            "type_1_runs": absent["rejected_runs"].mean(),
+            "power_equivalence": absent["equivalent"].mean(),
+        }
+        if check:
+            row["power_model"] = _by_model(r, i, scenario, check, rng) if (r, i) in checked else math.nan
+        rows.append(row)
+        if progress is not None:
+            progress(done + 1, len(cells))
+    error = math.sqrt(0.25 / simulations)
+    what = "a second method with as many runs" if scenario.against == "method" else "the untrained model (one run)"
+    notes = [
+        "power_runs takes the items as they are; where type_1_runs exceeds alpha, it claims more than these runs and items can carry"
+    ]
+    return Power(
+        title=f"Power for a difference of {scenario.effect:g} in success rate against {what}",
+        table=pd.DataFrame(rows),
+        how=(
+            f"{simulations} simulated data sets per cell with the effect and as many without, seed {seed} (simulation error at most"
+            f" {error:.3f}); rates {scenario.base:g} and {scenario.base + scenario.effect:g}; log-odds standard deviations: runs"
+            f" {scenario.run_sd:g}, items {scenario.item_sd:g}, items by method {scenario.interaction_sd:g}; alpha"
+            f" {scenario.alpha:g}, two-sided; t with df between runs and the variance of crossed random effects; equivalence within"
+            f" +-{scenario.bound:g}"
+            + (f"; power_model: {check} fits of success ~ method + (0 + trained | run) + (1 | item) + (1 | item:method)" if check else "")
+        ),
+        notes=tuple(notes),
+        scenario=scenario,
+    )
+
+
+def _simulated(
+    runs: int, items: int, effect: float, scenario: Scenario, simulations: int, rng: np.random.Generator
+) -> tuple[list[Floats], list[Floats]]:
+    """Mean success per run and per item of both sides: ([(sims, runs), (sims, runs of the other)], [(sims, items)] * 2)."""
+    other_runs = runs if scenario.against == "method" else 1
+    sides: list[list[Floats]] = [[], []]
+    of_items: list[list[Floats]] = [[], []]
+    step = max(1, CHUNK // ((runs + other_runs) * items))
+    for start in range(0, simulations, step):
+        n = min(step, simulations - start)
+        shared = rng.normal(0, scenario.item_sd, (n, 1, items))
+        for side, count in enumerate((runs, other_runs)):
+            answers = _answers(n, count, items, effect, side, shared, scenario, rng)
+            sides[side].append(answers.mean(2, dtype=float))
+            of_items[side].append(answers.mean(1, dtype=float))
+    return [np.concatenate(x) for x in sides], [np.concatenate(x) for x in of_items]
+
+
+def _answers(
+    n: int, count: int, items: int, effect: float, side: int, shared: Floats, scenario: Scenario, rng: np.random.Generator
+) -> Any:
+    """Right or wrong (n, runs, items) of one side: 0 is the one with the effect, 1 the one that it is compared with."""
+    untrained = side == 1 and scenario.against == "base"
+    run_sd = 0.0 if untrained else scenario.run_sd
+    rate = scenario.base + (effect if side == 0 else 0.0)
+    spread = math.sqrt(run_sd**2 + scenario.item_sd**2 + scenario.interaction_sd**2)
+    own = log_odds_of(rate, spread) + shared + rng.normal(0, scenario.interaction_sd, (n, 1, items))
+    eta = own + rng.normal(0, run_sd, (n, count, 1)) if run_sd else np.broadcast_to(own, (n, count, items))
+    return rng.random((n, count, items), dtype=np.float32) < expit(eta.astype(np.float32))
+
+
+def _tests(of_runs: list[Floats], of_items: list[Floats], scenario: Scenario) -> dict[str, Any]:
+    """Both tests of every data set, and whether the difference is equivalent to 0."""
+    first, second = of_runs
+    runs, items = first.shape[1], of_items[0].shape[1]
+    difference = first.mean(1) - second.mean(1)
+    between, df = first.var(1, ddof=1) / runs, float(runs - 1)
+    # Of a mean of answers to one item, the part that is chance, for it is in the variance between runs as well.
+    residual = (of_items[0] * (1 - of_items[0])).mean(1) / max(runs - 1, 1) / items
+    if scenario.against == "method":
+        between, df = between + second.var(1, ddof=1) / runs, float(2 * runs - 2)
+        residual = residual + (of_items[1] * (1 - of_items[1])).mean(1) / max(runs - 1, 1) / items
+    within = (of_items[0] - of_items[1]).var(1, ddof=1) / items
+    variance = np.maximum(between + within - residual, between)
+    critical, one_sided = float(student.ppf(1 - scenario.alpha / 2, df)), float(student.ppf(1 - scenario.alpha, df))
+    se, se_runs = np.sqrt(variance), np.sqrt(between)
+    return {
+        "rejected": np.abs(difference) > critical * se,
+        "rejected_runs": np.abs(difference) > critical * se_runs,
+        "equivalent": np.abs(difference) + one_sided * se < scenario.bound,
+    }
+
+
+def _by_model(runs: int, items: int, scenario: Scenario, fits: int, rng: np.random.Generator) -> float:
+    """Share of data sets in which the mixed-effects model finds the effect."""
+    from analysis.cell_model import UNTRAINED, fit_cells
+    from analysis.mixed_effects import FitError
+
+    found = tried = 0
+    for _ in range(fits):
+        shared = rng.normal(0, scenario.item_sd, (1, 1, items))
+        parts = []
+        for side, count in enumerate((runs, runs if scenario.against == "method" else 1)):
+            answers = _answers(1, count, items, scenario.effect, side, shared, scenario, rng)[0]
+            method = "treated" if side == 0 else "other" if scenario.against == "method" else UNTRAINED
+            run, item = np.indices(answers.shape)
+            parts.append(
+                pd.DataFrame({"success": answers.ravel().astype(int), "item": item.ravel()}).assign(
+                    run=[f"{method} {r}" for r in run.ravel()], method=method, training=method, test="test"
+                )
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fitted = fit_cells(pd.concat(parts, ignore_index=True), ["method"])
+        except FitError:
+            continue
+        tried += 1
+        weights = {name: 1.0 if name == "treated" else -1.0 for name in fitted.cells}
+        found += fitted.contrast(weights).p < scenario.alpha
+    return found / tried if tried else math.nan
+
+
+def _checked(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The smallest and the middle one of the cells that are small enough to be fitted often."""
+    small = sorted((c for c in cells if 2 * c[0] * c[1] <= CHECKED_ROWS), key=lambda c: c[0] * c[1])
+    return [small[0], small[len(small) // 2]] if small else []
+
+
+def _round(value: float) -> int:
+    """To two significant digits, as people choose numbers."""
+    digits = max(0, math.floor(math.log10(value)) - 1)
+    return int(round(value / 10**digits) * 10**digits)
