@@ -4,7 +4,10 @@
 
 Runs differ by the seed of their training. The untrained model has none: it is one fixed thing that all are compared with, so
 that it takes no part in the variance between runs. Tests of few seeds reject far too often with z; so contrasts have a t distribution with the
-degrees of freedom that there are between runs.
+degrees of freedom that there are between runs, or more by Satterthwaite's rule where much of the variance is not between runs (as
+it is against the untrained model, whose own error is one of items alone):
+
+    df = df between runs x (variance of the contrast / its part between runs)^2
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from scipy.stats import t as student
 
 from analysis.effect_sizes import log_odds_of, rate_of, rate_slope
@@ -55,9 +59,12 @@ class CellModel:
         fit: The mixed-effects model.
         cells: Names of the cells.
         trained: Whether each cell belongs to trained runs.
-        df: Degrees of freedom between trained runs; inf if there are none, and tests are about items alone.
+        df: Degrees of freedom between trained runs, the least of a contrast; inf if there are none, and tests are about
+            items alone.
         steps: How the random effects were reduced.
         regularised: Whether estimates are drawn to 0 by a weak prior.
+        shares: Which part of a cell's trials is from which trained run (runs, cells).
+        counts: Trials of every cell (cells,).
     """
 
     fit: FitResult
@@ -66,6 +73,8 @@ class CellModel:
     df: float
     steps: tuple[str, ...]
     regularised: bool
+    shares: Floats
+    counts: Floats
 
     @property
     def log_odds(self) -> Floats:
@@ -76,7 +85,7 @@ class CellModel:
         """A weighted sum of log odds."""
         vector = self._vector(weights)
         variance = float(vector @ self.fit.solution.covariance @ vector)
-        return estimate(float(vector @ self.log_odds), math.sqrt(max(variance, 0.0)), self._df(weights))
+        return estimate(float(vector @ self.log_odds), math.sqrt(max(variance, 0.0)), self._df(vector, variance))
 
     def rate(self, cell: str) -> Estimate:
         """Success rate of a cell over runs and items; the interval is that of the log odds, carried over."""
@@ -93,7 +102,7 @@ class CellModel:
             value += weight * float(rate_of(eta, sd))
             gradient[place[name]] = weight * rate_slope(eta, sd)
         variance = float(gradient @ self.fit.solution.covariance @ gradient)
-        return estimate(value, math.sqrt(max(variance, 0.0)), self._df(weights))
+        return estimate(value, math.sqrt(max(variance, 0.0)), self._df(gradient, variance))
 
     def against_rate(self, cell: str, rate: float) -> Estimate:
         """Log odds of a cell minus those at which its rate over runs and items would be `rate`."""
@@ -111,8 +120,17 @@ class CellModel:
             raise KeyError(f"there are no cells {sorted(unknown)}; there are {list(self.cells)}")
         return np.array([weights.get(name, 0.0) for name in self.cells])
 
-    def _df(self, weights: Mapping[str, float]) -> float:
-        return self.df if any(self.trained[name] for name, weight in weights.items() if weight) else math.inf
+    def _df(self, weights: Floats, variance: float) -> float:
+        """Satterthwaite's degrees of freedom of a sum of log odds: of its variance, only the part between runs is uncertain."""
+        trained = np.array([self.trained[name] for name in self.cells])
+        if not np.any(weights[trained]) or math.isinf(self.df):
+            return math.inf
+        p = expit(self.log_odds)
+        of_run = standard_deviation(self.fit, ["run"]) ** 2 * float(((self.shares @ weights) ** 2).sum())
+        of_test = standard_deviation(self.fit, ["run:test"]) ** 2 * float(((self.shares * weights) ** 2).sum())
+        chance = float((weights**2 / (self.counts * p * (1 - p)))[trained].sum())
+        between = of_run + of_test + chance
+        return self.df * max(1.0, variance / between) ** 2
 
     def _sd(self, cell: str) -> float:
         groups = ["item", "item:training", *(["run", "run:test"] if self.trained[cell] else [])]
@@ -151,8 +169,18 @@ def fit_cells(trials: pd.DataFrame, cell: Sequence[str], outcome: str = "success
     chosen = choose(fixed, terms, data, keep)
     order = tuple(data["cell"].cat.categories)
     of_cell = data.groupby("cell", observed=True)["trained"].max()
+    counts = data["cell"].value_counts().reindex(list(order)).to_numpy(float)
+    runs = data[data["trained"] == 1]
+    shares = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=list(order)).to_numpy(float) / counts
     return CellModel(
-        chosen.fit, order, {name: bool(of_cell[name]) for name in order}, df, chosen.steps, chosen.regularised
+        chosen.fit,
+        order,
+        {name: bool(of_cell[name]) for name in order},
+        df,
+        chosen.steps,
+        chosen.regularised,
+        shares,
+        counts,
     )
 
 

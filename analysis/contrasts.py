@@ -116,7 +116,7 @@ def planned_contrasts(trials: pd.DataFrame, bound: float = 0.1, alpha: float = 0
         table=frame,
         how=(
             "; ".join(dict.fromkeys(formulas))
-            + f"; Laplace approximation, t with df between runs; {RULE}; cells are methods by tests, contrasts means over the tests of"
+            + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {RULE}; cells are methods by tests, contrasts means over the tests of"
             f" both sides; Holm within model and level; difference: of rates, by the delta method; p_runs: t test of the"
             " runs' mean differences, pooled within training; bf01: JZS Bayes factor of these for no difference, Cauchy prior"
             f" .707; bf01_bic: that of the mixed model, BIC approximation (Wald) with n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}; h: Cohen's, of the counted rates;"

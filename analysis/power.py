@@ -6,7 +6,7 @@ What is simulated is the data of the planned contrast: every run answers every i
 
 all normal. What is computed of every data set is the test of that contrast in its fast form: the difference of mean
 success rates with the variance of crossed random effects, runs + items - residual (Clark, 1973; Baayen, Davidson & Bates,
-2008), and t with the degrees of freedom between runs. `check` fits the mixed-effects model itself to some of the data sets.
+2008), and t with Satterthwaite's degrees of freedom from those between runs. `check` fits the mixed-effects model itself to some of the data sets.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def power(
     rows = []
     for done, (r, i) in enumerate(cells):
         rng = np.random.default_rng([seed, r, i])
-        there, absent = (_tests(*_simulated(r, i, effect, scenario, simulations, rng), scenario) for effect in (scenario.effect, 0.0))
+        there, absent = (
+            _tests(*_simulated(r, i, effect, scenario, simulations, rng), scenario) for effect in (scenario.effect, 0.0)
+        )
         row: dict[str, Any] = {
             "runs": r,
             "items": i,
@@ -167,9 +169,13 @@ def power(
             f"{simulations} simulated data sets per cell with the effect and as many without, seed {seed} (simulation error at most"
             f" {error:.3f}); rates {scenario.base:g} and {scenario.base + scenario.effect:g}; log-odds standard deviations: runs"
             f" {scenario.run_sd:g}, items {scenario.item_sd:g}, items by method {scenario.interaction_sd:g}; alpha"
-            f" {scenario.alpha:g}, two-sided; t with df between runs and the variance of crossed random effects; equivalence within"
+            f" {scenario.alpha:g}, two-sided; t with Satterthwaite's df and the variance of crossed random effects; equivalence within"
             f" +-{scenario.bound:g}"
-            + (f"; power_model: {check} fits of success ~ method + (0 + trained | run) + (1 | item) + (1 | item:method)" if check else "")
+            + (
+                f"; power_model: {check} fits of success ~ method + (0 + trained | run) + (1 | item) + (1 | item:method)"
+                if check
+                else ""
+            )
         ),
         notes=tuple(notes),
         scenario=scenario,
@@ -195,7 +201,14 @@ def _simulated(
 
 
 def _answers(
-    n: int, count: int, items: int, effect: float, side: int, shared: Floats, scenario: Scenario, rng: np.random.Generator
+    n: int,
+    count: int,
+    items: int,
+    effect: float,
+    side: int,
+    shared: Floats,
+    scenario: Scenario,
+    rng: np.random.Generator,
 ) -> Any:
     """Right or wrong (n, runs, items) of one side: 0 is the one with the effect, 1 the one that it is compared with."""
     untrained = side == 1 and scenario.against == "base"
@@ -214,18 +227,19 @@ def _tests(of_runs: list[Floats], of_items: list[Floats], scenario: Scenario) ->
     difference = first.mean(1) - second.mean(1)
     between, df = first.var(1, ddof=1) / runs, float(runs - 1)
     # Of a mean of answers to one item, the part that is chance, for it is in the variance between runs as well.
-    residual = (of_items[0] * (1 - of_items[0])).mean(1) / max(runs - 1, 1) / items
+    residual = (of_items[0] * (1 - of_items[0])).mean(1) / (runs - 1) / items
     if scenario.against == "method":
         between, df = between + second.var(1, ddof=1) / runs, float(2 * runs - 2)
-        residual = residual + (of_items[1] * (1 - of_items[1])).mean(1) / max(runs - 1, 1) / items
+        residual = residual + (of_items[1] * (1 - of_items[1])).mean(1) / (runs - 1) / items
     within = (of_items[0] - of_items[1]).var(1, ddof=1) / items
     variance = np.maximum(between + within - residual, between)
-    critical, one_sided = float(student.ppf(1 - scenario.alpha / 2, df)), float(student.ppf(1 - scenario.alpha, df))
+    # As in `analysis.cell_model`: of the variance, the part between runs alone is uncertain.
+    freedom = np.where(between > 0, df * (variance / np.where(between > 0, between, 1.0)) ** 2, 1e9)
     se, se_runs = np.sqrt(variance), np.sqrt(between)
     return {
-        "rejected": np.abs(difference) > critical * se,
-        "rejected_runs": np.abs(difference) > critical * se_runs,
-        "equivalent": np.abs(difference) + one_sided * se < scenario.bound,
+        "rejected": np.abs(difference) > student.ppf(1 - scenario.alpha / 2, freedom) * se,
+        "rejected_runs": np.abs(difference) > student.ppf(1 - scenario.alpha / 2, df) * se_runs,
+        "equivalent": np.abs(difference) + student.ppf(1 - scenario.alpha, freedom) * se < scenario.bound,
     }
 
 

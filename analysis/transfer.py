@@ -99,7 +99,7 @@ def transfer_matrix(
         how=(
             "rate: mean of the runs' rates; estimate, difference, odds_ratio: mixed-effects model per test, "
             + "; ".join(f"{formula} ({', '.join(tests)})" for formula, tests in formulas.items())
-            + f"; Laplace approximation, t with df between runs; {RULE}; difference: of rates, by the delta method; Holm over"
+            + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {RULE}; difference: of rates, by the delta method; Holm over"
             f" all trainings and tests of a model; equivalence: TOST of the difference within +-{bound:g}, alpha {alpha:g};"
             f" h: Cohen's, of the counted rates; {len(table)} trials of {table['run'].nunique()} runs"
         ),

@@ -32,7 +32,9 @@ def test_contrasts_are_those_of_lme4_and_emmeans(simulated: Make) -> None:
         assert table.loc[name, "b"] == pytest.approx(estimate, abs=0.005 * se)
         assert table.loc[name, "se"] == pytest.approx(se, rel=0.01)
         assert table.loc[name, "odds_ratio"] == pytest.approx(math.exp(estimate), rel=0.003)
-        assert table.loc[name, "df"] == 9 and table.loc[name, "n_tests"] == 2
+        assert table.loc[name, "df"] >= 9 and table.loc[name, "n_tests"] == 2
+    # Nearly all of the variance between methods is between runs, and much of that against the one base model is not.
+    assert table.loc["RL − SFT", "df"] < 11 < table.loc["GRPO − base", "df"]
     row = found.omnibus.iloc[0]
     # anova() of the same fits, and logLik -657.7465 of the model with tests alone.
     assert row["chi2"] == pytest.approx(2 * (657.74648 - 654.05508), abs=0.01) and row["df"] == 6
@@ -116,7 +118,7 @@ def test_few_seeds_do_not_reject_too_often(simulated: Make) -> None:
     for seed in range(300):
         trials = simulated(cells, runs=3, items=100, run_sd=0.3, item_sd=0.7, seed=seed)
         table = planned_contrasts(trials).table.set_index("contrast")
-        p.append(table.loc["RL − SFT", ["p", "p_runs"]].to_list())
+        p.append([*table.loc["RL − SFT", ["p", "p_runs"]], table.loc["SFT − base", "p"]])
     rejected = (np.array(p, dtype=float) < 0.05).mean(0)
-    # 300 draws: .05 +- .025 with probability .95, and one test may be conservative.
-    assert (rejected < 0.09).all() and rejected[1] > 0.01, rejected
+    # 300 draws: .05 +- .025 with probability .95.
+    assert (rejected < 0.09).all() and (rejected > 0.01).all(), rejected
