@@ -6,7 +6,8 @@ What is simulated is the data of the planned contrast: every run answers every i
 
 all normal. What is computed of every data set is the test of that contrast in its fast form: the difference of mean
 success rates with the variance of crossed random effects, runs + items - residual (Clark, 1973; Baayen, Davidson & Bates,
-2008), and t with Satterthwaite's degrees of freedom from those between runs. `check` fits the mixed-effects model itself to some of the data sets.
+2008), and t with Satterthwaite's degrees of freedom from those between runs. `check` fits the mixed-effects model itself to
+some of the data sets.
 """
 
 from __future__ import annotations
@@ -162,9 +163,15 @@ def power(
     notes = [
         "power_runs takes the items as they are; where type_1_runs exceeds alpha, it claims more than these runs and items can carry"
     ]
+    table = pd.DataFrame(rows)
+    found = Power(title="", table=table, how="", scenario=scenario).needed
+    counts = [
+        f"{'more' if pd.isna(r) else int(r)} ({i} items)" for i, r in zip(found["items"], found["runs"], strict=True)
+    ]
+    notes.insert(0, f"fewest of these runs per method with a power of {Power.target:g}: {', '.join(counts)}")
     return Power(
         title=f"Power for a difference of {scenario.effect:g} in success rate against {what}",
-        table=pd.DataFrame(rows),
+        table=table,
         how=(
             f"{simulations} simulated data sets per cell with the effect and as many without, seed {seed} (simulation error at most"
             f" {error:.3f}); rates {scenario.base:g} and {scenario.base + scenario.effect:g}; log-odds standard deviations: runs"

@@ -20,6 +20,7 @@ from probes.cli import (
     doctor,
     importing,
     models,
+    power,
     pretrain,
     run,
     score,
@@ -63,6 +64,7 @@ app.command(score.score)
 app.command(train.train)
 app.command(decode.decode)
 app.command(analyze.analyze)
+app.command(power.power)
 app.command(pretrain.pretrain)
 app.command(doctor.doctor)
 

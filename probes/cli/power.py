@@ -1,0 +1,79 @@
+"""`probe power`: how many runs and items it takes to find a difference, or to show that there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter, validators
+
+from probes.cli.settings import Config, Json
+
+Rate = Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))]
+Spread = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+
+
+def power(
+    *,
+    runs: str = "3..20",
+    items: str = "50..1000",
+    effect: Annotated[float, Parameter(validator=validators.Number(gt=-1, lt=1))] = 0.1,
+    base: Rate = 0.5,
+    against: Literal["method", "base"] = "method",
+    run_sd: Spread = 0.3,
+    item_sd: Spread = 0.7,
+    interaction_sd: Spread = 0.2,
+    alpha: Rate = 0.05,
+    bound: Rate = 0.1,
+    simulations: Annotated[int, Parameter(validator=validators.Number(gte=100))] = 1000,
+    check: Count = 0,
+    seed: Count = 0,
+    out: Path | None = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Simulate the planned contrast: its power for numbers of runs and items, and how often it errs without an effect.
+
+    Args:
+        runs: Runs (seeds) per method: `3,5,10`, or `3..20` for numbers in between.
+        items: Items that every run answers, likewise.
+        effect: Difference of success rates that is to be found.
+        base: Success rate of what is compared with.
+        against: `method`: another method with as many runs. `base`: the untrained model, a single run.
+        run_sd: Standard deviation between runs of a method (log odds); the report of a pilot states it.
+        item_sd: Of items (log odds).
+        interaction_sd: Of items for one method alone (log odds).
+        alpha: Level of the tests.
+        bound: Difference below which two success rates are called equivalent.
+        simulations: Simulated data sets per cell, with the effect and as many without.
+        check: Data sets of two cells that the mixed-effects model itself is fitted to, beside the fast test.
+        seed: Of the simulation.
+        out: Folder for the figure (PDF and PNG) and the table (CSV, JSON).
+    """
+    from analysis.power import Scenario, grid
+    from analysis.power import power as simulate
+    from probes.cli.console import progress, show, show_json, tell
+    from probes.cli.errors import SUCCESS
+
+    scenario = Scenario(
+        effect=effect,
+        base=base,
+        against=against,
+        run_sd=run_sd,
+        item_sd=item_sd,
+        interaction_sd=interaction_sd,
+        alpha=alpha,
+        bound=bound,
+    )
+    with progress("simulating") as step:
+        found = simulate(grid(runs), grid(items), scenario, simulations, seed, check, step)
+    if json:
+        show_json(found.to_dict())
+    else:
+        show(str(found))
+    if out is not None:
+        from analysis.figures.power import write
+
+        tell(f"figure and table: {write(found, out)}")
+    return SUCCESS
