@@ -1,11 +1,11 @@
 """What a second and a third attempt are worth, after training in the closed loop: the numbers and the picture of docs/interaction.md.
 
-    python benchmarks/interaction.py --out DIR [--shown 1600] [--method ppo] [--samples 3200] [--attempts 3] [-n 200] [--seed 0]
+    python benchmarks/interaction.py --out DIR [--shown 1536] [--method grpo] [--samples 1280] [--attempts 3] [-n 200] [--seed 0]
 
 Shows `tiny` what an expert does on towers-topblock, too briefly to master it (SFT), and then lets it try for itself, with several
-attempts per scene and the memory of all of them. Both adapters are asked new items: greedily with memory (does it use what it
-sees?), and with as many independent guesses (sampled, no memory). Prints one table, and draws an episode that took every
-attempt. What is there already is not done again.
+attempts per scene and the memory of all of them. Both adapters are asked new items: greedily with memory, sampled with memory,
+and with as many independent guesses (sampled, no memory): the last two have the same first attempts, so that they differ by
+what was seen. Prints one table, and draws an episode that took every attempt. What is there already is not done again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from stimuli.generate import make_set
 
 TASK = "towers-topblock"
 EDGE, TEXT = 224, 46
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"generations": 8, "batch": 64, "schedule": "constant", "learning_rate": 5e-4, "temperature": 1.0},
+    "ppo": {"generations": 1, "batch": 32, "epochs": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Asked:
     temperature: float
 
 
-WAYS = (Asked("memory", "all", 0.0), Asked("last-1", "last-1", 0.0), Asked("guesses", "none", 1.0))
+WAYS = (Asked("memory", "all", 0.0), Asked("sampled", "all", 1.0), Asked("guesses", "none", 1.0))
 
 
 def adapters(out: Path, arguments: argparse.Namespace) -> dict[str, Path]:
@@ -56,6 +60,7 @@ def adapters(out: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     shown, tried = out / "shown", out / f"tried_{arguments.method}"
     first = {"method": "sft", "budget": f"samples={arguments.shown}"}
     further = {"method": arguments.method, "budget": f"samples={arguments.samples}", "attempts": arguments.attempts}
+    further |= {"rollout": 64} | METHODS[arguments.method]
     for folder, settings in ((shown, first), (tried, further | {"init": str(shown)})):
         config = make_config(given | settings, "tiny")
         train(config, folder, progress=lambda done, n: print(f"\r{done}/{n}  ", end="", file=sys.stderr))
@@ -106,10 +111,10 @@ def main() -> None:
     """Train, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--method", default="ppo", choices=("ppo", "grpo"))
-    parser.add_argument("--shown", type=int, default=1600)
-    parser.add_argument("--samples", type=int, default=3200)
-    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--method", default="grpo", choices=("ppo", "grpo"))
+    parser.add_argument("--shown", type=int, default=1536)
+    parser.add_argument("--samples", type=int, default=1280)
+    parser.add_argument("--items", type=int, default=1024)
     parser.add_argument("--attempts", type=int, default=3)
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
