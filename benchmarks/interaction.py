@@ -77,8 +77,11 @@ def ask(folder: Path, way: Asked, stimuli: StimulusSet, attempts: int, model: An
 
 def episode(folder: Path, stimuli: StimulusSet, attempts: int, file: Path) -> None:
     """Draw an episode that took all attempts and ended well: what was seen, what was said, and what came of it."""
+    tries = range(1, attempts + 1)
     rows = {(row["item_id"], row["attempt"]): row for row in read_trials(folder)}
-    solved = [i for i in stimuli.items if rows.get((i.item_id, attempts), {}).get("success")]
+    # There is no picture of what a reply that cannot be read did.
+    read = [i for i in stimuli.items if all(rows.get((i.item_id, k), {}).get("status") == "ok" for k in tries)]
+    solved = [item for item in read if rows[item.item_id, attempts]["success"]]
     if not solved:
         print("no episode took all attempts and ended well: no picture")
         return
@@ -95,7 +98,7 @@ def episode(folder: Path, stimuli: StimulusSet, attempts: int, file: Path) -> No
     last = scorer.attempt(item, rows[item.item_id, attempts], EDGE)
     assert last.picture is not None
     pictures.append(Image.fromarray(last.picture))
-    replies = [f"attempt {k}: {rows[item.item_id, k]['answer_text']} cm" for k in range(1, attempts + 1)]
+    replies = [f"attempt {k}: {rows[item.item_id, k]['answer_text']} cm" for k in tries]
     captions = ["the scene", *(f"{reply}\nit falls" for reply in replies[:-1]), f"{replies[-1]}\nit stands"]
     gap = 8
     sheet = Image.new("RGB", (len(pictures) * (EDGE + gap) - gap, EDGE + TEXT), "white")
