@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from trl import GRPOTrainer
 
 import finetune.train
 from finetune.closed_loop import PRIVATE, Episode, Loop, Playing, Sample, _valued, by_length, compared
 from finetune.config import TrainConfig, TrainingError, make_config, per_process
 from finetune.data import Example, TrainingSet
+from finetune.monitor import Monitor
 from finetune.reward import Judge, Judged
 from probes.episodes import Ask, Episodes
 from probes.memory import Memory
@@ -231,6 +233,34 @@ def test_groups_stay_whole_in_every_process() -> None:
 def test_trials_of_one_attempt_are_untouched(topblock: StimulusSet) -> None:
     first = Trial(topblock.items[0], topblock.image(topblock.items[0]))
     assert Memory().trial(first, ()) == first
+
+
+def learned(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "adapter_model.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
+    config = settings(method="grpo", generations=4, budget="samples=32", save_every=8)
+    finetune.train.train(config, tmp_path / "whole")
+    usual = Monitor.on_step_end
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **further: Any) -> None:
+        usual(self, args, state, control, **further)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.train.train(config, tmp_path / "stopped")
+    assert not (tmp_path / "stopped/training.json").exists()
+    finetune.train.train(config, tmp_path / "stopped")
+    whole, stopped = learned(tmp_path / "whole"), learned(tmp_path / "stopped")
+    assert whole.keys() == stopped.keys() and any(tensor.abs().max() > 0 for tensor in whole.values())
+    for name, tensor in whole.items():
+        torch.testing.assert_close(stopped[name], tensor, atol=1e-6, rtol=0)
 
 
 def test_trl_still_has_the_private_names_that_are_used() -> None:
