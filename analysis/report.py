@@ -39,6 +39,7 @@ SECTIONS = (
     ("pairs", "Minimal pairs and shortcuts"),
     ("controls", "Control conditions"),
     ("psychometry", "Psychometric functions"),
+    ("observers", "Errors beside those of observers"),
     ("calibration", "Calibration"),
     ("learning", "Learning"),
     ("attempts", "Several attempts"),

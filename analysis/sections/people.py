@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.alignment import alignment
+from analysis.alignment_model import alignment_model
 from analysis.material import Material
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
@@ -35,5 +36,5 @@ def section(material: Material) -> Section:
         "Agreement with people",
         "Do models answer as people do, item by item, and as well as people predict each other?",
         tuple(answer),
-        {"runs": found, "ceilings": ceilings},
+        {"runs": found, "ceilings": ceilings, "predicted": alignment_model(asked, responses)},
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from analysis.frame import load
 from analysis.material import Settings, select
 from analysis.report import DATA, REPORT, SECTIONS, analyse, answer
 from analysis.section import Section
+from probes.models import Identity
+from probes.models.observers import make_observer
+from probes.run import RunConfig, run
+from stimuli.dataset import StimulusSet
+from stimuli.responses import Response, to_csv
 from tests.analysis.conftest import run_rows, write_run, write_study
 
 QUICK = Settings(resamples=40)
@@ -35,6 +42,7 @@ def everything(folder: Path) -> None:
             "p_correct": 0.9 if row["correct"] else 0.2,
         }
     write_run(folder / "options", scored)
+    write_run(folder / "heuristic", run_rows(model="heuristic", logit=1, n=32, seed=9))
     tried = []
     for attempt in (1, 2):
         rows = run_rows("towers-topblock", n=16, logit=attempt, seed=attempt)
@@ -88,6 +96,42 @@ def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
     found, failed = answer(select(load([folder]), QUICK))
     return {section.key: section for section in found}, failed
+
+
+class Renamed:
+    """An observer under another name, so that it passes for a model that looks at nothing but the scene."""
+
+    needs_images = False
+    identity = Identity("walnut")
+
+    def __init__(self, name: str) -> None:
+        self.generate = make_observer(name).generate
+
+
+def test_rules_and_people_of_a_set_that_is_still_there(stability: StimulusSet, tmp_path: Path) -> None:
+    stimuli = StimulusSet.load(shutil.copytree(stability.path, tmp_path / "set"))
+    said = [
+        Response(item.item_id, f"p{person}", item.answer if (number + person) % 4 else "falls")
+        for number, item in enumerate(stimuli.items)
+        for person in range(5)
+    ]
+    (stimuli.path / "responses.csv").write_text(to_csv(said))
+    digest = hashlib.sha256(to_csv(said).encode()).hexdigest()
+    card = stimuli.card | {"responses": {"file": "responses.csv", "sha256": digest}}
+    (stimuli.path / "card.json").write_text(json.dumps(card))
+    for name, model in (("walnut", Renamed("noisy-simulation")), ("heuristic", make_observer("heuristic"))):
+        run(RunConfig(name, str(stimuli.path)), stimuli, tmp_path / "runs" / name, model=model)
+    found, failed = sections(tmp_path / "runs")
+    assert failed == []
+    people = found["people"].results["runs"].table
+    assert set(people["run"]) == {"walnut", "heuristic"} and (people["n_people"] == 5).all()
+    assert "neighbour rule" in set(found["pairs"].results["adjusted"].table["rule"])
+    assert found["observers"].results["consistency"].table["observer"].tolist() == ["heuristic"]
+    # Without the set, the same runs say what is missing.
+    shutil.rmtree(stimuli.path)
+    found, failed = sections(tmp_path / "runs")
+    assert failed == [] and "human responses" in found["people"].missing
+    assert "not where the runs found them" in " ".join(found["pairs"].answer)
 
 
 def one_run(folder: Path) -> None:

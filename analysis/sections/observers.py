@@ -1,0 +1,32 @@
+"""Errors of models beside those of observers: who guesses errs elsewhere than who simulates through noise."""
+
+from __future__ import annotations
+
+from analysis.material import Material
+from analysis.observers import error_consistency
+from analysis.section import Section, Unanswerable
+
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
+
+
+def section(material: Material) -> Section:
+    """Error consistency with observers. Raises Unanswerable if there is none."""
+    if material.plain.empty or material.observers.empty:
+        raise Unanswerable(
+            "no observer was asked the same items: add `probe run --model noisy-simulation` and `--model heuristic` on these sets"
+        )
+    settings = material.settings
+    found = error_consistency(
+        material.plain, material.observers, by=CELL, resamples=settings.resamples, seed=settings.seed
+    )
+    told = found.table[found.table["kappa_low"] > 0]
+    return Section(
+        "observers",
+        "Errors beside those of observers",
+        "Does a model err where an observer errs who guesses, follows a rule, or simulates through noise?",
+        (
+            f"Errors are shared beyond chance in {len(told)} of {len(found.table)} pairs of cell and observer (95 % interval of"
+            " Cohen's κ of being right above 0).",
+        ),
+        {"consistency": found},
+    )
