@@ -28,7 +28,8 @@ def with_names(trials: pd.DataFrame) -> pd.DataFrame:
     if "observer" in table.columns:
         table = table[table["observer"] == 0]
     table = table.assign(**{name: value for name, value in DEFAULTS.items() if name not in table.columns})
-    training = table[list(TRAINING)].astype(str).agg(" ".join, axis=1).str.strip()
+    method, *others = (table[name].astype(str) for name in TRAINING)
+    training = method.str.cat(others, sep=" ").str.strip()
     test = table["test_task"].astype(str)
     shifted = table["shift"].astype(str) != "none"
     test = test.where(~shifted, test + "@" + table["shift"].astype(str) + ":" + table["shift_level"].astype(str))

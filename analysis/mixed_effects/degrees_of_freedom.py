@@ -61,19 +61,39 @@ def strata(design: Design) -> tuple[Stratum, ...]:
     for column in design.x.T:
         found.append(_place(terms, column))
     result = []
+    known: dict[tuple[int, int], Stratum] = {}
     for here in found:
         if here is None:
             result.append(Stratum("", "", float("inf")))
             continue
         t, effect, _ = here
-        members = np.column_stack([other[2] for other in found if other is not None and other[:2] == (t, effect)])
-        term = terms[t]
-        outer = [
-            _indicators(term, other) for other in terms if _nested(term, other) and _has(other, term.names[effect])
-        ]
-        rank = int(np.linalg.matrix_rank(np.column_stack([members, *outer])))
-        result.append(Stratum(term.group, term.names[effect], float(term.q - rank)))
+        if (t, effect) not in known:
+            members = np.column_stack([other[2] for other in found if other is not None and other[:2] == (t, effect)])
+            term = terms[t]
+            outer = [other for other in terms if _nested(term, other) and _has(other, term.names[effect])]
+            rank = _rank(members, term, outer)
+            known[t, effect] = Stratum(term.group, term.names[effect], float(term.q - rank))
+        result.append(known[t, effect])
     return tuple(result)
+
+
+def _rank(members: Array, inner: RandomTerm, outer: list[RandomTerm]) -> int:
+    """Rank of columns (q, m) together with the indicators of the factors that their own is nested in.
+
+    The indicators of a factor are contained in those of one that is nested in it, and those of a single factor are orthogonal:
+    only what columns have within its levels is left to count.
+    """
+    finest = [term for term in outer if not any(_nested(other, term) for other in outer if other is not term)]
+    tolerance = 1e-9 * max(float(np.abs(members).max()), 1.0) * len(members) ** 0.5
+    if not finest:
+        return int(np.linalg.matrix_rank(members, tol=tolerance))
+    first = max(finest, key=lambda term: term.q)
+    columns = np.column_stack([members, *(_indicators(inner, term) for term in finest if term is not first)])
+    level = np.empty(inner.q, dtype=np.int64)
+    level[inner.codes] = first.codes
+    counts = np.bincount(level, minlength=first.q)[:, None]
+    means = np.column_stack([np.bincount(level, column, first.q) for column in columns.T]) / np.maximum(counts, 1)
+    return int(first.q + np.linalg.matrix_rank(columns - means[level], tol=tolerance))
 
 
 def _place(terms: list[RandomTerm], column: Array) -> tuple[int, int, Array] | None:

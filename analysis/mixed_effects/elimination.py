@@ -3,7 +3,7 @@
 Everything is about `H = L' Z'WZ L + I`, (size, size), where `L` is block diagonal with one small matrix per term. The
 term with the most effects is eliminated first: within a term, levels do not share rows, so that its part of `H` is
 block diagonal and costs next to nothing. What it leaves on the other terms (the Schur complement) is dense for crossed
-factors, and is factorised as such. Of the inverse, only those blocks are ever computed that pairs of levels have which
+factors, and is factorised as such; for nested ones see `nesting`. Of the inverse, only those blocks are ever computed that pairs of levels have which
 occur together in a row (Takahashi et al., 1973).
 """
 
@@ -28,6 +28,9 @@ CHUNK = 2**22
 """Numbers that are worked on at once where all of them would need too much memory."""
 SPARSE_BELOW = 0.08
 """Share of nonzeros below which a block of `H` is kept sparse: there, fewer products win over faster ones."""
+
+NESTED_FROM = 64
+"""Effects of a term from which it pays not to treat those of the terms nested in it as crossed with it."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,10 @@ class Layout:
 
     Args:
         terms: Random-effect terms.
+        nest: Whether to look for a nested leading term.
     """
 
-    def __init__(self, terms: Sequence[RandomTerm]) -> None:
+    def __init__(self, terms: Sequence[RandomTerm], nest: bool = True) -> None:
         self.terms = tuple(sorted(terms, key=lambda term: -term.size))
         self.offsets = np.cumsum([0, *(term.size for term in self.terms)])
         self.size = int(self.offsets[-1])
@@ -82,8 +86,20 @@ class Layout:
         self.rest = self.size - leading
         entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self.leading_pairs)
         self.sparse = self.rest > 0 and entries < SPARSE_BELOW * leading * self.rest
-        if self.sparse:
-            self._prepare_sparse()
+        # Nested: each level of the leading term occurs with one of the second, so that the second stays block diagonal too.
+        if (
+            nest
+            and len(self.terms) > 1
+            and len(self.pairs[0].rows) == self.terms[0].q
+            and self.terms[1].size >= NESTED_FROM
+        ):
+            from analysis.mixed_effects.nesting import Nesting  # which is made of layouts itself
+
+            self.nesting: Any = Nesting(self)
+        else:
+            self.nesting = None
+            if self.sparse:
+                self._prepare_sparse()
 
     @cached_property
     def leading_pairs(self) -> list[Pair]:
@@ -191,6 +207,10 @@ class CrossProducts:
             sandwich(factors[pair.first].T, block, factors[pair.second])
             for pair, block in zip(self.layout.pairs, self.pairs, strict=True)
         ]
+        if self.layout.nesting is not None:
+            from analysis.mixed_effects.nesting import NestedFactorisation
+
+            return NestedFactorisation(self.layout, diagonal, pairs)
         return Factorisation(self.layout, diagonal, pairs)
 
     @cached_property
@@ -215,12 +235,13 @@ class Factorisation:
         layout: Where the blocks are.
         diagonal: Diagonal blocks (q, k, k) per term.
         pairs: Blocks (m, k_first, k_second) per pair of terms.
+        fill: What an elimination before this one takes off the part of all terms but the leading one, (rest, rest).
     """
 
-    def __init__(self, layout: Layout, diagonal: list[Array], pairs: list[Array]) -> None:
+    def __init__(self, layout: Layout, diagonal: list[Array], pairs: list[Array], fill: Array | None = None) -> None:
         self.layout = layout
         self._lead = layout.terms[0].size
-        self._inverse, self.log_determinant = _invert_blocks(diagonal[0])
+        self._inverse, self.log_determinant = invert_blocks(diagonal[0])
         if not layout.rest:
             return
         leading = [block for pair, block in zip(layout.pairs, pairs, strict=True) if pair.first == 0]
@@ -229,6 +250,8 @@ class Factorisation:
         ]
         self._weights = self._assemble(self._eliminated)  # D^-1 H_12
         schur = self._rest(diagonal, pairs)
+        if fill is not None:
+            schur -= fill
         self._subtract(schur, self._assemble(leading))
         self._cholesky = scipy.linalg.cholesky(schur, lower=True, overwrite_a=True, check_finite=False)
         self.log_determinant += 2 * float(np.log(np.diag(self._cholesky)).sum())
@@ -295,7 +318,8 @@ class Factorisation:
         return solved.reshape(right.shape)
 
     @cached_property
-    def _rest_inverse(self) -> Array:
+    def rest_inverse(self) -> Array:
+        """The part of `H^-1` of all terms but the leading one, (rest, rest)."""
         (inverse, info) = scipy.linalg.lapack.dpotri(self._cholesky, lower=True)
         assert info == 0
         return np.tril(inverse) + np.tril(inverse, -1).T
@@ -303,7 +327,7 @@ class Factorisation:
     @cached_property
     def _minus_leading_inverse(self) -> list[Array]:
         """Blocks of `-H^-1` of the leading term with each other term, at the levels that occur together."""
-        layout, inverse = self.layout, self._rest_inverse
+        layout, inverse = self.layout, self.rest_inverse
         if layout.sparse:
             found = np.empty_like(self._weights.data)
             for bundle in layout.bundles:
@@ -332,21 +356,26 @@ class Factorisation:
             for i in range(term.k):
                 for j in range(term.k):
                     leading[:, i, j] += np.bincount(pair.rows, own[:, i, j], term.q)
-        others = [self._rest_inverse[self._own_places(a)] for a in range(1, len(self.layout.terms))]
-        return [leading, *others]
+        return [leading, *self._others_diagonal]
+
+    @property
+    def _others_diagonal(self) -> list[Array]:
+        """Diagonal blocks of `H^-1` of all terms but the leading one."""
+        return [self.rest_inverse[self._own_places(a)] for a in range(1, len(self.layout.terms))]
+
+    @property
+    def _others_pairs(self) -> list[Array]:
+        """Blocks of `H^-1` of the pairs without the leading term."""
+        places = [self.layout.places(pair) for pair in self.layout.pairs if pair.first > 0]
+        return [self.rest_inverse[rows - self._lead, columns - self._lead] for rows, columns in places]
 
     @cached_property
     def inverse_pairs(self) -> list[Array]:
         """Blocks of `H^-1` of every pair of levels that occur together, (m, k_first, k_second) per pair of terms."""
-        leading = iter(self._minus_leading_inverse) if self.layout.rest else iter(())
-        blocks = []
-        for pair in self.layout.pairs:
-            if pair.first == 0:
-                blocks.append(-next(leading))
-            else:
-                rows, columns = self.layout.places(pair)
-                blocks.append(self._rest_inverse[rows - self._lead, columns - self._lead])
-        return blocks
+        if not self.layout.rest:
+            return []
+        # Pairs come in the order of their first term, so that those with the leading one come first.
+        return [*(-block for block in self._minus_leading_inverse), *self._others_pairs]
 
     def leverages(self, factors: Sequence[Array]) -> Array:
         """`z_i' L H^-1 L' z_i` for every row of the data, (n,)."""
@@ -384,7 +413,7 @@ def sandwich(left: Array, blocks: Array, right: Array) -> Array:
     return left @ blocks @ right
 
 
-def _invert_blocks(blocks: Array) -> tuple[Array, float]:
+def invert_blocks(blocks: Array) -> tuple[Array, float]:
     """Inverses of small positive definite matrices (q, k, k), and the sum of their log-determinants."""
     if blocks.shape[1] == 1:
         return 1 / blocks, float(np.log(blocks).sum())

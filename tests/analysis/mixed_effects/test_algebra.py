@@ -21,7 +21,11 @@ def term(name, codes, slope=None, correlated=True):
 
 def crossed_terms(rng, n=400):
     a, b, x = rng.integers(0, 60, n), rng.integers(0, 30, n), rng.normal(size=n)
+    within = np.unique(np.column_stack([a, b % 3]), axis=0, return_inverse=True)[1]
     return x, {
+        "nested": (term("a", a), term("a:c", within)),
+        "nested beside others": (term("a", a), term("a:c", within, x), term("b", b), term("d", b // 5, x)),
+        "nested slopes": (term("a", a, x), term("a:c", within), term("b", b, x, correlated=False)),
         "one": (term("a", a),),
         "crossed": (term("a", a), term("b", b)),
         "slopes": (term("a", a, x), term("b", b), term("c", b // 5, x, correlated=False)),
@@ -29,14 +33,19 @@ def crossed_terms(rng, n=400):
     }
 
 
+CASES = ["one", "crossed", "slopes", "small slopes", "nested", "nested beside others", "nested slopes"]
+
+
 @pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("case", ["one", "crossed", "slopes", "small slopes"])
+@pytest.mark.parametrize("case", CASES)
 def test_factorisation(monkeypatch, case, sparse):
+    monkeypatch.setattr(elimination, "NESTED_FROM", 10)
     monkeypatch.setattr(elimination, "SPARSE_BELOW", 2.0 if sparse else 0.0)
     monkeypatch.setattr(elimination, "CHUNK", 100)
     rng = np.random.default_rng(0)
     _, cases = crossed_terms(rng)
     layout = Layout(cases[case])
+    assert (layout.nesting is not None) == case.startswith("nested")
     weights = rng.random(400)
     factors = [np.tril(rng.normal(size=(t.k, t.k))) for t in layout.terms]
     z, scale = np.zeros((400, layout.size)), np.zeros((layout.size, layout.size))
@@ -63,9 +72,10 @@ def test_factorisation(monkeypatch, case, sparse):
             np.testing.assert_allclose(blocks[level], inverse[own, own], atol=1e-10)
 
 
-@pytest.mark.parametrize("case", ["one", "crossed", "slopes", "small slopes"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["reml", "ml", "binomial", "poisson"])
-def test_gradients(case, kind):
+def test_gradients(monkeypatch, case, kind):
+    monkeypatch.setattr(elimination, "NESTED_FROM", 10)
     rng = np.random.default_rng(1)
     x, cases = crossed_terms(rng)
     terms, design = cases[case], np.column_stack([np.ones(400), x])
