@@ -137,18 +137,23 @@ class CellModel:
         return standard_deviation(self.fit, groups)
 
 
-def fit_cells(trials: pd.DataFrame, cell: Sequence[str], outcome: str = "success") -> CellModel:
+def fit_cells(
+    trials: pd.DataFrame, cell: Sequence[str], outcome: str = "success", allowed: Sequence[str] = ()
+) -> CellModel:
     """Fit the model of this module.
 
     Args:
         trials: `run`, `method`, `test`, `item`, `training` (names of what was tested and trained) and the outcome, 0 or 1.
         cell: Columns whose combinations are the cells.
         outcome: Column of the outcome.
+        allowed: Random terms of `TERMS` that may be in the model; all of them by default.
 
     Raises:
         FitError: If it cannot be fitted.
     """
-    names = trials[list(cell)].astype(str).agg(" | ".join, axis=1)
+    names = trials[cell[0]].astype(str)
+    for name in cell[1:]:
+        names = names + " | " + trials[name].astype(str)
     trained = (trials["method"].astype(str) != UNTRAINED).to_numpy()
     data = pd.DataFrame(
         {
@@ -165,11 +170,12 @@ def fit_cells(trials: pd.DataFrame, cell: Sequence[str], outcome: str = "success
         terms, keep, df = terms[2:], [], math.inf
     elif data[data["trained"] == 1].groupby("run")["test"].nunique().max() == 1:
         terms.remove(TERMS[1])
+    terms = [term for term in terms if not allowed or term in allowed]
     fixed = "success ~ 0 + cell" if data["cell"].nunique() > 1 else "success ~ 1"
     chosen = choose(fixed, terms, data, keep)
     order = tuple(data["cell"].cat.categories)
     of_cell = data.groupby("cell", observed=True)["trained"].max()
-    counts = data["cell"].value_counts().reindex(list(order)).to_numpy(float)
+    counts: Floats = np.asarray(data["cell"].value_counts().reindex(list(order)), dtype=float)
     runs = data[data["trained"] == 1]
     shares = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=list(order)).to_numpy(float) / counts
     return CellModel(

@@ -28,8 +28,10 @@ def with_names(trials: pd.DataFrame) -> pd.DataFrame:
     if "observer" in table.columns:
         table = table[table["observer"] == 0]
     table = table.assign(**{name: value for name, value in DEFAULTS.items() if name not in table.columns})
-    method, *others = (table[name].astype(str) for name in TRAINING)
-    training = method.str.cat(others, sep=" ").str.strip()
+    training = table[TRAINING[0]].astype(str)
+    for name in TRAINING[1:]:
+        training = training + " " + table[name].astype(str)
+    training = training.str.strip()
     test = table["test_task"].astype(str)
     shifted = table["shift"].astype(str) != "none"
     test = test.where(~shifted, test + "@" + table["shift"].astype(str) + ":" + table["shift_level"].astype(str))

@@ -3,8 +3,8 @@
 Everything is about `H = L' Z'WZ L + I`, (size, size), where `L` is block diagonal with one small matrix per term. The
 term with the most effects is eliminated first: within a term, levels do not share rows, so that its part of `H` is
 block diagonal and costs next to nothing. What it leaves on the other terms (the Schur complement) is dense for crossed
-factors, and is factorised as such; for nested ones see `nesting`. Of the inverse, only those blocks are ever computed that pairs of levels have which
-occur together in a row (Takahashi et al., 1973).
+factors, and is factorised as such; for nested ones see `nesting`. Of the inverse, only those blocks are ever computed
+that pairs of levels have which occur together in a row (Takahashi et al., 1973).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.linalg
@@ -21,6 +21,9 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from analysis.mixed_effects.terms import RandomTerm
+
+if TYPE_CHECKING:
+    from analysis.mixed_effects.nesting import Nesting
 
 Array = NDArray[Any]
 
@@ -95,7 +98,7 @@ class Layout:
         ):
             from analysis.mixed_effects.nesting import Nesting  # which is made of layouts itself
 
-            self.nesting: Any = Nesting(self)
+            self.nesting: Nesting | None = Nesting(self)
         else:
             self.nesting = None
             if self.sparse:

@@ -25,6 +25,8 @@ MANY = 1000
 """Levels of a factor beyond which they are not compared with each other."""
 FEW_ANSWERS = 10
 """Answers below which two runs may well agree by chance."""
+BY_CHANCE = 0.01
+"""Pairs of levels expected to agree in all answers by chance, from which it is no sign of repetition that some do."""
 STIMULI = ("item", "stimulus", "scene", "image", "picture")
 """Words in the names of columns that identify stimuli."""
 
@@ -194,10 +196,15 @@ def _equal_levels(design: Design, group: RandomTerm, other: RandomTerm) -> str:
     if group.q > MANY or np.diff(starts).min() < FEW_ANSWERS:
         return ""
     content: dict[bytes, list[str]] = {}
+    rate, pairs = float(design.y.mean()), group.q * (group.q - 1) / 2
+    agreement = rate**2 + (1 - rate) ** 2  # of two answers, by chance
     for level, start, end in zip(group.levels, starts[:-1], starts[1:], strict=True):
         rows = order[start:end]
         if len(np.unique(other.codes[rows])) < FEW_ANSWERS:
             return ""
+        constant = len(np.unique(design.y[rows])) == 1  # as of items that all runs solve: no sign of repetition
+        if constant or pairs * agreement ** len(rows) > BY_CHANCE:
+            continue
         content.setdefault(other.codes[rows].tobytes() + design.y[rows].tobytes(), []).append(str(level))
     same = [levels for levels in content.values() if len(levels) > 1]
     if not same:

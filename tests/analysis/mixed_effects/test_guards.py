@@ -168,3 +168,10 @@ def test_repeated_cells_are_found(trials):
 )
 def test_errors_say_what_is_wrong_and_what_to_do(trials, formula, text):
     refused(text, formula, trials)
+
+
+def test_items_that_agree_by_chance_are_no_repetitions():
+    table = simulate(runs=4, items=300)
+    result = quietly("correct ~ method + (1|run) + (1|item)", table, family="binomial")
+    assert table.pivot_table(index="item", columns="run", values="correct").duplicated().any()
+    assert not any("same answers" in warning for warning in result.warnings)
