@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,10 @@ def analyze(
         bound: Difference between success rates below which two are called equivalent.
         seed: Of bootstrap samples.
     """
+    # The matrices are small: threads of the BLAS would spend several times as long waiting for each other. It reads this
+    # once, when numpy is imported.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     from analysis.material import Settings
     from analysis.report import analyse
     from probes.cli.console import progress, show, show_json, tell
