@@ -22,13 +22,15 @@ from probes.cli import (
     models,
     power,
     pretrain,
+    report,
     run,
     score,
     settings,
     stimuli,
     train,
 )
-from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, report, usage_line
+from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, usage_line
+from probes.cli.errors import report as tell_error
 
 
 def _version() -> str:
@@ -64,6 +66,8 @@ app.command(score.score)
 app.command(train.train)
 app.command(decode.decode)
 app.command(analyze.analyze)
+app.command(report.report)
+app.command(report.view)
 app.command(power.power)
 app.command(pretrain.pretrain)
 app.command(doctor.doctor)
@@ -89,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else SUCCESS)
     except CycloptsError as error:
-        report(usage_line(error))
+        tell_error(usage_line(error))
         sys.exit(USAGE)
     except KeyboardInterrupt:
-        report("interrupted; what was finished is kept, and the same command goes on from there")
+        tell_error("interrupted; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader (`| head`) has gone; there is nobody to tell. Python would complain again when it closes stdout.
@@ -101,5 +105,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug or not expected(error):
             raise
-        report(as_line(error))
+        tell_error(as_line(error))
         sys.exit(USAGE if names_nothing(error) else FAILURE)

@@ -1,0 +1,221 @@
+"""Building the page: the data of runs as one JSON block, pictures as another, beside the page's own script and style."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from analysis.frame import Trials, load
+from analysis.labels import training_name
+from analysis.logs import Source
+from analysis.material import Settings, select
+from analysis.page.motion import Motions, motion_key
+from analysis.page.packing import packed, packed_columns, script_json
+from analysis.page.pictures import KEY, Pictures
+from analysis.page.trials import Shown, shown_trials
+from analysis.result import plain
+from analysis.sets import find_sets
+from analysis.transfer import transfer_matrix
+from probes.trials import RUN, read_run
+from stimuli.dataset import Item, StimulusSet
+
+SCRIPTS = ("data.js", "tables.js", "chart.js", "gallery.js", "detail.js", "main.js")
+"""Files in `analysis/page/assets`, one after the other in one scope."""
+CELLS = (
+    "model",
+    "transfer",
+    "estimate",
+    "estimate_low",
+    "estimate_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_holm",
+    "verdict",
+    "n_runs",
+    "n_trials",
+)
+"""What the page says of a cell of the transfer matrix, from `analysis.transfer`."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, ready to be written or served.
+
+    Attributes:
+        html: All of it.
+        n_trials, n_pictures, n_motions: What is in it.
+        notes: What a reader has to know about the data.
+    """
+
+    html: str
+    n_trials: int
+    n_pictures: int
+    n_motions: int
+    notes: tuple[str, ...]
+
+
+def build(paths: Iterable[str | Path], pictures: Pictures, motions: Motions, stamp: str = "") -> Page:
+    """The page of runs and tables.
+
+    Args:
+        paths: As for `analysis.frame.load`.
+        pictures, motions: What is known of them already, and how many there may be.
+        stamp: Of the state of the logs, where the page is served and may ask whether there is news; empty in a file.
+
+    Raises:
+        FrameError: If the runs cannot be made into one table.
+        RunError: If a folder holds no run.
+    """
+    trials = load(paths)
+    sets = find_sets(trials)
+    items = _items(trials, sets)
+    shown = list(shown_trials(trials, {key: item.question.grammar for key, item in items.items()}))
+    found = pictures.collect(shown, sets, items)
+    moved = motions.collect(shown, items)
+    notes = (*trials.notes, *_missing(trials, sets))
+    names = [field.name for field in fields(Shown)]
+    data = {
+        "format": 1,
+        "stamp": stamp,
+        "notes": notes,
+        "n": len(shown),
+        "key": KEY,
+        "columns": packed_columns(shown, names)
+        | {"motion": packed(map(motion_key, shown)), "works": _works(shown, items)},
+        "sources": [_source(source, trials) for source in trials.sources],
+        "transfer": _transfer(trials),
+        "motions": {key: [motion.picture, motion.words] for key, motion in moved.items()},
+    }
+    return Page(_html(data, found, bool(stamp)), len(shown), len(found), len(moved), notes)
+
+
+def _items(trials: Trials, sets: Mapping[str, StimulusSet]) -> dict[tuple[str, str], Item]:
+    """The items that were asked, by set and id, of the sets that are there."""
+    asked = trials.table[["stimuli", "item_id"]].drop_duplicates().astype(str)
+    wanted = {code: set(rows["item_id"]) for code, rows in asked.groupby("stimuli")}
+    return {
+        (code, str(row["item_id"])): Item.from_row(row)
+        for code, stimuli in sets.items()
+        for row in stimuli.rows()
+        if str(row["item_id"]) in wanted.get(code, ())
+    }
+
+
+def _missing(trials: Trials, sets: Mapping[str, StimulusSet]) -> list[str]:
+    """Which sets are not where their runs found them, so that the page has no pictures of their trials."""
+    gone = {s.set_path: None for s in trials.sources if s.set_path and s.stimuli[:12] not in sets}
+    return [f"no pictures of {path}: the set is not there any more, or is another one" for path in gone]
+
+
+def _works(shown: Iterable[Shown], items: Mapping[tuple[str, str], Item]) -> dict[str, Any]:
+    """Of every trial, the answers that work, as the item's certificate has them; empty where it has none."""
+    return packed(
+        "; ".join(", ".join(map(str, w)) if isinstance(w, list | tuple) else str(w) for w in working)
+        if (item := items.get((trial.stimuli, trial.item))) and (working := item.certificate.get("working"))
+        else ""
+        for trial in shown
+    )
+
+
+def _source(source: Source, trials: Trials) -> dict[str, Any]:
+    """A log: who answered in it, what its set can be scored at without physics, and everything that `run.json` says."""
+    rows = trials.table[trials.table["folder"] == source.path]
+    first = rows.iloc[0] if len(rows) else None
+    record = read_run(source.path) if (Path(source.path) / RUN).is_file() else {}
+    baselines = source.baselines or {}
+    name = str(first["run"]) if first is not None else source.model or source.path
+    training = "" if first is None else training_name(first["method"], first["train_tasks"], first["regime"])
+    observer = first is not None and bool(first["observer"])
+    several = trials.table.loc[trials.table["observer"] == 0, "model"].nunique() > 1
+    if first is not None and (observer or several):
+        training = f"{first['model']}" if observer else f"{first['model']}: {training}"
+    return {
+        "path": source.path,
+        "run": name,
+        "training": training,
+        "observer": observer,
+        "levels": {
+            f"{task}@{shift}:{grade}" if shift != "none" else str(task): str(level)
+            for task, shift, grade, level in rows[["test_task", "shift", "shift_level", "transfer"]]
+            .drop_duplicates()
+            .dropna()
+            .itertuples(index=False)
+        },
+        "n": source.n,
+        "expected": source.expected,
+        "status": str(record.get("status", "")),
+        "shortcuts": dict(baselines.get("shortcuts") or {}),
+        "facts": json.dumps(_facts(record, source), indent=1, ensure_ascii=False),
+    }
+
+
+def _facts(record: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """What `run.json` says, without what is there for the program alone, or fills pages."""
+    facts = {name: value for name, value in record.items() if name not in ("fingerprint", "format")}
+    training = facts.get("training")
+    if isinstance(training, Mapping):
+        facts["training"] = {k: v for k, v in training.items() if k not in ("presentation", "curves", "format")}
+    return {"log": source.path, "trials_sha256": source.sha256} | facts
+
+
+def _transfer(trials: Trials) -> dict[str, Any] | None:
+    """The transfer matrix as the report has it; None if nothing was trained, or nothing to compare it with."""
+    material = select(trials, Settings())
+    table = material.plain
+    methods = set(table["method"].astype(str))
+    if "none" not in methods or methods == {"none"}:
+        return None
+    result = transfer_matrix(table, material.baselines())
+    several = table["model"].nunique() > 1
+    rows = []
+    for row in result.table.to_dict("records"):
+        training = training_name(row["method"], row["train_tasks"], row["regime"])
+        shift = str(row["shift"])
+        rows.append(
+            {name: plain(row[name]) for name in CELLS}
+            | {
+                "training": f"{row['model']}: {training}" if several else training,
+                "test": str(row["test_task"])
+                if shift == "none"
+                else f"{row['test_task']}@{shift}:{row['shift_level']}",
+            }
+        )
+    return {"rows": rows, "how": result.how, "notes": list(result.notes)}
+
+
+def _html(data: Mapping[str, Any], pictures: Mapping[str, str], live: bool) -> str:
+    """The page. Its policy admits its own script and style, pictures within it, and nothing else."""
+    assets = files("analysis.page") / "assets"
+    style = (assets / "page.css").read_text(encoding="utf-8")
+    body = "".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f'(() => {{\n"use strict";\n{body}}})();\n'
+    policy = (
+        f"default-src 'none'; img-src data:; script-src '{_digest(script)}'; style-src '{_digest(style)}';"
+        f" connect-src {chr(39) + 'self' + chr(39) if live else chr(39) + 'none' + chr(39)}; base-uri 'none'; form-action 'none'"
+    )
+    runs = len({source["run"] for source in data["sources"]})
+    page = (assets / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "policy": policy,
+        "title": escape(f"{data['n']} trials of {runs} run{'s' * (runs != 1)}"),
+        "style": style,
+        "data": script_json(data),
+        "pictures": script_json(pictures),
+        "script": script,
+    }
+    # One pass over the template, so that nothing in the data can be taken for a place to fill.
+    pieces = page.split("{{")
+    return pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
+
+
+def _digest(text: str) -> str:
+    """A script or style as a content security policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"

@@ -1,0 +1,110 @@
+"""`probe report` and `probe view`: runs as a page to explore, in one file to share, or on loopback while a run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from probes.cli.settings import Config, Json
+
+Runs = Annotated[
+    tuple[Path, ...],
+    Parameter(name="RUNS", help="Folders of runs, folders that hold runs, or trial tables (.csv, .parquet)."),
+]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+
+
+def report(
+    runs: Runs,
+    /,
+    *,
+    out: Path = Path("report.html"),
+    size: Count = 224,
+    motions: Count = 100,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Write runs as one HTML file to explore: overview, transfer matrix, filters, every item with picture and reply.
+
+    The file needs no network and no other file. The same logs give the same bytes. Numbers for a paper come from
+    `probe analyze`.
+
+    Args:
+        out: The file; one that is there is replaced.
+        size: Longest edge of pictures in pixels; 0 leaves them out.
+        motions: Scenes and answers that are simulated once more to show what happens, spread over the tests.
+    """
+    from analysis.page.build import build
+    from analysis.page.motion import Motions
+    from analysis.page.pictures import Pictures
+    from probes.cli.console import show, show_json, tell
+    from probes.cli.errors import SUCCESS
+
+    page = build(runs, Pictures(size), Motions(motions))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Moved to its place when it is whole, so that an earlier page is never half replaced.
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.write_text(page.html, encoding="utf-8")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    for note in page.notes:
+        tell(note)
+    made = {
+        "out": str(out),
+        "trials": page.n_trials,
+        "pictures": page.n_pictures,
+        "motions": page.n_motions,
+        "bytes": out.stat().st_size,
+    }
+    if json:
+        show_json(made)
+    else:
+        show(
+            f"{out}: {page.n_trials} trials, {page.n_pictures} pictures, {page.n_motions} simulated,"
+            f" {out.stat().st_size / 1e6:.1f} MB"
+        )
+    return SUCCESS
+
+
+def view(
+    runs: Runs,
+    /,
+    *,
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8377,
+    size: Count = 224,
+    motions: Count = 100,
+    config: Config = None,
+) -> int:
+    """Show the same page at an address of this machine, while runs go on: it says when there are new trials.
+
+    Nothing but this machine can reach it. Ctrl-C ends it.
+
+    Args:
+        port: 0 takes a free one.
+        size: Longest edge of pictures in pixels; 0 leaves them out.
+        motions: Scenes and answers that are simulated once more to show what happens.
+    """
+    from analysis.page.motion import Motions
+    from analysis.page.pictures import Pictures
+    from analysis.page.server import HOST, View, make_server
+    from probes.cli.console import show, tell
+    from probes.cli.errors import SUCCESS, CommandError
+
+    shown = View(runs, Pictures(size), Motions(motions))
+    for note in shown.page().notes:  # a wrong path is told now, and the first reader does not wait
+        tell(note)
+    try:
+        server = make_server(shown, port)
+    except OSError as error:
+        raise CommandError(f"cannot serve on port {port} ({error.strerror}): choose another with --port") from error
+    with server:
+        show(f"http://{HOST}:{server.server_address[1]}/ (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            tell("ended")
+    return SUCCESS
