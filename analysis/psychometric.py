@@ -150,7 +150,7 @@ def _fit_run(
     p_slope = float(chi2.sf(max(0.0, 2 * (height[0] - level)), 1))
     flat = p_slope > 0.05
     estimate = straight[0] if flat else fit_functions(margin, one, y[None])[0][0]
-    drawn = fit_functions(*_resampled(margin, y, groups, resamples, rng), lapses=not flat)[0]
+    drawn = fit_functions(*_resampled(margin, y, groups, resamples, rng), lapses=not flat, near=estimate)[0]
     step = bool(abs(estimate[1]) > 0.98 * steepest(margin))
     row: dict[str, Any] = {}
     values, samples = _reported(estimate), _reported(drawn)
