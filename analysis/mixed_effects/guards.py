@@ -5,8 +5,8 @@ What makes estimates impossible is an error; what a reader has to know is a warn
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,8 @@ MANY = 1000
 """Levels of a factor beyond which they are not compared with each other."""
 FEW_ANSWERS = 10
 """Answers below which two runs may well agree by chance."""
+RARE = 3
+"""Answers of the rarer kind below which levels agree because they are all but settled."""
 BY_CHANCE = 0.01
 """Pairs of levels expected to agree in all answers by chance, from which it is no sign of repetition that some do."""
 STIMULI = ("item", "stimulus", "scene", "image", "picture")
@@ -56,7 +58,7 @@ def check_design(design: Design) -> list[str]:
         )
     for term in design.terms:
         found += _check_term(design, term)
-    for first, second in combinations(design.terms, 2):
+    for first, second in itertools.combinations(design.terms, 2):
         if first.q == second.q == len(np.unique(first.codes * second.q + second.codes)):
             raise FitError(
                 f"the grouping factors {first.group!r} and {second.group!r} have the same {first.q} levels: their variances"
@@ -162,7 +164,7 @@ def check_repeats(design: Design, data: pd.DataFrame) -> list[str]:
     if design.family.name != "binomial" or design.trials.max() > 1:
         return []
     found = []
-    for first, second in combinations(design.terms, 2):
+    for first, second in itertools.combinations(design.terms, 2):
         if text := _repeated_cells(design, first, second):
             found.append(text)
     for group in design.terms:
@@ -202,8 +204,9 @@ def _equal_levels(design: Design, group: RandomTerm, other: RandomTerm) -> str:
         rows = order[start:end]
         if len(np.unique(other.codes[rows])) < FEW_ANSWERS:
             return ""
-        constant = len(np.unique(design.y[rows])) == 1  # as of items that all runs solve: no sign of repetition
-        if constant or pairs * agreement ** len(rows) > BY_CHANCE:
+        # As of items that all runs solve, or all but one: no sign of repetition.
+        settled = min(design.y[rows].sum(), len(rows) - design.y[rows].sum()) < RARE
+        if settled or pairs * agreement ** len(rows) > BY_CHANCE:
             continue
         content.setdefault(other.codes[rows].tobytes() + design.y[rows].tobytes(), []).append(str(level))
     same = [levels for levels in content.values() if len(levels) > 1]
@@ -287,7 +290,23 @@ def _alias(design: Design, column: str, reason: str) -> str:
     if reason == "0 in all rows":
         cell = " and ".join(part.replace("[T.", " = ").replace("[S.", " = ").rstrip("]") for part in column.split(":"))
         return f"{column} cannot be estimated and is left out: no row has {cell}"
-    return f"{column} cannot be estimated and is left out: it follows from {reason}"
+    text = f"{column} cannot be estimated and is left out: it follows from {reason}"
+    empty = _empty_cells(design, [part.partition("[")[0] for part in column.split(":")])
+    return f"{text}; no row has {' or '.join(empty)}" if empty else text
+
+
+def _empty_cells(design: Design, names: Sequence[str]) -> list[str]:
+    """Combinations of levels of these factors that no row has, the first three of them."""
+    factors = [name for name in dict.fromkeys(names) if name in design.matrix.factors]
+    if len(factors) < 2:
+        return []
+    there = set(design.frame[factors].itertuples(index=False, name=None))
+    levels = [list(design.frame[name].cat.categories) for name in factors]
+    empty = (cell for cell in itertools.product(*levels) if cell not in there)
+    return [
+        ", ".join(f"{name} = {level}" for name, level in zip(factors, cell, strict=True))
+        for cell in itertools.islice(empty, 3)
+    ]
 
 
 def _counted(count: int, noun: str) -> str:

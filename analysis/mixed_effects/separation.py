@@ -37,9 +37,7 @@ def check_separation(design: Design) -> None:
     direction = _separating(x, successes, failures)
     if direction is None:
         return
-    signs = x @ direction
-    mixed = (np.abs(signs) < 1e-7) & ((successes > 0) | (failures > 0))
-    kind = "quasi-complete" if mixed.any() else "complete"
+    kind = "complete" if _strict(_margins(x, successes, failures)) else "quasi-complete"
     cell = _constant_cell(design)
     if cell:
         raise SeparationError(f"{kind} separation: {cell}, so that its log-odds are infinite; {EXIT}")
@@ -88,10 +86,7 @@ def _separating(
 
     Maximises the sum of the margins of all answers within a box, which is 0 if and only if there is none.
     """
-    scale = np.maximum(np.abs(x).max(axis=0), 1e-300)
-    scaled = x / scale
-    right, wrong = successes > 0, failures > 0
-    margins = np.vstack([scaled[right], -scaled[wrong]])
+    margins = _margins(x, successes, failures)
     total = margins.sum(axis=0)
     found = scipy.optimize.linprog(
         -total / max(np.abs(total).max(), 1e-300),
@@ -102,7 +97,28 @@ def _separating(
     )
     if found.status != 0 or (margins @ found.x).max() < 1e-6:
         return None
-    return np.asarray(found.x / scale)
+    return np.asarray(found.x)
+
+
+def _margins(
+    x: NDArray[np.float64], successes: NDArray[np.float64], failures: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Rows, with columns of a largest value of 1, whose product with a direction is positive where it foretells the answer."""
+    scaled = x / np.maximum(np.abs(x).max(axis=0), 1e-300)
+    return np.vstack([scaled[successes > 0], -scaled[failures > 0]])
+
+
+def _strict(margins: NDArray[np.float64]) -> bool:
+    """Whether a direction foretells every single answer: the largest smallest margin within a box is above 0."""
+    rows, columns = margins.shape
+    found = scipy.optimize.linprog(
+        np.r_[np.zeros(columns), -1.0],
+        A_ub=np.column_stack([-margins, np.ones(rows)]),
+        b_ub=np.zeros(rows),
+        bounds=[(-1, 1)] * columns + [(None, 1)],
+        method="highs",
+    )
+    return bool(found.status == 0 and -found.fun > 1e-7)
 
 
 def _constant_cell(design: Design) -> str:

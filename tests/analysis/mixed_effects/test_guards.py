@@ -31,7 +31,13 @@ def test_a_cell_of_two_factors_is_found(trials):
 
 def test_complete_separation_by_a_number_is_named(trials):
     table = trials.assign(correct=trials["margin"] > 0)
-    refused("complete separation: margin foretells", "correct ~ margin + (1|run)", table)
+    refused("^complete separation: margin foretells", "correct ~ margin + (1|run)", table)
+
+
+def test_separation_with_rows_on_the_border_is_quasi_complete(trials):
+    table = trials.assign(side=np.sign(trials["margin"].round()))
+    table["correct"] = np.where(table["side"] == 0, table["correct"], table["side"] > 0).astype(bool)
+    refused("^quasi-complete separation: side foretells", "correct ~ side + (1|run)", table)
 
 
 def test_what_is_nearly_separated_is_fitted(trials):
@@ -85,6 +91,8 @@ def test_columns_that_follow_from_others_are_left_out_and_named(trials):
 
 def test_an_empty_cell_is_named_and_its_mean_is_not_estimated(trials):
     table = trials.assign(side=np.where(trials["item"] % 2, "left", "right"))
+    other = quietly("rt ~ method*side + (1|run)", table[(table["method"] != "ppo") | (table["side"] == "right")])
+    assert any("no row has method = ppo, side = left" in warning for warning in other.warnings)
     table = table[(table["method"] != "ppo") | (table["side"] == "left")]
     result = quietly("rt ~ method*side + (1|run)", table)
     assert any("no row has method = ppo and side = right" in warning for warning in result.warnings)
