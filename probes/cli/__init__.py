@@ -27,6 +27,7 @@ from probes.cli import (
     score,
     settings,
     stimuli,
+    study,
     train,
 )
 from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, usage_line
@@ -69,6 +70,7 @@ app.command(analyze.analyze)
 app.command(report.report)
 app.command(report.view)
 app.command(power.power)
+app.command(study.app)
 app.command(pretrain.pretrain)
 app.command(doctor.doctor)
 

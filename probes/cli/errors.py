@@ -15,6 +15,7 @@ _EXPECTED = {
     "finetune.config": "TrainingError",
     "probes.models": "ModelError",
     "probes.trials": "RunError",
+    "probes.study.fields": "StudyError",
     "stimuli.dataset": "StimulusError",
     "stimuli.tasks": "UnknownTask",
 }

@@ -1,0 +1,236 @@
+"""`probe study`: a whole experiment from one file: planned, registered, run cell by cell, watched."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter, validators
+
+from probes.cli.settings import Config, Json
+
+if TYPE_CHECKING:
+    from probes.study.cells import Cell
+    from probes.study.design import Design
+    from probes.study.drive import Event
+    from probes.study.overview import Overview
+    from probes.study.pools import Pool
+    from probes.study.store import Store
+
+app = App(name="study", help="Plan, register, run and watch a whole study, declared in one file.")
+
+File = Annotated[Path, Parameter(name="STUDY", help="The YAML file that declares the study.")]
+Out = Annotated[Path | None, Parameter(help="Folder of the study; by default studies/NAME.")]
+Cells = Annotated[int, Parameter(name="--jobs", validator=validators.Number(gte=1))]
+REDRAW = 2.0
+"""Seconds between two looks of a live table."""
+
+
+@app.command
+def plan(study: File, /, *, out: Out = None, jobs: Cells = 1, json: Json = False, config: Config = None) -> int:
+    """Print the cells of a study, the number of trials, and what they will take in time and on the disk.
+
+    Args:
+        jobs: Cells that will be done at a time.
+    """
+    from probes.cli.console import show, show_json
+    from probes.study.overview import look_at
+    from probes.study.pace import paces
+    from probes.study.plan import Plan
+
+    design, cells, store = _open(study, out)
+    found = paces(cells, store)
+    made = Plan(design, cells, found, look_at(cells, store), jobs)
+    if json:
+        show_json(made.to_dict())
+    else:
+        show(made)
+    return 0
+
+
+@app.command
+def run(
+    study: File,
+    /,
+    *,
+    out: Out = None,
+    jobs: Cells = 1,
+    executor: Literal["local", "slurm", "rehearsal"] = "local",
+    partition: str = "",
+    time_limit: Annotated[int, Parameter(name="--time", validator=validators.Number(gte=1))] = 240,
+    gpus: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    sbatch: tuple[str, ...] = (),
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Do the cells that are missing. The same command again goes on where it was stopped, and tries failed cells once more.
+
+    Exits with 3 if some cells failed: they are listed with the reason and the command that repeats them by hand.
+
+    Args:
+        jobs: Cells at a time.
+        executor: `local`: processes of this machine. `slurm`: one job per cell. `rehearsal`: the same jobs on this machine, without
+            Slurm.
+        partition: Of Slurm.
+        time_limit: Minutes that a job may take; a cell that takes longer is put back into the queue and goes on.
+        gpus: GPUs of a job.
+        sbatch: Further options of sbatch, such as `cpus_per_task=8` or `mem=32G`; may be repeated.
+    """
+    from probes.cli.console import show, show_json
+    from probes.cli.errors import FAILED_TRIALS, SUCCESS
+    from probes.study.drive import drive
+
+    _, cells, store = _open(study, out)
+    with store.held():
+        pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch)
+        moved = store.tidy(cells)
+        with _Watch(cells, store, pool, moved) as watch:
+            drive(cells, store, pool, watch)
+    overview = _overview(cells, store, jobs)
+    if json:
+        show_json(overview.to_dict())
+    else:
+        show(overview)
+    return SUCCESS if overview.count("done") == len(cells) else FAILED_TRIALS
+
+
+@app.command
+def status(
+    study: File,
+    /,
+    *,
+    out: Out = None,
+    jobs: Cells = 1,
+    watch: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Show how far a study is: cells done, at work, failed and missing, the time they took, and what is left.
+
+    Args:
+        jobs: Cells that are done at a time, for the time that is left.
+        watch: Draw the table anew every two seconds, until nothing is at work.
+    """
+    from probes.cli.console import show, show_json
+
+    _, cells, store = _open(study, out)
+    if watch:
+        from rich.live import Live
+
+        with Live(_overview(cells, store, jobs), auto_refresh=False) as live:
+            while (now := _overview(cells, store, jobs)).count("running"):
+                live.update(now, refresh=True)
+                time.sleep(REDRAW)
+            live.update(now, refresh=True)
+        return 0
+    if json:
+        show_json(_overview(cells, store, jobs).to_dict())
+    else:
+        show(_overview(cells, store, jobs))
+    return 0
+
+
+def _open(study: Path, out: Path | None) -> tuple[Design, list[Cell], Store]:
+    """The design, its cells, and where they are."""
+    from dataclasses import fields
+
+    from finetune.config import TrainConfig, make_config
+    from probes.study.cells import make_cells
+    from probes.study.design import read_design
+    from probes.study.store import Store
+
+    design = read_design(study, [field.name for field in fields(TrainConfig)])
+    cells = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
+    return design, cells, Store(out or Path("studies") / design.name)
+
+
+def _overview(cells: list[Cell], store: Store, jobs: int) -> Overview:
+    from probes.study.overview import look_at
+    from probes.study.pace import paces, seconds_of
+
+    found = paces(cells, store)
+    return look_at(cells, store, lambda step: seconds_of(found, step), jobs)
+
+
+def _pool(
+    store: Store, executor: str, jobs: int, partition: str, minutes: int, gpus: int, sbatch: tuple[str, ...]
+) -> Pool:
+    from probes.cli.errors import UsageError
+    from probes.cli.resources import cores
+    from probes.study.pools import LocalPool, SubmititPool
+
+    share = max(1, cores() // jobs)
+    if executor != "slurm" and (partition or gpus or sbatch):
+        raise UsageError("--partition, --gpus and --sbatch are for Slurm: give --executor slurm as well")
+    if executor == "local":
+        return LocalPool(store, jobs, processes=share, threads=share)
+    if executor == "rehearsal":
+        return SubmititPool(store, jobs, {"timeout_min": minutes}, cluster="local", processes=share)
+    further = {}
+    for text in sbatch:
+        name, sign, value = text.removeprefix("--").partition("=")
+        if not sign or not name:
+            raise UsageError(f"--sbatch {text!r} is no option with a value: write it as in cpus_per_task=8")
+        further[name.replace("-", "_")] = value
+    cpus = further.pop("cpus_per_task", "1")
+    if not cpus.isdigit():
+        raise UsageError(f"--sbatch cpus_per_task={cpus} is no number of processors")
+    options: dict[str, Any] = {"timeout_min": minutes, "slurm_array_parallelism": jobs, "cpus_per_task": int(cpus)}
+    options |= {"slurm_partition": partition} if partition else {}
+    options |= {"gpus_per_node": gpus} if gpus else {}
+    options |= {"slurm_additional_parameters": further} if further else {}
+    return SubmititPool(store, jobs, options, processes=int(cpus))
+
+
+class _Watch:
+    """What a user sees while a study runs: a live table on a terminal, lines elsewhere."""
+
+    def __init__(self, cells: list[Cell], store: Store, pool: Pool, moved: list[str]) -> None:
+        self._cells, self._store, self._pool, self._moved = cells, store, pool, moved
+        self._live: Any = None
+        self._drawn = 0.0
+
+    def __enter__(self) -> _Watch:
+        import sys
+
+        from probes.cli.console import tell
+
+        if self._moved:
+            tell(
+                f"the design has changed: {len(self._moved)} results of an earlier one are in {self._store.folder}/aside"
+            )
+        missing = sum(not all(map(self._store.done, cell.steps)) for cell in self._cells)
+        tell(f"{missing} of {len(self._cells)} cells to do, {self._pool.size} at a time, in {self._store.folder}")
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    def __call__(self, event: Event | None) -> None:
+        """Something has happened, or time has passed."""
+        if self._live is not None:
+            if event is not None or time.monotonic() - self._drawn > REDRAW:
+                self._live.update(_overview(self._cells, self._store, self._pool.size), refresh=True)
+                self._drawn = time.monotonic()
+        elif event is not None:
+            self._line(event)
+
+    def _line(self, event: Event) -> None:
+        from probes.cli.console import tell
+
+        if event.what == "started":
+            tell(f"{event.cell.id}: started")
+            return
+        look = self._store.look(event.cell)
+        if look.ended is not None and look.ended.failures:
+            tell(f"{event.cell.id}: failed: {look.ended.failures[0].reason}")
+        else:
+            tell(f"{event.cell.id}: {'done' if look.state == 'done' else 'waits for what failed'}")

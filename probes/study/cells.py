@@ -1,0 +1,311 @@
+"""The cells of a study: independent pieces of work, each a few command lines of `probe`, known by a hash of all that decides them.
+
+A *step* is one command line and the folder that it fills. A *cell* is what one job does: making a test set, one training, or
+all tests of one trained model, one after the other in one process, so that a model of eight billion weights is not started
+for every test anew. A step's hash holds its settings and the hashes of the steps that it needs; so a change of the design
+reruns what it touches, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probes.cli.grounding import GROUNDING_N
+from probes.models import ModelError
+from probes.models.catalog import lookup
+from probes.models.observers import make_observer
+from probes.presentation import manners
+from probes.study.design import Design, MakeConfig, Model, Test, Training
+from probes.study.fields import StudyError
+from stimuli.shifts import parse_shifts
+from stimuli.simulators import get_simulator
+from stimuli.tasks import get_task
+
+FORMAT = 1
+KINDS = ("sets", "adapters", "runs", "observers", "decoding")
+"""Kinds of cells, which are the folders of their results as well, in the order in which they are done."""
+SMALL = 64_000_000
+"""Bytes up to which the weights of a local model are hashed; of larger ones, size and time of change have to do."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command line, and the folder that it fills.
+
+    Attributes:
+        id: The folder, inside that of the study.
+        arguments: Of `probe`, with folders inside that of the study.
+        needs: Steps that must be done before.
+        sha256: Of everything that decides the result.
+        pace: Steps with the same pace take the same time for the same amount of work.
+        amount: Of work: items, samples or trials.
+        unit: What the amount counts.
+    """
+
+    id: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...]
+    sha256: str
+    pace: str
+    amount: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one job does.
+
+    Attributes:
+        id: The folder of its results, or the one that holds the folders of its steps.
+        kind: One of `KINDS`.
+        group: What it is counted with in tables.
+        steps: In the order in which they are done.
+    """
+
+    id: str
+    kind: str
+    group: str
+    steps: tuple[Step, ...]
+
+    @property
+    def needs(self) -> set[str]:
+        """Steps of other cells that must be done before some of its own."""
+        return {need for step in self.steps for need in step.needs} - {step.id for step in self.steps}
+
+
+def make_cells(design: Design, make_config: MakeConfig) -> list[Cell]:
+    """All cells of a design, those that others need first.
+
+    Args:
+        design: The design.
+        make_config: `finetune.config.make_config`, to know what presets say.
+
+    Raises:
+        StudyError: If a setting of a training is not possible, or a model is not there.
+    """
+    return list(_Maker(design, make_config).cells())
+
+
+def trained_name(model: Model, training: Training, method: str, seed: int) -> str:
+    """What a trained model is called in folders."""
+    return f"{model.short}_{method}_{training.name}_s{seed}"
+
+
+def trials(cells: Sequence[Cell]) -> int:
+    """Trials that cells ask for."""
+    return sum(step.amount for cell in cells for step in cell.steps if step.unit == "trials")
+
+
+def count_by_kind(cells: Sequence[Cell]) -> Counter[str]:
+    """Number of cells of every kind."""
+    return Counter(cell.kind for cell in cells)
+
+
+class _Maker:
+    def __init__(self, design: Design, make_config: MakeConfig) -> None:
+        self._design, self._make_config = design, make_config
+        self._hashes: dict[str, str] = {}
+        self._models = {model.name: _model_facts(model) for model in design.models}
+
+    def cells(self) -> Iterator[Cell]:
+        design = self._design
+        for test in design.tests:
+            yield Cell(f"sets/{test.name}", "sets", "test sets", (self._set(test),))
+        asked: list[tuple[str, Model, Step | None, str, int | None]] = []
+        if "none" in design.methods:
+            asked += [(f"{model.short}_none", model, None, "none", None) for model in design.models]
+        for model in design.models:
+            for training in design.trainings:
+                for method in training.methods:
+                    for seed in training.seeds:
+                        step = self._training(model, training, method, seed)
+                        yield Cell(step.id, "adapters", f"trainings by {method}", (step,))
+                        asked.append((Path(step.id).name, model, step, method, seed))
+        for name, model, adapter, method, _ in asked:
+            group = f"tests after {method}" if adapter else "tests of the base"
+            yield Cell(f"runs/{name}", "runs", group, tuple(self._runs(name, model, adapter)))
+        for observer in design.observers:
+            yield Cell(f"observers/{observer}", "observers", "observers", tuple(self._observations(observer)))
+        if design.decoding is not None:
+            trained = bool(design.trainings)
+            for name, model, adapter, _, of_seed in asked:
+                # A trained model is decoded beside its base; so the base needs no cell of its own.
+                if (adapter is not None and of_seed in design.decoding.seeds) or not trained:
+                    yield Cell(f"decoding/{name}", "decoding", "decoding", tuple(self._decodings(name, model, adapter)))
+
+    def _step(
+        self,
+        id_: str,
+        arguments: Sequence[str],
+        facts: dict[str, Any],
+        needs: Sequence[str],
+        pace: str,
+        amount: int,
+        unit: str,
+        without: Sequence[str] = (),
+    ) -> Step:
+        """A step; `without`: needs that have no influence on its result."""
+        decided = [FORMAT, facts, [self._hashes[need] for need in needs if need not in without]]
+        digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        if id_ in self._hashes:
+            raise StudyError(
+                f"two steps of the study would fill the folder {id_}: give training conditions other names"
+            )
+        self._hashes[id_] = digest
+        return Step(id_, tuple(arguments), tuple(needs), digest, pace, amount, unit)
+
+    def _set(self, test: Test) -> Step:
+        sets, task = self._design.sets, get_task(test.task)
+        folder = f"sets/{test.name}"
+        options = ["--n", sets.n, "--seed", sets.seed, "--size", sets.size]
+        options += ["--shift", test.shift] if test.shift else []
+        facts = {
+            "kind": "set",
+            "task": test.task,
+            "version": task.version,
+            "shifts": parse_shifts(test.shift),
+            "n": sets.n,
+            "seed": sets.seed,
+            "size": sets.size,
+            "engine": get_simulator().version(),
+        }
+        arguments = ["stimuli", "make", test.task, *map(str, options), "--out", folder]
+        return self._step(folder, arguments, facts, (), f"set {test.task}", self._design.sets.n, "items")
+
+    def _training(self, model: Model, training: Training, method: str, seed: int) -> Step:
+        given = self._design.training_settings(model, training, method, seed)
+        tasks, folder = training.bare_tasks, f"adapters/{trained_name(model, training, method, seed)}"
+        wanted = given | {"model": model.name, "tasks": tasks, "method": method}
+        try:
+            resolved = dict(self._make_config(wanted, model.preset))
+        except Exception as error:
+            if type(error).__name__ != "TrainingError":  # of `finetune.config`, which this layer does not know
+                raise
+            raise StudyError(f"training {training.name} by {method}: {error}") from error
+        families = {get_task(task).family for task in tasks}
+        # No scene of the trained families' tests may be trained on. What is kept away changes nothing of what is learned from,
+        # so that a further test does not throw trainings away.
+        avoided = [f"sets/{t.name}" for t in self._design.tests if get_task(t.task).family in families]
+        arguments = ["train", "--model", model.name, "--tasks", ",".join(training.tasks), "--method", method]
+        arguments += ["--preset", model.preset] if model.preset else []
+        arguments += [text for name, value in given.items() for text in _option(name, value)]
+        arguments += ["--avoid", ",".join(avoided)] if avoided else []
+        facts = {
+            "kind": "train",
+            "model": self._models[model.name],
+            "tasks": training.tasks,
+            "versions": [get_task(task).version for task in tasks],
+            "settings": {name: value for name, value in resolved.items() if name not in ("avoid", "weights", "tasks")},
+        }
+        kind, _, amount = str(resolved["budget"]).partition("=")
+        pace = f"train {model.short} {method} {kind} rank {resolved['rank']} {resolved['where']}"
+        arguments += ["--out", folder]
+        return self._step(folder, arguments, facts, avoided, pace, int(float(amount)), kind, without=avoided)
+
+    def _runs(self, name: str, model: Model, adapter: Step | None) -> Iterator[Step]:
+        design = self._design
+        base = [*(["--adapter", adapter.id] if adapter else []), *_loading(model)]
+        for readout in design.readouts:
+            for test in design.tests:
+                yield self._run(f"runs/{name}", model.name, self._models[model.name], test, readout, base, adapter)
+        if design.controls is not None:
+            for task in design.controls.tasks:
+                limit = min(design.controls.limit, design.sets.n)
+                options = [*base, "--design", "controls", "--limit", str(limit)]
+                facts = {"design": "controls", "limit": limit}
+                yield self._run(
+                    *(f"runs/{name}", model.name, self._models[model.name], Test(task), design.readouts[0], options),
+                    adapter,
+                    facts,
+                )
+
+    def _observations(self, observer: str) -> Iterator[Step]:
+        facts = [observer, make_observer(observer).identity.weights_sha256]
+        for readout in self._design.readouts:
+            for test in self._design.tests:
+                yield self._run(f"observers/{observer}", observer, facts, test, readout, [], None)
+
+    def _run(
+        self,
+        folder: str,
+        model: str,
+        model_facts: list[Any],
+        test: Test,
+        readout: str,
+        options: Sequence[str],
+        adapter: Step | None,
+        special: dict[str, Any] | None = None,
+    ) -> Step:
+        """One run: of a model or observer, on one set, by one readout."""
+        special = special or {}
+        parts = [test.name, *([readout] if readout != "generate" else []), *([special["design"]] if special else [])]
+        out = f"{folder}/{'_'.join(parts)}"
+        arguments = ["run", "--model", model, "--stimuli", f"sets/{test.name}", *options]
+        arguments += ["--readout", readout, "--no-references", "--out", out]
+        needs = [f"sets/{test.name}", *([adapter.id] if adapter else [])]
+        facts = {"kind": "run", "model": model_facts, "readout": readout, **special}
+        amount, pace = self._design.sets.n, f"run {Path(model).name} {readout} {test.task}"
+        if special:
+            # A battery begins with grounding questions, where the family has them.
+            first = GROUNDING_N if get_task(test.task).kind != "grounding" else 0
+            amount, pace = special["limit"] * len(manners("controls")) + first, f"{pace} controls"
+        return self._step(out, arguments, facts, needs, pace, amount, "trials")
+
+    def _decodings(self, name: str, model: Model, adapter: Step | None) -> Iterator[Step]:
+        decoding = self._design.decoding
+        assert decoding is not None
+        for task in decoding.tasks:
+            folder, limit = f"decoding/{name}/{task}", min(decoding.limit, self._design.sets.n)
+            arguments = ["decode", "--model", model.name, *_loading(model), "--stimuli", f"sets/{task}"]
+            arguments += ["--target", ",".join(decoding.targets), "--limit", str(limit)]
+            arguments += ["--permutations", str(decoding.permutations), "--intervene", "none"]
+            arguments += ["--compare", adapter.id] if adapter else []
+            facts = {
+                "kind": "decode",
+                "model": self._models[model.name],
+                "targets": decoding.targets,
+                "limit": limit,
+                "permutations": decoding.permutations,
+            }
+            needs = [f"sets/{task}", *([adapter.id] if adapter else [])]
+            pace = f"decode {model.short} {task} {','.join(decoding.targets)} {bool(adapter)}"
+            yield self._step(folder, [*arguments, "--out", folder], facts, needs, pace, limit, "states")
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as an option of the command line."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", str(value)]
+
+
+def _loading(model: Model) -> list[str]:
+    return [text for name, value in model.loading.items() for text in _option(name, value)]
+
+
+def _model_facts(model: Model) -> list[Any]:
+    """What tells a model from others that are called alike. Raises StudyError if it is not there."""
+    try:
+        entry = lookup(model.name)
+    except ModelError as error:
+        raise StudyError(str(error)) from error
+    if entry.kind == "hub":
+        return [entry.source, model.loading]
+    files = sorted(Path(entry.source).glob("*.safetensors"))
+    small = sum(file.stat().st_size for file in files) <= SMALL
+    return [
+        model.loading,
+        [[f.name, _digest(f) if small else [f.stat().st_size, f.stat().st_mtime_ns]] for f in files],
+    ]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

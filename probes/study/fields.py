@@ -1,0 +1,159 @@
+"""Checked reading of a YAML file: every slip is one line that names the key, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class StudyError(ValueError):
+    """A study cannot be read, frozen or run; the message names the key, cell or file and ends with the fix."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error; by default, the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As its parent's."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Mapping | list):
+                continue  # the parent refuses it
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The contents of a YAML file. Raises StudyError if it cannot be read."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise StudyError(f"cannot read the study {path}: {error.strerror}; give the path of its YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise StudyError(f"{path}{where}: {problem}") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path} is not a text file in UTF-8: give the path of the study's YAML file") from error
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What was probably meant, or else what there is."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
+
+
+class Fields:
+    """A mapping of a YAML file, read key by key.
+
+    Args:
+        data: What stands there.
+        where: Place of it, such as `paper/study.yaml: tests`.
+        known: The keys that it may have.
+
+    Raises:
+        StudyError: If it is no mapping, or has another key.
+    """
+
+    def __init__(self, data: Any, where: str, known: Collection[str]) -> None:
+        if not isinstance(data, Mapping):
+            raise StudyError(f"{where} must be a mapping with some of the keys {', '.join(known)}, got {_shown(data)}")
+        for key in data:
+            if str(key) not in known:
+                raise StudyError(f"{_at(where, str(key))}: unknown key; {did_you_mean(str(key), known)}")
+        self.data = {str(key): value for key, value in data.items()}
+        self.where = where
+
+    def at(self, key: str) -> str:
+        """The place of a key, for messages."""
+        return _at(self.where, key)
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, with a value."""
+        return self.data.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        """The value as it stands there. Raises StudyError if there is none."""
+        if not self.has(key):
+            raise StudyError(f"{self.where}: {key} is missing")
+        return self.data[key]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A text; numbers are no texts, since YAML would change how they are written."""
+        value = self.get(key) if default is None else self.data.get(key, default)
+        if not isinstance(value, str):
+            raise StudyError(f"{self.at(key)} must be a text, got {_shown(value)}")
+        return value
+
+    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number."""
+        value = self.get(key) if default is None else self.data.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise StudyError(f"{self.at(key)} must be a whole number, at least {least}, got {_shown(value)}")
+        return value
+
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        """A number between two others."""
+        value = self.data.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+            raise StudyError(f"{self.at(key)} must be a number between {low:g} and {high:g}, got {_shown(value)}")
+        return float(value)
+
+    def texts(self, key: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
+        """A list of texts, each once; a single one may stand without brackets."""
+        value = self.get(key) if default is None else self.data.get(key, list(default))
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise StudyError(f"{self.at(key)} must be a list of texts, such as [one, two], got {_shown(value)}")
+        if not listed and default is None:
+            raise StudyError(f"{self.at(key)} is empty: name at least one, or leave out what it belongs to")
+        return _once(listed, self.at(key))
+
+    def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
+        """A list of whole numbers from 0, each once."""
+        value = self.get(key) if default is None else self.data.get(key, list(default))
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise StudyError(f"{self.at(key)} must be a list of whole numbers, such as [0, 1, 2], got {_shown(value)}")
+        if not value:
+            raise StudyError(f"{self.at(key)} is empty: name at least one")
+        return _once(value, self.at(key))
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        """A mapping with keys of one's own; empty where there is none."""
+        value = self.data.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise StudyError(f"{self.at(key)} must be a mapping (name: value), got {_shown(value)}")
+        return {str(name): item for name, item in value.items()}
+
+
+def one_of(value: str, known: Collection[str], where: str, what: str) -> str:
+    """The value, if it is one of those. Raises StudyError with the closest ones."""
+    if value not in known:
+        raise StudyError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, known)}")
+    return value
+
+
+def _once(values: Sequence[Any], where: str) -> tuple[Any, ...]:
+    for value in values:
+        if list(values).count(value) > 1:
+            raise StudyError(f"{where} names {value!r} twice: leave one out")
+    return tuple(values)
+
+
+def _at(where: str, key: str) -> str:
+    return f"{where}.{key}" if ": " in where else f"{where}: {key}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,155 @@
+"""A study at a glance: how many cells are done, at work, waiting or failed; what failed, why, and how to repeat it by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from probes.study.cells import Cell, Step
+from probes.study.store import CELLS, LOG, Failure, Look, Store
+
+COUNTS = ("done", "running", "queued", "failed", "blocked", "missing")
+Estimate = Callable[[Step], float | None]
+"""Seconds that a step will take; None if that is not known."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A study as it is now.
+
+    Attributes:
+        folder: Where it is.
+        cells: Its cells.
+        looks: Cell -> what it looks like.
+        estimate: Of the seconds that a step takes.
+        size: Cells that are done at a time, for the time that is left.
+    """
+
+    folder: str
+    cells: Sequence[Cell]
+    looks: Mapping[str, Look]
+    estimate: Estimate
+    done: Callable[[Step], bool]
+    size: int = 1
+
+    def count(self, state: str) -> int:
+        """Number of cells in a state."""
+        return sum(look.state == state for look in self.looks.values())
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Steps that failed when they were tried last."""
+        return [f for look in self.looks.values() if look.ended is not None for f in look.ended.failures]
+
+    def seconds_left(self, cells: Sequence[Cell]) -> tuple[float, bool]:
+        """Seconds that are left for some cells, one after the other, and whether all of them could be estimated."""
+        left = [self.estimate(step) for cell in cells for step in cell.steps if not self.done(step)]
+        return sum(seconds for seconds in left if seconds is not None), None not in left
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per group of cells."""
+        rows = []
+        for group in dict.fromkeys(cell.group for cell in self.cells):
+            own = [cell for cell in self.cells if cell.group == group]
+            counts: Counter[str] = Counter(self.looks[cell.id].state for cell in own)
+            seconds, known = self.seconds_left(own)
+            rows.append(
+                {"cells": group, "all": len(own)}
+                | {state: counts[state] for state in COUNTS}
+                | {"steps": sum(len(cell.steps) for cell in own), "steps_done": sum(self.looks[c.id].done for c in own)}
+                | {"took_s": sum(self.looks[c.id].seconds for c in own), "left_s": seconds, "left_is_known": known}
+            )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        return {
+            "folder": self.folder,
+            "groups": self.rows(),
+            "running": [id_ for id_, look in self.looks.items() if look.state == "running"],
+            "failures": [f.__dict__ for f in self.failures],
+        }
+
+    def __rich__(self) -> Any:
+        """As a table, with what is at work and what failed below it."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        states = [state for state in COUNTS if state in ("done", "missing") or self.count(state)]
+        for header in ("cells", "all", *states, "steps", "took", "left"):
+            table.add_column(header, justify="left" if header == "cells" else "right")
+        for row in self.rows():
+            numbers = [str(row[state] or "") for state in states]
+            steps = f"{row['steps_done']}/{row['steps']}"
+            times = duration(row["took_s"]), left_text(row["left_s"], row["left_is_known"])
+            table.add_row(row["cells"], str(row["all"]), *numbers, steps, *times)
+        seconds, known = self.seconds_left(self.cells)
+        done, total = self.count("done"), len(self.cells)
+        tail = f"{done} of {total} cells are done"
+        if done < total:
+            together = left_text(seconds / self.size, known)
+            tail += f"; left, {self.size} at a time: {together}" if together else ""
+        lines = [Text(tail)]
+        for cell in self.cells:
+            look = self.looks[cell.id]
+            if look.state == "running":
+                lines.append(Text(f"at work: {cell.id} ({look.done} of {len(cell.steps)} steps done)"))
+        lines += [Text(line, overflow="fold") for line in failure_lines(self.failures, self.folder)]
+        return Group(table, *lines)
+
+
+def look_at(
+    cells: Sequence[Cell],
+    store: Store,
+    estimate: Estimate = lambda step: None,
+    size: int = 1,
+    queued: Sequence[str] = (),
+) -> Overview:
+    """Look at a study."""
+    looks = {}
+    for cell in cells:
+        look = store.look(cell)
+        if cell.id in queued and look.state not in ("done", "running"):
+            look = Look("queued", look.done, None, look.seconds)
+        looks[cell.id] = look
+    return Overview(str(store.folder), cells, looks, estimate, store.done, size)
+
+
+def failure_lines(failures: Sequence[Failure], folder: str) -> list[str]:
+    """What failed, why, and how to repeat it by hand."""
+    lines = []
+    for failure in failures:
+        lines += [f"failed: {failure.step}: {failure.reason}", f"  by hand, in {folder}:  {failure.command}"]
+    if failures:
+        lines.append(
+            f"The log of a cell is {folder}/{CELLS}/CELL/{LOG}; `probe study run` tries failed cells once more."
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 s, 12 min, 3.4 h; empty for none."""
+    if seconds <= 0:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def left_text(seconds: float, known: bool) -> str:
+    """A time that is left, marked where not everything in it is known."""
+    text = duration(seconds)
+    return text if known else (f"> {text}" if text else "?")
+
+
+def size_text(size: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

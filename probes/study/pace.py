@@ -1,0 +1,92 @@
+"""How long steps take and how much they leave on the disk, from a timed pilot and from the steps that are done."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from probes.study.cells import Cell, Step
+from probes.study.store import Store, read_json
+
+PILOT = "pilot.json"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a kind of step costs: `fixed` for every step, and `each` for every item, sample or trial.
+
+    Attributes:
+        seconds_fixed, seconds_each: By the clock.
+        bytes_fixed, bytes_each: On the disk.
+    """
+
+    seconds_fixed: float
+    seconds_each: float
+    bytes_fixed: float
+    bytes_each: float
+
+    def seconds(self, amount: int) -> float:
+        """Seconds for so much work."""
+        return self.seconds_fixed + self.seconds_each * amount
+
+    def size(self, amount: int) -> float:
+        """Bytes for so much work."""
+        return self.bytes_fixed + self.bytes_each * amount
+
+
+def fit(points: Sequence[Mapping[str, Any]]) -> Pace:
+    """The pace that steps of one kind were done at, each with `amount`, `seconds` and `bytes`.
+
+    A straight line where amounts differ, its slope not below 0; else everything counts as proportional to the amount.
+    """
+    amounts = [float(point["amount"]) for point in points]
+    mean = sum(amounts) / len(amounts)
+    spread = sum((amount - mean) ** 2 for amount in amounts)
+    lines = []
+    for name in ("seconds", "bytes"):
+        values = [float(point[name]) for point in points]
+        average = sum(values) / len(values)
+        if spread > 0:
+            slope = sum((a - mean) * (v - average) for a, v in zip(amounts, values, strict=True)) / spread
+            slope = min(max(slope, 0.0), average / mean)  # nothing costs less than nothing to begin
+        else:
+            slope = average / mean
+        lines += [average - slope * mean, slope]
+    return Pace(*lines)
+
+
+def paces(cells: Iterable[Cell], store: Store) -> dict[str, Pace]:
+    """Pace of every kind of step: of steps that are done, else of the pilot."""
+    points: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        for step in cell.steps:
+            mark = store.mark(step)
+            if mark.get("done"):
+                points[step.pace].append(mark)
+    found = read_pilot(store.folder)
+    return found | {pace: fit(own) for pace, own in points.items()}
+
+
+def read_pilot(folder: Path) -> dict[str, Pace]:
+    """The paces of a pilot; empty if there was none."""
+    return {name: Pace(**values) for name, values in read_json(folder / PILOT).get("paces", {}).items()}
+
+
+def pilot_facts(found: Mapping[str, Pace]) -> dict[str, Any]:
+    """Paces as they are written down."""
+    return {"paces": {name: asdict(pace) for name, pace in found.items()}}
+
+
+def seconds_of(found: Mapping[str, Pace], step: Step) -> float | None:
+    """Seconds that a step will take; None if nothing like it was timed."""
+    pace = found.get(step.pace)
+    return None if pace is None else pace.seconds(step.amount)
+
+
+def bytes_of(found: Mapping[str, Pace], step: Step) -> float | None:
+    """Bytes that a step will leave; None if nothing like it was timed."""
+    pace = found.get(step.pace)
+    return None if pace is None else pace.size(step.amount)

@@ -1,0 +1,167 @@
+"""Running a study: cell by cell, through kills and failures, and never anything twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from probes.cli import main
+from probes.trials import read_run, read_trials
+
+ROOT = Path(__file__).parents[3]
+NOISY = "observers/noisy-simulation/towers-stability"
+
+
+def call(capsys, *arguments):
+    """The exit code, and what was printed to stdout and stderr."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code, *capsys.readouterr()
+
+
+def start(*arguments):
+    """Start the command line as a user would."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "probes", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def study(tmp_path, watching, monkeypatch):
+    """The file of a study of observers."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = tmp_path / "study.yaml"
+    path.write_text(watching)
+    return path
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_study_is_planned_run_changed_and_watched(study, capsys, tmp_path):
+    code, out, _ = call(capsys, "study", "plan", study, "--json")
+    plan = json.loads(out)
+    assert (code, plan["trials"], plan["is_known"]) == (0, 16, False)
+    assert [cell["id"] for cell in plan["cells"]] == [
+        "sets/towers-stability",
+        "observers/chance",
+        "observers/noisy-simulation",
+    ]
+    code, out, err = call(capsys, "study", "run", study, "--jobs", "2")
+    assert code == 0, err
+    assert "3 of 3 cells are done" in out
+    folder = tmp_path / "studies" / "watch"
+    assert len(read_trials(folder / NOISY)) == 8
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("observers/*/*/trials.jsonl")}
+
+    code, out, err = call(capsys, "study", "run", study)
+    assert "0 of 3 cells to do" in err
+    code, out, _ = call(capsys, "study", "plan", study, "--json")
+    again = json.loads(out)
+    assert again["is_known"]
+    assert again["seconds"] > 0
+    assert again["bytes"] > 10_000
+
+    # Another readout is another run beside those that are there, and what is not declared any more is put aside.
+    study.write_text(study.read_text().replace("chance, ", "") + "readouts: [generate, options]\n")
+    code, out, err = call(capsys, "study", "run", study)
+    assert code == 0, err
+    assert "1 results of an earlier one" in err
+    assert sorted(p.name for p in (folder / "observers").glob("*/*")) == [
+        "towers-stability",
+        "towers-stability_options",
+    ]
+    assert read_run(folder / f"{NOISY}_options")["config"]["readout"] == "options"
+    noisy = folder / NOISY / "trials.jsonl"
+    assert noisy.stat().st_mtime_ns == made[noisy]
+    assert len(list((folder / "aside" / "observers" / "chance").iterdir())) == 1
+
+    code, out, _ = call(capsys, "study", "status", study, "--json")
+    (sets, observers) = json.loads(out)["groups"]
+    assert (sets["done"], observers["done"], observers["steps_done"]) == (1, 1, 2)
+
+
+def test_what_fails_does_not_stop_the_rest_and_can_be_repeated_by_hand(study, capsys, tmp_path):
+    folder = tmp_path / "studies" / "watch"
+    in_the_way = (folder / NOISY).parent
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where a folder should be")
+    code, out, _ = call(capsys, "study", "run", study)
+    assert code == 3
+    assert "2 of 3 cells are done" in out
+    assert f"failed: {NOISY}:" in out
+    code, out, _ = call(capsys, "study", "status", study, "--json")
+    (failure,) = json.loads(out)["failures"]
+    assert failure["step"] == NOISY
+    in_the_way.unlink()
+    words = failure["command"].split()
+    assert words[:3] == ["probe", "run", "--model"]
+    by_hand = subprocess.run(
+        [sys.executable, "-m", "probes", *words[1:]], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert by_hand.returncode == 0
+    code, out, _ = call(capsys, "study", "run", study)
+    assert code == 0
+    assert len(read_trials(folder / NOISY)) == 8
+
+
+def test_a_killed_study_goes_on_and_does_nothing_twice(study, capsys, tmp_path):
+    study.write_text(study.read_text().replace("n: 8", "n: 48"))
+    folder = tmp_path / "studies" / "watch"
+    log = folder / NOISY / "trials.jsonl"
+    running = start("study", "run", study, "--jobs", "2")
+    try:
+        wait_for(lambda: log.exists() and log.stat().st_size > 0, running)
+        code, _, err = call(capsys, "study", "run", study)
+        assert code == 1
+        assert "another `probe study run` is at work" in err
+        code, out, _ = call(capsys, "study", "status", study, "--json")
+        assert "observers/noisy-simulation" in json.loads(out)["running"]
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+    code, out, err = call(capsys, "study", "run", study, "--jobs", "2")
+    assert code == 0, out + err
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == len({line["key"] for line in lines}) == 48
+    assert read_run(folder / NOISY)["status"] == "finished"
+
+
+def test_ctrl_c_ends_the_cells_and_keeps_what_they_have(study, capsys, tmp_path):
+    study.write_text(study.read_text().replace("n: 8", "n: 48"))
+    log = tmp_path / "studies" / "watch" / NOISY / "trials.jsonl"
+    running = start("study", "run", study)
+    wait_for(lambda: log.exists() and log.stat().st_size > 0, running)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    n = len(read_trials(log.parent))
+    assert 0 < n < 48
+    assert read_run(log.parent)["status"] == "interrupted"
+    now = json.loads(call(capsys, "study", "status", study, "--json")[1])
+    assert (now["running"], now["failures"]) == ([], [])
+
+
+def test_jobs_of_submitit_do_the_same(study, capsys, tmp_path):
+    study.write_text(study.read_text().replace(", noisy-simulation", ""))
+    code, out, err = call(capsys, "study", "run", study, "--executor", "rehearsal", "--jobs", "2")
+    assert code == 0, out + err
+    assert len(read_trials(tmp_path / "studies" / "watch" / "observers" / "chance" / "towers-stability")) == 8
+    code, _, err = call(capsys, "study", "run", study, "--executor", "slurm")
+    assert code == 1
+    assert "jobs cannot be submitted" in err
+    code, _, err = call(capsys, "study", "run", study, "--partition", "gpu")
+    assert code == 2
+    assert "are for Slurm" in err
