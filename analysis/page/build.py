@@ -12,16 +12,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from analysis.frame import Trials, load
+from analysis.frame import METHODS, Trials, load
 from analysis.labels import training_name
 from analysis.logs import Source
 from analysis.material import Settings, select
 from analysis.page.motion import Motions, motion_key
 from analysis.page.packing import packed, packed_columns, script_json
 from analysis.page.pictures import KEY, Pictures
-from analysis.page.trials import Shown, shown_trials
+from analysis.page.trials import Shown, is_mirrored, shown_trials
 from analysis.result import plain
 from analysis.sets import find_sets
+from analysis.style import look
 from analysis.transfer import transfer_matrix
 from probes.trials import RUN, read_run
 from stimuli.dataset import Item, StimulusSet
@@ -112,14 +113,16 @@ def _items(trials: Trials, sets: Mapping[str, StimulusSet]) -> dict[tuple[str, s
 def _missing(trials: Trials, sets: Mapping[str, StimulusSet]) -> list[str]:
     """Which sets are not where their runs found them, so that the page has no pictures of their trials."""
     gone = {s.set_path: None for s in trials.sources if s.set_path and s.stimuli[:12] not in sets}
-    return [f"no pictures of {path}: the set is not there any more, or is another one" for path in gone]
+    return [f"no pictures of {path}: the set is not there, seen from this folder, or is another one" for path in gone]
 
 
 def _works(shown: Iterable[Shown], items: Mapping[tuple[str, str], Item]) -> dict[str, Any]:
     """Of every trial, the answers that work, as the item's certificate has them; empty where it has none."""
     return packed(
         "; ".join(", ".join(map(str, w)) if isinstance(w, list | tuple) else str(w) for w in working)
-        if (item := items.get((trial.stimuli, trial.item))) and (working := item.certificate.get("working"))
+        if not is_mirrored(trial)
+        and (item := items.get((trial.stimuli, trial.item)))
+        and (working := item.certificate.get("working"))
         else ""
         for trial in shown
     )
@@ -133,6 +136,7 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
     baselines = source.baselines or {}
     name = str(first["run"]) if first is not None else source.model or source.path
     training = "" if first is None else training_name(first["method"], first["train_tasks"], first["regime"])
+    method = "none" if first is None else str(first["method"])
     observer = first is not None and bool(first["observer"])
     several = trials.table.loc[trials.table["observer"] == 0, "model"].nunique() > 1
     if first is not None and (observer or several):
@@ -142,6 +146,8 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
         "run": name,
         "training": training,
         "observer": observer,
+        "colour": _colour(method, observer),
+        "place": len(METHODS) if observer or method not in METHODS else METHODS.index(method),
         "levels": {
             f"{task}@{shift}:{grade}" if shift != "none" else str(task): str(level)
             for task, shift, grade, level in rows[["test_task", "shift", "shift_level", "transfer"]]
@@ -155,6 +161,11 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
         "shortcuts": dict(baselines.get("shortcuts") or {}),
         "facts": json.dumps(_facts(record, source), indent=1, ensure_ascii=False),
     }
+
+
+def _colour(method: str, observer: bool) -> str:
+    """The colour that figures give a method; greys that can be seen on dark ground too for those without training."""
+    return "var(--other)" if observer else "var(--soft)" if method == "none" else look(method)[0]
 
 
 def _facts(record: Mapping[str, Any], source: Source) -> dict[str, Any]:

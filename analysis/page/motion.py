@@ -10,7 +10,7 @@ from PIL import Image
 
 from analysis.material import kind_of
 from analysis.page.pictures import encoded
-from analysis.page.trials import Shown
+from analysis.page.trials import Shown, is_mirrored
 from stimuli.dataset import Item
 from stimuli.picture import draw
 from stimuli.simulators import Outcome, Simulator, get_simulator
@@ -35,7 +35,9 @@ class Motion:
 
 
 def motion_key(trial: Shown) -> str:
-    """What a motion belongs to: the item, and for actions the answer that is carried out."""
+    """What a motion belongs to: the item, and for actions the answer that is carried out; empty if nothing can be shown."""
+    if is_mirrored(trial):
+        return ""
     answer = trial.answer if kind_of(trial.task) == "action" else ""
     return f"{trial.stimuli} {trial.item} {answer}"
 
@@ -109,7 +111,7 @@ def _motion(trial: Shown, item: Item, simulator: Simulator) -> Motion | None:
             words.append(f"here it {'works' if score.success else 'does not work'}, unlike in the log: another engine?")
     else:
         outcome = simulator.simulate(scene)
-    words.insert(1, f"{outcome.duration:g} s")
+    words.insert(1, f"{outcome.duration:g} s, when it was decided" if outcome.decided else f"{outcome.duration:g} s")
     last = len(outcome.times) - 1
     frames = [round(last * moment / (MOMENTS - 1)) for moment in range(MOMENTS)]
     strip = Image.new("RGB", (MOMENTS * (EDGE + GAP) - GAP, EDGE), "white")

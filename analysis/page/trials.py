@@ -109,6 +109,11 @@ def shift_text(shifts: Sequence[Any]) -> str:
     return name if name == "none" else f"{name}:{level}"
 
 
+def is_mirrored(trial: Shown) -> bool:
+    """Whether the mirror image was asked about, so that what is known of the item's own scene does not hold."""
+    return trial.manner.startswith("mirrored")
+
+
 def outcome_of(row: Row) -> str:
     """One of `OUTCOMES`."""
     if failed(row):

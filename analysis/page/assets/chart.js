@@ -1,11 +1,15 @@
-// Success over the margin, one line per training, of the trials that pass the filters.
-const COLOURS = ["var(--soft)", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
-const BINS = 8;
+// Success over the margin, one line per training, of the trials of one test that pass the filters.
+const BINS = 8, MOST_LINES = 8;
+const DASHES = ["", "6 3", "2 2", "8 3 2 3"]; // of trainings that share the colour of their method
 
 function drawChart() {
-  const trials = comparable(chosen(["outcome", "text"])).filter((t) => of("margin", t) !== null);
-  const lines = [...grouped(trials, "training")].sort((a, b) => natural(a[0], b[0])).slice(0, COLOURS.length);
-  if (!lines.length) return byId("chart").replaceChildren("No trials with a margin pass the filters.");
+  const tests = [...grouped(comparable(chosen(["outcome", "text"])).filter((t) => of("margin", t) !== null), "test")].sort((a, b) => natural(a[0], b[0]));
+  if (!tests.length) return byId("chart").replaceChildren("No trials with a margin pass the filters.");
+  const [test, trials] = tests[0];
+  const all = [...grouped(trials, "training")].sort((a, b) => byMethod(a[0], b[0]));
+  const lines = all.slice(0, MOST_LINES).map(([name, own]) => ({ name, own, colour: sourceOf(own[0]).colour }));
+  for (const line of lines) line.dash = DASHES[lines.slice(0, lines.indexOf(line)).filter((other) => other.colour === line.colour).length % DASHES.length];
+  const told = [`${test}. `, comparedIn(), tests.length > 1 ? "Margins of different tests are different quantities: choose another under Test. " : "", all.length > lines.length ? `The first ${lines.length} of ${all.length} trainings. ` : ""];
   const margins = trials.map((t) => of("margin", t)).sort((a, b) => a - b);
   const edges = [...new Set(Array.from({ length: BINS - 1 }, (_, i) => margins[Math.floor((i + 1) * margins.length / BINS)]))];
   const [least, most] = [margins[0], margins[margins.length - 1]];
@@ -19,18 +23,17 @@ function drawChart() {
   }
   for (const m of ticks(least, most)) shapes.push(make("line", { x1: x(m), x2: x(m), y1: y(0), y2: y(0) + 5, class: "axis" }), make("text", { x: x(m), y: y(0) + 18, "text-anchor": "middle" }, String(m).replace("-", "−")));
   shapes.push(make("text", { x: (W + left) / 2, y: H - 8, "text-anchor": "middle" }, "signed margin"));
-  lines.forEach(([, own], number) => {
+  lines.forEach(({ own, colour: stroke, dash }, number) => {
     const bins = [...grouped(own, (t) => edges.filter((edge) => of("margin", t) >= edge).length)].sort((a, b) => a[0] - b[0]);
     const points = bins.map(([, members]) => ({ at: x(mean(members.map((t) => of("margin", t)))) + (number - (lines.length - 1) / 2) * 3, ...wilson(successes(members), members.length) }));
-    const stroke = COLOURS[number];
-    shapes.push(make("path", { d: points.map((q, i) => `${i ? "L" : "M"}${q.at} ${y(q.p)}`).join(""), fill: "none", stroke, "stroke-width": 1.6 }));
+    shapes.push(make("path", { d: points.map((q, i) => `${i ? "L" : "M"}${q.at} ${y(q.p)}`).join(""), fill: "none", stroke, "stroke-width": 1.6, "stroke-dasharray": dash || null }));
     for (const q of points) shapes.push(make("line", { x1: q.at, x2: q.at, y1: y(q.low), y2: y(q.high), stroke }), make("circle", { cx: q.at, cy: y(q.p), r: 3.6, fill: stroke }));
   });
-  const legend = lines.map(([name, own], number) => {
-    const dot = make("svg", { width: 14, height: 12, "aria-hidden": "true" }, make("circle", { cx: 6, cy: 6, r: 5, fill: COLOURS[number] }));
+  const legend = lines.map(({ name, own, colour, dash }) => {
+    const dot = make("svg", { width: 26, height: 12, "aria-hidden": "true" }, make("line", { x1: 0, x2: 24, y1: 6, y2: 6, stroke: colour, "stroke-width": 1.6, "stroke-dasharray": dash || null }), make("circle", { cx: 12, cy: 6, r: 4, fill: colour }));
     return make("span", {}, dot, ` ${name}: ${proportion(successes(own) / own.length)} of ${own.length}  `);
   });
-  byId("chart").replaceChildren(make("p", { class: "how" }, comparedIn(), ...legend), make("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "Success rate over the signed margin" }, ...shapes));
+  byId("chart").replaceChildren(make("p", { class: "how" }, ...told), make("p", { class: "how" }, ...legend), make("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "Success rate over the signed margin" }, ...shapes));
 }
 
 function ticks(low, high) {

@@ -101,6 +101,10 @@ const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const proportion = (x, digits = 3) => x === null || Number.isNaN(x) ? "–" : x.toFixed(digits).replace(/^(-?)0\./, "$1.").replace("-", "−");
 const natural = new Intl.Collator("en", { numeric: true }).compare;
 
+/** Trainings in the order of their methods, as figures and tables have them; observers last. */
+const places = new Map(data.sources.map((source) => [source.training || source.run, source.place]));
+const byMethod = (a, b) => places.get(a) - places.get(b) || natural(a, b);
+
 /** An element with text or children; never HTML, so that no reply can be anything but text. */
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "line", "path", "rect", "circle", "text"].includes(tag);

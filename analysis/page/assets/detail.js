@@ -28,8 +28,8 @@ function side(t) {
   const motion = data.motions[of("motion", t)], manner = of("manner", t), outcome = of("outcome", t);
   const control = Object.keys(CONTROLS).find((name) => manner.startsWith(name));
   const facts = [["right answer", of("truth", t)], ["answers that work", of("works", t)], ["reward", of("reward", t)], ["simulator", of("detail", t)], ["P(right)", of("p_correct", t)],
-    ["chance", of("chance", t)], ["margin", of("margin", t)], ["shift", of("shift", t)], ["manner", manner], ["attempt", of("attempts", t) > 1 ? `${of("attempt", t)} of at most ${of("attempts", t)}` : null],
-    ["reading", of("status", t)], ["error", of("error", t)], ["who", of("run", t)], ["role", of("role", t)], ["picture", of("image", t)?.slice(0, 12)]];
+    ["chance", of("chance", t)], ["margin", of("margin", t)?.toFixed(4).replace("-", "−")], ["shift", of("shift", t)], ["manner", manner], ["attempt", of("attempts", t) > 1 ? `${of("attempt", t)} of at most ${of("attempts", t)}` : null],
+    ["reading", of("status", t)], ["error", of("error", t)], ["run", of("run", t)], ["role", of("role", t)], ["picture", of("image", t)?.slice(0, 12)]];
   return make("div", { class: "side" }, bare ? null : image(t, "picture"),
     control ? make("p", { class: "note" }, `In this manner the model was given ${CONTROLS[control]}; shown here is the item's own picture.`) : null,
     make("p", { class: `outcome ${outcome}` }, `${SIGNS[outcome]} ${outcome}: ${of("answer", t) ?? "no legal answer"}`),
@@ -45,8 +45,9 @@ function side(t) {
 function optionBars(t) {
   const options = of("options", t), rest = of("others", t);
   if (!options.length) return null;
+  const right = [of("truth", t), ...of("works", t).split("; ")];
   const rows = [...options.map(([name, p]) => [name, p]), ...(rest === null ? [] : [["all others", rest]])].map(([name, p]) =>
-    make("tr", {}, make("td", {}, name), make("td", {}, make("svg", { width: 130, height: 12, "aria-hidden": "true" }, make("rect", { width: Math.max(1, 130 * p), height: 12, fill: "var(--accent)" }))), make("td", { class: "number" }, proportion(p))));
+    make("tr", {}, make("td", {}, right.includes(name) ? `✓ ${name}` : name), make("td", {}, make("svg", { width: 130, height: 12, "aria-hidden": "true" }, make("rect", { width: Math.max(1, 130 * p), height: 12, fill: "var(--accent)" }))), make("td", { class: "number" }, proportion(p))));
   return make("div", { class: "options" }, make("h3", {}, "Probability of the legal answers"), make("table", {}, make("tbody", {}, ...rows)));
 }
 

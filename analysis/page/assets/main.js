@@ -53,6 +53,8 @@ function fromAddress() {
 }
 
 for (const note of data.notes) byId("notes").append(make("li", {}, note));
+if (data.transfer) byId("how").append(make("p", { class: "how" }, `${data.transfer.how}.`), make("ul", { class: "how" }, ...data.transfer.notes.map((note) => make("li", {}, note))));
+byId("how").hidden = !data.transfer;
 for (const source of data.sources) {
   const state = source.status === "running" || (source.expected !== null && source.n < source.expected) ? `, ${source.n} of ${source.expected ?? "?"}, not finished` : `, ${source.n} trials`;
   byId("sources").append(make("details", {}, make("summary", {}, `${source.run} (${source.path}${state})`), make("pre", {}, source.facts)));

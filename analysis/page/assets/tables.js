@@ -63,8 +63,7 @@ function matrixCells() {
 function drawMatrix() {
   const cells = matrixCells();
   const tests = [...new Set([...cells.values()].map((c) => c.test))].sort(natural);
-  const order = (name) => ["base", "SFT", "PPO", "GRPO", "RLOO"].findIndex((m) => name.includes(m)) >>> 0;
-  const trainings = [...new Set([...cells.values()].map((c) => c.training))].sort((a, b) => order(a) - order(b) || natural(a, b));
+  const trainings = [...new Set([...cells.values()].map((c) => c.training))].sort(byMethod);
   const known = data.transfer !== null;
   byId("measures").replaceChildren(...(known ? Object.entries(MEASURES) : []).map(([name, words]) =>
     make("button", { type: "button", "aria-pressed": String(measure === name), onclick: () => { measure = name; drawMatrix(); byId("measures").querySelector("[aria-pressed=true]").focus(); } }, (measure === name ? "● " : "○ ") + words)));
@@ -82,7 +81,7 @@ function drawMatrix() {
   byId("matrix").replaceChildren(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Trained \\ tested"), ...tests.map((test) => make("th", { scope: "col" }, test)))), make("tbody", {}, ...rows));
   byId("cell").textContent = measure === "rate"
     ? `${comparedIn()}Mean of the runs' success rates; the filters of margin, manner and readout count. Framed: the trained task itself. A cell shows its trials.`
-    : `All plain trials, whatever the filters. ${data.transfer.how}. Bold: told from 0 (Holm, p < .05). ${data.transfer.notes.join(". ")}`;
+    : "Of all plain trials, whatever the filters. Framed: the trained task itself. Bold: told from 0 (Holm, p < .05). A cell shows its trials.";
 }
 
 function tint(value) {

@@ -177,6 +177,19 @@ def test_trials_that_the_table_leaves_out_as_repeated_are_left_out(tmp_path: Pat
     assert len(list(shown_trials(trials, {}))) == 16
 
 
+def test_what_is_known_of_a_scene_is_not_said_of_its_mirror_image(topblock: StimulusSet, tmp_path: Path) -> None:
+    config = RunConfig("heuristic", str(topblock.path), design="mirrored")
+    folder = run(config, topblock, tmp_path / "run", model=make_observer("heuristic")).path
+    page = build([folder], Pictures(0), Motions(50))
+    data = block(page.html, "data")
+    shown = list(zip(column(data, "manner"), column(data, "works"), column(data, "motion"), strict=True))
+    assert {manner for manner, _, _ in shown} == {"", "mirrored"}
+    assert all((works == "") == (motion == "") == (manner == "mirrored") for manner, works, motion in shown)
+    assert page.n_motions > 0 and "the answer carried out" in next(iter(data["motions"].values()))[1]
+    # What is simulated here agrees with the log.
+    assert not any("unlike" in words for _, words in data["motions"].values())
+
+
 def test_packing() -> None:
     assert packed(["a", None, "a"]) == {"levels": ["a", None], "codes": [0, 1, 0]}
     text = script_json({"</script>": "<!-- & -->"})
