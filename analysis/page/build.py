@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from analysis.frame import METHODS, Trials, load
+import pandas as pd
+
+from analysis.frame import METHODS, OBSERVERS, Trials, load
 from analysis.labels import training_name
 from analysis.logs import Source
 from analysis.material import Settings, select
@@ -135,12 +137,9 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
     record = read_run(source.path) if (Path(source.path) / RUN).is_file() else {}
     baselines = source.baselines or {}
     name = str(first["run"]) if first is not None else source.model or source.path
-    training = "" if first is None else training_name(first["method"], first["train_tasks"], first["regime"])
+    training = "" if first is None else _training(first, trials)
     method = "none" if first is None else str(first["method"])
     observer = first is not None and bool(first["observer"])
-    several = trials.table.loc[trials.table["observer"] == 0, "model"].nunique() > 1
-    if first is not None and (observer or several):
-        training = f"{first['model']}" if observer else f"{first['model']}: {training}"
     return {
         "path": source.path,
         "run": name,
@@ -161,6 +160,15 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
         "shortcuts": dict(baselines.get("shortcuts") or {}),
         "facts": json.dumps(_facts(record, source), indent=1, ensure_ascii=False),
     }
+
+
+def _training(row: Mapping[Hashable, Any] | pd.Series[Any], trials: Trials) -> str:
+    """What a row of the matrix is called, the same for what is counted and for what is fitted."""
+    if row["model"] in OBSERVERS:
+        return str(row["model"])
+    name = training_name(row["method"], row["train_tasks"], row["regime"])
+    models = trials.table.loc[trials.table["observer"] == 0, "model"].nunique()
+    return f"{row['model']}: {name}" if models > 1 else name
 
 
 def _colour(method: str, observer: bool) -> str:
@@ -185,15 +193,13 @@ def _transfer(trials: Trials) -> dict[str, Any] | None:
     if "none" not in methods or methods == {"none"}:
         return None
     result = transfer_matrix(table, material.baselines())
-    several = table["model"].nunique() > 1
     rows = []
     for row in result.table.to_dict("records"):
-        training = training_name(row["method"], row["train_tasks"], row["regime"])
         shift = str(row["shift"])
         rows.append(
             {name: plain(row[name]) for name in CELLS}
             | {
-                "training": f"{row['model']}: {training}" if several else training,
+                "training": _training(row, trials),
                 "test": str(row["test_task"])
                 if shift == "none"
                 else f"{row['test_task']}@{shift}:{row['shift_level']}",

@@ -74,7 +74,17 @@ const counted = (trials) => trials.filter((t) => of("attempt", t) === 1 && of("o
 /** The manner and readout in which trainings are compared, where none is chosen: as in `probe analyze`. */
 const manner = () => filter.manner ?? (manners.includes("") ? "" : manners[0]);
 const readout = () => filter.readout ?? (readouts.includes("generate") ? "generate" : readouts[0]);
-const comparable = (trials) => counted(trials).filter((t) => of("manner", t) === manner() && of("readout", t) === readout());
+function comparable(trials) {
+  const found = counted(trials).filter((t) => of("manner", t) === manner() && of("readout", t) === readout());
+  if (data.columns.attempts.levels.length < 2) return found;
+  // Where a run was asked an item with one attempt and with several, the former counts, as in `probe analyze`.
+  const first = new Map();
+  for (const t of found) {
+    const key = ["run", "stimuli", "test", "item"].map((name) => of(name, t)).join("\n");
+    if (!first.has(key) || of("attempts", t) < of("attempts", first.get(key))) first.set(key, t);
+  }
+  return [...first.values()];
+}
 const comparedIn = () => [manners.length > 1 ? `manner: ${manner() || "plain"}` : "", readouts.length > 1 ? `readout: ${readout()}` : ""].filter(Boolean).map((text) => `${text}. `).join("");
 
 function grouped(trials, name) {
@@ -89,8 +99,9 @@ function grouped(trials, name) {
 
 const successes = (trials) => trials.reduce((sum, t) => sum + (of("outcome", t) === "right"), 0);
 
-/** Success rate with its 95 % Wilson interval. */
+/** Success rate with its 95 % Wilson interval; all null of no trials. */
 function wilson(k, n) {
+  if (!n) return { p: null, low: null, high: null };
   const z = 1.959963984540054, p = k / n, d = 1 + z * z / n;
   const middle = (p + z * z / (2 * n)) / d, half = z * Math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d;
   return { p, low: Math.max(0, middle - half), high: Math.min(1, middle + half) };

@@ -16,7 +16,9 @@ function choose(changes, jump = false) {
   if (form.elements.text !== document.activeElement) form.elements.text.value = filter.text;
   form.elements.pairs.checked = filter.pairs;
   const kept = Object.entries(filter).filter(([, value]) => value !== null && value !== "" && value !== false);
-  history.replaceState(null, "", kept.length ? `#${new URLSearchParams(kept)}` : location.pathname + location.search);
+  try {
+    history.replaceState(null, "", location.href.split("#")[0] + (kept.length ? `#${new URLSearchParams(kept)}` : ""));
+  } catch { /* a page inside another one may not change its address; only the link is lost */ }
   draw();
   if (jump) byId("trials").scrollIntoView();
 }

@@ -7,25 +7,26 @@ const base = () => chosen(["test", "shift", "training", "run", "outcome", "text"
 
 function drawOverview() {
   const rows = [];
-  for (const [, trials] of grouped(counted(base()), (t) => ["run", "test", "source", "manner", "readout"].map((name) => of(name, t)).join("\n"))) {
-    const n = trials.length, k = successes(trials), first = trials[0];
+  for (const [, trials] of grouped(base().filter((t) => of("attempt", t) === 1), (t) => ["run", "test", "source", "manner", "readout"].map((name) => of(name, t)).join("\n"))) {
+    const held = counted(trials), n = held.length, k = successes(held), first = trials[0];
     const shortcuts = Object.entries(sourceOf(first).shortcuts).sort((a, b) => b[1] - a[1])[0];
     const chances = trials.map((t) => of("chance", t)).filter((c) => c !== null);
     rows.push({
       run: of("run", first), test: of("test", first), manner: of("manner", first), readout: of("readout", first), n, ...wilson(k, n), shortcut: shortcuts ?? null,
-      chance: chances.length ? mean(chances) : null, unread: trials.filter((t) => of("outcome", t) === "unread").length / n,
+      chance: chances.length ? mean(chances) : null, unread: n ? held.filter((t) => of("outcome", t) === "unread").length / n : null, failed: trials.length - n,
     });
   }
   rows.sort((a, b) => natural(a.test, b.test) || natural(a.run, b.run) || natural(a.manner, b.manner));
   const more = [["Manner", manners, (row) => row.manner || "plain"], ["Readout", readouts, (row) => row.readout]].filter(([, levels]) => levels.length > 1);
-  const head = ["Run", "Test", ...more.map(([name]) => name), "n", "Success", "95 %", "", "Chance", "Best shortcut", "Unread"];
+  const failed = rows.some((row) => row.failed);
+  const head = ["Run", "Test", ...more.map(([name]) => name), "n", "Success", "95 %", "", "Chance", "Best shortcut", "Unread", ...(failed ? ["Failed"] : [])];
   const body = rows.map((row) => {
     const shown = filter.run === row.run && filter.test === row.test && more.every(([name]) => filter[name.toLowerCase()] === row[name.toLowerCase()]);
     return make("tr", { class: shown ? "chosen" : null },
       make("th", { scope: "row" }, make("button", { type: "button", "aria-pressed": String(shown), onclick: () => choose({ run: row.run, test: row.test, training: null, shift: null, ...(more.length ? { manner: row.manner, readout: row.readout } : {}) }, true) }, row.run)),
       make("td", {}, row.test), ...more.map(([, , text]) => make("td", {}, text(row))), number(row.n), number(proportion(row.p)), number(`[${proportion(row.low)}, ${proportion(row.high)}]`),
-      make("td", {}, interval(row)), number(proportion(row.chance)),
-      make("td", {}, row.shortcut ? `${proportion(row.shortcut[1])} ${row.shortcut[0]}` : "–"), number(proportion(row.unread)));
+      make("td", {}, row.n ? interval(row) : null), number(proportion(row.chance)),
+      make("td", {}, row.shortcut ? `${proportion(row.shortcut[1])} ${row.shortcut[0]}` : "–"), number(proportion(row.unread)), failed ? number(row.failed) : null);
   });
   byId("table").replaceChildren(make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))), make("tbody", {}, ...body));
 }

@@ -88,7 +88,14 @@ def test_a_study_is_explored(chromium: Browser, tmp_path: Path) -> None:
     assert chromium.run("return document.getElementById('count').textContent") == f"All {len(table)} trials"
 
     # A cell of the matrix shows its trials; the other measure is that of the mixed-effects model.
-    chromium.run("[...document.querySelectorAll('#matrix button')].find((b) => b.ariaLabel.startsWith('SFT')).click()")
+    trained = table[(table["method"] == "sft") & (table["test_task"] == "balance-tilt")]
+    rate = trained.groupby("run", observed=True)["success"].mean().mean()
+    told = chromium.run(
+        "const b = [...document.querySelectorAll('#matrix button')].find((b) => b.ariaLabel.startsWith('SFT'));"
+        "b.click(); return b.ariaLabel"
+    )
+    start = f"SFT on towers-stability on balance-tilt: {rate:.3f} of 96 trials, 2 runs; cross-family; from base "
+    assert told.startswith(start.replace("0.", ".", 1)) and "Holm p" in told
     assert chromium.run("return document.getElementById('count').textContent").startswith(f"{2 * 48} of")
     chromium.run("document.querySelectorAll('#measures button')[1].click()")
     assert "Holm" in chromium.run("return document.getElementById('cell').textContent")
@@ -132,7 +139,13 @@ def test_a_reply_is_text(chromium: Browser, tmp_path: Path) -> None:
     for row in rows:
         row.update(raw=HOSTILE, prompt=HOSTILE, item_id=row["item_id"] + HOSTILE, answer=None, status="no_answer")
         row.update(correct=False, success=False, reward=0.0)
+    rows[0].update(error="ModelError: out of memory", status="error")
     chromium.open(write(tmp_path / "page", write_run(tmp_path / "r", rows)))
+    row = chromium.run("return [...document.querySelectorAll('#table tbody td')].map((c) => c.textContent)")
+    assert row[1:3] == ["7", ".000"] and row[-2:] == [
+        "1.000",
+        "1",
+    ]  # unread replies are wrong, the failed trial is none
     chromium.run("document.getElementById('trials').scrollIntoView()")
     chromium.wait("return document.querySelectorAll('.trial').length === 8")
     chromium.run("document.querySelector('.trial').click()")
