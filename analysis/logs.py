@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.levels import family_of, shift_name, transfer_level
 from analysis.responses import Row, attempt_of, failed, manner_of, succeeded, two_options
 from analysis.training import TRAINING, model_name, training_of, who
-from probes.trials import RUN, TRIALS, RunError, read_run, read_trials, trials_hash
+from probes.trials import RUN, TRIALS, RunError, is_run, read_run, read_trials, runs_below, trials_hash
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
@@ -48,19 +48,19 @@ class Source:
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The runs and the trainings that a folder holds: itself, or else all below it.
+    """The runs and the trainings that a folder holds, on the disk or in an archive: itself, or else all below it.
 
     Of runs inside another run, only its `GROUNDING` is one of its own.
 
     Raises:
         RunError: If there is neither.
     """
-    if (folder / TRIALS).is_file():
-        return [path for path in (folder, folder / GROUNDING) if (path / TRIALS).is_file()], []
+    if is_run(folder):
+        return [path for path in (folder, folder / GROUNDING) if is_run(path)], []
     if (folder / TRAINING).is_file():
         return [], [folder]
     runs: list[Path] = []
-    for path in sorted(path.parent for path in folder.rglob(TRIALS)):
+    for path in runs_below(folder):
         if path.name == GROUNDING or not any(run in path.parents for run in runs):
             runs.append(path)
     trainings = sorted(path.parent for path in folder.rglob(TRAINING))

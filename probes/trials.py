@@ -2,8 +2,8 @@
 
 A row is on its way to the disk before the next trial is asked, so a run that is killed at any byte goes on where it
 was: a torn last line is cut off and its trial asked again. A trial that failed has an `error` and is asked again on
-resume; the later row then stands for it. Everything here works without torch, and without pandas but for
-`load_frame`.
+resume; the later row then stands for it. Runs in an archive (`probes.archive`) are read like those on the disk. Everything
+here works without torch, and without pandas but for `load_frame`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probes.archive import ArchiveError, archived_record, archived_rows, archived_runs, line_of, write_archive
 from probes.models import Generation, Identity
 from stimuli.dataset import Item
 
@@ -245,21 +246,64 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
         RunError: If there is no log, or a line in its middle is damaged.
     """
     path = Path(folder) / TRIALS
-    if not path.is_file():
-        raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
+    if path.is_file():
+        logs = [_read(file)[0] for file in (path, *sorted(Path(folder).glob(SHARDS)))]
+    else:
+        found = _archived(archived_rows, folder)
+        if found is None:
+            raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
+        logs = [found]
     rows: dict[str, dict[str, Any]] = {}
-    for file in (path, *sorted(Path(folder).glob(SHARDS))):
-        for row in _read(file)[0]:
-            if row["error"] is None or rows.get(row["key"], row)["error"] is not None:
-                rows[row["key"]] = row
+    for row in (row for log in logs for row in log):
+        if row["error"] is None or rows.get(row["key"], row)["error"] is not None:
+            rows[row["key"]] = row
     return list(rows.values())
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder, on the disk or in an archive, is one of a run."""
+    return (Path(folder) / TRIALS).is_file() or _archived(archived_record, folder) is not None
+
+
+def runs_below(folder: str | Path) -> list[Path]:
+    """The folders of all runs below a folder, on the disk and in archives, sorted."""
+    found = {path.parent for path in Path(folder).rglob(TRIALS)} | set(_archived(archived_runs, folder))
+    return sorted(found)
+
+
+def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
+    """Write runs into an archive, from which they are read as if they were in `out`.
+
+    Args:
+        folders: Of runs below `root`.
+        root: What their names are relative to.
+        out: Folder of the archive.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        RunError: If one of them is damaged, or would not come back as it is.
+    """
+
+    def read(folder: Path) -> tuple[str, str, list[dict[str, Any]], bytes]:
+        rows, end = _read(folder / TRIALS)
+        read_run(folder)  # says what is wrong with it, if anything is
+        record = (folder / RUN).read_text(encoding="utf-8")
+        return folder.relative_to(root).as_posix(), record, rows, (folder / TRIALS).read_bytes()[:end]
+
+    try:
+        return write_archive(out, map(read, folders), COLUMNS)
+    except (ArchiveError, OSError) as error:
+        raise RunError(f"runs cannot be archived in {out}: {error}") from error
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
     """The contents of `run.json`. Raises RunError if it is missing or damaged."""
     path = Path(folder) / RUN
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        text = None if path.is_file() else _archived(archived_record, folder)
+        run = json.loads(path.read_text(encoding="utf-8") if text is None else text)
     except OSError as error:
         raise RunError(f"{folder} is not a run: cannot read its {RUN} ({error.strerror})") from error
     except ValueError as error:
@@ -276,11 +320,22 @@ def trials_hash(folder: str | Path) -> str:
         RunError: If the log cannot be read.
     """
     path = Path(folder) / TRIALS
+    rows = None if path.is_file() else _archived(archived_rows, folder)
+    if rows is not None:
+        return _sha256("".join(map(line_of, rows)))
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _archived(look: Callable[[Path], Any], folder: str | Path) -> Any:
+    """What an archive says of a folder. Raises RunError if it is damaged."""
+    try:
+        return look(Path(folder))
+    except ArchiveError as error:
+        raise RunError(str(error)) from error
 
 
 def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:

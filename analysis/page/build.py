@@ -26,7 +26,7 @@ from analysis.result import plain
 from analysis.sets import find_sets
 from analysis.style import look
 from analysis.transfer import transfer_matrix
-from probes.trials import RUN, read_run
+from probes.trials import is_run, read_run
 from stimuli.dataset import Item, StimulusSet
 
 SCRIPTS = ("data.js", "tables.js", "chart.js", "gallery.js", "detail.js", "main.js")
@@ -134,7 +134,7 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
     """A log: who answered in it, what its set can be scored at without physics, and everything that `run.json` says."""
     rows = trials.table[trials.table["folder"] == source.path]
     first = rows.iloc[0] if len(rows) else None
-    record = read_run(source.path) if (Path(source.path) / RUN).is_file() else {}
+    record = read_run(source.path) if is_run(source.path) else {}
     baselines = source.baselines or {}
     name = str(first["run"]) if first is not None else source.model or source.path
     training = "" if first is None else _training(first, trials)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ import pandas as pd
 from analysis.frame import Trials
 from analysis.levels import shift_name
 from analysis.responses import Row, attempt_of, failed, manner_of, succeeded
-from probes.trials import TRIALS, read_trials
+from probes.trials import is_run, read_trials
 from stimuli.question import Grammar
 
 OUTCOMES = ("right", "wrong", "unread", "failed")
@@ -90,7 +89,7 @@ def shown_trials(trials: Trials, grammars: Mapping[tuple[str, str], Grammar]) ->
     for index, source in enumerate(trials.sources):
         rows = tables.get(source.path, trials.table.iloc[:0])
         stimuli = source.stimuli[:12]
-        if not (Path(source.path) / TRIALS).is_file():
+        if not is_run(source.path):
             yield from _of_table(rows, index)
             continue
         # A run that goes on has more rows by now than the table: one state of the log for all parts of the page.

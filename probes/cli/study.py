@@ -28,24 +28,88 @@ REDRAW = 2.0
 
 
 @app.command
-def plan(study: File, /, *, out: Out = None, jobs: Cells = 1, json: Json = False, config: Config = None) -> int:
+def plan(
+    study: File,
+    /,
+    *,
+    out: Out = None,
+    jobs: Cells = 1,
+    pilot: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+    config: Config = None,
+) -> int:
     """Print the cells of a study, the number of trials, and what they will take in time and on the disk.
 
     Args:
         jobs: Cells that will be done at a time.
+        pilot: First time a small part of every kind of cell, as far as that was not done before.
     """
-    from probes.cli.console import show, show_json
+    from probes.cli.console import show, show_json, tell
+    from probes.cli.resources import cores
     from probes.study.overview import look_at
     from probes.study.pace import paces
     from probes.study.plan import Plan
 
     design, cells, store = _open(study, out)
+    if pilot:
+        from probes.study.pilot import pilot as time_it
+
+        for line in time_it(cells, store, design.sets.size, max(1, cores() // jobs)):
+            tell(f"could not be timed: {line}")
     found = paces(cells, store)
     made = Plan(design, cells, found, look_at(cells, store), jobs)
     if json:
         show_json(made.to_dict())
     else:
         show(made)
+    return 0
+
+
+@app.command
+def freeze(
+    study: File,
+    /,
+    *,
+    out: Out = None,
+    jobs: Cells = 1,
+    again: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Register a study before it is run: its design, planned contrasts and items, under one hash, in STUDY/registration.json.
+
+    The test sets are made first, if they are not there. Publish the hash where its date can be checked. `probe analyze
+    --registered` then tells what was planned from what was not.
+
+    Args:
+        jobs: Sets that are made at a time.
+        again: Register a design that has changed since; the earlier record is kept.
+    """
+    from probes.cli.console import show, show_json
+    from probes.study.drive import drive
+    from probes.study.fields import StudyError
+    from probes.study.registration import REGISTRATION, register
+
+    design, cells, store = _open(study, out)
+    sets = [cell for cell in cells if cell.kind == "sets"]
+    with store.held():
+        pool = _pool(store, "local", jobs, "", 1, 0, ())
+        moved = store.tidy(cells)
+        with _Watch(sets, store, pool, moved) as watch:
+            drive(sets, store, pool, watch)
+        failures = _overview(sets, store, jobs).failures
+        if failures:
+            raise StudyError(f"{failures[0].step} could not be made: {failures[0].reason}")
+        record = register(design, cells, store, again)
+    if json:
+        show_json(record)
+        return 0
+    n = sum(entry["n"] for entry in record["sets"].values())
+    show(f"{design.name}: {len(design.contrasts)} contrasts and {n} items of {len(record['sets'])} sets are registered")
+    show(f"in {store.folder / REGISTRATION}, on {record['registered']}")
+    show(f"SHA-256 {record['sha256']}")
+    if record["done_before"]:
+        show(f"{len(record['done_before'])} steps were begun before that, which is in the record as well")
     return 0
 
 
@@ -81,7 +145,8 @@ def run(
     from probes.cli.errors import FAILED_TRIALS, SUCCESS
     from probes.study.drive import drive
 
-    _, cells, store = _open(study, out)
+    design, cells, store = _open(study, out)
+    _tell_deviations(design, cells, store)
     with store.held():
         pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch)
         moved = store.tidy(cells)
@@ -114,7 +179,8 @@ def status(
     """
     from probes.cli.console import show, show_json
 
-    _, cells, store = _open(study, out)
+    design, cells, store = _open(study, out)
+    _tell_deviations(design, cells, store)
     if watch:
         from rich.live import Live
 
@@ -131,6 +197,39 @@ def status(
     return 0
 
 
+@app.command
+def pack(
+    study: File,
+    /,
+    *,
+    to: Path,
+    out: Out = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Pack what is done of a study into a folder of a few megabytes, for a repository: every trial, and how it came about.
+
+    The folder can be read in place of the runs: `probe analyze FOLDER`. Logs are kept byte for byte; weights and pictures stay behind.
+
+    Args:
+        to: The folder; what an earlier packing left there is replaced.
+    """
+    from probes.cli.console import show, show_json
+    from probes.study.overview import size_text
+    from probes.study.pack import pack as pack_it
+    from probes.study.registration import deviations, read_registration
+
+    design, cells, store = _open(study, out)
+    record = read_registration(store)
+    differ = deviations(record, design, cells) if record else ["it was not registered"]
+    made = pack_it(study, cells, store, _overview(cells, store, 1), differ, to)
+    if json:
+        show_json(made)
+    else:
+        show(f"{made['runs']} runs with {made['trials']:,} trials are in {to}: {size_text(made['bytes'])}")
+    return 0
+
+
 def _open(study: Path, out: Path | None) -> tuple[Design, list[Cell], Store]:
     """The design, its cells, and where they are."""
     from dataclasses import fields
@@ -143,6 +242,16 @@ def _open(study: Path, out: Path | None) -> tuple[Design, list[Cell], Store]:
     design = read_design(study, [field.name for field in fields(TrainConfig)])
     cells = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
     return design, cells, Store(out or Path("studies") / design.name)
+
+
+def _tell_deviations(design: Design, cells: list[Cell], store: Store) -> None:
+    """Say where a study is not as it was registered; nothing if it never was."""
+    from probes.cli.console import tell
+    from probes.study.registration import deviations, read_registration
+
+    record = read_registration(store)
+    for line in deviations(record, design, cells) if record else []:
+        tell(f"not as registered on {record['registered']}: {line}")
 
 
 def _overview(cells: list[Cell], store: Store, jobs: int) -> Overview:

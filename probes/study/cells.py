@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from stimuli.tasks import get_task
 
 FORMAT = 1
 KINDS = ("sets", "adapters", "runs", "observers", "decoding")
-"""Kinds of cells, which are the folders of their results as well, in the order in which they are done."""
+"""Kinds of cells, which are the folders of their results as well."""
+STATES = "_states"
+"""After the name of a set that is made for decoding alone."""
 SMALL = 64_000_000
 """Bytes up to which the weights of a local model are hashed; of larger ones, size and time of change have to do."""
 
@@ -46,6 +48,8 @@ class Step:
         pace: Steps with the same pace take the same time for the same amount of work.
         amount: Of work: items, samples or trials.
         unit: What the amount counts.
+        least: The smallest amount of a training that can be timed; 1 for everything else, 0 for what cannot be.
+        items: (pace, amount) of the sets that a training makes for itself.
     """
 
     id: str
@@ -55,6 +59,8 @@ class Step:
     pace: str
     amount: int
     unit: str
+    least: int = 1
+    items: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,28 +122,36 @@ class _Maker:
     def cells(self) -> Iterator[Cell]:
         design = self._design
         for test in design.tests:
-            yield Cell(f"sets/{test.name}", "sets", "test sets", (self._set(test),))
-        asked: list[tuple[str, Model, Step | None, str, int | None]] = []
+            yield Cell(f"sets/{test.name}", "sets", "test sets", (self._set(test.task, test.shift),))
+        if design.decoding is not None and design.decoding.limit > design.sets.n:
+            for task in design.decoding.tasks:
+                step = self._set(task, "", design.decoding.limit, STATES)
+                yield Cell(step.id, "sets", "test sets", (step,))
         if "none" in design.methods:
-            asked += [(f"{model.short}_none", model, None, "none", None) for model in design.models]
-        for model in design.models:
-            for training in design.trainings:
-                for method in training.methods:
-                    for seed in training.seeds:
-                        step = self._training(model, training, method, seed)
-                        yield Cell(step.id, "adapters", f"trainings by {method}", (step,))
-                        asked.append((Path(step.id).name, model, step, method, seed))
-        for name, model, adapter, method, _ in asked:
-            group = f"tests after {method}" if adapter else "tests of the base"
-            yield Cell(f"runs/{name}", "runs", group, tuple(self._runs(name, model, adapter)))
+            for model in design.models:
+                yield from self._asked(f"{model.short}_none", model, None, "tests of the base", not design.trainings)
         for observer in design.observers:
             yield Cell(f"observers/{observer}", "observers", "observers", tuple(self._observations(observer)))
-        if design.decoding is not None:
-            trained = bool(design.trainings)
-            for name, model, adapter, _, of_seed in asked:
-                # A trained model is decoded beside its base; so the base needs no cell of its own.
-                if (adapter is not None and of_seed in design.decoding.seeds) or not trained:
-                    yield Cell(f"decoding/{name}", "decoding", "decoding", tuple(self._decodings(name, model, adapter)))
+        # Condition by condition, and within it seed by seed with all methods: a study that is stopped early has whole ones.
+        for model in design.models:
+            for training in design.trainings:
+                for seed in training.seeds:
+                    for method in training.methods:
+                        step = self._training(model, training, method, seed)
+                        yield Cell(step.id, "adapters", f"trainings by {method}", (step,))
+                        group, decoded = f"tests after {method}", self._is_decoded(training, seed)
+                        yield from self._asked(Path(step.id).name, model, step, group, decoded)
+
+    def _is_decoded(self, training: Training, seed: int) -> bool:
+        """Whether a trained model is decoded. It is decoded beside its base; so the base needs no cell of its own."""
+        decoding = self._design.decoding
+        return decoding is not None and seed in decoding.seeds and training.name in decoding.trainings
+
+    def _asked(self, name: str, model: Model, adapter: Step | None, group: str, decoded: bool) -> Iterator[Cell]:
+        """What is asked of a base or trained model."""
+        yield Cell(f"runs/{name}", "runs", group, tuple(self._runs(name, model, adapter)))
+        if decoded and self._design.decoding is not None:
+            yield Cell(f"decoding/{name}", "decoding", "decoding", tuple(self._decodings(name, model, adapter)))
 
     def _step(
         self,
@@ -160,23 +174,24 @@ class _Maker:
         self._hashes[id_] = digest
         return Step(id_, tuple(arguments), tuple(needs), digest, pace, amount, unit)
 
-    def _set(self, test: Test) -> Step:
-        sets, task = self._design.sets, get_task(test.task)
-        folder = f"sets/{test.name}"
-        options = ["--n", sets.n, "--seed", sets.seed, "--size", sets.size]
-        options += ["--shift", test.shift] if test.shift else []
+    def _set(self, task: str, shift: str, n: int = 0, suffix: str = "") -> Step:
+        """A set of so many items, by default as many as tests have."""
+        sets, n = self._design.sets, n or self._design.sets.n
+        folder = f"sets/{Test(task, shift).name}{suffix}"
+        options = ["--n", n, "--seed", sets.seed, "--size", sets.size]
+        options += ["--shift", shift] if shift else []
         facts = {
             "kind": "set",
-            "task": test.task,
-            "version": task.version,
-            "shifts": parse_shifts(test.shift),
-            "n": sets.n,
+            "task": task,
+            "version": get_task(task).version,
+            "shifts": parse_shifts(shift),
+            "n": n,
             "seed": sets.seed,
             "size": sets.size,
             "engine": get_simulator().version(),
         }
-        arguments = ["stimuli", "make", test.task, *map(str, options), "--out", folder]
-        return self._step(folder, arguments, facts, (), f"set {test.task}", self._design.sets.n, "items")
+        arguments = ["stimuli", "make", task, *map(str, options), "--out", folder]
+        return self._step(folder, arguments, facts, (), f"set {task}", n, "items")
 
     def _training(self, model: Model, training: Training, method: str, seed: int) -> Step:
         given = self._design.training_settings(model, training, method, seed)
@@ -191,7 +206,7 @@ class _Maker:
         families = {get_task(task).family for task in tasks}
         # No scene of the trained families' tests may be trained on. What is kept away changes nothing of what is learned from,
         # so that a further test does not throw trainings away.
-        avoided = [f"sets/{t.name}" for t in self._design.tests if get_task(t.task).family in families]
+        avoided = [set_ for set_, task in self._sets_made() if get_task(task).family in families]
         arguments = ["train", "--model", model.name, "--tasks", ",".join(training.tasks), "--method", method]
         arguments += ["--preset", model.preset] if model.preset else []
         arguments += [text for name, value in given.items() for text in _option(name, value)]
@@ -206,7 +221,25 @@ class _Maker:
         kind, _, amount = str(resolved["budget"]).partition("=")
         pace = f"train {model.short} {method} {kind} rank {resolved['rank']} {resolved['where']}"
         arguments += ["--out", folder]
-        return self._step(folder, arguments, facts, avoided, pace, int(float(amount)), kind, without=avoided)
+        step = self._step(folder, arguments, facts, avoided, pace, int(float(amount)), kind, without=avoided)
+        samples = resolved["rollout"] if method != "sft" else 2 * resolved["batch"]
+        least = {"samples": samples, "steps": max(2, samples // resolved["batch"])}.get(kind, 0)
+        each = -(-int(resolved["items"]) // len(tasks))
+        return replace(step, least=least, items=tuple((f"set {task}", each) for task in tasks))
+
+    def _sets_made(self) -> list[tuple[str, str]]:
+        """Folder and task of every set."""
+        design = self._design
+        found = [(f"sets/{test.name}", test.task) for test in design.tests]
+        if design.decoding is not None:
+            found += [(self._states(task), task) for task in design.decoding.tasks]
+        return list(dict.fromkeys(found))
+
+    def _states(self, task: str) -> str:
+        """The set on which a task is decoded: that of the test, or one of its own if more items are wanted."""
+        decoding = self._design.decoding
+        larger = decoding is not None and decoding.limit > self._design.sets.n
+        return f"sets/{task}{STATES if larger else ''}"
 
     def _runs(self, name: str, model: Model, adapter: Step | None) -> Iterator[Step]:
         design = self._design
@@ -261,8 +294,8 @@ class _Maker:
         decoding = self._design.decoding
         assert decoding is not None
         for task in decoding.tasks:
-            folder, limit = f"decoding/{name}/{task}", min(decoding.limit, self._design.sets.n)
-            arguments = ["decode", "--model", model.name, *_loading(model), "--stimuli", f"sets/{task}"]
+            folder, limit, states = f"decoding/{name}/{task}", decoding.limit, self._states(task)
+            arguments = ["decode", "--model", model.name, *_loading(model), "--stimuli", states]
             arguments += ["--target", ",".join(decoding.targets), "--limit", str(limit)]
             arguments += ["--permutations", str(decoding.permutations), "--intervene", "none"]
             arguments += ["--compare", adapter.id] if adapter else []
@@ -273,7 +306,7 @@ class _Maker:
                 "limit": limit,
                 "permutations": decoding.permutations,
             }
-            needs = [f"sets/{task}", *([adapter.id] if adapter else [])]
+            needs = [states, *([adapter.id] if adapter else [])]
             pace = f"decode {model.short} {task} {','.join(decoding.targets)} {bool(adapter)}"
             yield self._step(folder, [*arguments, "--out", folder], facts, needs, pace, limit, "states")
 

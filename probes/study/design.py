@@ -108,13 +108,22 @@ class Controls:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding of hidden states, before and after training: which quantities, on which unshifted sets, of which seeds."""
+    """Decoding of hidden states, before and after training.
+
+    Attributes:
+        tasks: On which unshifted scenes.
+        targets: Which quantities.
+        limit: How many items; a set of its own is made if that is more than tests have.
+        permutations: Of the quantities, as a control.
+        seeds, trainings: Of which trained models.
+    """
 
     tasks: tuple[str, ...]
     targets: tuple[str, ...]
     limit: int
     permutations: int
     seeds: tuple[int, ...]
+    trainings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -215,7 +224,7 @@ def read_design(path: Path, settings: Collection[str]) -> Design:
             one_of(r, READOUTS, top.at("readouts"), "readout") for r in top.texts("readouts", ("generate",))
         ),
         controls=_controls(top, tests),
-        decoding=_decoding(top, tests, seeds),
+        decoding=_decoding(top, tests, trainings, seeds),
         observers=tuple(one_of(o, OBSERVERS, top.at("observers"), "observer") for o in top.texts("observers", ())),
         contrasts=_contrasts(top, methods, trainings),
         bound=top.number("bound", 0.1, 0, 0.5),
@@ -336,17 +345,23 @@ def _controls(top: Fields, tests: tuple[Test, ...]) -> Controls | None:
     return Controls(_tested(fields, tests), fields.whole("limit", 100))
 
 
-def _decoding(top: Fields, tests: tuple[Test, ...], seeds: tuple[int, ...]) -> Decoding | None:
+def _decoding(
+    top: Fields, tests: tuple[Test, ...], trainings: tuple[Training, ...], seeds: tuple[int, ...]
+) -> Decoding | None:
     if not top.has("decoding"):
         return None
-    keys = ("tasks", "targets", "limit", "permutations", "seeds")
+    keys = ("tasks", "targets", "limit", "permutations", "seeds", "training")
     fields = Fields(top.get("decoding"), top.at("decoding"), keys)
+    names = [training.name for training in trainings]
     return Decoding(
         tasks=_tested(fields, tests),
         targets=fields.texts("targets"),
         limit=fields.whole("limit", 400),
         permutations=fields.whole("permutations", 100, least=0),
         seeds=fields.wholes("seeds", seeds),
+        trainings=tuple(
+            one_of(n, names, fields.at("training"), "training condition") for n in fields.texts("training", names)
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from probes.study.cells import Cell, Step
 from probes.study.store import Store, read_json
 
 PILOT = "pilot.json"
+START = "start"
+"""What a process waits for imports, as a pace."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Pace:
     Attributes:
         seconds_fixed, seconds_each: By the clock.
         bytes_fixed, bytes_each: On the disk.
+        whole: Whether everything is in it: the start of the process, and a training's own items.
     """
 
     seconds_fixed: float
     seconds_each: float
     bytes_fixed: float
     bytes_each: float
+    whole: bool = False
 
     def seconds(self, amount: int) -> float:
         """Seconds for so much work."""
@@ -37,10 +41,19 @@ class Pace:
         return self.bytes_fixed + self.bytes_each * amount
 
 
-def fit(points: Sequence[Mapping[str, Any]]) -> Pace:
-    """The pace that steps of one kind were done at, each with `amount`, `seconds` and `bytes`.
+def fixed(seconds: float) -> Pace:
+    """A pace of something that always takes as long."""
+    return Pace(seconds, 0.0, 0.0, 0.0)
 
-    A straight line where amounts differ, its slope not below 0; else everything counts as proportional to the amount.
+
+def fit(points: Sequence[Mapping[str, Any]], whole: bool = False) -> Pace:
+    """The pace that steps of one kind were done at.
+
+    A straight line where amounts differ, with neither part below 0; else everything counts as proportional to the amount.
+
+    Args:
+        points: Steps that are done, each with `amount`, `seconds` and `bytes`.
+        whole: Whether everything is in these seconds.
     """
     amounts = [float(point["amount"]) for point in points]
     mean = sum(amounts) / len(amounts)
@@ -55,7 +68,8 @@ def fit(points: Sequence[Mapping[str, Any]]) -> Pace:
         else:
             slope = average / mean
         lines += [average - slope * mean, slope]
-    return Pace(*lines)
+    seconds_fixed, seconds_each, bytes_fixed, bytes_each = lines
+    return Pace(seconds_fixed, seconds_each, bytes_fixed, bytes_each, whole)
 
 
 def paces(cells: Iterable[Cell], store: Store) -> dict[str, Pace]:
@@ -67,7 +81,7 @@ def paces(cells: Iterable[Cell], store: Store) -> dict[str, Pace]:
             if mark.get("done"):
                 points[step.pace].append(mark)
     found = read_pilot(store.folder)
-    return found | {pace: fit(own) for pace, own in points.items()}
+    return found | {pace: fit(own, whole=True) for pace, own in points.items()}
 
 
 def read_pilot(folder: Path) -> dict[str, Pace]:
@@ -75,18 +89,22 @@ def read_pilot(folder: Path) -> dict[str, Pace]:
     return {name: Pace(**values) for name, values in read_json(folder / PILOT).get("paces", {}).items()}
 
 
-def pilot_facts(found: Mapping[str, Pace]) -> dict[str, Any]:
-    """Paces as they are written down."""
-    return {"paces": {name: asdict(pace) for name, pace in found.items()}}
-
-
 def seconds_of(found: Mapping[str, Pace], step: Step) -> float | None:
-    """Seconds that a step will take; None if nothing like it was timed."""
+    """Seconds that a step will take, the start of its process apart; None if nothing like it was timed."""
     pace = found.get(step.pace)
-    return None if pace is None else pace.seconds(step.amount)
+    if pace is None:
+        return None
+    items = [] if pace.whole else [found[name].seconds(n) for name, n in step.items if name in found]
+    return pace.seconds(step.amount) + sum(items)
 
 
 def bytes_of(found: Mapping[str, Pace], step: Step) -> float | None:
     """Bytes that a step will leave; None if nothing like it was timed."""
     pace = found.get(step.pace)
     return None if pace is None else pace.size(step.amount)
+
+
+def start_of(found: Mapping[str, Pace], cell: Cell) -> float:
+    """Seconds that a cell's process waits for imports, unless they are in the paces of its steps."""
+    known = [found[step.pace].whole for step in cell.steps if step.pace in found]
+    return 0.0 if cell.kind == "adapters" or any(known) or START not in found else found[START].seconds_fixed

@@ -9,7 +9,7 @@ from typing import Any
 from probes.study.cells import Cell, trials
 from probes.study.design import Design
 from probes.study.overview import Overview, duration, left_text, size_text
-from probes.study.pace import Pace, bytes_of, seconds_of
+from probes.study.pace import Pace, bytes_of, seconds_of, start_of
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Plan:
                     "done": sum(self.now.looks[cell.id].state == "done" for cell in own),
                     "steps": len(steps),
                     "trials": trials(own),
-                    "seconds": sum(s for s in seconds if s is not None),
+                    "seconds": sum(s for s in seconds if s is not None) + sum(start_of(self.paces, c) for c in own),
                     "bytes": sum(s for s in sizes if s is not None),
                     "is_known": None not in seconds,
+                    "timed": any(s is not None for s in seconds),
                 }
             )
         return rows

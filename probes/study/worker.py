@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,23 +51,16 @@ def work_of(cell: Cell, processes: int) -> dict[str, Any]:
         cell: The cell.
         processes: That its steps may start for stimuli.
     """
-    return {
-        "processes": processes,
-        "id": cell.id,
-        "kind": cell.kind,
-        "group": cell.group,
-        "steps": [
-            {name: getattr(step, name) for name in ("id", "arguments", "needs", "sha256", "pace", "amount", "unit")}
-            for step in cell.steps
-        ],
-    }
+    return {"processes": processes, **asdict(cell)}
 
 
 def read_work(path: Path) -> tuple[Cell, int]:
     """The cell that a worker is asked to do, and the processes that its steps may start."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    lists = ("arguments", "needs")
-    steps = [Step(**{**step, **{name: tuple(step[name]) for name in lists}}) for step in data["steps"]]
+    steps = []
+    for step in data["steps"]:
+        lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
+        steps.append(Step(**{**step, **lists}))
     return Cell(data["id"], data["kind"], data["group"], tuple(steps)), int(data["processes"])
 
 

@@ -32,7 +32,7 @@ tests:
   shifts: {'camera:2': trained}
 controls: {tasks: [towers-stability], limit: 8}
 observers: [chance]
-decoding: {tasks: [towers-stability], targets: [margin], seeds: [0]}
+decoding: {tasks: [towers-stability], targets: [margin], limit: 16, seeds: [0]}
 contrasts:
   - {compare: ppo - none, at: [within, cross-task]}
 """

@@ -64,8 +64,26 @@ def test_a_change_touches_what_it_concerns(cells, trained):
     seeds = touched(cells, trained, trained.replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
     assert seeds
     assert all("_s2" in id_ for id_ in seeds)
-    items = touched(cells, trained, trained.replace("n: 16", "n: 32"))
+    items = touched(cells, trained, trained.replace("n: 16", "n: 32").replace("limit: 16", "limit: 32"))
     assert items == {id_ for id_ in hashes(cells(trained)) if not id_.startswith("adapters/")}
+
+
+def test_decoding_has_a_set_of_its_own_where_it_wants_more_items(cells, trained):
+    text = trained.replace("limit: 16, seeds: [0]", "limit: 40, seeds: [0], training: [tilt]")
+    steps = {step.id: step for cell in cells(text) for step in cell.steps}
+    states = steps["sets/towers-stability_states"].arguments
+    assert states[states.index("--n") + 1] == "40"
+    decoded = [step for id_, step in steps.items() if id_.startswith("decoding/")]
+    assert [step.id for step in decoded] == [f"decoding/tiny_{m}_tilt_s0/towers-stability" for m in ("sft", "ppo")]
+    assert all(step.needs[0] == "sets/towers-stability_states" for step in decoded)
+    avoided = steps["adapters/tiny_sft_topblock_s0"].arguments
+    assert "sets/towers-stability_states" in avoided[avoided.index("--avoid") + 1].split(",")
+
+
+def test_conditions_are_done_in_the_order_of_the_file_each_seed_with_all_methods(cells, trained):
+    made = [cell.id for cell in cells(trained) if cell.kind in ("adapters", "runs")]
+    names = [f"tiny_{m}_{c}_s{s}" for c in ("topblock", "tilt") for s in (0, 1) for m in ("sft", "ppo")]
+    assert made == ["runs/tiny_none", *(f"{kind}/{name}" for name in names for kind in ("adapters", "runs"))]
 
 
 def test_other_weights_of_a_model_are_another_model(cells, trained, llava):

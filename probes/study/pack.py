@@ -1,0 +1,105 @@
+"""A study packed for a repository: every trial, and how it was trained and registered, in a few megabytes.
+
+TO/study.yaml                      the declaration, as it stands
+TO/registration.json               what was registered, if anything was (and earlier records)
+TO/state.json                      cells done, failed and missing, what they took, and deviations from the registration
+TO/logs.parquet, runs.parquet      all logs, byte for byte (`probes.archive`); read like the runs themselves
+TO/adapters/<name>/training.json   how every adapter was trained, with its curves; the weights stay behind
+TO/decoding/<name>/<task>/...      results of decoding
+TO/sets/<name>/card.json           what every set holds; the pictures are made again from the declaration
+
+The packed folder stands in the place of the study's wherever runs are read: `probe analyze TO`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probes.archive import LOGS, RUNS
+from probes.study.cells import Cell
+from probes.study.fields import StudyError
+from probes.study.overview import Overview
+from probes.study.store import MARK, Store, read_json, size_of, write_json
+from probes.trials import TRIALS, archive_runs
+
+STUDY, STATE = "study.yaml", "state.json"
+SMALL = {"sets": ("card.json",), "adapters": ("training.json",), "decoding": ("decode.json", "run.json")}
+"""Files that are kept of every step, by kind, beside the logs."""
+PARTS = (*SMALL, STUDY, STATE, LOGS, RUNS)
+
+
+def pack(
+    study: Path, cells: Sequence[Cell], store: Store, overview: Overview, deviations: Sequence[str], to: Path
+) -> dict[str, Any]:
+    """Pack what is done of a study. What an earlier packing left in the folder is replaced.
+
+    Args:
+        study: Its YAML file.
+        cells, store, overview: The study.
+        deviations: From its registration.
+        to: Folder.
+
+    Returns:
+        Runs, trials and bytes.
+
+    Raises:
+        StudyError: If the folder holds something else.
+        RunError: If a log is damaged.
+    """
+    if to.exists() and any(to.iterdir()) and not (to / STATE).is_file():
+        raise StudyError(f"{to} holds something else than a packed study: choose another folder with --to")
+    if to.resolve() == store.folder.resolve():
+        raise StudyError(f"{to} is the folder of the study itself: choose another one with --to")
+    done = [step for cell in cells for step in cell.steps if store.done(step)]
+    _clear(to)
+    to.mkdir(parents=True, exist_ok=True)
+    folders = [store.folder / step.id for step in done]
+    # A battery of controls has the run of its grounding questions inside it.
+    runs = [path.parent for folder in folders for path in sorted(folder.rglob(TRIALS))]
+    n = archive_runs(runs, store.folder, to)
+    for step in done:
+        for name in SMALL.get(step.id.partition("/")[0], ()):
+            for path in sorted((store.folder / step.id).rglob(name)):
+                copy = to / path.relative_to(store.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+    for path in sorted(store.folder.glob("registration*.json")):
+        shutil.copyfile(path, to / path.name)
+    shutil.copyfile(study, to / STUDY)
+    write_json(to / STATE, _state(cells, store, overview, deviations))
+    return {"folder": str(to), "runs": len(runs), "trials": n, "bytes": size_of(to)}
+
+
+def _state(cells: Sequence[Cell], store: Store, overview: Overview, deviations: Sequence[str]) -> dict[str, Any]:
+    """How far the study is, cell by cell."""
+    return {
+        "deviations": list(deviations),
+        "groups": overview.rows(),
+        "failures": [failure.__dict__ for failure in overview.failures],
+        "cells": [
+            {"id": cell.id, "state": overview.looks[cell.id].state, "steps": len(cell.steps)} | _took(cell, store)
+            for cell in cells
+        ],
+    }
+
+
+def _took(cell: Cell, store: Store) -> dict[str, Any]:
+    marks: list[Mapping[str, Any]] = [read_json(store.folder / step.id / MARK) for step in cell.steps]
+    done = [mark for mark in marks if mark.get("done")]
+    return {
+        "steps_done": len(done),
+        "seconds": round(sum(mark["seconds"] for mark in done), 1),
+        "cpu_seconds": round(sum(mark["cpu_seconds"] for mark in done), 1),
+    }
+
+
+def _clear(to: Path) -> None:
+    """Remove what an earlier packing left, and nothing else."""
+    for path in (*(to / part for part in PARTS), *to.glob("registration*.json")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
