@@ -45,7 +45,8 @@ SHA-256 of the scenes and pixels: `{data}`.
 
 From nothing, by `probes.tiny.pretrain`: seed {seed}, {processes} processes of one thread, {cpu_minutes:.0f} CPU-minutes
 without the rendering: {eye_steps:,} steps of {batch} pictures on what each patch shows, then {steps:,} steps of the
-whole model, with as many questions on each picture as fit into {text_tokens} tokens.
+whole model, with as many questions on each picture as fit into {text_tokens} tokens, and {more_steps:,} more from a high learning rate to
+a low one.
 {note}
 ## Perception
 
@@ -123,6 +124,7 @@ def model_card(facts: dict[str, Any], training: dict[str, Any]) -> str:
         cpu_minutes=training["cpu_seconds"] / 60,
         eye_steps=training["steps"][0],
         steps=training["steps"][1],
+        more_steps=training["steps"][2],
         batch=training["batch"],
         text_tokens=training["text_tokens"],
         note=f"\n{note}\n" if note else "",

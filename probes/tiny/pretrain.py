@@ -1,4 +1,4 @@
-"""The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes, then the whole model.
+"""The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes, then the whole model twice.
 
 Run as `python -m probes.tiny.pretrain FOLDER`. Nothing it learns from is physics: pictures have labels of what is to be
 seen, and the prompts of physics tasks come with answers drawn at random, so that only their format is learned.
@@ -68,6 +68,8 @@ PLACES = (0.25, 0.1, 0.02)
 LENGTHS = ((0.5, 0.3, 0.2), (0.25, 0.25, 0.5), (0.05, 0.15, 0.8))
 """Shares of short, bare and full prompts in the three parts of the second stage."""
 LENGTHS_FROM = (0.3, 0.72)
+AGAIN_FROM = 0.3
+"""The third stage begins with the mixture of questions that the second one has at this share."""
 SAVE_EVERY, EVALUATE_EVERY = 120.0, 240.0
 """Seconds between two checkpoints, and between two looks at the held-out pictures."""
 HELD_OUT = 640
@@ -83,21 +85,27 @@ class Recipe:
         pictures: Distinct pictures, all processes together; a multiple of `CHUNK`.
         eye_steps: Steps of the first stage, the vision tower alone.
         steps: Steps of the second stage, the whole model.
+        more_steps: Steps of the third stage: the whole model once more, from a high learning rate to a low one.
         eye_rate: Peak learning rate of the first stage.
         rate: Peak learning rate of the second stage.
+        more_rate: Peak learning rate of the third stage.
         eye_minutes: End the first stage after this time even if steps are left.
         minutes: The same for the second stage.
+        more_minutes: The same for the third stage.
     """
 
     seed: int = 0
     processes: int = 2
-    pictures: int = 40_000
+    pictures: int = 60_000
     eye_steps: int = 4_696
     steps: int = 2_642
+    more_steps: int = 4_000
     eye_rate: float = 1.5e-3
     rate: float = 1e-3
+    more_rate: float = 8e-4
     eye_minutes: float = math.inf
     minutes: float = math.inf
+    more_minutes: float = math.inf
 
 
 def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
@@ -132,13 +140,13 @@ class _Worker:
         self.read_outs = ReadOuts()
         self.encoder = Encoder(tokenizer)
         self.stage, self.step, self.elapsed, self.cpu = 0, 0, 0.0, 0.0
-        self.steps = [0, 0]
+        self.steps = [0, 0, 0]
         self.rng = np.random.default_rng([recipe.seed, 7, rank])
         self.pictures = self._pictures()
         self.held_out = [] if rank else self._chunk(2, 0)[:HELD_OUT]
 
     def run(self) -> None:
-        """Both stages, from wherever the checkpoint is."""
+        """All stages, from wherever the checkpoint is."""
         recipe, state = self.recipe, self.out / "state.pt"
         kept: dict[str, Any] | None = None
         if state.exists():
@@ -148,7 +156,11 @@ class _Worker:
             self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
             self.steps = kept["steps"]
             self.rng = np.random.default_rng([recipe.seed, 7, self.rank, self.stage, self.step])
-        plan = ((recipe.eye_steps, recipe.eye_minutes, recipe.eye_rate), (recipe.steps, recipe.minutes, recipe.rate))
+        plan = (
+            (recipe.eye_steps, recipe.eye_minutes, recipe.eye_rate),
+            (recipe.steps, recipe.minutes, recipe.rate),
+            (recipe.more_steps, recipe.more_minutes, recipe.more_rate),
+        )
         while self.stage < len(plan):
             self._train(*plan[self.stage], kept)
             kept = None
@@ -189,7 +201,7 @@ class _Worker:
             warm = min(1.0, (self.step + 1) / WARM_UP)
             for group in optimizer.param_groups:
                 group["lr"] = rate * warm * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
-            loss, facts = self._loss(next(supply), next(further) if self.stage else [], progress)
+            loss, facts = self._loss(next(supply), next(further) if self.stage else [], self._part(progress))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             now, now_cpu = time.time(), time.process_time()
@@ -208,11 +220,15 @@ class _Worker:
             if self.rank == 0 and self.elapsed - saved > SAVE_EVERY:
                 saved = self.elapsed
                 self._save(optimizer)
-            if self.rank == 0 and self.stage == 1 and self.elapsed - asked > EVALUATE_EVERY:
+            if self.rank == 0 and self.stage and self.elapsed - asked > EVALUATE_EVERY:
                 asked = self.elapsed
                 self._tell({"held_out": self._evaluate()})
-        if self.rank == 0 and self.stage == 1:
+        if self.rank == 0 and self.stage:
             self._tell({"held_out": self._evaluate()})
+
+    def _part(self, progress: float) -> float:
+        """How far the mixture of questions is, from 0 to 1."""
+        return progress if self.stage < 2 else AGAIN_FROM + (1 - AGAIN_FROM) * progress
 
     def _further(self) -> Iterator[list[Picture]]:
         """Endless batches of pictures that are only looked at."""
@@ -322,7 +338,7 @@ class _Worker:
             log.write(line + "\n")
 
     def _digest(self) -> str:
-        """SHA-256 of all pictures of the second stage: pixels and scenes, in order."""
+        """SHA-256 of all pictures that are learned from: pixels and scenes, in order."""
         total = hashlib.sha256()
         for chunk in range(self.recipe.pictures // CHUNK):
             for picture in self._chunk(1, chunk):

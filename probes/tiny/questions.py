@@ -15,17 +15,17 @@ from stimuli.tasks import FAMILIES, Task, get_task
 from stimuli.tasks.grounding import GroundingTask
 
 ASK_WEIGHTS = {
-    "count": 0.6,
+    "count": 1.2,
     "posts": 0.8,
-    "nth-colour": 1.5,
-    "left-right": 2.5,
+    "nth-colour": 2.2,
+    "left-right": 1.5,
     "exists": 0.8,
-    "shift": 2.0,
+    "shift": 2.5,
     "which-number": 0.8,
     "position": 1.2,
-    "above-colour": 0.8,
+    "above-colour": 1.2,
     "shift-between": 2.0,
-    "shape": 2.0,
+    "shape": 2.5,
     "side": 1.2,
     "arm": 1.2,
     "pose": 0.8,

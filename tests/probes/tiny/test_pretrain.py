@@ -159,11 +159,11 @@ def test_answers_to_physics_prompts_are_random_and_well_formed():
 def test_the_recipe_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("probes.tiny.pretrain.CHUNK", 32)
     monkeypatch.setattr("probes.tiny.pictures.CHUNK", 32)
-    recipe = Recipe(processes=1, pictures=32, eye_steps=3, steps=3)
+    recipe = Recipe(processes=1, pictures=32, eye_steps=3, steps=3, more_steps=3)
     weights = pretrain(tmp_path, recipe)
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
         f.name for f in weights.iterdir()
     }
-    assert json.loads((weights / "training.json").read_text())["steps"] == [3, 3]
+    assert json.loads((weights / "training.json").read_text())["steps"] == [3, 3, 3]
     before = (weights / "model.safetensors").read_bytes()
     assert (pretrain(tmp_path, recipe) / "model.safetensors").read_bytes() == before
