@@ -99,7 +99,7 @@ class Recipe:
     pictures: int = 60_000
     eye_steps: int = 4_696
     steps: int = 2_642
-    more_steps: int = 4_000
+    more_steps: int = 3_338
     eye_rate: float = 1.5e-3
     rate: float = 1e-3
     more_rate: float = 8e-4
