@@ -46,7 +46,13 @@ class Contrasts(Result):
         return {**super().to_dict(), **{k: [plain(row) for row in t.to_dict("records")] for k, t in tables.items()}}
 
 
-def planned_contrasts(trials: pd.DataFrame, bound: float = 0.1, alpha: float = 0.05, regime: str = "") -> Contrasts:
+def planned_contrasts(
+    trials: pd.DataFrame,
+    bound: float = 0.1,
+    alpha: float = 0.05,
+    regime: str = "",
+    wanted: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> Contrasts:
     """Test the planned contrasts at every level of transfer.
 
     Within each level (within-task, shifted, cross-task, cross-family, zero-shot): every method against the untrained model, and
@@ -65,6 +71,7 @@ def planned_contrasts(trials: pd.DataFrame, bound: float = 0.1, alpha: float = 0
         bound: Difference in success rate below which there is no difference that matters; to be stated beforehand.
         alpha: Level of the equivalence tests.
         regime: Trainings of this regime only ("" for the plain one).
+        wanted: Level -> contrast -> method -> weight, for others than these.
 
     Raises:
         ValueError: If no trained model was tested.
@@ -86,7 +93,7 @@ def planned_contrasts(trials: pd.DataFrame, bound: float = 0.1, alpha: float = 0
         base = of_model[of_model["method"].astype(str) == UNTRAINED]
         for level in TRANSFER:
             own = of_model[of_model["transfer"].astype(str) == level]
-            if own.empty:
+            if own.empty or (wanted is not None and level not in wanted):
                 continue
             tested = pd.concat([base[base["test"].isin(own["test"].unique())], own])
             where = f"{model}, {level}"
@@ -101,7 +108,7 @@ def planned_contrasts(trials: pd.DataFrame, bound: float = 0.1, alpha: float = 0
                 omnibus.append({"model": model, "transfer": level, **_omnibus(fitted, tested)})
             per_run = run_means(tested)
             means.append(per_run.assign(model=str(model), transfer=level))
-            for name, weights in _planned(tested).items():
+            for name, weights in (_planned(tested) if wanted is None else wanted[level]).items():
                 rows.append(
                     {"model": model, "transfer": level, "contrast": name}
                     | _tested(fitted, per_run, weights, bound, alpha)

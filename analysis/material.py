@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import Trials
+from analysis.registration import Registration
 from analysis.sets import find_sets
 from stimuli.dataset import StimulusSet
 from stimuli.tasks import UnknownTask, get_task
@@ -47,6 +48,7 @@ class Material:
         options: Plain trials whose option probabilities were logged, whatever the readout of the others.
         choices: What was left aside, and why, in sentences.
         settings: What a reader can change.
+        registration: What was planned beforehand, if anything was.
     """
 
     trials: Trials
@@ -57,6 +59,7 @@ class Material:
     options: pd.DataFrame
     choices: tuple[str, ...]
     settings: Settings
+    registration: Registration | None = None
 
     @cached_property
     def sets(self) -> dict[str, StimulusSet]:
@@ -94,7 +97,7 @@ class Material:
         return pd.DataFrame(rows)
 
 
-def select(trials: Trials, settings: Settings) -> Material:
+def select(trials: Trials, settings: Settings, registration: Registration | None = None) -> Material:
     """Sort trials by what they can say.
 
     Plain trials of physics tasks are what the report compares; control conditions, worked examples, further attempts and
@@ -140,6 +143,7 @@ def select(trials: Trials, settings: Settings) -> Material:
         options=_tight(table[~observer & physics & plain & (table["readout"] == "options")]),
         choices=tuple(choices),
         settings=settings,
+        registration=registration,
     )
 
 

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from analysis import tables
 from analysis.frame import load
 from analysis.material import Material, Settings, select
+from analysis.registration import Registration
 from analysis.result import Result, plain
 from analysis.section import Figure, Section, Unanswerable
 
@@ -46,6 +47,9 @@ SECTIONS = (
     ("people", "Agreement with people"),
 )
 """Files in `analysis/sections`, in the order of the report, with the headings they have if there is no answer."""
+REGISTERED, BEFORE = ("registered", "Registered contrasts"), "contrasts"
+"""The section that there is with a registration only, and the one that it precedes."""
+NEVER_EXPLORATORY = ("data", REGISTERED[0])
 LONGEST = 40
 """Rows of a table that `report.md` shows."""
 PACKAGES = ("vlm-probe", "numpy", "scipy", "pandas", "statsmodels", "matplotlib")
@@ -77,7 +81,11 @@ class Report:
 
 
 def analyse(
-    paths: Iterable[str | Path], out: Path, settings: Settings = DEFAULTS, progress: Progress | None = None
+    paths: Iterable[str | Path],
+    out: Path,
+    settings: Settings = DEFAULTS,
+    progress: Progress | None = None,
+    registration: Registration | None = None,
 ) -> Report:
     """Analyse runs and write everything to a folder, whose earlier report is replaced.
 
@@ -86,6 +94,7 @@ def analyse(
         out: Folder; made if it is not there.
         settings: What a reader can change.
         progress: Told how many steps are done, and how many there are.
+        registration: What was planned beforehand; everything else is then called exploratory.
 
     Raises:
         FrameError: If the runs cannot be made into one table.
@@ -93,7 +102,7 @@ def analyse(
         OSError: If the folder cannot be written.
     """
     step = _Steps(progress, 2 * len(SECTIONS) + 1)
-    material = select(load(paths), settings)
+    material = select(load(paths), settings, registration)
     step()
     sections, failed = answer(material, step)
     data = _data(sections, material)
@@ -120,8 +129,15 @@ def analyse(
 def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:
     """All sections, and the keys of those that could not be computed although they should."""
     sections, failed = [], []
+    is_registered = material.registration is not None
     for key, title in SECTIONS:
+        if is_registered and key == BEFORE:
+            section, worked = _section(*REGISTERED, material)
+            sections.append(section)
+            failed += [] if worked else [REGISTERED[0]]
         section, worked = _section(key, title, material)
+        if is_registered and key not in NEVER_EXPLORATORY:
+            section = replace(section, title=f"{section.title} (exploratory)")
         sections.append(section)
         failed += [] if worked else [key]
         step()
@@ -174,6 +190,7 @@ def _data(sections: list[Section], material: Material) -> dict[str, Any]:
         "sources": [plain(asdict(source)) for source in material.trials.sources],
         "left_out": [asdict(dropped) for dropped in material.trials.dropped],
         "choices": list(material.choices),
+        "registration": None if material.registration is None else plain(asdict(material.registration)),
         "sections": {section.key: section.to_dict() for section in sections},
         "versions": found,
     }

@@ -1,4 +1,7 @@
-"""The stimulus sets behind a report, as far as they are still where the runs found them: for rules and human responses."""
+"""The stimulus sets behind a report, as far as they are still where the runs found them: for rules and human responses.
+
+A relative path is one from here, or from a folder above the run, as in a study.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,19 @@ def find_sets(trials: Trials) -> dict[str, StimulusSet]:
     for source in trials.sources:
         if not source.stimuli or source.stimuli[:12] in found or not source.set_path:
             continue
-        try:
-            stimuli = StimulusSet.load(Path(source.set_path))
-        except (StimulusError, OSError):
-            continue
-        if stimuli.content_sha256 == source.stimuli:
-            found[source.stimuli[:12]] = stimuli
+        for home in (Path(), *Path(source.path).parents):
+            stimuli = _load(home / source.set_path)
+            if stimuli is not None and stimuli.content_sha256 == source.stimuli:
+                found[source.stimuli[:12]] = stimuli
+                break
     return found
+
+
+def _load(path: Path) -> StimulusSet | None:
+    try:
+        return StimulusSet.load(path) if path.is_dir() else None
+    except (StimulusError, OSError):
+        return None
 
 
 def human_responses(sets: dict[str, StimulusSet]) -> pd.DataFrame:

@@ -56,13 +56,14 @@ def section(material: Material) -> Section:
         "contrasts",
         "Planned contrasts",
         "Does training help within its task, and does anything carry over?",
-        tuple(_answer(table)),
+        tuple(sentences(table)),
         results,
         figures,
     )
 
 
-def _answer(table: pd.DataFrame) -> list[str]:
+def sentences(table: pd.DataFrame) -> list[str]:
+    """The contrasts of a table in words."""
     lines = []
     for row in table.to_dict("records"):
         if row["difference"] != row["difference"]:

@@ -21,6 +21,7 @@ def analyze(
     out: Path = Path("analysis"),
     bound: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=0.5))] = 0.1,
     seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    registered: Path | None = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -33,18 +34,22 @@ def analyze(
         out: Folder of the report; an earlier report in it is replaced.
         bound: Difference between success rates below which two are called equivalent.
         seed: Of bootstrap samples.
+        registered: Registration of a study (`probe study freeze`), or its folder: the contrasts that were planned are tested as such,
+            with the bound of the registration, and everything else is called exploratory.
     """
     # The matrices are small: threads of the BLAS would spend several times as long waiting for each other. It reads this
     # once, when numpy is imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     from analysis.material import Settings
+    from analysis.registration import read_registration
     from analysis.report import analyse
     from probes.cli.console import progress, show, show_json, tell
     from probes.cli.errors import FAILURE, SUCCESS
 
+    plan = None if registered is None else read_registration(registered)
     with progress("analysing") as step:
-        report = analyse(runs, out, Settings(seed=seed, bound=bound), step)
+        report = analyse(runs, out, Settings(seed=seed, bound=bound), step, plan)
     if json:
         show_json(report.data)
     else:
