@@ -180,9 +180,9 @@ class Playing:
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         log["completions/clipped_ratio"].append(sum(s.reply_ids[-1] not in ends for s in made) / len(made))
         replies = [[{"role": "assistant", "content": sample.reply}] for sample in made]
-        images = [_images(sample.trial) for sample in made]
+        pictures = [images(sample.trial) for sample in made]
         ids = [sample.prompt_ids for sample in made], [sample.reply_ids for sample in made]
-        return *ids, None, replies, None, {}, images, []
+        return *ids, None, replies, None, {}, pictures, []
 
     def _calculate_rewards(self, *args: Any) -> Any:
         # Copies have no reward, of which TRL would warn in every rollout.
@@ -218,7 +218,7 @@ class Playing:
         masks = made["attention_mask"].bool()
         prompts = [ids[mask].tolist() for ids, mask in zip(made["input_ids"], masks, strict=True)]
         further = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
-        replies, _ = self._generate_single_turn(prompts, [_images(trial) for trial in trials], further, 1)
+        replies, _ = self._generate_single_turn(prompts, [images(trial) for trial in trials], further, 1)
         return prompts, replies
 
     def _attempt(self: Any, episode: Episode, trial: Trial, prompt: list[int], reply_ids: list[int]) -> None:
@@ -328,14 +328,24 @@ def make_loop(
         ModelError: If they do not.
     """
     memory = Memory(config.attempts, config.memory)
+    prompter = check_episodes(memory, policy, data, reply_tokens)
+    items = [example.item for example in data.examples]
+    return Loop(items, judge, memory, prompter, config.discount, config.success_reward, results)
+
+
+def check_episodes(memory: Memory, policy: Policy, data: TrainingSet, reply_tokens: int) -> Prompter:
+    """Refuse episodes that do not fit into the model's context; gives what makes the prompts of the others.
+
+    Raises:
+        ModelError: If they do not.
+    """
     ends = end_tokens(policy.model, policy.processor.tokenizer, policy.name)
     prompter = Prompter(policy.processor, ends, policy.name)
     prompts = {example.item.question.prompt: example for example in data.examples}
     chosen = [prompts[prompt] for prompt in sorted(prompts, key=len)[-LONGEST:]]
     trials = [memory.longest(Trial(example.item, example.image)) for example in chosen]
     check_context(policy.model, prompter, trials, lambda _: reply_tokens, policy.name)
-    items = [example.item for example in data.examples]
-    return Loop(items, judge, memory, prompter, config.discount, config.success_reward, results)
+    return prompter
 
 
 def compared(samples: Sequence[Sample], group: int, *, scaled: bool) -> tuple[list[float], float]:
@@ -386,13 +396,14 @@ def conversation(trial: Trial) -> list[dict[str, Any]]:
     """A trial as TRL takes conversations: with its pictures in their places."""
     found = []
     for turn in trial.turns:
-        told, images = message(turn), iter(turn.images)
-        parts = [part | {"image": next(images)} if part["type"] == "image" else part for part in told["content"]]
+        told, pictures = message(turn), iter(turn.images)
+        parts = [part | {"image": next(pictures)} if part["type"] == "image" else part for part in told["content"]]
         found.append(told | {"content": parts})
     return found
 
 
-def _images(trial: Trial) -> list[Any]:
+def images(trial: Trial) -> list[Any]:
+    """The pictures of a trial, in the order in which they are shown."""
     return [image for turn in trial.turns for image in turn.images]
 
 

@@ -93,7 +93,7 @@ class TrainConfig:
         gradient_checkpointing: Trade time for memory.
         init: Folder of an adapter to go on from: warm start, or learning a second task.
         curriculum: "none", "easy-to-hard", "hard-to-easy" or "adaptive" (to success).
-        attempts: Attempts per scene (closed loop).
+        attempts: Attempts per scene (closed loop; SFT: the expert answers after up to one fewer that failed).
         memory: "none", "last-k" or "all" earlier attempts in the context.
         discount: Factor on what an episode comes to, for every further attempt that it takes.
         auxiliary: Weight of the auxiliary loss on the physical state; 0: none.
@@ -232,7 +232,7 @@ def per_process(config: TrainConfig, processes: int) -> TrainConfig:
         raise TrainingError(
             f"--batch {config.batch} cannot be divided among {processes} processes: take a multiple of {processes}"
         )
-    if config.attempts > 1 and config.rollout // processes % config.generations:
+    if config.reinforced and config.attempts > 1 and config.rollout // processes % config.generations:
         raise TrainingError(
             f"--rollout {config.rollout} does not hold whole groups of --generations {config.generations} for each of"
             f" {processes} processes, which --attempts needs: take a multiple of {processes * config.generations}"
@@ -321,8 +321,12 @@ def _check_attempts(config: TrainConfig) -> None:
         Memory(config.attempts, config.memory)
     except ValueError as error:
         raise TrainingError(f"--{error}") from error
-    if config.attempts > 1 and config.method not in ("ppo", "grpo"):
-        raise TrainingError(f"--attempts {config.attempts} goes with ppo and grpo, not with {config.method}")
+    if config.attempts > 1 and config.method == "rloo":
+        raise TrainingError(f"--attempts {config.attempts} goes with sft, ppo and grpo, not with {config.method}")
+    if config.attempts > 1 and config.method == "sft" and config.memory == "none":
+        raise TrainingError(
+            "--memory none shows an expert no earlier attempt to correct: give another, or leave --attempts out"
+        )
 
 
 def _check_groups(config: TrainConfig) -> None:

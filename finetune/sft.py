@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,14 @@ class DemonstrationTrainer(WithAuxiliary, Counting, SFTTrainer):
             self.results.note(inputs["place"].tolist(), right)
 
 
-def make_sft(model: Any, processor: Any, dataset: Any, settings: dict[str, Any], callbacks: list[Any]) -> SFTTrainer:
+def make_sft(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    settings: dict[str, Any],
+    callbacks: list[Any],
+    shown: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> SFTTrainer:
     """The trainer of demonstrations in the form of prompt and completion, where the completion alone is learned.
 
     Args:
@@ -62,6 +69,7 @@ def make_sft(model: Any, processor: Any, dataset: Any, settings: dict[str, Any],
         dataset: Rows in the order in which they are to be seen.
         settings: Settings that all methods share, by TRL's names.
         callbacks: The monitor, and others.
+        shown: What becomes of a row when it is shown; with several attempts, earlier ones come into its prompt.
 
     Raises:
         TrainingError: If a row has no label to learn.
@@ -77,7 +85,7 @@ def make_sft(model: Any, processor: Any, dataset: Any, settings: dict[str, Any],
         processing_class=processor,
         callbacks=callbacks,
     )
-    trainer.data_collator = _Labelled(trainer.data_collator)
+    trainer.data_collator = _Labelled(trainer.data_collator, shown)
     return trainer
 
 
@@ -86,14 +94,15 @@ class _Labelled:
 
     Args:
         collate: TRL's collator.
+        shown: What becomes of a row beforehand.
     """
 
-    def __init__(self, collate: Any) -> None:
-        self._collate = collate
+    def __init__(self, collate: Any, shown: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        self._collate, self._shown = collate, shown
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch. Raises TrainingError if a row has no label."""
-        batch: dict[str, Any] = self._collate(rows)
+        batch: dict[str, Any] = self._collate([self._shown(row) for row in rows])
         labelled = (batch["labels"] != -100).any(dim=1)
         if not bool(labelled.all()):
             raise TrainingError(

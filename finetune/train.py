@@ -27,9 +27,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from finetune.closed_loop import PLAYERS, make_loop
+from finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from finetune.closed_loop import reward_functions as loop_rewards
 from finetune.config import Budget, TrainConfig, TrainingError, per_process
+from finetune.corrections import Corrections
 from finetune.course import Course
 from finetune.curves import draw_curves
 from finetune.data import TrainingSet, check_tasks, training_set
@@ -41,6 +42,7 @@ from finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
 from finetune.reward import Judge, reward_functions
 from finetune.sft import make_sft
 from probes.allocation import keep_freed_memory
+from probes.memory import Memory
 from probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from probes.provenance import git_state, hardware, versions
 
@@ -273,13 +275,19 @@ def _trainer(
         "dataloader_num_workers": 0,
     }
     rows, callbacks = course.rows(table), [*course.callbacks, monitor]
+    items = [example.item for example in data.examples]
+    longest_reply = reply_tokens(policy.processor, (item.question for item in items), config)
     if not config.reinforced:
-        watching = make_sft(policy.model, policy.processor, rows, settings, callbacks)
+        shown: Any = dict
+        if config.attempts > 1:
+            memory = Memory(config.attempts, config.memory)
+            check_episodes(memory, policy, data, longest_reply)
+            shown = Corrections(data.examples, memory, config.seed)
+        watching = make_sft(policy.model, policy.processor, rows, settings, callbacks, shown)
         watching.auxiliary, watching.results = course.objective, course.results
         watching.tasks = [example.item.task for example in data.examples] if len(config.tasks) > 1 else ()
         return watching
-    items = [example.item for example in data.examples]
-    judge, longest_reply = Judge(items), reply_tokens(policy.processor, (item.question for item in items), config)
+    judge = Judge(items)
     loop = make_loop(config, policy, data, judge, longest_reply, course.results) if config.attempts > 1 else None
     acting = make_reinforced(
         config,

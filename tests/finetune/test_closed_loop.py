@@ -214,8 +214,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_learned(played: Callabl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "sft"}, "goes with ppo and grpo, not with sft"),
-        ({"method": "rloo"}, "goes with ppo and grpo"),
+        ({"method": "rloo"}, "goes with sft, ppo and grpo, not with rloo"),
         ({"memory": "some"}, "--memory must be"),
     ],
 )
