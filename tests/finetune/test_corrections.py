@@ -115,5 +115,5 @@ def test_the_expert_is_asked_as_at_probing_and_its_reply_alone_is_learned(
 
 
 def test_without_memory_there_is_nothing_to_correct() -> None:
-    with pytest.raises(TrainingError, match="--memory none .* leave --attempts out"):
+    with pytest.raises(TrainingError, match=r"--memory none .* leave --attempts out"):
         settings(memory="none")
