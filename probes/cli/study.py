@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from probes.study.cells import Cell
     from probes.study.design import Design
     from probes.study.drive import Event
+    from probes.study.launch import Launch
     from probes.study.overview import Overview
     from probes.study.pools import Pool
     from probes.study.store import Store
@@ -88,12 +89,13 @@ def freeze(
     from probes.cli.console import show, show_json
     from probes.study.drive import drive
     from probes.study.fields import StudyError
+    from probes.study.pools import LocalPool
     from probes.study.registration import REGISTRATION, register
 
     design, cells, store = _open(study, out)
     sets = [cell for cell in cells if cell.kind == "sets"]
     with store.held():
-        pool = _pool(store, "local", jobs, "", 1, 0, ())
+        pool = LocalPool(store, jobs)
         moved = store.tidy(cells)
         with _Watch(sets, store, pool, moved) as watch:
             drive(sets, store, pool, watch)
@@ -124,6 +126,7 @@ def run(
     partition: str = "",
     time_limit: Annotated[int, Parameter(name="--time", validator=validators.Number(gte=1))] = 240,
     gpus: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    launch: str = "",
     sbatch: tuple[str, ...] = (),
     json: Json = False,
     config: Config = None,
@@ -138,17 +141,20 @@ def run(
             Slurm.
         partition: Of Slurm.
         time_limit: Minutes that a job may take; a cell that takes longer is put back into the queue and goes on.
-        gpus: GPUs of a job.
+        gpus: GPUs of a job, or of a cell that is launched.
+        launch: Start trainings and runs with accelerate, by one of the configurations `single-gpu`, `multi-gpu` and `zero3`, or by a
+            file of one's own.
         sbatch: Further options of sbatch, such as `cpus_per_task=8` or `mem=32G`; may be repeated.
     """
     from probes.cli.console import show, show_json
     from probes.cli.errors import FAILED_TRIALS, SUCCESS
     from probes.study.drive import drive
+    from probes.study.launch import find_launch
 
     design, cells, store = _open(study, out)
     _tell_deviations(design, cells, store)
     with store.held():
-        pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch)
+        pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch, find_launch(launch, gpus))
         moved = store.tidy(cells)
         with _Watch(cells, store, pool, moved) as watch:
             drive(cells, store, pool, watch)
@@ -263,19 +269,28 @@ def _overview(cells: list[Cell], store: Store, jobs: int) -> Overview:
 
 
 def _pool(
-    store: Store, executor: str, jobs: int, partition: str, minutes: int, gpus: int, sbatch: tuple[str, ...]
+    store: Store,
+    executor: str,
+    jobs: int,
+    partition: str,
+    minutes: int,
+    gpus: int,
+    sbatch: tuple[str, ...],
+    launch: Launch,
 ) -> Pool:
     from probes.cli.errors import UsageError
     from probes.cli.resources import cores
     from probes.study.pools import LocalPool, SubmititPool
 
     share = max(1, cores() // jobs)
-    if executor != "slurm" and (partition or gpus or sbatch):
-        raise UsageError("--partition, --gpus and --sbatch are for Slurm: give --executor slurm as well")
+    if executor != "slurm" and (partition or sbatch or (gpus and not launch.config)):
+        raise UsageError(
+            "--partition, --sbatch, and --gpus without --launch, are for Slurm: give --executor slurm as well"
+        )
     if executor == "local":
-        return LocalPool(store, jobs, processes=share, threads=share)
+        return LocalPool(store, jobs, processes=share, threads=share, launch=launch)
     if executor == "rehearsal":
-        return SubmititPool(store, jobs, {"timeout_min": minutes}, cluster="local", processes=share)
+        return SubmititPool(store, jobs, {"timeout_min": minutes}, cluster="local", processes=share, launch=launch)
     further = {}
     for text in sbatch:
         name, sign, value = text.removeprefix("--").partition("=")
@@ -289,7 +304,7 @@ def _pool(
     options |= {"slurm_partition": partition} if partition else {}
     options |= {"gpus_per_node": gpus} if gpus else {}
     options |= {"slurm_additional_parameters": further} if further else {}
-    return SubmititPool(store, jobs, options, processes=int(cpus))
+    return SubmititPool(store, jobs, options, processes=int(cpus), launch=launch)
 
 
 class _Watch:

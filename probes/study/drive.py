@@ -84,7 +84,7 @@ class _Driver:
                 self._settle(cell)
                 continue
             (self.store.cell_folder(cell.id) / ENDED).unlink(missing_ok=True)
-            write_json(self.store.cell_folder(cell.id) / WORK, work_of(cell, self.pool.processes))
+            write_json(self.store.cell_folder(cell.id) / WORK, work_of(cell, self.pool.processes, self.pool.launch))
             begun.append(cell)
         if begun:
             self.pool.start([cell.id for cell in begun])

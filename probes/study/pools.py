@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from probes.study.fields import StudyError
+from probes.study.launch import Launch
 from probes.study.store import JOB, LOG, Store, read_json, write_json
 
+IN_PROCESS = Launch()
 GRACE = 30.0
 """Seconds that a process has to end before it is killed."""
 SQUEUE_EVERY = 20.0
@@ -31,6 +33,8 @@ class Pool(Protocol):
     """Cells at a time."""
     processes: int
     """That each may start for stimuli."""
+    launch: Launch
+    """How accelerate starts their steps, if it does."""
 
     def adopt(self, cells: Sequence[str]) -> list[str]:
         """Those of the cells for which an earlier driver has started a job that is still there; they are watched from now on."""
@@ -57,6 +61,7 @@ class LocalPool:
     size: int
     processes: int = 1
     threads: int = 1
+    launch: Launch = IN_PROCESS
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def adopt(self, cells: Sequence[str]) -> list[str]:
@@ -154,6 +159,7 @@ class SubmititPool:
     options: Mapping[str, Any]
     cluster: str = "slurm"
     processes: int = 1
+    launch: Launch = IN_PROCESS
     _jobs: dict[str, Any] = field(default_factory=dict)
     _asked: float = 0.0
 

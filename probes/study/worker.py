@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
 from probes.cli.settings import OTHER_VARIABLES
 from probes.study.cells import Cell, Step
+from probes.study.launch import Launch, call
 from probes.study.store import (
     ENDED,
     LOCK,
@@ -38,30 +39,33 @@ from probes.study.store import (
 )
 
 AT_WORK = 4
+IN_PROCESS = Launch()
 PATIENCE = 5.0
 """Seconds to wait for a lock that somebody may hold only to look at the cell."""
 ERRORS_KEPT = 4
 """Last lines that a step wrote to stderr, among which its reason is looked for."""
 
 
-def work_of(cell: Cell, processes: int) -> dict[str, Any]:
+def work_of(cell: Cell, processes: int, launch: Launch = IN_PROCESS) -> dict[str, Any]:
     """What a worker has to know, as it is written into the cell's folder.
 
     Args:
         cell: The cell.
         processes: That its steps may start for stimuli.
+        launch: How accelerate starts steps, if it does.
     """
-    return {"processes": processes, **asdict(cell)}
+    return {"processes": processes, "launch": asdict(launch), **asdict(cell)}
 
 
-def read_work(path: Path) -> tuple[Cell, int]:
-    """The cell that a worker is asked to do, and the processes that its steps may start."""
+def read_work(path: Path) -> tuple[Cell, int, Launch]:
+    """The cell that a worker is asked to do, the processes that its steps may start for stimuli, and how steps are launched."""
     data = json.loads(path.read_text(encoding="utf-8"))
     steps = []
     for step in data["steps"]:
         lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
         steps.append(Step(**{**step, **lists}))
-    return Cell(data["id"], data["kind"], data["group"], tuple(steps)), int(data["processes"])
+    cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
+    return cell, int(data["processes"]), Launch(**data.get("launch", {}))
 
 
 def command_of(step: Step) -> str:
@@ -81,7 +85,7 @@ def work(folder: Path, cell_id: str) -> int:
     """
     store = Store(folder.resolve())
     home = store.cell_folder(cell_id)
-    cell, processes = read_work(home / WORK)
+    cell, processes, launch = read_work(home / WORK)
     # The commands name folders inside that of the study, so that it can be moved, and read no settings of another place.
     os.chdir(store.folder)
     for name in [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]:
@@ -91,13 +95,13 @@ def work(folder: Path, cell_id: str) -> int:
             return AT_WORK
         (home / ENDED).unlink(missing_ok=True)
         started = time.monotonic()
-        failures, blocked = _steps(store, cell, processes)
+        failures, blocked = _steps(store, cell, processes, launch)
         ended = Ended(tuple(failures), tuple(blocked), round(time.monotonic() - started, 1))
         store.write_ended(cell.id, fingerprint(cell), ended)
     return FAILED_TRIALS if failures else SUCCESS
 
 
-def _steps(store: Store, cell: Cell, processes: int) -> tuple[list[Failure], list[str]]:
+def _steps(store: Store, cell: Cell, processes: int, launch: Launch) -> tuple[list[Failure], list[str]]:
     """Do them; those that failed, and those whose needs are not there."""
     failures: list[Failure] = []
     blocked: list[str] = []
@@ -108,7 +112,7 @@ def _steps(store: Store, cell: Cell, processes: int) -> tuple[list[Failure], lis
             blocked.append(step.id)
             continue
         try:
-            reason = _do(store, step, processes)
+            reason = _do(store, step, processes, launch)
         except OSError as error:
             reason = as_line(error)
         if reason:
@@ -122,7 +126,7 @@ def is_there(store: Store, step_id: str) -> bool:
     return bool(read_json(store.folder / step_id / MARK).get("done"))
 
 
-def _do(store: Store, step: Step, processes: int) -> str:
+def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
     """Do one step; the reason why it failed, or nothing."""
     out = store.folder / step.id
     mark = {"sha256": step.sha256, "arguments": list(step.arguments), "pace": step.pace, "amount": step.amount}
@@ -131,7 +135,7 @@ def _do(store: Store, step: Step, processes: int) -> str:
     if step.arguments[0] != "stimuli":  # whose folder must not be there beforehand: it appears when it is whole
         write_json(out / MARK, mark)
     clock, cpu = time.monotonic(), _cpu_seconds()
-    code, reason = _call((*step.arguments, "--jobs", str(processes)))
+    code, reason = _call((*step.arguments, "--jobs", str(processes)), launch)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != SUCCESS:
@@ -149,11 +153,14 @@ def _do(store: Store, step: Step, processes: int) -> str:
     return ""
 
 
-def _call(arguments: tuple[str, ...]) -> tuple[int, str]:
-    """Run a command line of `probe` in this process: its exit code, and the reason if it failed."""
+def _call(arguments: tuple[str, ...], launch: Launch) -> tuple[int, str]:
+    """Run a command line of `probe`, in this process if it is not launched: its exit code, and the reason if it failed."""
     from probes.cli import main
 
     errors = _Tee(sys.stderr)
+    if launch.is_for(arguments[:-2]):
+        code = call(launch.command(arguments), errors.write)
+        return code, errors.reason(code)
     sys.stderr = errors
     try:
         main(arguments)

@@ -165,3 +165,22 @@ def test_jobs_of_submitit_do_the_same(study, capsys, tmp_path):
     code, _, err = call(capsys, "study", "run", study, "--partition", "gpu")
     assert code == 2
     assert "are for Slurm" in err
+
+
+def test_accelerate_starts_what_a_model_is_asked(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "study: base\nmodels: [tiny]\nsets: {n: 8, seed: 5, size: 32}\ntests: {tasks: [towers-stability]}\n"
+    )
+    cpu = tmp_path / "cpu.yaml"
+    cpu.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
+    code, out, err = call(capsys, "study", "run", study, "--launch", cpu)
+    folder = tmp_path / "studies" / "base"
+    log = (folder / "cells" / "runs" / "tiny_none" / "log.txt").read_text()
+    assert code == 0, out + err + log
+    assert f"--config_file {cpu} -m probes run --model tiny" in log
+    assert len(read_trials(folder / "runs" / "tiny_none" / "towers-stability")) == 8
+    code, _, err = call(capsys, "study", "run", study, "--launch", "zero")
+    assert code == 1
+    assert "did you mean zero3" in err
