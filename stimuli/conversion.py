@@ -1,16 +1,17 @@
-"""Pictures of other people, as sets store them: square, RGB, PNG; what was converted is noted."""
+"""Pictures of other people, as sets store them: square, sRGB, PNG, as a viewer shows them; what was converted is noted."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from stimuli.tables import Report
 
@@ -35,7 +36,7 @@ def convert(
     report: Report,
     wrong: Callable[[str, str], None],
 ) -> Picture | None:
-    """A picture as a square RGB PNG; None, with the problem reported, if it cannot be had."""
+    """A picture as a square RGB PNG, turned as its camera was; None, with the problem reported, if it cannot be had."""
     if file in loaded:
         return loaded[file]
     path = (folder / file).resolve()
@@ -47,13 +48,23 @@ def convert(
         wrong("file", f"there is no picture {file!r} in {folder}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         return None
     try:
-        with Image.open(path) as opened:
+        # Pillow warns of pictures from 89 million pixels on, which a camera may have, and refuses twice as many.
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as opened,
+        ):
+            frames = getattr(opened, "n_frames", 1)
             opened.load()
-            turned = ImageOps.exif_transpose(opened)
-            picture = _rgb(turned, report)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        wrong("file", f"{file!r} cannot be read as a picture: {error}")
+            picture = _rgb(ImageOps.exif_transpose(opened), report)
+    except UnidentifiedImageError:
+        wrong("file", f"{file!r} is not a picture that can be read here: save it as PNG or JPEG")
         return None
+    except (OSError, ValueError, Image.DecompressionBombError, ImageCms.PyCMSError) as error:
+        wrong("file", f"{file!r} cannot be read as a picture ({error}): save it anew as PNG or JPEG")
+        return None
+    # A telephone may hide a second picture (a map of depth, say) in a JPEG, which no viewer shows.
+    if frames > 1 and opened.format != "MPO":
+        report.notes["pictures of several frames, of which the first was taken"] += 1
     if min(picture.size) < SMALLEST:
         wrong("file", f"{file!r} has {picture.size[0]} x {picture.size[1]} pixels: at least {SMALLEST} are needed")
         return None
@@ -72,15 +83,42 @@ def convert(
 
 
 def _rgb(picture: Image.Image, report: Report) -> Image.Image:
-    """A picture with three channels; what is transparent becomes white."""
-    if picture.mode == "RGB":
-        return picture.copy()
-    report.notes[f"pictures converted from {picture.mode} to RGB"] += 1
+    """A picture with three channels of eight bits in sRGB; what is transparent becomes white.
+
+    Raises:
+        ValueError: If its numbers say nothing about how bright they are to be shown.
+    """
+    if picture.mode in ("F", "I"):
+        raise ValueError("its grey values do not say which of them is white")
+    profile = picture.info.get("icc_profile")
+    if picture.mode != "RGB":
+        report.notes[f"pictures converted from {picture.mode} to RGB"] += 1
+    if picture.mode.startswith("I;16"):  # Pillow would cut off whatever is above 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535).convert("L")
+    alpha = None
     if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+        picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
+    if picture.mode != "CMYK":
+        picture = picture.convert("RGB")
+    shown = _to_srgb(picture, profile, report) if profile else picture.convert("RGB")
+    if alpha is None:
+        return shown
+    ground = Image.new("RGB", shown.size, "white")
+    ground.paste(shown, mask=alpha)
+    return ground
+
+
+def _to_srgb(picture: Image.Image, data: bytes, report: Report) -> Image.Image:
+    """A picture whose colours are those of a profile, as cameras and printers have them, in the colours of a screen."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+    grey = profile.profile.xcolor_space.strip() == "GRAY"  # its curve is close to that of sRGB
+    if grey or "srgb" in ImageCms.getProfileDescription(profile).lower():
+        return picture.convert("RGB")
+    converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # it works in place only when told to
+    report.notes["pictures whose colour profile was applied"] += 1
+    return converted
 
 
 def _border(picture: Image.Image) -> tuple[int, int, int]:

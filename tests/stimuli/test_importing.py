@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from probes.cli import main
 from probes.models import ModelError
@@ -206,7 +206,7 @@ def test_every_problem_is_named_with_its_row_and_column_and_nothing_is_written(p
         ("line 4, column 'margin'", "'big' is not a number"),
         ("line 4, column 'count'", "'2.5' is not a whole number of at least 1"),
         ("line 4, column 'answer'", "'perhaps' is not one of stands (yes), falls (no)"),
-        ("line 5, column 'file'", "cannot be read as a picture"),
+        ("line 5, column 'file'", "is not a picture that can be read here"),
         ("line 5, column 'margin'", "'nan' is not a finite number"),
         ("line 6, column 'file'", "8 x 8 pixels: at least 16"),
         ("line 6, column 'count'", "'0' is not a whole number"),
@@ -254,6 +254,35 @@ def test_odd_pictures_are_converted_with_a_note(pictures, tmp_path):
     assert all(part in notes for part in ("from L to RGB", "from RGBA to RGB", "not square", "different sizes"))
     scaled = import_set(pictures, tmp_path / "t.csv", tmp_path / "small", task="towers-stability", size=32)
     assert {scaled.image(item).size for item in scaled.items} == {(32, 32)}
+
+
+def test_photographs_are_shown_as_a_viewer_shows_them(pictures, tmp_path):
+    """Turned as the camera was held, with all bits of grey, in the colours of their profile; the rest in one clear line."""
+    half = Image.new("RGB", (40, 40), (200, 30, 30))
+    half.paste((30, 30, 200), (0, 0, 40, 20))  # the upper half is blue
+    held = Image.Exif()
+    held[0x0112] = 6
+    half.rotate(90).save(pictures / "p0.jpg", exif=held, quality=95)
+    Image.fromarray(np.full((40, 40), 128 * 257, np.uint16)).save(pictures / "p1.png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # A profile whose red is sRGB's blue, and the other way round.
+    swapped = profile.replace(b"rXYZ", b"temp", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"temp", b"bXYZ", 1)
+    half.save(pictures / "p2.png", icc_profile=swapped.replace("sRGB".encode("utf-16-be"), "BGR ".encode("utf-16-be")))
+    half.save(pictures / "p3.png", icc_profile=profile)
+    rows = [{**row, "file": "p0.jpg"} if row["file"] == "p0.png" else row for row in trials()]
+    made = import_set(pictures, write(tmp_path / "t.csv", rows), tmp_path / "set", task="towers-stability")
+    turned, grey, other, plain = (np.asarray(made.image(item)).astype(int) for item in made.items)
+    assert np.abs(turned[10, 20] - (30, 30, 200)).max() < 8 and np.abs(turned[30, 20] - (200, 30, 30)).max() < 8
+    assert (grey == 128).all()
+    assert np.abs(other - plain[..., ::-1]).max() < 8 and (plain == np.asarray(half)).all()
+    assert made.card["imported"]["notes"]["pictures whose colour profile was applied"] == 1
+    Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(pictures / "p1.tif")
+    (pictures / "p2.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    rows = [{"file": file, "answer": "falls"} for file in ("p1.tif", "p2.heic")]
+    with pytest.raises(ImportProblems) as raised:
+        import_set(pictures, write(tmp_path / "u.csv", rows), tmp_path / "none", task="towers-stability")
+    assert all(line.endswith("PNG or JPEG") and str(tmp_path) not in line for line in raised.value.problems)
+    assert "do not say which of them is white" in raised.value.problems[0]
 
 
 def test_responses_of_participants_travel_with_the_set(pictures, tmp_path):
