@@ -24,6 +24,8 @@ GRACE = 30.0
 """Seconds that a process has to end before it is killed."""
 SQUEUE_EVERY = 20.0
 """Seconds between questions to Slurm whether jobs are still there."""
+SETTLE = 2.0
+"""The same, while a job has a result and Slurm may not have let go of it yet."""
 
 
 class Pool(Protocol):
@@ -205,13 +207,18 @@ class SubmititPool:
             self._jobs[cell] = job
 
     def ended(self) -> dict[str, str]:
-        """Those whose jobs are over, by their results or because Slurm does not have them any more."""
+        """Those whose jobs have a result; of Slurm's, those that it does not have any more.
+
+        A result alone does not say that a job is over: one that Slurm puts back into the queue has that of its interrupted try.
+        """
         over = {cell: "" for cell, job in self._jobs.items() if job.done()}
-        if self.cluster == "slurm" and time.monotonic() - self._asked > SQUEUE_EVERY:
+        if self.cluster == "slurm":
+            if time.monotonic() - self._asked < (SETTLE if over else SQUEUE_EVERY):
+                return {}
             self._asked = time.monotonic()
             alive = _still_there([job.job_id for job in self._jobs.values()])
-            lost = [cell for cell, job in self._jobs.items() if cell not in over and job.job_id not in alive]
-            over |= {cell: f"Slurm has ended job {self._jobs[cell].job_id}" for cell in lost}
+            lost = [cell for cell, job in self._jobs.items() if job.job_id not in alive]
+            over = {cell: over.get(cell, f"Slurm has ended job {self._jobs[cell].job_id}") for cell in lost}
         for cell in over:
             job = self._jobs.pop(cell)
             (self.store.cell_folder(cell) / JOB).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,9 @@ def free_port() -> int:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A Slurm of one node; its folder."""
-    folder = tmp_path / "slurm"
+    # The socket of munge must be within reach of all, which folders of pytest are not.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)
     ports = {"SLURMCTLD_PORT": str(free_port()), "SLURMD_PORT": str(free_port())}
     started = subprocess.run([SCRIPT, "start", folder], env=os.environ | ports, capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
@@ -59,6 +62,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["scancel", "--user=root"], check=False)
     time.sleep(2)
     subprocess.run([SCRIPT, "stop", folder], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def study(*arguments: str) -> subprocess.Popen[str]:
