@@ -1,5 +1,6 @@
 # make demo    install, ask the embedded model about 500 towers, write the summary and the figure
 # make test    lint, types, fast tests
+# make docs    the documentation as a site, in build/docs
 # PYTHON=python3.11 make install    uses another interpreter (3.11 or later)
 
 PYTHON ?= python3
@@ -12,8 +13,9 @@ BIN := $(VENV)/bin
 # Stamps: they are newer than what they were made from, so that a second run has nothing to do.
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.installed-test
+DOCS_INSTALLED := $(VENV)/.installed-docs
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow docs lint format clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -32,6 +34,10 @@ $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(INSTALLED)
 	$(BIN)/probe run --model tiny --stimuli towers --out $(DEMO_DIR) $(DEMO_ARGS)
 	@echo "The figure is $(DEMO_DIR)/psychometric.png; every trial is in $(DEMO_DIR)/trials.jsonl."
@@ -47,6 +53,10 @@ format: $(TEST_INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(DOCS_INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is build/docs/index.html."
 
 test-slow: $(TEST_INSTALLED)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -58,6 +58,7 @@ def run(
     Args:
         model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server.
         stimuli: Folder of a set, task name, or family (`towers`: its headline task).
+        shift: Ask the shifted set of a task or family: `camera:2`, `visual:2,size:1` (see `probe stimuli make --help`).
         adapter: Folder of a LoRA adapter; with --base-url, the adapter's id at the server.
         limit: Only the first so many items.
         readout: `generate`: read the reply. `options`: the log-probability of every legal answer.
