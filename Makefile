@@ -55,7 +55,7 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 docs: $(DOCS_INSTALLED)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The documentation is build/docs/index.html."
 
 test-slow: $(TEST_INSTALLED)

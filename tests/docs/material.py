@@ -49,6 +49,8 @@ def own_set(folder: Path) -> None:
         people.append(f"s01,{name},{'no' if falls else 'yes'},{1.1 if falls else 0.84:.2f}")
     (folder / "trials.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
     (folder / "people.csv").write_text("\n".join(people) + "\n", encoding="utf-8")
+    items = [",".join(line.split(",")[:4]) for line in table]
+    (folder / "items.csv").write_text("\n".join(items) + "\n", encoding="utf-8")
     slips = "\n".join(table).replace("tower02.jpg", "towr02.jpg", 1).splitlines()
     slips[8] = slips[8].replace("falls", "perhaps")
     slips[11] = slips[11].replace("0.32", "big")

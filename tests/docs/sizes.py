@@ -11,7 +11,7 @@ ITEMS = 12
 
 SMALL: dict[tuple[str, ...], dict[str, str]] = {
     ("run",): {"--limit": "4", "--jobs": "1"},
-    ("stimuli", "make"): {"-n": "12", "--size": "64", "--jobs": "1"},
+    ("stimuli", "make"): {"-n": "48", "--size": "64", "--jobs": "1"},
     ("stimuli", "check"): {},
     ("train",): {
         "--budget": "samples=16",

@@ -78,7 +78,20 @@ def test_every_command_is_understood(block: Block, tmp_path: Path, monkeypatch: 
     (tmp_path / "bin").mkdir()
     for harmless in ("basename", "cat", "seq"):
         (tmp_path / "bin" / harmless).symlink_to(str(shutil.which(harmless)))
-    names = {"probe", "accelerate", "torchrun", "make", "python", "pip", "cd", "head", "ls", "mkdir", *FOREIGN}
+    names = {
+        "probe",
+        "accelerate",
+        "torchrun",
+        "make",
+        "python",
+        "pip",
+        "cd",
+        "head",
+        "ls",
+        "mkdir",
+        "source",
+        *FOREIGN,
+    }
     answers = {name: answer(name) for name in names if not ("/" in name and name not in block.text)}
     _, printed = shell.run(block.commands(), tmp_path, answers, path=str(tmp_path / "bin"))
     assert not complaints, f"{block.place}: " + "\n".join(complaints)
