@@ -132,15 +132,27 @@ class _Maker:
                 yield from self._asked(f"{model.short}_none", model, None, "tests of the base", not design.trainings)
         for observer in design.observers:
             yield Cell(f"observers/{observer}", "observers", "observers", tuple(self._observations(observer)))
-        # Condition by condition, and within it seed by seed with all methods: a study that is stopped early has whole ones.
         for model in design.models:
-            for training in design.trainings:
-                for seed in training.seeds:
-                    for method in training.methods:
-                        step = self._training(model, training, method, seed)
-                        yield Cell(step.id, "adapters", f"trainings by {method}", (step,))
-                        group, decoded = f"tests after {method}", self._is_decoded(training, seed)
-                        yield from self._asked(Path(step.id).name, model, step, group, decoded)
+            for training, seed in self._in_order():
+                for method in training.methods:
+                    step = self._training(model, training, method, seed)
+                    yield Cell(step.id, "adapters", f"trainings by {method}", (step,))
+                    group, decoded = f"tests after {method}", self._is_decoded(training, seed)
+                    yield from self._asked(Path(step.id).name, model, step, group, decoded)
+
+    def _in_order(self) -> list[tuple[Training, int]]:
+        """Conditions and seeds in the order in which they are done, so that a study that is stopped early is a balanced one.
+
+        Conditions with the study's seeds come first, all of them with one seed before any with the next; then those with seeds
+        of their own, one after the other.
+        """
+        ranked = []
+        for place, training in enumerate(self._design.trainings):
+            is_own = training.seeds != self._design.seeds
+            for number, seed in enumerate(training.seeds):
+                rank = (is_own, place, number) if is_own else (is_own, number, place)
+                ranked.append((rank, training, seed))
+        return [(training, seed) for _, training, seed in sorted(ranked, key=lambda entry: entry[0])]
 
     def _is_decoded(self, training: Training, seed: int) -> bool:
         """Whether a trained model is decoded. It is decoded beside its base; so the base needs no cell of its own."""

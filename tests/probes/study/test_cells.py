@@ -80,9 +80,12 @@ def test_decoding_has_a_set_of_its_own_where_it_wants_more_items(cells, trained)
     assert "sets/towers-stability_states" in avoided[avoided.index("--avoid") + 1].split(",")
 
 
-def test_conditions_are_done_in_the_order_of_the_file_each_seed_with_all_methods(cells, trained):
-    made = [cell.id for cell in cells(trained) if cell.kind in ("adapters", "runs")]
-    names = [f"tiny_{m}_{c}_s{s}" for c in ("topblock", "tilt") for s in (0, 1) for m in ("sft", "ppo")]
+def test_a_study_that_is_stopped_early_is_balanced(cells, trained):
+    extra = "training: {few: {tasks: towers-stability, seeds: [1], methods: [ppo]}, topblock:"
+    text = trained.replace("training: {topblock:", extra)
+    made = [cell.id for cell in cells(text) if cell.kind in ("adapters", "runs")]
+    names = [f"tiny_{m}_{c}_s{s}" for s in (0, 1) for c in ("topblock", "tilt") for m in ("sft", "ppo")]
+    names.append("tiny_ppo_few_s1")
     assert made == ["runs/tiny_none", *(f"{kind}/{name}" for name in names for kind in ("adapters", "runs"))]
 
 
