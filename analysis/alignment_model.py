@@ -79,13 +79,13 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
                 }
             )
     return Result(
-        title="Human answers predicted by models, with 95 % intervals",
+        title="Human answers predicted by models, with 95 % Wald intervals",
         table=pd.DataFrame(rows),
         how=(
             "logistic mixed model (Laplace) of the signal answer on the log odds of the run's P(signal), per standard deviation over"
             " items, with participant and item effects; the first of the participant effects "
             + ", ".join(RANDOM)
-            + f" that is not singular; t tests with df between participants or items; {len(found)} trials"
+            + f" that is not singular; Wald intervals and t tests with df between participants or items; {len(found)} trials"
         ),
         notes=tuple(notes),
     )

@@ -8,6 +8,14 @@ degrees of freedom that there are between runs, or more by Satterthwaite's rule 
 it is against the untrained model, whose own error is one of items alone):
 
     df = df between runs x (variance of the contrast / its part between runs)^2
+
+Where items settle the answers, as at temperature 0 when all runs of a training answer alike, the model cannot hold the variance of
+items by training, and three equal runs must not count as three: the standard error of a cell is then widened by the design effect
+of answers that repeat within item and training, 1 + (runs - 1) x their intraclass correlation (Kish, 1965, Survey sampling).
+
+Where a cell has nothing but right or nothing but wrong answers, as at the ceiling, its standard error says next to nothing. Contrasts with such
+cells are tested by the signed root of the likelihood ratio at the variances that were estimated, and have profile intervals; the
+root is divided by what the standard error is widened by (Rao & Scott, 1984, Ann Stat 12:46-60). All others are Wald's.
 """
 
 from __future__ import annotations
@@ -15,25 +23,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import t as student
 
 from analysis.effect_sizes import log_odds_of, rate_of, rate_slope
 from analysis.mixed_effects import FitResult
 from analysis.mixed_effects.fitting import solve
+from analysis.mixed_effects.profile import Profile
 from analysis.random_effects import choose, standard_deviation
 from analysis.selection import Floats
 
 TERMS = ("(0 + trained | run)", "(0 + trained | run:test)", "(1 | item)", "(1 | item:training)")
 UNTRAINED = "none"
+FEW = 10
+"""Independent answers of a cell below which a likelihood ratio is too sure of itself, and Wald's test stays."""
+INTERVALS = (
+    "intervals and tests of log odds: Wald's, or, where all answers of a cell are alike, those of the profile likelihood (interval"
+    " says which)"
+)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its t test against 0 and its 95 % interval."""
+    """A number with its t test against 0 and its 95 % interval.
+
+    Attributes:
+        value, se, df: Estimate, standard error, degrees of freedom.
+        low, high: The interval.
+        p: Of the two-sided test.
+        statistic: What was compared with t: estimate over standard error, or the signed root of the likelihood ratio.
+        interval: What the interval is: "Wald", "profile", or "Zou–Donner".
+    """
 
     value: float
     se: float
@@ -41,14 +66,22 @@ class Estimate:
     low: float
     high: float
     p: float
+    statistic: float = math.nan
+    interval: str = "Wald"
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Standard errors downwards and upwards, which the interval implies."""
+        critical = float(student.ppf(0.975, self.df)) if self.df > 0 else math.nan
+        return (self.value - self.low) / critical, (self.high - self.value) / critical
 
 
 def estimate(value: float, se: float, df: float) -> Estimate:
     """An estimate with everything that follows from its standard error."""
     if not (math.isfinite(value) and math.isfinite(se) and se > 0 and df > 0):
         return Estimate(value, se, df, math.nan, math.nan, math.nan)
-    half = float(student.ppf(0.975, df)) * se
-    return Estimate(value, se, df, value - half, value + half, 2 * float(student.sf(abs(value / se), df)))
+    half, statistic = float(student.ppf(0.975, df)) * se, value / se
+    return Estimate(value, se, df, value - half, value + half, 2 * float(student.sf(abs(statistic), df)), statistic)
 
 
 @dataclass(frozen=True)
@@ -65,6 +98,8 @@ class CellModel:
         regularised: Whether estimates are drawn to 0 by a weak prior.
         shares: Which part of a cell's trials is from which trained run (runs, cells).
         counts: Trials of every cell (cells,).
+        widening: What standard errors of the cells are multiplied by, because answers repeat (cells,); 1 as a rule.
+        constant: Whether all answers of a cell, at least `FEW` independent ones, are right or all wrong (cells,).
     """
 
     fit: FitResult
@@ -75,6 +110,29 @@ class CellModel:
     regularised: bool
     shares: Floats
     counts: Floats
+    widening: Floats
+    constant: NDArray[np.bool_]
+
+    @property
+    def covariance(self) -> Floats:
+        """Of the log odds (cells, cells)."""
+        return np.asarray(self.fit.solution.covariance * np.outer(self.widening, self.widening))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know: how random effects were chosen, and those warnings of the fit that this does not settle."""
+        doubts = (
+            "the fit did not converge",
+            "the standard deviation of",
+            "no variance between levels of run",
+            "answers repeat:",
+        )
+        steps = list(self.steps)
+        if (self.widening > 1).any():
+            steps.append(
+                f"answers repeat within item and training: standard errors are widened by up to {self.widening.max():.2f}"
+            )
+        return (*steps, *(text for text in self.fit.warnings if text.startswith(doubts)))
 
     @property
     def log_odds(self) -> Floats:
@@ -83,31 +141,70 @@ class CellModel:
 
     def contrast(self, weights: Mapping[str, float]) -> Estimate:
         """A weighted sum of log odds."""
-        vector = self._vector(weights)
-        variance = float(vector @ self.fit.solution.covariance @ vector)
-        return estimate(float(vector @ self.log_odds), math.sqrt(max(variance, 0.0)), self._df(vector, variance))
+        return self._estimate(self._vector(weights))
+
+    def _estimate(self, vector: Floats, null: float = 0.0) -> Estimate:
+        """A weighted sum of log odds less `null`."""
+        variance = float(vector @ self.covariance @ vector)
+        value, df = float(vector @ self.log_odds) - null, self._df(vector, variance)
+        found = estimate(value, math.sqrt(max(variance, 0.0)), df)
+        if not self.constant[vector != 0].any() or not math.isfinite(found.p):
+            return found
+        profile = Profile(self.fit, vector, free=False)
+        stretch = math.sqrt(variance / float(vector @ self.fit.solution.covariance @ vector))
+        statistic = profile.root(null) / stretch
+        low, high = profile.interval(float(student.ppf(0.975, df)) * stretch)
+        p = 2 * float(student.sf(abs(statistic), df))
+        return Estimate(value, found.se, df, low - null, high - null, p, statistic, "profile")
+
+    @cached_property
+    def _own(self) -> dict[str, Estimate]:
+        """The log odds of every cell."""
+        return {name: self._estimate(row) for name, row in zip(self.cells, np.eye(len(self.cells)), strict=True)}
 
     def rate(self, cell: str) -> Estimate:
         """Success rate of a cell over runs and items; the interval is that of the log odds, carried over."""
-        own, sd = self.contrast({cell: 1.0}), self._sd(cell)
+        own, sd = self._own[cell], self._sd(cell)
         low, high = (float(rate_of(end, sd)) for end in (own.low, own.high))
-        return Estimate(float(rate_of(own.value, sd)), own.se * rate_slope(own.value, sd), own.df, low, high, math.nan)
+        return replace(
+            own,
+            value=float(rate_of(own.value, sd)),
+            se=own.se * rate_slope(own.value, sd),
+            low=low,
+            high=high,
+            p=math.nan,
+        )
 
     def rate_contrast(self, weights: Mapping[str, float]) -> Estimate:
-        """A weighted sum of success rates, by the delta method."""
-        place = {name: i for i, name in enumerate(self.cells)}
-        value, gradient = 0.0, np.zeros(len(self.cells))
-        for name, weight in weights.items():
-            eta, sd = self.log_odds[place[name]], self._sd(name)
-            value += weight * float(rate_of(eta, sd))
-            gradient[place[name]] = weight * rate_slope(eta, sd)
-        variance = float(gradient @ self.fit.solution.covariance @ gradient)
-        return estimate(value, math.sqrt(max(variance, 0.0)), self._df(gradient, variance))
+        """A weighted sum of success rates: its standard error by the delta method, its interval from those of the rates.
+
+        Near 0 and 1, where the delta method knows no bounds, the interval of the sum follows from how far each rate may lie on
+        either side (Zou & Donner, 2008, Stat Med 27:1693-1702, for correlated estimates). The test is that of the log odds.
+        """
+        own = {name: weight for name, weight in weights.items() if weight}
+        rates = [self.rate(name) for name in own]
+        place = [self.cells.index(name) for name in own]
+        weight = np.array(list(own.values()))
+        gradient = np.zeros(len(self.cells))
+        gradient[place] = weight * [
+            rate_slope(self.log_odds[i], self._sd(name)) for i, name in zip(place, own, strict=True)
+        ]
+        variance = float(gradient @ self.covariance @ gradient)
+        value, df = float(weight @ [rate.value for rate in rates]), self._df(gradient, variance)
+        covariance = self.covariance[np.ix_(place, place)]
+        ses, signs = np.sqrt(np.diag(covariance)), np.sign(weight)
+        correlation = covariance / np.outer(ses, ses) * np.outer(signs, signs)
+        ends = np.array([[rate.value - rate.low, rate.high - rate.value] for rate in rates])
+        down = np.where(signs > 0, ends[:, 0], ends[:, 1]) * np.abs(weight)
+        up = np.where(signs > 0, ends[:, 1], ends[:, 0]) * np.abs(weight)
+        low, high = (math.sqrt(max(float(side @ correlation @ side), 0.0)) for side in (down, up))
+        test = self.contrast(weights)
+        found = Estimate(value, math.sqrt(max(variance, 0.0)), df, value - low, value + high, test.p, test.statistic)
+        return replace(found, interval="Zou–Donner")
 
     def against_rate(self, cell: str, rate: float) -> Estimate:
         """Log odds of a cell minus those at which its rate over runs and items would be `rate`."""
-        own = self.contrast({cell: 1.0})
-        return estimate(own.value - log_odds_of(rate, self._sd(cell)), own.se, own.df)
+        return self._estimate(self._vector({cell: 1.0}), log_odds_of(rate, self._sd(cell)))
 
     def restricted(self, basis: Floats) -> float:
         """Log-likelihood with the log odds of cells confined to the columns of `basis` (cells, k), the random effects alike."""
@@ -173,11 +270,21 @@ def fit_cells(
     terms = [term for term in terms if not allowed or term in allowed]
     fixed = "success ~ 0 + cell" if data["cell"].nunique() > 1 else "success ~ 1"
     chosen = choose(fixed, terms, data, keep)
+    if "item:training" in chosen.settled and "item" in chosen.fit.n_groups:
+        # What repeats within a training would pass for a variance of items, and make contrasts over the same items certain.
+        without = choose(fixed, [term for term in terms if term not in TERMS[2:]], data, keep)
+        steps = (
+            *chosen.steps,
+            f"{TERMS[2]} dropped: answers that repeat within a training would pass for its variance",
+        )
+        chosen = replace(without, steps=(*steps, *without.steps), settled=chosen.settled)
     order = tuple(data["cell"].cat.categories)
     of_cell = data.groupby("cell", observed=True)["trained"].max()
     counts: Floats = np.asarray(data["cell"].value_counts().reindex(list(order)), dtype=float)
     runs = data[data["trained"] == 1]
     shares = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=list(order)).to_numpy(float) / counts
+    widening = _widening(data, order) if set(chosen.settled) & {"item", "item:training"} else np.ones(len(order))
+    rates = data.groupby("cell", observed=True)["success"].mean().reindex(list(order)).to_numpy()
     return CellModel(
         chosen.fit,
         order,
@@ -187,7 +294,30 @@ def fit_cells(
         chosen.regularised,
         shares,
         counts,
+        widening,
+        np.isin(rates, (0.0, 1.0)) & (counts / widening**2 >= FEW),
     )
+
+
+def _widening(data: pd.DataFrame, order: Sequence[str]) -> Floats:
+    """Square roots of the design effects of answers that repeat within item and training, by cell."""
+    return np.array([math.sqrt(_design_effect(data[data["cell"] == name])) for name in order])
+
+
+def _design_effect(own: pd.DataFrame) -> float:
+    """Of one cell, with the intraclass correlation of an analysis of variance; answers that never vary are all repetitions."""
+    groups = own.groupby(["item", "training"], observed=True)["success"]
+    sizes, means = groups.size().to_numpy(float), groups.mean().to_numpy(float)
+    n, q = sizes.sum(), len(sizes)
+    size = float((sizes**2).sum() / n)
+    within = float((sizes * means * (1 - means)).sum())
+    between = float((sizes * (means - own["success"].mean()) ** 2).sum())
+    if n == q or within == 0 or q < 2:
+        return size
+    typical = (n - size) / (q - 1)
+    of_groups, of_rows = between / (q - 1), within / (n - q)
+    correlation = (of_groups - of_rows) / (of_groups + (typical - 1) * of_rows)
+    return 1 + (size - 1) * min(max(correlation, 0.0), 1.0)
 
 
 def _between(data: pd.DataFrame) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import chi2
 from statsmodels.stats.multitest import multipletests
 
-from analysis.cell_model import UNTRAINED, CellModel, Estimate, fit_cells
+from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, Estimate, fit_cells
 from analysis.effect_sizes import cohen_h
 from analysis.equivalence import BayesFactor, bic_bayes_factor, equivalence, jzs
 from analysis.levels import TRANSFER
@@ -104,7 +104,7 @@ def planned_contrasts(
                 notes.append(f"{where}: no model could be fitted ({error}); run means only")
             if fitted is not None:
                 formulas.append(fitted.fit.formula)
-                notes += [f"{where}: {step}" for step in fitted.steps]
+                notes += [f"{where}: {note}" for note in fitted.notes]
                 omnibus.append({"model": model, "transfer": level, **_omnibus(fitted, tested)})
             per_run = run_means(tested)
             means.append(per_run.assign(model=str(model), transfer=level))
@@ -117,16 +117,21 @@ def planned_contrasts(
             notes.append(
                 f"{model}: no run of the untrained model, so that methods can only be compared with each other"
             )
+    if not rows:
+        raise ValueError(
+            "one kind of training alone, and no untrained model: a contrast needs another side; add runs of the untrained model"
+            " (`probe run` without --adapter)"
+        )
     frame = _holm(pd.DataFrame(rows))
     return Contrasts(
         title="Planned contrasts by level of transfer, with 95 % intervals",
         table=frame,
         how=(
             "; ".join(dict.fromkeys(formulas))
-            + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {RULE}; cells are methods by tests, contrasts means over the tests of"
-            f" both sides; Holm within model and level; difference: of rates, by the delta method; p_runs: t test of the"
+            + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {INTERVALS}; {RULE}; cells are methods by tests, contrasts means over the tests of"
+            f" both sides; Holm within model and level; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); p_runs: t test of the"
             " runs' mean differences, pooled within training; bf01: JZS Bayes factor of these for no difference, Cauchy prior"
-            f" .707; bf01_bic: that of the mixed model, BIC approximation (Wald) with n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}; h: Cohen's, of the counted rates;"
+            f" .707; bf01_bic: that of the mixed model, BIC approximation with the squared t for the likelihood ratio and n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}, on the two sides of the interval of the difference; h: Cohen's, of the counted rates;"
             f" {len(table)} trials of {table['run'].nunique()} runs"
         ),
         notes=tuple(dict.fromkeys(notes)),
@@ -157,7 +162,8 @@ def _tested(
     if fitted is not None and tests:
         over = {f"{method} | {test}": weight / len(tests) for method, weight in weights.items() for test in tests}
         log_odds, rates = fitted.contrast(over), fitted.rate_contrast(over)
-        same = equivalence(rates.value, rates.se, bound, rates.df, alpha)
+        same = equivalence(rates.value, rates.sides, bound, rates.df, alpha, log_odds.p)
+        row["interval"] = log_odds.interval
         row |= _named("b", log_odds) | {"odds_ratio": math.exp(log_odds.value)}
         row |= {"odds_low": math.exp(log_odds.low), "odds_high": math.exp(log_odds.high)}
         row |= {"difference": rates.value, "difference_low": rates.low, "difference_high": rates.high}
@@ -166,6 +172,7 @@ def _tested(
         row |= dict.fromkeys(
             ("b", "se", "df", "statistic", "p", "b_low", "b_high", "odds_ratio", "odds_low", "odds_high"), math.nan
         )
+        row["interval"] = None
         row |= dict.fromkeys(("difference", "difference_low", "difference_high", "p_equivalence"), math.nan) | {
             "verdict": None
         }
@@ -191,11 +198,8 @@ def _tested(
 
 
 def _named(name: str, value: Estimate) -> dict[str, float]:
-    statistic = value.value / value.se if value.se > 0 else math.nan
-    return {name: value.value, "se": value.se, "df": value.df, "statistic": statistic, "p": value.p} | {
-        f"{name}_low": value.low,
-        f"{name}_high": value.high,
-    }
+    numbers = {name: value.value, "se": value.se, "df": value.df, "statistic": value.statistic, "p": value.p}
+    return numbers | {f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def _common_tests(per_run: pd.DataFrame, weights: Mapping[str, float]) -> list[str]:
@@ -205,10 +209,10 @@ def _common_tests(per_run: pd.DataFrame, weights: Mapping[str, float]) -> list[s
 
 
 def _bic(log_odds: Estimate, n_runs: int) -> float:
-    """Bayes factor against a contrast of the mixed model: the BIC approximation, with the Wald statistic for the likelihood ratio."""
-    if n_runs < 2 or not log_odds.se > 0:
+    """Bayes factor against a contrast of the mixed model: the BIC approximation, with the squared t for the likelihood ratio."""
+    if n_runs < 2 or not math.isfinite(log_odds.statistic):
         return math.nan
-    return bic_bayes_factor(0.0, (log_odds.value / log_odds.se) ** 2 / 2, 1, n_runs).bf01
+    return bic_bayes_factor(0.0, log_odds.statistic**2 / 2, 1, n_runs).bf01
 
 
 def _holm(frame: pd.DataFrame) -> pd.DataFrame:
@@ -227,7 +231,7 @@ def _omnibus(fitted: CellModel, tested: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"chi2": math.nan, "df": math.nan, "p": math.nan}
     tests = [name.partition(" | ")[2] for name in fitted.cells]
     parameters = len(tests) - len(set(tests))
-    if not fitted.regularised and parameters:
+    if not fitted.regularised and parameters and (fitted.widening == 1).all():
         of_test = np.array([[float(own == test) for test in dict.fromkeys(tests)] for own in tests])
         statistic = 2 * (fitted.fit.log_likelihood - fitted.restricted(of_test))
         row |= {"chi2": max(0.0, statistic), "df": parameters, "p": float(chi2.sf(statistic, parameters))}

@@ -25,7 +25,7 @@ class Equivalence:
 
     Attributes:
         estimate: What was estimated, on the scale of the bound.
-        se: Its standard error.
+        se: Its standard error, on the side of 0.
         df: Degrees of freedom of the t distribution; inf for z.
         low, high: The bound: effects inside it are too small to matter.
         p_low: Of the test against "the effect is at or below `low`".
@@ -73,17 +73,23 @@ class Equivalence:
 
 
 def equivalence(
-    estimate: float, se: float, bound: float | tuple[float, float], df: float = math.inf, alpha: float = 0.05
+    estimate: float,
+    se: float | tuple[float, float],
+    bound: float | tuple[float, float],
+    df: float = math.inf,
+    alpha: float = 0.05,
+    p_difference: float | None = None,
 ) -> Equivalence:
     """Two one-sided t tests (TOST; Schuirmann, 1987; Lakens, 2017, Soc Psychol Pers Sci 8:355-362).
 
     Args:
         estimate: The effect, such as a contrast of log odds.
-        se: Its standard error.
+        se: Its standard error; two of them, downwards and upwards, where the interval is not symmetric, as of rates near 0 or 1.
         bound: The smallest effect that would matter, on the same scale: a number for (-bound, bound), or both ends. It is to be
             stated before the data are seen.
         df: Degrees of freedom; for run-level contrasts those between runs.
         alpha: Level of each one-sided test.
+        p_difference: Of a test of the same effect that is to decide whether there is a difference; None for the t test of the estimate.
 
     Raises:
         ValueError: If the bound is empty or the standard error negative.
@@ -91,27 +97,31 @@ def equivalence(
     low, high = (-float(bound), float(bound)) if isinstance(bound, int | float) else (float(bound[0]), float(bound[1]))
     if not low < high:
         raise ValueError(f"the equivalence bound ({low:g}, {high:g}) is empty: give a positive number, or (low, high)")
-    if se < 0:
-        raise ValueError(f"a standard error cannot be negative, got {se:g}")
-    if not (math.isfinite(estimate) and math.isfinite(se) and se > 0 and df > 0):
+    below, above = se if isinstance(se, tuple) else (se, se)
+    toward_0 = below if estimate > 0 else above
+    if min(below, above) < 0:
+        raise ValueError(f"a standard error cannot be negative, got {min(below, above):g}")
+    if not (math.isfinite(estimate) and math.isfinite(below + above) and min(below, above) > 0 and df > 0):
         # Without a spread between runs (one run, or runs that all agree) nothing can be tested.
         nan = math.nan
-        return Equivalence(estimate, se, df, low, high, nan, nan, nan, nan, nan, nan, alpha)
-    p_low = float(student.sf((estimate - low) / se, df))
-    p_high = float(student.cdf((estimate - high) / se, df))
-    half = float(student.ppf(1 - alpha, df)) * se
+        return Equivalence(estimate, toward_0, df, low, high, nan, nan, nan, nan, nan, nan, alpha)
+    p_low = float(student.sf((estimate - low) / below, df))
+    p_high = float(student.cdf((estimate - high) / above, df))
+    critical = float(student.ppf(1 - alpha, df))
+    if p_difference is None:
+        p_difference = 2 * float(student.sf(abs(estimate) / toward_0, df))
     return Equivalence(
         estimate=estimate,
-        se=se,
+        se=toward_0,
         df=df,
         low=low,
         high=high,
         p_low=p_low,
         p_high=p_high,
         p=max(p_low, p_high),
-        p_difference=2 * float(student.sf(abs(estimate) / se, df)),
-        ci_low=estimate - half,
-        ci_high=estimate + half,
+        p_difference=p_difference,
+        ci_low=estimate - critical * below,
+        ci_high=estimate + critical * above,
         alpha=alpha,
     )
 

@@ -13,8 +13,8 @@ from analysis.mixed_effects.guards import WIDE
 
 RULE = (
     "random effects: all that the design allows; those with one level or one row per level are left out, and those whose variance"
-    " is estimated as 0 are dropped one by one, the last first, and so are those with a standard deviation above 10 log odds, which the"
-    " Laplace approximation does not hold for; runs always stay"
+    f" is estimated as 0 are dropped one by one, the last first, and so are those with a standard deviation above {WIDE:g} log odds, which"
+    " the Laplace approximation does not hold for; runs always stay"
 )
 PRIOR_SD = 2.5
 """Of the weak normal prior (Gelman et al., 2008) that keeps estimates finite where a cell has only right or only wrong answers."""
@@ -28,11 +28,13 @@ class Chosen:
         fit: The fit that the rule arrives at.
         steps: What was left out or added and why, in order; empty if the maximal model stands.
         regularised: Whether a weak prior was needed.
+        settled: Grouping factors that were dropped because their levels settle the answers, all of them or almost.
     """
 
     fit: FitResult
     steps: tuple[str, ...]
     regularised: bool
+    settled: tuple[str, ...] = ()
 
 
 def group_of(term: str) -> str:
@@ -56,6 +58,7 @@ def choose(
         FitError: If not even the kept terms can be fitted.
     """
     steps: list[str] = []
+    settled: list[str] = []
     left = []
     for term in terms:
         reason = _impossible(group_of(term), data)
@@ -79,10 +82,15 @@ def choose(
             )
             continue
         except FitError as error:
+            if prior is None and family == "binomial" and str(error).endswith("in all rows"):
+                prior = PRIOR_SD
+                steps.append(f"weak prior (sd {PRIOR_SD} per standard deviation of a predictor): {error}")
+                continue
             named = [term for term in left if f"{group_of(term)!r}" in str(error)]
             if not named:
                 raise
             left.remove(named[-1])
+            settled += [group_of(named[-1])] if "are the same" in str(error) else []
             steps.append(f"{named[-1]} left out: {str(error).partition(';')[0]}")
             continue
         sds = found.variance_components.groupby("group")["sd"].min()
@@ -94,11 +102,11 @@ def choose(
         sds = found.variance_components.groupby("group")["sd"].max()
         wide = [term for term in left if term not in keep and sds.get(group_of(term), 0.0) > WIDE]
         if family == "gaussian" or not wide:
-            return Chosen(found, tuple(steps), prior is not None)
+            return Chosen(found, tuple(steps), prior is not None, tuple(settled))
         left.remove(wide[-1])
+        settled.append(group_of(wide[-1]))
         steps.append(
-            f"{wide[-1]} dropped: its levels all but settle the answers (standard deviation {sds[group_of(wide[-1])]:.0f} log odds);"
-            " contrasts over the same items are conservative without it"
+            f"{wide[-1]} dropped: its levels all but settle the answers (standard deviation {sds[group_of(wide[-1])]:.0f} log odds)"
         )
 
 

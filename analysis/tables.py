@@ -73,6 +73,7 @@ HEADERS = {
     "bf01": "BF₀₁",
     "cohens_h": "h",
     "verdict": "Verdict",
+    "interval": "Interval",
 }
 P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|difference|equivalence|slope|value|shortcut))*$|_p(_holm)?$")
 PROPORTIONS = re.compile(

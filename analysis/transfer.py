@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from analysis.cell_model import UNTRAINED, CellModel, fit_cells
+from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, fit_cells
 from analysis.effect_sizes import cohen_h
 from analysis.equivalence import equivalence
 from analysis.mixed_effects import FitError
@@ -71,7 +71,7 @@ def transfer_matrix(
             notes.append(f"{model} on {name}: no model could be fitted ({error}); counted rates only")
         if fitted is not None:
             formulas.setdefault(fitted.fit.formula, []).append(name)
-            notes += [f"{model} on {name}: {step}" for step in fitted.steps]
+            notes += [f"{model} on {name}: {note}" for note in fitted.notes]
         shortcut = _shortcut(baselines, test)
         base = members.loc[members["method"].astype(str) == UNTRAINED, "training"]
         against = str(base.iloc[0]) if len(base) else None
@@ -92,7 +92,7 @@ def transfer_matrix(
                 frame.loc[chosen, f"{name}_holm"] = multipletests(frame.loc[chosen, name], method="holm")[1]
     if not (frame["method"].astype(str) == UNTRAINED).any():
         notes.append("there is no run of the untrained model: differences from it are not known")
-    if (frame["df"].isna() | (frame["df"] == math.inf))[frame["method"].astype(str) != UNTRAINED].any():
+    if (frame["df"] == math.inf)[frame["method"].astype(str) != UNTRAINED].any():
         notes.append(
             "trainings with one run each on a test: tests are about items, not about other trainings of the kind"
         )
@@ -102,8 +102,8 @@ def transfer_matrix(
         how=(
             "rate: mean of the runs' rates; estimate, difference, odds_ratio: mixed-effects model per test, "
             + "; ".join(f"{formula} ({', '.join(tests)})" for formula, tests in formulas.items())
-            + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {RULE}; difference: of rates, by the delta method; Holm over"
-            f" all trainings and tests of a model; equivalence: TOST of the difference within +-{bound:g}, alpha {alpha:g};"
+            + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {INTERVALS}; {RULE}; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); Holm over"
+            f" all trainings and tests of a model; equivalence: TOST of the difference within +-{bound:g}, alpha {alpha:g}, on the two sides of its interval;"
             f" h: Cohen's, of the counted rates; {len(table)} trials of {table['run'].nunique()} runs"
         ),
         notes=tuple(dict.fromkeys(notes)),
@@ -125,12 +125,16 @@ def _numbers(
         ("estimate", "estimate_low", "estimate_high", "difference", "difference_low", "difference_high", "odds_ratio"),
         math.nan,
     )
-    row |= dict.fromkeys(("odds_low", "odds_high", "df", "p", "h", "p_equivalence"), math.nan) | {"verdict": None}
+    row |= dict.fromkeys(("odds_low", "odds_high", "df", "p", "h", "p_equivalence"), math.nan) | {
+        "verdict": None,
+        "interval": None,
+    }
     row |= {"best_shortcut": shortcut, "p_shortcut": math.nan}
     if fitted is None:
         return row
     rate = fitted.rate(training)
     row |= {"estimate": rate.value, "estimate_low": rate.low, "estimate_high": rate.high, "df": rate.df}
+    row["interval"] = rate.interval
     if 0 < shortcut < 1:
         # One-sided: the claim is that the model does better than the shortcut.
         test = fitted.against_rate(training, shortcut)
@@ -139,7 +143,7 @@ def _numbers(
         return row
     weights = {training: 1.0, against: -1.0}
     difference, ratio = fitted.rate_contrast(weights), fitted.contrast(weights)
-    same = equivalence(difference.value, difference.se, bound, difference.df, alpha)
+    same = equivalence(difference.value, difference.sides, bound, difference.df, alpha, ratio.p)
     return row | {
         "difference": difference.value,
         "difference_low": difference.low,
@@ -149,6 +153,7 @@ def _numbers(
         "odds_high": math.exp(ratio.high),
         "df": ratio.df,
         "p": ratio.p,
+        "interval": "profile" if "profile" in (rate.interval, ratio.interval) else rate.interval,
         "h": cohen_h(_mean_of_runs(own), _mean_of_runs(other)),
         "p_equivalence": same.p,
         "verdict": same.verdict,

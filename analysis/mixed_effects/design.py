@@ -19,6 +19,9 @@ from analysis.mixed_effects.formula import MixedFormula, RandomPart, parse
 from analysis.mixed_effects.terms import RandomTerm
 
 Array = NDArray[Any]
+OF_NAMES = r"\bC\(\s*`?([\w.]+)`?\s*\)"
+MATH = {name: getattr(np, name) for name in ("sqrt", "log2", "log1p", "abs", "sin", "cos")} | {"np": np}
+"""What formulas may call beside formulaic's own functions."""
 Column = str | Sequence[float] | Array | pd.Series | None
 
 
@@ -42,6 +45,7 @@ class Design:
         terms: Random-effect terms.
         dropped: Reason -> number of rows left out for it.
         n_given: Number of rows of the table.
+        success: What a response of two names counts as success: its second level; "" for numbers.
     """
 
     formula: MixedFormula
@@ -59,6 +63,7 @@ class Design:
     terms: tuple[RandomTerm, ...]
     dropped: dict[str, int]
     n_given: int
+    success: str = ""
 
     @property
     def n(self) -> int:
@@ -96,7 +101,7 @@ class FixedMatrix:
                     f"{name} has no level {sorted(map(repr, unknown))[0]} in the fitted data: it has {levels}"
                 )
             frame[name] = pd.Categorical(frame[name], categories=list(levels))
-        matrix = self.spec.get_model_matrix(frame, context={"np": np, **self.codings})
+        matrix = self.spec.get_model_matrix(frame, context={**MATH, **self.codings})
         return np.asarray(matrix, dtype=float).reshape(len(frame), -1)
 
     def design(self, frame: pd.DataFrame) -> Array:
@@ -130,8 +135,8 @@ def build(
     """
     parsed = parse(formula)
     # C(x) says that numbers are names; its coding is given by contrasts=.
-    names = set(re.findall(r"\bC\((\w+)\)", parsed.fixed))
-    parsed = replace(parsed, fixed=re.sub(r"\bC\((\w+)\)", r"\1", parsed.fixed))
+    names = set(re.findall(OF_NAMES, parsed.fixed))
+    parsed = replace(parsed, fixed=re.sub(OF_NAMES, r"\1", parsed.fixed))
     if family not in FAMILIES:
         raise FitError(f"there is no family {family!r}: use one of {', '.join(FAMILIES)}")
     if not isinstance(data, pd.DataFrame):
@@ -151,7 +156,14 @@ def build(
         for name, value in (("offset", offset), ("trials", trials), ("weights", weights))
         if value is not None
     }
-    response = [_evaluate(frame, part) for part in parsed.response]
+    if parsed.offsets:
+        if offset is not None:
+            raise FitError("the offset is given twice: in the formula, and as offset=; leave one of them out")
+        extra["offset"] = sum((evaluate(frame, part) for part in parsed.offsets), np.zeros(len(frame)))
+    success = ""
+    if family == "binomial" and len(parsed.response) == 1:
+        frame, success = _of_two_names(frame, parsed.response[0].strip("`"))
+    response = [evaluate(frame, part) for part in parsed.response]
     used = list(dict.fromkeys([*predictors, *(name for names in effects.values() for name in names), *groups]))
     keep, dropped = _complete(frame, used, dict(zip(parsed.response, response, strict=True)), extra)
     frame = _with_factors(frame.loc[keep, used], [name for name in used if name not in groups or name in predictors])
@@ -182,6 +194,7 @@ def build(
         terms=_random_terms(parsed.random, frame),
         dropped=dropped,
         n_given=len(data),
+        success=success,
     )
 
 
@@ -232,8 +245,25 @@ def _extra(frame: pd.DataFrame, name: str, value: Column) -> Array:
     return values
 
 
-def _evaluate(frame: pd.DataFrame, expression: str) -> Array:
-    """The values of a response: a column, or an expression of columns."""
+def _of_two_names(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
+    """With a response of two names as 0 and 1, and the name that is 1: the second, as in R."""
+    if name not in frame.columns:
+        return frame, ""
+    values = frame[name]
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        levels = list(values.cat.remove_unused_categories().cat.categories)
+    elif pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return frame, ""
+    else:
+        levels = sorted(values.dropna().unique(), key=str)
+    if len(levels) != 2 or not all(isinstance(level, str) for level in levels):
+        return frame, ""
+    numbers = values.astype(object).map({levels[0]: 0.0, levels[1]: 1.0}).astype(float)
+    return frame.assign(**{name: numbers}), levels[1]
+
+
+def evaluate(frame: pd.DataFrame, expression: str) -> Array:
+    """The values of a response or an offset: a column, or an expression of columns."""
     name = expression.strip("`")
     if name in frame.columns:
         values = frame[name]
@@ -245,14 +275,15 @@ def _evaluate(frame: pd.DataFrame, expression: str) -> Array:
                 return pd.to_numeric(values.astype(object)).to_numpy(dtype=float)
             except (TypeError, ValueError):
                 raise FitError(
-                    f"the response {name!r} is not numeric (it has {seen}): make it 0 and 1, or True and False"
+                    f"the response {name!r} is not numeric (it has {seen}): make it 0 and 1, or True and False; two names will"
+                    " do for family='binomial'"
                 ) from None
         return values.to_numpy(dtype=float, na_value=np.nan)
     try:
         # pandas knows log, exp and sqrt by their own names.
         evaluated = frame.eval(re.sub(r"\bnp\.", "", expression), engine="python")
     except Exception as error:
-        raise FitError(f"the response {expression!r} cannot be evaluated ({error})") from error
+        raise FitError(f"{expression!r} cannot be evaluated ({error})") from error
     return np.broadcast_to(np.asarray(evaluated, dtype=float), (len(frame),)).copy()
 
 
@@ -362,7 +393,7 @@ def _fixed(
             summands.append(":".join(renamed.get(expr.strip("`"), _quoted(expr)) for expr in parts))
         text = " + ".join(summands) if "1" in summands else " + ".join(["0", *summands])
         spec = ModelSpec.from_spec(Formula(text), na_action="ignore")
-        matrix = spec.get_model_matrix(frame, context={"np": np, **codings})
+        matrix = spec.get_model_matrix(frame, context={**MATH, **codings})
     except FormulaicError as error:
         raise FitError(f"the fixed part {part!r} cannot be evaluated ({error})") from error
     spec = matrix.model_spec
@@ -469,7 +500,7 @@ def effects_matrix(effects: str, frame: pd.DataFrame) -> tuple[list[str], Array]
     if effects.strip() == "1":
         return ["Intercept"], np.ones((len(frame), 1))
     try:
-        matrix = model_matrix(effects, frame, context={"np": np}, na_action="ignore")
+        matrix = model_matrix(effects, frame, context=MATH, na_action="ignore")
     except FormulaicError as error:
         raise FitError(f"the random effects {effects!r} cannot be evaluated ({error})") from error
     values = np.asarray(matrix, dtype=float).reshape(len(frame), -1)

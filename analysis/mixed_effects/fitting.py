@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.mixed_effects.degrees_of_freedom import strata
 from analysis.mixed_effects.design import Column, Design, build
@@ -66,7 +67,7 @@ def fit(
 
     design = build(formula, data, family=family, contrasts=contrasts, offset=offset, trials=trials, weights=weights)
     columns = strata(design)
-    found = [*check_design(design), *check_strata(design, columns), *check_repeats(design, data)]
+    found = [*check_design(design, prior_sd), *check_strata(design, columns), *check_repeats(design, data)]
     if prior_sd is None:
         check_separation(design)
     elif family == "gaussian":
@@ -97,11 +98,16 @@ def fit(
     )
 
 
+def prior_precision(design: Design, prior_sd: float | None) -> NDArray[np.float64]:
+    """Precision of the prior of every fixed effect, (p,): that of `prior_sd` per standard deviation of its column; 0 without."""
+    if prior_sd is None:
+        return np.zeros(design.x.shape[1])
+    return np.asarray((design.x.std(axis=0) / prior_sd) ** 2, dtype=float)
+
+
 def solve(design: Design, *, reml: bool, prior_sd: float | None = None) -> Solution:
     """Estimate a design, without any check."""
-    precision = np.zeros(design.x.shape[1])
-    if prior_sd is not None:
-        precision = np.where(design.x.std(axis=0) > 0, (design.x.std(axis=0) / prior_sd) ** 2, 0.0)
+    precision = prior_precision(design, prior_sd)
     if not design.terms:
         from analysis.mixed_effects.ordinary import fit_ordinary
 

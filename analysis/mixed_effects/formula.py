@@ -37,19 +37,22 @@ class MixedFormula:
         response: Left-hand side: an expression, or two of them (successes and failures).
         fixed: The fixed part of the right-hand side.
         random: The random parts, in their order.
+        offsets: Expressions in `offset(...)`, whose sum is a known part of the linear predictor.
     """
 
     text: str
     response: tuple[str, ...]
     fixed: str
     random: tuple[RandomPart, ...]
+    offsets: tuple[str, ...] = ()
 
 
 def parse(text: str) -> MixedFormula:
     """Take a formula apart.
 
     The left-hand side is a column or an expression of columns; `cbind(k, n - k)` is counts of successes and failures.
-    `(x || g)` leaves out the correlations, and `(1 | a/b)` is `(1 | a) + (1 | a:b)`.
+    `(x || g)` leaves out the correlations, and `(1 | a/b)` is `(1 | a) + (1 | a:b)`. What R writes as `factor(x)`, `as.factor(x)` and
+    `I(x^2)` is `C(x)` and `I(x**2)` here, and understood.
 
     Raises:
         FitError: If it is not such a formula.
@@ -60,11 +63,25 @@ def parse(text: str) -> MixedFormula:
     left, right = (part.strip() for part in text.split("~"))
     if not left or not right:
         raise FitError(f"{text!r} has an empty side: write it like {EXAMPLE!r}")
-    fixed, random = _split_random(right)
-    return MixedFormula(text, _response(left), fixed, random)
+    fixed, random, offsets = _split_random(_as_python(right))
+    return MixedFormula(text, _response(_as_python(left)), fixed, random, offsets)
+
+
+def _as_python(side: str) -> str:
+    """With factors and powers as formulaic and Python write them."""
+    side = re.sub(r"(?<![\w.])(?:as\.)?factor\(", "C(", side)
+    start = 0
+    while (found := re.search(r"(?<![\w.])I\(", side[start:])) is not None:
+        first = start + found.end() - 1
+        last = first + _closing(side[first:]) + 1
+        inner = side[first:last].replace("^", "**")
+        side, start = side[:first] + inner + side[last:], first + 1
+    return side
 
 
 def _response(left: str) -> tuple[str, ...]:
+    if left.startswith("I(") and _closing(left) == len(left) - 1:
+        left = left[2:-1].strip()
     counts = re.fullmatch(r"cbind\((.*)\)", left)
     if not counts:
         return (left,)
@@ -74,11 +91,13 @@ def _response(left: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _split_random(right: str) -> tuple[str, tuple[RandomPart, ...]]:
-    fixed, random = [], []
+def _split_random(right: str) -> tuple[str, tuple[RandomPart, ...], tuple[str, ...]]:
+    fixed, random, offsets = [], [], []
     for sign, part in _summands(right):
         inner = part[1:-1] if part.startswith("(") and _closing(part) == len(part) - 1 else ""
-        if "|" not in part:
+        if part.startswith("offset(") and _closing(part) == len(part) - 1 and sign == "+":
+            offsets.append(part[len("offset(") : -1].strip())
+        elif "|" not in part:
             fixed.append(f"{sign} {part}")
         elif not inner or "|" not in inner:
             raise FitError(f"{part}: a random effect stands in brackets of its own, like (1 | item)")
@@ -87,7 +106,7 @@ def _split_random(right: str) -> tuple[str, tuple[RandomPart, ...]]:
         else:
             random += _random_parts(inner)
     text = " ".join(fixed).removeprefix("+ ")
-    return text or "1", tuple(random)
+    return text or "1", tuple(random), tuple(offsets)
 
 
 def _random_parts(inner: str) -> list[RandomPart]:
@@ -105,6 +124,8 @@ def _random_parts(inner: str) -> list[RandomPart]:
 
 def _nested(group: str) -> list[tuple[str, ...]]:
     """The groupings that `a/b/c`, `a:b` or `a` stand for."""
+    # Grouping factors are factors anyway.
+    group = re.sub(r"\bC\(([^()]*)\)", r"\1", group)
     levels = [tuple(name.strip().strip("`") for name in part.split(":")) for part in group.split("/")]
     return [sum(levels[: depth + 1], ()) for depth in range(len(levels))]
 
@@ -134,10 +155,10 @@ def _split_outside_brackets(text: str, separator: str) -> list[str]:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket that opens `text` is closed."""
+    """Where the first bracket of `text` is closed."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
-        if depth == 0:
+        if depth == 0 and letter == ")":
             return place
     return -1

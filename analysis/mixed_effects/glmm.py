@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.mixed_effects.elimination import CrossProducts, Factorisation, Layout
 from analysis.mixed_effects.families import Family, Moments
 from analysis.mixed_effects.lmm import FLOOR, expected_curvature
-from analysis.mixed_effects.optimise import Optimum, minimise
+from analysis.mixed_effects.optimise import NEARLY_ZERO, Counter, Optimum, descend, minimise
 from analysis.mixed_effects.solution import Solution, in_data_units
 from analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
@@ -188,6 +188,29 @@ class GeneralizedMixedModel:
         optimum = minimise(self.objective, self._start(), self._curvature, diagonal)
         return self._solution(optimum)
 
+    def restricted(self, theta: Array, beta: Array, weights: Array, *, free: bool) -> float:
+        """The largest log-likelihood, less the prior's penalty, among fixed effects with the same `weights @ beta`.
+
+        Args:
+            theta: Variance parameters.
+            beta: Fixed effects to begin with, (p,); they say which value `weights @ beta` is to have.
+            weights: Of the combination that is held, (p,).
+            free: Whether the variance parameters are estimated anew, beginning with `theta`, or held as well.
+        """
+        to_beta = scipy.linalg.solve_triangular(self._r, np.eye(self.p))
+        within = scipy.linalg.null_space((to_beta.T @ weights)[None])
+        if free:  # a variance of 0 is a stationary point, which a search would not leave
+            theta = np.where(self._diagonal & (np.abs(theta) < NEARLY_ZERO), 0.1, theta)
+        start = np.concatenate([theta, self._r @ beta])
+        basis = scipy.linalg.block_diag(np.eye(self._d) if free else np.zeros((self._d, 0)), within)
+
+        def along(moved: Array) -> tuple[float, Array]:
+            value, gradient = self.objective(start + basis @ moved)
+            return value, basis.T @ gradient
+
+        curvature = basis.T @ self._curvature(start) @ basis
+        return -descend(Counter(along), np.zeros(basis.shape[1]), curvature)[1]
+
     def _covariance(self, optimum: Optimum, mode: _Mode) -> Array:
         """Covariance of the fixed effects, with the uncertainty of the variances that are not 0."""
         free = np.flatnonzero(~optimum.fixed)
@@ -227,7 +250,16 @@ class GeneralizedMixedModel:
         )
 
 
-def fixed_only(family: Family, y: Array, trials: Array, x: Array, offset: Array, prior: Array) -> tuple[Array, Array]:
+def fixed_only(
+    family: Family,
+    y: Array,
+    trials: Array,
+    x: Array,
+    offset: Array,
+    prior: Array,
+    start: Array | None = None,
+    within: Array | None = None,
+) -> tuple[Array, Array]:
     """Coefficients of a generalised linear model without random effects, by Newton's method, and their information.
 
     Args:
@@ -235,8 +267,11 @@ def fixed_only(family: Family, y: Array, trials: Array, x: Array, offset: Array,
         y, trials, offset: As in `GeneralizedMixedModel`.
         x: Design, (n, p).
         prior: Prior precision matrix of the coefficients, (p, p).
+        start: Where to begin, (p,); None for zeros.
+        within: Directions (p, k) in which they may move from there; None for all.
     """
-    beta = np.zeros(x.shape[1])
+    beta = np.zeros(x.shape[1]) if start is None else start
+    basis = np.eye(x.shape[1]) if within is None else within
 
     def at(beta: Array) -> tuple[Moments, float]:
         moments = family.moments(y, trials, offset + x @ beta)
@@ -244,10 +279,13 @@ def fixed_only(family: Family, y: Array, trials: Array, x: Array, offset: Array,
 
     moments, value = at(beta)
     for _ in range(50):
-        information = x.T @ (moments.weight[:, None] * x) + prior
-        gradient = x.T @ (y - moments.mean) - prior @ beta
-        step = scipy.linalg.solve(information, gradient, assume_a="pos")
-        if gradient @ step < 1e-10:
+        if not basis.shape[1]:
+            break
+        information = basis.T @ (x.T @ (moments.weight[:, None] * x) + prior) @ basis
+        gradient = basis.T @ (x.T @ (y - moments.mean) - prior @ beta)
+        inner = scipy.linalg.solve(information, gradient, assume_a="pos")
+        step = basis @ inner
+        if gradient @ inner < 1e-10:
             break
         length = 1.0
         while True:

@@ -129,11 +129,7 @@ def contrast(
 ) -> pd.DataFrame:
     """See `FitResult.contrast`."""
     if isinstance(of, Mapping):
-        unknown = [name for name in of if name not in result.design.names]
-        if unknown:
-            raise FitError(f"there is no coefficient {unknown[0]!r}; there are {', '.join(result.design.names)}")
-        rows = np.array([[float(of.get(name, 0)) for name in result.design.names]])
-        label = " ".join(f"{value:+g} {name}" for name, value in of.items()).removeprefix("+")
+        label, rows = of_coefficients(result, of)
         labels = pd.DataFrame({"contrast": [label]})
     else:
         labels, rows = _of_means(result, names_of(of), weights, names_of(by), at)
@@ -141,6 +137,15 @@ def contrast(
     if adjust != "none":
         table.insert(5, "p_adjusted", adjusted(table["p"], adjust))
     return pd.concat([labels, table], axis=1)
+
+
+def of_coefficients(result: FitResult, of: Mapping[str, float]) -> tuple[str, Array]:
+    """A combination of coefficients in words, and its weights (1, p)."""
+    unknown = [name for name in of if name not in result.design.names]
+    if unknown:
+        raise FitError(f"there is no coefficient {unknown[0]!r}; there are {', '.join(result.design.names)}")
+    label = " ".join(f"{value:+g} {name}" for name, value in of.items()).removeprefix("+")
+    return label, np.array([[float(of.get(name, 0)) for name in result.design.names]])
 
 
 def _of_means(

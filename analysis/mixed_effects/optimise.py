@@ -76,28 +76,31 @@ def minimise(
         curvature: From parameters to approximate second derivatives (P, P), positive definite.
         diagonal: Which parameters are diagonal entries of a factor `L` of a covariance matrix.
     """
-    counter = _Counter(objective)
-    x, value = _descend(counter, start, curvature(start))
+    counter = Counter(objective)
+    x, value = descend(counter, start, curvature(start))
     starts = 1
     small = diagonal & (np.abs(x) < NEARLY_ZERO)
     if small.any():
         # From the other side of the first start, and not to the end unless it leads elsewhere.
         again = np.where(small, 0.2 if start[small].max() >= 1 else 1.0, x)
-        other, its_value = _descend(counter, again, curvature(again), ROUGH)
+        other, its_value = descend(counter, again, curvature(again), ROUGH)
         starts += 1
         if its_value < value - BETTER:
-            x, value = _descend(counter, other, curvature(other))
+            x, value = descend(counter, other, curvature(other))
     x, value = _snap(counter, x, value, diagonal)
     fixed = diagonal & (np.abs(x) < ZERO)
     return _polish(counter, x, curvature, fixed, starts)
 
 
-class _Counter:
+class Counter:
+    """An objective that counts how often it is asked, and is large where it is not finite."""
+
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.calls = 0
 
     def __call__(self, x: Array) -> tuple[float, Array]:
+        """Value and gradient."""
         self.calls += 1
         value, gradient = self.objective(x)
         if not np.isfinite(value):
@@ -105,10 +108,10 @@ class _Counter:
         return value, gradient
 
 
-def _descend(
-    objective: _Counter, start: Array, curvature: Array, tolerance: float = GRADIENT_TOLERANCE
+def descend(
+    objective: Counter, start: Array, curvature: Array, tolerance: float = GRADIENT_TOLERANCE
 ) -> tuple[Array, float]:
-    """Quasi-Newton steps (BFGS) in coordinates in which the curvature at the start is about one."""
+    """Quasi-Newton steps (BFGS) in coordinates in which the curvature at the start is about one; where they end, and the value."""
     if not len(start):
         return start, objective(start)[0]
     to_x = _inverse_root(curvature)
@@ -129,7 +132,7 @@ def _inverse_root(matrix: Array) -> Array:
     return vectors / np.sqrt(values)
 
 
-def _snap(objective: _Counter, x: Array, value: float, diagonal: NDArray[np.bool_]) -> tuple[Array, float]:
+def _snap(objective: Counter, x: Array, value: float, diagonal: NDArray[np.bool_]) -> tuple[Array, float]:
     """Set those variances to 0 exactly that are 0 but for the accuracy of the search."""
     for place in np.flatnonzero(diagonal & (np.abs(x) < NEARLY_ZERO)):
         other = x.copy()
@@ -141,7 +144,7 @@ def _snap(objective: _Counter, x: Array, value: float, diagonal: NDArray[np.bool
 
 
 def _polish(
-    objective: _Counter, x: Array, curvature: Callable[[Array], Array], fixed: NDArray[np.bool_], starts: int
+    objective: Counter, x: Array, curvature: Callable[[Array], Array], fixed: NDArray[np.bool_], starts: int
 ) -> Optimum:
     """Newton steps with the Hessian from differences of gradients, until there is nothing to gain."""
     free = np.flatnonzero(~fixed)

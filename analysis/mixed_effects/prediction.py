@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.design import effects_matrix
+from analysis.mixed_effects.design import effects_matrix, evaluate
 from analysis.mixed_effects.errors import FitError
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def predict(result: FitResult, data: pd.DataFrame | None, *, random: bool, scale
 
 def _of_rows(result: FitResult, data: pd.DataFrame, *, random: bool) -> Array:
     design, solution = result.design, result.solution
-    if np.any(design.offset):
+    if np.any(design.offset) and not design.formula.offsets:
         raise FitError(
-            "the model has an offset: predict the rows of the fit (data=None), or add the offset to scale='link'"
+            "the model has an offset: predict the rows of the fit (data=None), or write it into the formula, offset(log(x))"
         )
     needed = [*design.matrix.factors, *design.matrix.numeric]
     missing = [name for name in needed if name not in data.columns]
@@ -46,6 +46,8 @@ def _of_rows(result: FitResult, data: pd.DataFrame, *, random: bool) -> Array:
         raise FitError("the rows to predict have missing values: leave them out first")
     full = design.matrix.full(data[needed] if needed else pd.DataFrame(index=range(len(data))))
     predictor = full[:, design.matrix.kept] @ solution.beta
+    for expression in design.formula.offsets:
+        predictor = predictor + evaluate(data, expression)
     if not random:
         return predictor
     modes = {term.group: (term, mode) for term, mode in zip(solution.terms, solution.modes, strict=True)}

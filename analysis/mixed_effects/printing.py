@@ -70,17 +70,18 @@ def notes(result: FitResult) -> list[str]:
         if groups
         else f"R2 {r2['marginal']:.3f}"
     )
+    success = result.design.success
     lines = [
+        *([f"{result.design.formula.response[0]} = {success} counts as success"] if success else []),
         f"n = {result.n_rows:,} rows"
         + (f"; levels: {groups}" if groups else "")
         + (f"; {result.n_dropped:,} rows left out" if result.n_dropped else ""),
         f"log-likelihood {result.log_likelihood:.3f}{' (restricted)' if result.reml else ''}, AIC {result.aic:.1f}, BIC {result.bic:.1f}; {r2_text}",
         f"Wald intervals and tests, degrees of freedom: {NAMES[result.df_method]}",
-        f"coding of factors: {result.contrasts if isinstance(result.contrasts, str) else 'planned'}",
         f"{result.optimizer}; {'converged' if result.converged else 'NOT CONVERGED'}",
     ]
-    if not result.design.matrix.factors:
-        del lines[3]
+    if result.design.matrix.factors:
+        lines.insert(-1, f"coding of factors: {result.contrasts if isinstance(result.contrasts, str) else 'planned'}")
     return lines + [f"warning: {warning}" for warning in result.warnings]
 
 
@@ -106,6 +107,7 @@ def to_dict(result: FitResult) -> dict[str, Any]:
         "formula": result.formula,
         "family": result.family,
         "link": result.design.family.link,
+        "success": result.design.success or None,
         "reml": result.reml,
         "contrasts": result.contrasts if isinstance(result.contrasts, str) else _plain(dict(result.contrasts)),
         "n_rows": result.n_rows,

@@ -104,6 +104,27 @@ class FitResult:
         table.index = pd.Index(self.design.names, name="term")
         return with_odds_ratios(table, self.family)
 
+    def profile(
+        self, of: Mapping[str, float] | None = None, *, level: float = 0.95, df: str | None = None
+    ) -> pd.DataFrame:
+        """Profile-likelihood tests and intervals, beside the Wald ones of `coefficients`; of linear models by ML.
+
+        Args:
+            of: Weights of coefficients by name, for one combination of them; None for every coefficient.
+            level: Coverage of the intervals.
+            df: Method of the degrees of freedom, by whose t the signed root of the likelihood ratio is judged; None for
+                the fit's own, "asymptotic" for the chi-squared limits of lme4's `confint`.
+
+        Returns:
+            By term: estimate, df, statistic (the signed root), p, ci_low, ci_high; and odds or rate ratios.
+        """
+        from analysis.mixed_effects.profile import profile_table
+
+        if of is None:
+            return profile_table(self, np.eye(len(self.design.names)), list(self.design.names), level, df)
+        label, weights = marginal_means.of_coefficients(self, of)
+        return profile_table(self, weights, [label], level, df)
+
     @cached_property
     def variance_components(self) -> pd.DataFrame:
         """Standard deviations of random effects: group, name, sd, correlation (with the first effect of the group)."""

@@ -15,7 +15,20 @@ from analysis.section import Figure, Section, Unanswerable, some_columns
 from analysis.tables import interval, number, p_value
 
 CELL = ["model", "transfer", "contrast"]
-MODEL = ["b", "b_low", "b_high", "se", "df", "statistic", "p", "p_holm", "odds_ratio", "odds_low", "odds_high"]
+MODEL = [
+    "b",
+    "b_low",
+    "b_high",
+    "se",
+    "df",
+    "statistic",
+    "p",
+    "p_holm",
+    "odds_ratio",
+    "odds_low",
+    "odds_high",
+    "interval",
+]
 SIZE = [
     "difference",
     "difference_low",
@@ -90,7 +103,8 @@ def _figure(table: pd.DataFrame, bound: float) -> Figure:
     lines = lines.rename(columns={"difference": "estimate", "transfer": "group"})
     shown = lines[["group", "label", "estimate", "low", "high"]].reset_index(drop=True)
     caption = (
-        f"Planned contrasts of {model} by level of transfer: differences in success rate with 95 % intervals, t between runs"
+        f"Planned contrasts of {model} by level of transfer: differences in success rate with 95 % intervals from those of the"
+        f" rates (Zou & Donner, 2008), t between runs"
         f" ({int(table['n_runs'].min())} to {int(table['n_runs'].max())} runs of trained models a contrast). Filled: the interval does"
         f" not contain 0. Grey band: differences within ±{bound:g}, too small to matter."
     )

@@ -6,7 +6,7 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.cell_model import TERMS, CellModel, fit_cells
+from analysis.cell_model import INTERVALS, TERMS, CellModel, fit_cells
 from analysis.figures.caterpillar import caterpillar
 from analysis.labels import file_part, joined
 from analysis.material import Material
@@ -61,10 +61,10 @@ def _results(fitted: CellModel, model: str) -> dict[str, Result]:
     fit = fitted.fit
     levels = ", ".join(f"{name} {count}" for name, count in fit.n_groups.items())
     how = (
-        f"{fit.formula}, binomial with logit link, {fit.optimizer}; {fit.n_rows} trials; {RULE}; t with {number(fitted.df, 0)}"
+        f"{fit.formula}, binomial with logit link, {fit.optimizer}; {fit.n_rows} trials; {INTERVALS}; {RULE}; t with {number(fitted.df, 0)}"
         " degrees of freedom between runs (∞: one run each, tests are about items)"
     )
-    notes = (*fitted.steps, *fit.warnings)
+    notes = tuple(dict.fromkeys((*fitted.notes, *fit.warnings)))
     cells = pd.DataFrame(
         [
             {
@@ -74,6 +74,7 @@ def _results(fitted: CellModel, model: str) -> dict[str, Result]:
                 "df": e.df,
                 "ci_low": e.low,
                 "ci_high": e.high,
+                "interval": e.interval,
                 "rate": r.value,
             }
             for name in fitted.cells
@@ -100,7 +101,12 @@ def _results(fitted: CellModel, model: str) -> dict[str, Result]:
         ("warnings", "; ".join(fit.warnings) or "none"),
     ]
     return {
-        "cells": Result(title=f"{model}: log odds of success by training and test", table=cells, how=how, notes=notes),
+        "cells": Result(
+            title=f"{model}: log odds of success by training and test, with 95 % intervals",
+            table=cells,
+            how=how,
+            notes=notes,
+        ),
         "random": Result(title=f"{model}: random effects", table=spread, how=how),
         "fit": Result(title=f"{model}: the fit", table=pd.DataFrame(facts, columns=["quantity", "value"]), how=how),
     }

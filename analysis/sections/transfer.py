@@ -20,6 +20,7 @@ RATES = (
     "estimate",
     "estimate_low",
     "estimate_high",
+    "interval",
     "difference",
     "difference_low",
     "difference_high",
@@ -31,7 +32,7 @@ RATES = (
     "n_runs",
     "n_trials",
 )
-SIZES = ("odds_ratio", "odds_low", "odds_high", "h", "best_shortcut", "p_shortcut", "p_shortcut_holm")
+SIZES = ("odds_ratio", "odds_low", "odds_high", "interval", "h", "best_shortcut", "p_shortcut", "p_shortcut_holm")
 
 
 def section(material: Material) -> Section:

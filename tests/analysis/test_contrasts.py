@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.contrasts import planned_contrasts
 from analysis.equivalence import bayes_factor
+from analysis.frame import from_table
 
 Make = Callable[..., pd.DataFrame]
 A, B = "towers-stability", "towers-topblock"
@@ -122,3 +123,99 @@ def test_few_seeds_do_not_reject_too_often(simulated: Make) -> None:
     rejected = (np.array(p, dtype=float) < 0.05).mean(0)
     # 300 draws: .05 +- .025 with probability .95.
     assert (rejected < 0.09).all() and (rejected > 0.01).all(), rejected
+
+
+def answers(runs: dict[str, list[int]]) -> pd.DataFrame:
+    """Answers of runs to the same items: `none` of the untrained model, `sft-0` of a method's first seed."""
+    rows = [
+        {
+            "run": run,
+            "method": (method := run.partition("-")[0]),
+            "seed": int(run[-1]) if run[-1].isdigit() else 0,
+            "item_id": f"i{k}",
+            "correct": right,
+        }
+        | {"test_task": "towers-stability", "train_tasks": "none" if method == "none" else "towers-stability"}
+        | {"transfer": None if method == "none" else "within", "model": "tiny"}
+        for run, given in runs.items()
+        for k, right in enumerate(given)
+    ]
+    return from_table(pd.DataFrame(rows)).table
+
+
+def test_runs_with_the_same_answers_count_once() -> None:
+    # Against 30 of 60, 40 of 60 are p = .07; three runs at temperature 0 that agree in everything do not make it .02.
+    untrained, trained = [1, 0] * 30, [1, 1, 0] * 20
+    found = planned_contrasts(answers({"none": untrained, **{f"sft-{seed}": trained for seed in range(3)}}))
+    row = found.table.iloc[0]
+    assert row["se"] == pytest.approx(math.sqrt(1 / 30 + 1 / 30 + 1 / 40 + 1 / 20), rel=0.01)
+    assert 0.05 < row["p"] < 0.1 and row["verdict"] == "undecided"
+    assert any("answers repeat within item and training" in note for note in found.notes)
+    assert np.isnan(found.omnibus["p"].iloc[0])
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_an_item_or_two_make_nothing_certain(items: int) -> None:
+    found = planned_contrasts(answers({"none": [0] * items, **{f"sft-{seed}": [1] * items for seed in range(3)}}))
+    row = found.table.iloc[0]
+    assert row["p"] > 0.1 and row["verdict"] == "undecided" and -1 < row["difference_low"] < 0
+
+
+def test_intervals_of_differences_stay_within_bounds_near_the_ceiling() -> None:
+    runs = {f"sft-{seed}": [1] * 60 for seed in range(3)}
+    row = planned_contrasts(answers({"none": [1] * 57 + [0] * 3, **runs})).table.iloc[0]
+    assert -1 < row["difference_low"] < row["difference"] < row["difference_high"] < 1
+    assert row["p"] > 0.05 and row["verdict"] == "undecided"  # 57 of 60 may be 52 in 60
+
+
+def test_one_kind_of_run_alone_has_no_contrast() -> None:
+    with pytest.raises(ValueError, match="add runs of the untrained model"):
+        planned_contrasts(answers({"sft-0": [1, 0] * 30, "sft-1": [1, 1, 0] * 20}))
+
+
+def test_the_ceiling_is_found_and_two_ceilings_are_equivalent() -> None:
+    # The finding of many a study: at the ceiling on the trained task. Wald's test says p = .06 here (Hauck & Donner).
+    half, right = [1, 0] * 30, [1] * 60
+    runs = {f"{method}-{seed}": right for method in ("sft", "grpo") for seed in range(2)}
+    table = planned_contrasts(answers({"none": half, **runs})).table.set_index("contrast")
+    sft, both = table.loc["SFT − base"], table.loc["RL − SFT"]
+    assert sft["interval"] == "profile" and sft["p"] < 0.01 and sft["verdict"] == "different"
+    assert 0.3 < sft["difference_low"] < 0.5 < sft["difference_high"] < 0.7
+    assert both["p"] == pytest.approx(1.0, abs=1e-6) and both["verdict"] == "equivalent"
+    # An upper limit of the failures among 60 of about 4 to 6 % on either side: .06 or so of difference.
+    assert (
+        both["difference_high"] == pytest.approx(-both["difference_low"], abs=1e-3) and both["difference_high"] < 0.08
+    )
+
+
+def test_where_nobody_errs_nothing_differs() -> None:
+    found = planned_contrasts(answers({"none": [1] * 60, **{f"sft-{seed}": [1] * 60 for seed in range(3)}}))
+    row = found.table.iloc[0]
+    assert (
+        row["p"] > 0.5 and row["verdict"] == "equivalent" and -0.15 < row["difference_low"] < 0 < row["difference_high"]
+    )
+    # With a handful of items the same agreement says little.
+    few = planned_contrasts(answers({"none": [1] * 6, **{f"sft-{seed}": [1] * 6 for seed in range(3)}})).table.iloc[0]
+    assert few["p"] > 0.5 and few["verdict"] == "undecided"
+
+
+def test_the_same_answers_from_all_are_no_difference() -> None:
+    same = [1, 0, 1] * 20
+    runs = {f"{method}-{seed}": same for method in ("sft", "grpo") for seed in range(2)}
+    table = planned_contrasts(answers({"none": same, **runs})).table
+    assert (table["p"] > 0.99).all() and (table["verdict"] == "undecided").all()  # 60 items do not tell within .1
+
+
+def test_a_difference_of_rates_has_the_interval_of_its_parts() -> None:
+    # One run each and no effect of items: independent rates, whose intervals combine as Newcombe (1998) does.
+    from analysis.cell_model import fit_cells
+    from analysis.transfer import with_names
+
+    fitted = fit_cells(
+        with_names(answers({"none": [1, 0, 1] * 20, "sft-0": [1, 1, 1, 0] * 15})), ["method"], allowed=["none"]
+    )
+    base, sft, found = fitted.rate("none"), fitted.rate("sft"), fitted.rate_contrast({"sft": 1, "none": -1})
+    assert found.value == pytest.approx(0.75 - 2 / 3, abs=1e-6)
+    below = math.hypot(sft.value - sft.low, base.high - base.value)
+    above = math.hypot(sft.high - sft.value, base.value - base.low)
+    assert (found.low, found.high) == pytest.approx((found.value - below, found.value + above), abs=1e-6)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import cauchy, nct
@@ -39,6 +39,7 @@ def test_tost_is_that_of_statsmodels() -> None:
     assert found.p_high == pytest.approx(expected[2][1], rel=1e-9)
 
 
+@settings(deadline=None)
 @given(finite, st.floats(0.01, 3), st.floats(0.01, 3), st.floats(1, 200))
 def test_equivalence_is_that_the_90_percent_interval_lies_within_the_bound(
     estimate: float, se: float, bound: float, df: float
@@ -71,6 +72,7 @@ def test_a_bound_has_to_be_one() -> None:
         logit_bound(0.1, 0.95)
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 0.9), st.floats(0.01, 0.09))
 def test_a_bound_on_proportions_is_one_on_log_odds(at: float, difference: float) -> None:
     low, high = logit_bound(difference, at)

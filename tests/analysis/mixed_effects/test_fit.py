@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
+from analysis import FitError
 from tests.analysis.mixed_effects.conftest import quietly
 
 
@@ -166,3 +168,49 @@ def test_transformations_take_columns_of_any_name(trials):
     result = quietly("np.exp(rt / 10) ~ poly(`signed margin`, 2) + (1|run)", table)
     assert result.dropped == {"signed margin is missing": 1}
     assert len(result.coefficients) == 3
+
+
+@pytest.mark.parametrize(
+    ("as_in_r", "as_here"),
+    [
+        ("rt ~ margin + I(margin^2) + (1 | run)", "rt ~ margin + I(margin**2) + (1 | run)"),
+        ("rt ~ factor(item) + (1 | run)", "rt ~ C(item) + (1 | run)"),
+        ("rt ~ margin + (1 | as.factor(item))", "rt ~ margin + (1 | item)"),
+        ("rt ~ sqrt(margin + 1) + (I(margin^2) | run)", "rt ~ np.sqrt(margin + 1) + (I(margin**2) | run)"),
+        ("I(rt^2) ~ method + (1 | item)", "rt**2 ~ method + (1 | item)"),
+        ("rt ~ `response time` + (1 | run)", "rt ~ rt2 + (1 | run)"),
+    ],
+)
+def test_formulas_may_be_written_as_in_r(trials, as_in_r, as_here):
+    table = trials.assign(rt2=trials["rt"] ** 2 + trials["margin"])
+    table["response time"] = table["rt2"]
+    ours, theirs = quietly(as_here, table), quietly(as_in_r, table)
+    assert theirs.log_likelihood == pytest.approx(ours.log_likelihood, abs=1e-8)
+    np.testing.assert_allclose(theirs.coefficients["estimate"], ours.coefficients["estimate"], rtol=1e-6)
+
+
+def test_an_offset_may_stand_in_the_formula(trials):
+    table = trials.assign(exposure=np.linspace(0.5, 3, len(trials)))
+    table.loc[4, "exposure"] = np.nan
+    written = quietly("correct ~ method + offset(log(exposure)) + (1|run)", table, family="binomial")
+    given = quietly("correct ~ method + (1|run)", table, family="binomial", offset=np.log(table["exposure"]))
+    assert written.log_likelihood == pytest.approx(given.log_likelihood)
+    assert written.n_dropped == given.n_dropped == 1
+    rows = table.drop(4)
+    np.testing.assert_allclose(written.predict(rows), written.predict())
+    with pytest.raises(FitError, match="write it into the formula"):
+        given.predict(rows)
+    with pytest.raises(FitError, match="given twice"):
+        quietly(written.formula, table, family="binomial", offset="exposure")
+
+
+@pytest.mark.parametrize("kind", ["text", "factor", "reversed"])
+def test_a_response_of_two_names_is_the_second_of_them(trials, kind):
+    named = pd.Series(np.where(trials["correct"], "yes", "no"), index=trials.index)
+    levels = ["yes", "no"] if kind == "reversed" else ["no", "yes"]
+    table = trials.assign(said=named if kind == "text" else pd.Categorical(named, levels))
+    result = quietly("said ~ method + (1|run)", table, family="binomial")
+    plain = quietly("correct ~ method + (1|run)", trials, family="binomial")
+    sign = -1 if kind == "reversed" else 1
+    np.testing.assert_allclose(result.coefficients["estimate"], sign * plain.coefficients["estimate"], atol=1e-4)
+    assert f"said = {levels[1]} counts as success" in str(result)

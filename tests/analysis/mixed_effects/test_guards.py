@@ -169,7 +169,7 @@ def test_repeated_cells_are_found(trials):
         ("correct method", "is not a formula"),
         ("correct ~ method + (1|run", "bracket"),
         ("correct ~ method + (1|)", "not a random effect|no grouping"),
-        ("method ~ 1 + (1|run)", "is not numeric"),
+        ("method ~ 1 + (1|run)", "is not numeric.*two names will do"),
         ("rt ~ method + (1|run)", "must be 0 and 1|outside"),
         ("correct ~ np.log(margin - 9) + (1|run)", "not finite"),
     ],
@@ -183,3 +183,10 @@ def test_items_that_agree_by_chance_are_no_repetitions():
     result = quietly("correct ~ method + (1|run) + (1|item)", table, family="binomial")
     assert table.pivot_table(index="item", columns="run", values="correct").duplicated().any()
     assert not any("same answers" in warning for warning in result.warnings)
+
+
+def test_counts_with_one_rate_can_be_fitted_unless_all_or_none_succeed(trials):
+    table = pd.DataFrame({"right": [18, 18], "wrong": [2, 2]})
+    found = quietly("cbind(right, wrong) ~ 1", table, family="binomial")
+    assert found.coefficients["estimate"].iloc[0] == pytest.approx(np.log(9))
+    refused("is 1 in all rows", "cbind(right, wrong) ~ 1", table.assign(wrong=0), family="binomial")
