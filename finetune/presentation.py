@@ -42,11 +42,17 @@ class _Lookup:
 
     def __init__(self, table: Any, order: Order, first: Mapping[str, int]) -> None:
         self._table, self._order, self._first = table, order, first
+        self._places: list[int] = []
+        self._rows: dict[str, list[Any]] = {}
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        shown = [self._order[place] for place in batch["place"]]
-        rows: dict[str, list[Any]] = self._table[[self._first[place.task] + place.item for place in shown]]
-        return rows | {"place": batch["place"]}
+        # TRL asks for the rows of a rollout before every step that is made from it, and looks at the first time's alone:
+        # without a memory, most of the pictures would be decoded for nothing.
+        if batch["place"] != self._places:
+            shown = [self._order[place] for place in batch["place"]]
+            self._rows = self._table[[self._first[place.task] + place.item for place in shown]]
+            self._places = list(batch["place"])
+        return self._rows | {"place": batch["place"]}
 
     def __getstate__(self) -> dict[str, Any]:
         # `datasets` names its tables by a hash of what made them, and would write the whole training set for that.
