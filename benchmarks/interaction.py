@@ -1,11 +1,12 @@
 """What a second and a third attempt are worth, after training in the closed loop: the numbers and the picture of docs/interaction.md.
 
-    python benchmarks/interaction.py --out DIR [--shown 1536] [--method grpo] [--samples 1280] [--attempts 3] [-n 200] [--seed 0]
+    python benchmarks/interaction.py --out DIR [--shown 6144] [--method grpo --samples 1280] [--attempts 3] [-n 300] [--seed 0]
 
-Shows `tiny` what an expert does on towers-topblock, too briefly to master it (SFT), and then lets it try for itself, with several
-attempts per scene and the memory of all of them. Both adapters are asked new items: greedily with memory, sampled with memory,
-and with as many independent guesses (sampled, no memory): the last two have the same first attempts, so that they differ by
-what was seen. Prints one table, and draws an episode that took every attempt. What is there already is not done again.
+Shows `tiny` an expert who answers towers-topblock after attempts that failed (SFT), and may then let it try for itself (`--samples`
+episodes of GRPO or PPO), with several attempts per scene and the memory of all of them. The adapters are asked new items: greedily with memory,
+sampled with memory, and with as many independent guesses (sampled, no memory): the last two have the same first attempts, so that they
+differ by what was seen. Prints a table, and the differences with bootstrap intervals over groups of items; draws an episode that took every
+attempt. What is there already is not done again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 # Run as a script, this file would be found before the package's modules of the same name.
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from analysis.summary import Summary, summarise
@@ -58,13 +60,15 @@ def adapters(out: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     """The adapter that was shown what to do, and the one that went on in the closed loop; trained, or found there."""
     given: dict[str, Any] = {"model": "tiny", "tasks": (TASK,), "seed": arguments.seed, "items": arguments.items}
     shown, tried = out / "shown", out / f"tried_{arguments.method}"
-    first = {"method": "sft", "budget": f"samples={arguments.shown}"}
-    further = {"method": arguments.method, "budget": f"samples={arguments.samples}", "attempts": arguments.attempts}
+    loop = {"attempts": arguments.attempts, "memory": "all"}
+    first = loop | {"method": "sft", "budget": f"samples={arguments.shown}"}
+    further = loop | {"method": arguments.method, "budget": f"samples={arguments.samples}", "init": str(shown)}
     further |= {"rollout": 64} | METHODS[arguments.method]
-    for folder, settings in ((shown, first), (tried, further | {"init": str(shown)})):
+    runs = {"sft": (shown, first)} | ({f"then {arguments.method}": (tried, further)} if arguments.samples else {})
+    for folder, settings in runs.values():
         config = make_config(given | settings, "tiny")
         train(config, folder, progress=lambda done, n: print(f"\r{done}/{n}  ", end="", file=sys.stderr))
-    return {f"sft, {arguments.shown} items": shown, f"then {arguments.method}": tried}
+    return {name: folder for name, (folder, _) in runs.items()}
 
 
 def ask(folder: Path, way: Asked, stimuli: StimulusSet, attempts: int, model: Any) -> Summary:
@@ -73,6 +77,52 @@ def ask(folder: Path, way: Asked, stimuli: StimulusSet, attempts: int, model: An
     settings = {"temperature": way.temperature, "attempts": attempts, "memory": way.memory}
     run(RunConfig("tiny", str(stimuli.path), adapter=str(folder), **settings), stimuli, out, model=model)  # type: ignore[arg-type]
     return summarise(out)
+
+
+def solved(folder: Path, attempts: int) -> dict[str, list[float]]:
+    """Item -> whether it was solved within one attempt, within two, ..."""
+    when: dict[str, int] = {}
+    for row in read_trials(folder):
+        when.setdefault(row["item_id"], attempts + 1)
+        if row["success"]:
+            when[row["item_id"]] = min(when[row["item_id"]], row["attempt"])
+    return {item: [float(first <= k) for k in range(1, attempts + 1)] for item, first in when.items()}
+
+
+def difference(one: dict[str, float], other: dict[str, float], stimuli: StimulusSet) -> str:
+    """Mean difference over items, with its 95 % bootstrap interval over groups."""
+    groups = sorted({item.group_id for item in stimuli.items})
+    place = {item.item_id: groups.index(item.group_id) for item in stimuli.items}
+    shared = sorted(one.keys() & other.keys())
+    each = np.array([one[item] - other[item] for item in shared])
+    where = np.array([place[item] for item in shared])
+    sums, sizes = np.bincount(where, each, len(groups)), np.bincount(where, minlength=len(groups))
+    drawn = np.random.default_rng(0).integers(len(groups), size=(4000, len(groups)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def differences(folder: Path, stimuli: StimulusSet, attempts: int) -> None:
+    """Print what further attempts add to the first, and memory to independent guesses."""
+    found = {way.name: solved(folder.with_name(f"{folder.name}_{way.name}"), attempts) for way in WAYS}
+
+    def within(way: str, k: int) -> dict[str, float]:
+        return {item: row[k - 1] for item, row in found[way].items()}
+
+    first, last = within("memory", 1), within("memory", attempts)
+    guesses = within("guesses", attempts)
+    print(f"  within {attempts} less within 1, memory, greedy       {difference(last, first, stimuli)}")
+    print(f"  memory, greedy, less {attempts} independent guesses   {difference(last, guesses, stimuli)}")
+    sampled = within("sampled", attempts)
+    print(f"  memory, sampled, less {attempts} independent guesses  {difference(sampled, guesses, stimuli)}")
+    # Both have the same first attempts, which missed: what does the second one add, with what was seen and without?
+    missed = [item for item, row in found["sampled"].items() if not row[0] and not found["guesses"][item][0]]
+    seen, fresh = ({item: within(way, 2)[item] for item in missed} for way in ("sampled", "guesses"))
+    print(
+        f"  second attempt after {len(missed)} misses: {sum(seen.values()) / len(missed):.3f} with memory,"
+        f" {sum(fresh.values()) / len(missed):.3f} as a new guess, {difference(seen, fresh, stimuli)}"
+    )
 
 
 def episode(folder: Path, stimuli: StimulusSet, attempts: int, file: Path) -> None:
@@ -115,11 +165,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--method", default="grpo", choices=("ppo", "grpo"))
-    parser.add_argument("--shown", type=int, default=1536)
-    parser.add_argument("--samples", type=int, default=1280)
-    parser.add_argument("--items", type=int, default=1024)
+    parser.add_argument("--shown", type=int, default=6144)
+    parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--items", type=int, default=2048)
     parser.add_argument("--attempts", type=int, default=3)
-    parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("-n", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -129,11 +179,12 @@ def main() -> None:
     place = arguments.out / "stimuli"
     stimuli = StimulusSet.load(place) if place.is_dir() else make_set(TASK, arguments.n, 77, place)
     attempts = arguments.attempts
-    print(f"{TASK}, {len(stimuli)} new items, {attempts} attempts, {arguments.samples} episodes in the closed loop\n")
+    print(f"{TASK}, {len(stimuli)} new items, {attempts} attempts\n")
     headers = (*(f"within {k}" for k in range(1, attempts + 1)), f"{attempts} like the first", "same", "read")
     print(f"{'trained':20}{'asked with':12}" + "".join(f"{h:>18}" for h in headers))
     shown: Summary | None = None
-    for name, folder in adapters(arguments.out, arguments).items():
+    trained = adapters(arguments.out, arguments)
+    for name, folder in trained.items():
         model = load_model("tiny", adapter=folder)
         for way in WAYS:
             shown = ask(folder, way, stimuli, attempts, model)
@@ -141,12 +192,14 @@ def main() -> None:
             numbers += [1 - (1 - shown.accuracy.value) ** attempts, shown.attempts[1].same]
             numbers += [min(cell.parse_rate for cell in shown.attempts)]
             print(f"{name:20}{way.name:12}" + "".join(f"{number:18.3f}" for number in numbers), flush=True)
+        differences(folder, stimuli, attempts)
     assert shown is not None
     guess = shown.guesses[-1]
     print(
         f"\n{attempts} random answers {guess['chance']:.3f}, best {attempts} constants {guess['constants']['score']:.3f}"
     )
-    episode(arguments.out / f"tried_{arguments.method}_memory", stimuli, attempts, arguments.out / "interaction.png")
+    last = list(trained.values())[-1]
+    episode(last.with_name(f"{last.name}_memory"), stimuli, attempts, arguments.out / "interaction.png")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,9 +242,12 @@ def learned(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["sft", "ppo", "grpo"])
+def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
-    config = settings(method="grpo", generations=4, budget="samples=32", save_every=8)
+    config = settings(method=method, generations=4 if method == "grpo" else 1, budget="samples=32", save_every=8)
     finetune.train.train(config, tmp_path / "whole")
     usual = Monitor.on_step_end
 
@@ -260,6 +266,25 @@ def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(tmp_path: Path, monk
     assert whole.keys() == stopped.keys() and any(tensor.abs().max() > 0 for tensor in whole.values())
     for name, tensor in whole.items():
         torch.testing.assert_close(stopped[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "ppo", "grpo"])
+def test_two_processes_play_and_learn(method: str, tmp_path: Path) -> None:
+    options = f"--model tiny --tasks towers-topblock --method {method} --attempts 3 --memory last-1 --budget samples=32"
+    options += f" --items 16 --size 48 --rollout 16 --batch 16 --generations {4 if method == 'grpo' else 1} --json"
+    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = f"{launch} --dynamo_backend no -m probes train {options} --out {tmp_path / 'two'}"
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "PROBE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=root, env=environment, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "two/training.json").read_text())
+    assert result["processes"] == 2 and [row["samples"] for row in result["curves"]] == [16, 32]
+    assert method == "sft" or all(1 <= row["attempts"] <= 3 for row in result["curves"])
+    assert any(tensor.abs().max() > 0 for name, tensor in learned(tmp_path / "two").items() if "lora_B" in name)
 
 
 def test_trl_still_has_the_private_names_that_are_used() -> None:
