@@ -76,7 +76,7 @@ class TrainConfig:
         max_new_tokens: Longest reply; 0: what the longest legal answer needs (RL).
         beta: Weight of the KL divergence from the base model (RL).
         clip: How far a probability ratio may move before its gradient is cut (RL).
-        entropy_bonus: Weight of the policy's entropy in the loss (PPO, GRPO).
+        entropy_bonus: Weight of the policy's entropy in the loss (RL).
         success_reward: Learn from success alone (1 or 0) rather than from the task's graded reward (RL).
         format_reward: Paid for a reply that can be read, beside the task's own reward, and logged apart; 0: none (RL).
         target_kl: Steps of a rollout are skipped once the policy has moved so far from the one that generated it; 0: never (PPO).

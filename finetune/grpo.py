@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from finetune.auxiliary import WithAuxiliary
@@ -18,8 +19,29 @@ class GroupTrainer(WithAuxiliary, Counting, GRPOTrainer):
     """TRL's GRPO trainer, which counts its tokens, and takes an auxiliary objective."""
 
 
+PRIVATE = ("_compute_loss", "_get_per_token_logps_and_entropies")
+"""Names of TRL's RLOO trainer that are used here although they are private; tests/finetune/test_contract.py holds TRL to them."""
+
+
 class LeaveOneOutTrainer(WithAuxiliary, Counting, RLOOTrainer):
-    """TRL's RLOO trainer, which counts its tokens, and takes an auxiliary objective."""
+    """TRL's RLOO trainer, which counts its tokens, takes an auxiliary objective, and the entropy bonus that TRL's GRPO has."""
+
+    entropy_bonus: float = 0.0
+    _entropies: torch.Tensor | None = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = found[1]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        if self.entropy_bonus:
+            assert self._entropies is not None
+            mask = inputs["completion_mask"]
+            loss = loss - self.entropy_bonus * (self._entropies * mask).sum() / mask.sum().clamp(min=1)
+        self._entropies = None
+        return loss
 
 
 TRAINERS: Mapping[str, Any] = {"ppo": PPOTrainer, "grpo": GroupTrainer, "rloo": LeaveOneOutTrainer}
@@ -85,7 +107,7 @@ def make_reinforced(
         arguments = GRPOConfig(**shared, entropy_coef=config.entropy_bonus, loss_type="bnpo", scale_rewards="group")
     else:
         arguments = RLOOConfig(**shared)
-    return trainers[config.method](
+    trainer = trainers[config.method](
         model=model,
         reward_funcs=list(functions),
         args=arguments,
@@ -94,3 +116,6 @@ def make_reinforced(
         callbacks=callbacks,
         **further,
     )
+    if config.method == "rloo":
+        trainer.entropy_bonus = config.entropy_bonus
+    return trainer

@@ -106,7 +106,7 @@ def train(
         max_new_tokens: Longest reply; 0: as long as the longest legal answer.
         beta: Weight of the KL divergence from the base model.
         clip: Clip range of the probability ratios.
-        entropy_bonus: Weight of the entropy (ppo, grpo).
+        entropy_bonus: Weight of the entropy (ppo, grpo, rloo).
         success_reward: Reward success alone, instead of the task's graded reward.
         format_reward: Extra reward for a reply that can be read.
         target_kl: Leave out the rest of a rollout's steps once the policy has moved so far (ppo).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -273,8 +274,13 @@ def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(
 def test_two_processes_play_and_learn(method: str, tmp_path: Path) -> None:
     options = f"--model tiny --tasks towers-topblock --method {method} --attempts 3 --memory last-1 --budget samples=32"
     options += f" --items 16 --size 48 --rollout 16 --batch 16 --generations {4 if method == 'grpo' else 1} --json"
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    command = f"{launch} --dynamo_backend no -m probes train {options} --out {tmp_path / 'two'}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # "Multi GPU" is what accelerate calls several processes, also where there is none.
+    launch = f"-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port}"
+    launch += " --mixed_precision no --dynamo_backend no"
+    command = f"{launch} -m probes train {options} --out {tmp_path / 'two'}"
     root = Path(__file__).parents[2]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "PROBE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(

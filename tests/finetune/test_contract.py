@@ -3,9 +3,10 @@
 import inspect
 
 import pytest
-from trl import GRPOTrainer, SFTTrainer
+from trl import GRPOTrainer, RLOOTrainer, SFTTrainer
 from trl.trainer import utils
 
+from finetune.grpo import PRIVATE as PRIVATE_OF_RLOO
 from finetune.ppo import MULTIMODAL, PRIVATE
 
 
@@ -33,6 +34,15 @@ def test_log_probabilities_are_asked_for_as_before():
     parameters = signature("_get_per_token_logps_and_entropies")
     assert parameters[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
     assert set(parameters[5:]) == {*MULTIMODAL, "batch_size", "compute_entropy", "compute_aux_loss"}
+
+
+def test_the_loss_of_rloo_is_that_of_the_log_probabilities_and_entropies_that_are_kept():
+    source = inspect.getsource(RLOOTrainer._compute_loss)
+    assert "self._get_per_token_logps_and_entropies(" in source and "compute_entropy=True" in source
+    assert 'inputs["completion_mask"]' in source
+    assert all(hasattr(RLOOTrainer, name) for name in PRIVATE_OF_RLOO)
+    returned = inspect.getsource(RLOOTrainer._get_per_token_logps_and_entropies).rstrip().splitlines()[-1]
+    assert returned.strip() == "return logps, entropies, aux_loss"
 
 
 def test_a_rollout_has_the_entries_that_are_read():

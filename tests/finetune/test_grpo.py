@@ -1,0 +1,36 @@
+"""The entropy bonus of RLOO, which TRL has for GRPO alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from trl import RLOOTrainer
+
+from finetune.grpo import LeaveOneOutTrainer
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.1])
+def test_the_bonus_is_the_mean_entropy_of_the_tokens_that_were_chosen(
+    bonus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entropies = torch.tensor([[1.0, 3.0], [5.0, 100.0]], requires_grad=True)
+    mask = torch.tensor([[1, 1], [1, 0]])
+
+    def ask(self: Any, *_: Any, **__: Any) -> Any:
+        return torch.zeros(2, 2), entropies, None
+
+    def loss(self: Any, model: Any, inputs: Any) -> torch.Tensor:
+        logps, kept, _ = self._get_per_token_logps_and_entropies(model, compute_entropy=True)
+        return 2.0 + 0 * (logps + kept).sum()
+
+    monkeypatch.setattr(RLOOTrainer, "_get_per_token_logps_and_entropies", ask)
+    monkeypatch.setattr(RLOOTrainer, "_compute_loss", loss)
+    trainer: Any = LeaveOneOutTrainer.__new__(LeaveOneOutTrainer)
+    trainer.entropy_bonus = bonus
+    found = trainer._compute_loss(None, {"completion_mask": mask})
+    assert float(found.detach()) == pytest.approx(2 - bonus * 3)
+    found.backward()
+    assert entropies.grad is not None
+    torch.testing.assert_close(entropies.grad, -bonus * mask / 3)
