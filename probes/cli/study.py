@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -153,7 +156,8 @@ def run(
 
     design, cells, store = _open(study, out)
     _tell_deviations(design, cells, store)
-    with store.held():
+    # A polite end is an interruption, as it is for cells: a driver in the background does not hear Ctrl-C.
+    with store.held(), _interrupted_by(signal.SIGTERM):
         pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch, find_launch(launch, gpus))
         moved = store.tidy(cells)
         with _Watch(cells, store, pool, moved) as watch:
@@ -248,6 +252,16 @@ def _open(study: Path, out: Path | None) -> tuple[Design, list[Cell], Store]:
     design = read_design(study, [field.name for field in fields(TrainConfig)])
     cells = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
     return design, cells, Store(out or Path("studies") / design.name)
+
+
+@contextmanager
+def _interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Take a signal for Ctrl-C."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _tell_deviations(design: Design, cells: list[Cell], store: Store) -> None:

@@ -93,6 +93,27 @@ def test_a_study_is_planned_run_changed_and_watched(study, capsys, tmp_path):
     assert (sets["done"], observers["done"], observers["steps_done"]) == (1, 1, 2)
 
 
+def test_a_pilot_times_what_was_not_timed_before(study, capsys, tmp_path):
+    study.write_text(study.read_text().replace(", noisy-simulation", ""))
+    code, out, err = call(capsys, "study", "plan", study, "--pilot", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["is_known"]
+    assert plan["seconds"] > 0
+    folder = tmp_path / "studies" / "watch"
+    paces = json.loads((folder / "pilot.json").read_text())["paces"]
+    assert {"set towers-stability", "run chance generate towers-stability", "start"} == set(paces)
+    # Two sizes tell what a step costs in any case from what every item adds.
+    assert all(pace["seconds_fixed"] >= 0 and pace["seconds_each"] >= 0 for pace in paces.values())
+    assert paces["set towers-stability"]["bytes_each"] > 100
+    written = (folder / "pilot.json").stat().st_mtime_ns
+    code, out, _ = call(capsys, "study", "plan", study, "--pilot")
+    assert code == 0
+    assert "Not everything has been timed" not in out
+    assert (folder / "pilot.json").stat().st_mtime_ns == written
+    assert not (folder / "observers").exists(), "the pilot's items are not the study's"
+
+
 def test_what_fails_does_not_stop_the_rest_and_can_be_repeated_by_hand(study, capsys, tmp_path):
     folder = tmp_path / "studies" / "watch"
     in_the_way = (folder / NOISY).parent
@@ -139,12 +160,12 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(study, capsys, tmp_path):
     assert read_run(folder / NOISY)["status"] == "finished"
 
 
-def test_ctrl_c_ends_the_cells_and_keeps_what_they_have(study, capsys, tmp_path):
+def test_a_polite_end_ends_the_cells_and_keeps_what_they_have(study, capsys, tmp_path):
     study.write_text(study.read_text().replace("n: 8", "n: 48"))
     log = tmp_path / "studies" / "watch" / NOISY / "trials.jsonl"
     running = start("study", "run", study)
     wait_for(lambda: log.exists() and log.stat().st_size > 0, running)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGTERM)  # which is taken for Ctrl-C
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     n = len(read_trials(log.parent))
