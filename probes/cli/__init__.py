@@ -20,6 +20,7 @@ from probes.cli import (
     doctor,
     importing,
     models,
+    paper,
     power,
     pretrain,
     report,
@@ -69,6 +70,7 @@ app.command(decode.decode)
 app.command(analyze.analyze)
 app.command(report.report)
 app.command(report.view)
+app.command(paper.paper)
 app.command(power.power)
 app.command(study.app)
 app.command(pretrain.pretrain)

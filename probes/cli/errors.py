@@ -19,7 +19,7 @@ _EXPECTED = {
     "stimuli.dataset": "StimulusError",
     "stimuli.tasks": "UnknownTask",
 }
-_OURS = ("probes", "stimuli", "analysis", "finetune")
+_OURS = ("probes", "stimuli", "analysis", "finetune", "paper")
 
 
 class CommandError(Exception):

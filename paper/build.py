@@ -1,0 +1,158 @@
+"""Building a paper: from a study to figures, tables and numbers, and from these and a manuscript to a PDF."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from analysis.section import Unanswerable
+from paper import manuscript, tex
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study, read_study
+
+log = logging.getLogger(__name__)
+
+HOME = Path(__file__).parent
+GENERATED, NUMBERS, FIGURES, TABLES = "generated", "numbers", "figures", "tables"
+PARTS = (
+    *("design", "stimuli", "perception", "controls", "observers", "trained", "contrasts", "hypotheses"),
+    *("transfer", "conditions", "learning", "psychometry", "decoding"),
+)
+"""Files in `paper/parts`."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What was made.
+
+    Attributes:
+        out: The folder.
+        pdf: The paper, or None.
+        figures, tables: Files.
+        numbers: How many there are.
+        missing: Part -> why it was not made.
+        failed: Parts that could not be made although they should: news for the makers of this program.
+        problem: Why there is no PDF, with what to do; empty if there is one.
+        lacks_tex: Whether it is only that TeX is not installed.
+    """
+
+    out: Path
+    pdf: Path | None
+    figures: tuple[str, ...]
+    tables: tuple[str, ...]
+    numbers: int
+    missing: dict[str, str]
+    failed: tuple[str, ...]
+    problem: str
+    lacks_tex: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        return {
+            **{name: getattr(self, name) for name in ("numbers", "missing", "problem", "lacks_tex")},
+            "out": str(self.out),
+            "pdf": None if self.pdf is None else str(self.pdf),
+            **{name: list(getattr(self, name)) for name in ("figures", "tables", "failed")},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.figures)} figures, {len(self.tables)} tables and {self.numbers} numbers: {self.out / GENERATED}"]
+        lines += [f"not made: {part}: {why}" for part, why in self.missing.items()]
+        lines.append(f"paper: {self.pdf}" if self.pdf is not None else f"no PDF: {self.problem}")
+        return "\n".join(lines)
+
+
+def build(
+    folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress: Progress | None = None
+) -> Paper:
+    """Build a paper.
+
+    Args:
+        folder: Of the study, or of its packed results.
+        out: Folder to write to; what an earlier build left there is replaced.
+        text: The manuscript.
+        progress: Told how many steps are done, and how many there are.
+
+    Raises:
+        PaperError: If there is no study.
+        OSError: If the folder cannot be written.
+    """
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(PARTS) + 2)
+
+    study = read_study(folder)
+    step()
+    generated = out / GENERATED
+    shutil.rmtree(generated, ignore_errors=True)
+    for name in (FIGURES, TABLES):
+        (generated / name).mkdir(parents=True)
+    numbers, missing, failed = Numbers(), {}, []
+    for name in PARTS:
+        try:
+            _write(_make(name, study), generated, numbers)
+        except Unanswerable as reason:
+            missing[name] = str(reason)
+        except Exception as error:  # one part that fails must not cost the others
+            log.debug("part %s", name, exc_info=True)
+            failed.append(name)
+            missing[name] = f"could not be computed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        step()
+    (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
+    (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
+    pdf, problem = _typeset(text, out, numbers)
+    step()
+    return Paper(
+        out=out,
+        pdf=pdf,
+        figures=tuple(sorted(p.stem for p in (generated / FIGURES).glob("*.pdf"))),
+        tables=tuple(sorted(p.stem for p in (generated / TABLES).glob("*.tex"))),
+        numbers=len(numbers.values),
+        missing=missing,
+        failed=tuple(failed),
+        problem=problem,
+        lacks_tex=bool(tex.lacking()),
+    )
+
+
+def _make(name: str, study: Study) -> Part:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what matters of them is in the notes of the results
+        made: Part = import_module(f"paper.parts.{name}").part(study)
+    return made
+
+
+def _write(part: Part, generated: Path, numbers: Numbers) -> None:
+    for name, draw in part.figures.items():
+        draw(generated / FIGURES / name)
+    for name, latex in part.tables.items():
+        (generated / TABLES / f"{name}.tex").write_text(latex, encoding="utf-8")
+    numbers.join(part.numbers)
+
+
+def _typeset(text: Path, out: Path, numbers: Numbers) -> tuple[Path | None, str]:
+    """The PDF, or why there is none."""
+    main = out / manuscript.MAIN
+    if text.resolve() != main.resolve():
+        shutil.copyfile(text, main)
+    for bibliography in text.parent.glob("*.bib"):
+        if bibliography.resolve() != (out / bibliography.name).resolve():
+            shutil.copyfile(bibliography, out / bibliography.name)
+    slips = manuscript.check(main.read_text(encoding="utf-8"), numbers, out)
+    if slips:
+        more = f" (and {len(slips) - 5} more)" if len(slips) > 5 else ""
+        return None, f"{text.name} and this study do not fit: {'; '.join(slips[:5])}{more}"
+    return tex.typeset(main)

@@ -1,0 +1,43 @@
+"""Tables of a manuscript as LaTeX (booktabs): groups of rows under a heading, and a note below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.tables import escape
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows under one heading; an empty one is not written. Cells are LaTeX already."""
+
+    heading: str
+    cells: Sequence[Sequence[str]]
+
+
+def table(align: str, header: Sequence[str], groups: Sequence[Rows]) -> str:
+    """The inside of a table; caption, label and note stand in the manuscript, whose words they are.
+
+    Args:
+        align: Of the columns, as for `tabular`.
+        header: Of the columns, as LaTeX.
+        groups: The rows.
+    """
+    lines = [rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+    for number, group in enumerate(groups):
+        if group.heading:
+            lines += [r"\addlinespace"] * (number > 0)
+            lines.append(rf"\multicolumn{{{len(header)}}}{{@{{}}l}}{{\emph{{{group.heading}}}}} \\")
+        lines += [" & ".join(cells) + r" \\" for cells in group.cells]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def text(plain: object) -> str:
+    """Plain text as LaTeX; a dash for nothing."""
+    return escape(str(plain)) if plain is not None and str(plain) else "--"
+
+
+def math(number: str) -> str:
+    """A number as `analysis.tables` writes it, in mathematics; dashes as they are."""
+    return "--" if number == "–" else "$" + number.replace("−", "-").replace("∞", r"\infty") + "$"

@@ -1,0 +1,1 @@
+"""The parts of the paper, one file each: a function from the study to a `Part`."""

@@ -1,0 +1,114 @@
+"""The planned contrasts: in numbers, as a table, and as a forest plot with every run in it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from analysis import tables
+from analysis.contrasts import Contrasts, planned_contrasts
+from analysis.levels import TRANSFER
+from analysis.registration import registered_contrasts
+from analysis.section import Unanswerable
+from paper.figures.forest import forest
+from paper.latex import Rows, math, table, text
+from paper.names import LEVELS, contrast_sides, side_name
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+from paper.verdicts import VERDICTS, verdict
+
+HEADER = ("Contrast", r"$\Delta$ rate", r"95\,\% CI", "OR", "$t$", "df", "$p$", "$p_{eq}$", "Tests", "Verdict")
+
+
+def part(study: Study) -> Part:
+    """The planned contrasts. Raises Unanswerable if nothing was trained."""
+    found = tested(study)
+    rows = found.table.to_dict("records")
+    numbers = Numbers()
+    for row in rows:
+        put(numbers, f"contrast.{row['transfer']}.{_key(study, row)}", row, study.settings.alpha)
+    shown = [row | {"side": _key(study, row).partition("-")[0]} for row in rows]
+    estimates = pd.DataFrame(shown).assign(level=lambda t: t["transfer"].map(LEVELS))
+    numbers.count("contrasts.tested", len(rows))
+    numbers.verdict("contrasts.status", status(study), ("registered", "exploratory"))
+    numbers.number("alpha", study.settings.alpha)
+    return Part(
+        numbers,
+        {"contrasts": partial(_draw, estimates, _differences(found, study), study.settings.bound)},
+        {"contrasts": _table(rows, study)},
+    )
+
+
+def tested(study: Study) -> Contrasts:
+    """The registered contrasts, or else those that every study has. Raises Unanswerable if nothing was trained."""
+    if study.plain["transfer"].isna().all():
+        raise Unanswerable("no trained model was tested")
+    if study.registration is not None and study.registration.contrasts:
+        found = registered_contrasts(study.plain, study.registration, study.settings.alpha)
+        about_all = found.table[found.table["training"] == "all plain"] if "training" in found.table else found.table
+        return Contrasts(**{**found.__dict__, "table": about_all.reset_index(drop=True)})
+    return planned_contrasts(study.plain, study.settings.bound, study.settings.alpha)
+
+
+def status(study: Study) -> str:
+    """Whether the contrasts were planned beforehand."""
+    return "registered" if study.registration is not None and study.registration.contrasts else "exploratory"
+
+
+def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
+    """The numbers of one contrast, under a name; without an estimate there is only the verdict that nothing is decided."""
+    came_out = verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)
+    numbers.verdict(f"{name}.verdict", came_out, VERDICTS)
+    numbers.count(f"{name}.runs", row["n_runs"])
+    numbers.count(f"{name}.tests", row["n_tests"])
+    numbers.rate(name, row["difference"], row["difference_low"], row["difference_high"])
+    numbers.number(f"{name}.odds", row["odds_ratio"])
+    numbers.number(f"{name}.t", row["statistic"])
+    numbers.latex(f"{name}.df", math(tables.degrees(row["df"])))
+    numbers.p(f"{name}.p", row["p_holm"])
+    numbers.p(f"{name}.equivalence", row["p_equivalence"])
+    numbers.p(f"{name}.runmeans", row["p_runs"])
+    numbers.number(f"{name}.bf", row["bf01"])
+
+
+def _key(study: Study, row: dict[str, Any]) -> str:
+    return "-".join(contrast_sides(str(row["contrast"]), study.methods))
+
+
+def _table(rows: list[dict[str, Any]], study: Study) -> str:
+    groups = []
+    for level in TRANSFER:
+        own = [_cells(row, study) for row in rows if row["transfer"] == level]
+        groups += [Rows(text(LEVELS[level].capitalize()), own)] if own else []
+    return table("lrlrrrrrrl", HEADER, groups)
+
+
+def _cells(row: dict[str, Any], study: Study) -> list[str]:
+    left, right = (side_name(side) for side in contrast_sides(str(row["contrast"]), study.methods))
+    return [
+        f"{text(left)} $-$ {text(right)}",
+        math(tables.proportion(row["difference"], 2)),
+        math(tables.interval(row["difference_low"], row["difference_high"], partial(tables.proportion, digits=2))),
+        math(tables.number(row["odds_ratio"])),
+        math(tables.number(row["statistic"])),
+        math(tables.degrees(row["df"])),
+        math(tables.p_value(row["p_holm"])),
+        math(tables.p_value(row["p_equivalence"])),
+        str(row["n_tests"]),
+        verdict(row["difference"], row["p_holm"], row["p_equivalence"], study.settings.alpha),
+    ]
+
+
+def _differences(found: Contrasts, study: Study) -> pd.DataFrame:
+    """The mean difference of every run from the untrained model, by level."""
+    means = found.run_means
+    trained = means[(means["method"] != "none") & means["untrained"].notna()]
+    trained = trained.assign(difference=trained["rate"] - trained["untrained"], level=trained["transfer"].map(LEVELS))
+    return trained.groupby(["level", "method", "run"], observed=True)["difference"].mean().reset_index()
+
+
+def _draw(estimates: pd.DataFrame, runs: pd.DataFrame, bound: float, stem: Any) -> None:
+    forest(estimates, runs, stem, bound)

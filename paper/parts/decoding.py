@@ -1,0 +1,136 @@
+"""What can be decoded from the hidden states before and after training: over depth, and where the answer is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.section import Unanswerable
+from analysis.training import read_facts
+from paper.figures.decoding import decoding
+from paper.names import key_of, task_name
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+
+POSITION = "last"
+"""Where the answer is read: the last token. The last layer there is the site of record, chosen before looking."""
+NAMES = {"label": "right answer", "com-offset": "centre of mass", "count": "number of bodies"}
+
+
+def part(study: Study) -> Part:
+    """Decoding before and after training. Raises Unanswerable if none was done."""
+    compared = [d for d in study.decodings if d.get("compare")]
+    if not compared:
+        raise Unanswerable("no decoding before and after training was done: name tasks under `decoding` in the study's file")
+    rows = [row for result in compared for row in _rows(result, study.trainings)]
+    table = pd.DataFrame(rows)
+    numbers = Numbers()
+    first = compared[0]
+    numbers.count("decoding.items", int(first["stimuli"]["items"]))
+    numbers.count("decoding.groups", int(first["stimuli"]["groups"]))
+    numbers.count("decoding.permutations", int(first["settings"]["permutations"]))
+    record = table[table["is_record"]]
+    for row in record.to_dict("records"):
+        name = f"decoding.{key_of(row['task'])}.{row['target']}"
+        if row["method"] != "none":
+            name = f"{name}.{key_of(row['training'])}.{row['method']}"
+            numbers.rate(f"{name}.difference", row["difference"], row["difference_low"], row["difference_high"])
+        elif name not in numbers:
+            numbers.number(f"{name}.p", row["p"], 3)
+        if name not in numbers:
+            numbers.rate(name, row["score"], row["low"], row["high"])
+    for result in compared:
+        name = f"decoding.{key_of(result['stimuli']['task'])}.{result['target']['name']}"
+        for reference, score in result.get("references", {}).items():
+            if f"{name}.{reference}" not in numbers:
+                numbers.rate(f"{name}.{reference}", float(score["score"]), *map(float, score["score_ci"]))
+    base, trained = record[record["method"] == "none"], record[record["method"] != "none"]
+    told = base["low"] > base["chance"]
+    numbers.verdict("decoding.base", _how_many(told), ("all", "some", "none"))
+    numbers.count("decoding.changes", len(trained))
+    changes = trained.dropna(subset=["difference_low"])
+    up, down = int((changes["difference_low"] > 0).sum()), int((changes["difference_high"] < 0).sum())
+    numbers.count("decoding.changes.up", up)
+    numbers.count("decoding.changes.down", down)
+    numbers.verdict("decoding.change", "both" if up and down else "up" if up else "down" if down else "none", ("up", "down", "both", "none"))
+    beyond = [_beyond_cues(row, compared) for row in base.to_dict("records")]
+    numbers.verdict("decoding.beyond-cues", "all" if beyond and all(beyond) else "some" if any(beyond) else "none", ("all", "some", "none"))
+    return Part(numbers, {"decoding": partial(decoding, _shown(table))})
+
+
+def _rows(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per site, of the bare model and of the trained one."""
+    adapter = Path(str(result["config"]["compare"])).name
+    method, condition = _training(adapter, trainings)
+    last = max((s["layer"] for s in result["sites"] if s["part"] == "language" and s["position"] == POSITION), default=None)
+    after = {site["site"]: site for site in result["compare"]["sites"]}
+    rows: list[dict[str, Any]] = []
+    for site in result["sites"]:
+        shared = {
+            "task": result["stimuli"]["task"],
+            "target": result["target"]["name"],
+            "metric": result["metric"],
+            "chance": float(result["chance"]),
+            "part": site["part"],
+            "position": site["position"],
+            "layer": site["layer"],
+            "training": condition,
+            "is_record": site["part"] == "language" and site["position"] == POSITION and site["layer"] == last,
+        }
+        low, high = site["score_ci"]
+        rows.append(shared | {"method": "none", "score": site["score"], "low": low, "high": high, "p": _float(site.get("p_familywise"))})
+        found = after.get(site["site"])
+        if found is not None:
+            low, high = found["score_ci"]
+            change = found.get("difference_ci") or (math.nan, math.nan)
+            rows.append(
+                shared
+                | {"method": method, "score": found["score"], "low": low, "high": high, "p": math.nan}
+                | {"difference": _float(found.get("difference")), "difference_low": change[0], "difference_high": change[1]}
+            )
+    return rows
+
+
+def _training(adapter: str, trainings: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Method and condition of an adapter, by the name that the study gives its folder: MODEL_METHOD_CONDITION_sSEED."""
+    parts = adapter.split("_")
+    if len(parts) < 4:
+        return adapter, adapter
+    for facts in trainings:
+        if str(facts.get("method")) == parts[-3]:
+            return read_facts(facts).method, parts[-2]
+    return parts[-3], parts[-2]
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the figure: the bare model once per panel, and every training on it."""
+    panels = [
+        f"{task_name(task)}: {NAMES.get(target, target)}" for task, target in zip(table["task"], table["target"], strict=True)
+    ]
+    shown = table.assign(panel=panels)
+    base = shown["method"] == "none"
+    once = ["panel", "part", "position", "layer"]
+    return pd.concat([shown[base].drop_duplicates(once), shown[~base]], ignore_index=True)
+
+
+def _beyond_cues(row: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether more can be decoded than from the task's own cues."""
+    for result in results:
+        if result["stimuli"]["task"] == row["task"] and result["target"]["name"] == row["target"]:
+            cues = result.get("references", {}).get("cues")
+            return cues is not None and bool(row["low"] > float(cues["score"]))
+    return False
+
+
+def _how_many(told: pd.Series) -> str:
+    return "all" if len(told) and bool(told.all()) else "some" if bool(told.any()) else "none"
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,83 @@
+"""The findings of the reference study beside what came out here, with intervals, and whether the two agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.contrasts import Contrasts
+from paper.latex import Rows, table
+from paper.names import LEVELS, contrast_sides, side_name
+from paper.numbers import Numbers, interval
+from paper.part import Part
+from paper.parts.contrasts import tested
+from paper.study import Study
+from paper.verdicts import AGREEMENTS, does_not_transfer, improves, no_advantage, verdict
+
+CLAIMS = (
+    ("within", "Post-training raises success on the trained task, with or without interaction, to near ceiling"),
+    ("cross-task", "What is learned on one task does not carry over reliably to others on the same kind of scenes"),
+    ("shifted", "Nor does it to pictures that look different (there: photographs; here: changed look, size or gravity)"),
+    ("cross-family", "(Not asked there.) Nor to other families of physics"),
+    ("zero-shot", "(Not asked there.) Nor to questions that are never trained on"),
+)
+"""Level of transfer, and the finding in our words."""
+INTERACTION = "Learning by interaction carries over no better than learning from answers"
+FAR = ("cross-task", "cross-family", "zero-shot")
+
+
+def part(study: Study) -> Part:
+    """The table of findings. Raises Unanswerable if nothing was trained."""
+    return from_contrasts(tested(study), study)
+
+
+def from_contrasts(found: Contrasts, study: Study) -> Part:
+    """The table of findings, from contrasts that are there already."""
+    numbers, rows = Numbers(), []
+    records = found.table.to_dict("records")
+    alpha = study.settings.alpha
+    for level, claim in CLAIMS:
+        own = [r for r in records if r["transfer"] == level and str(r["contrast"]).endswith("base")]
+        if not own:
+            continue
+        words = [_word(row, alpha) for row in own]
+        agreement = (improves if level == "within" else does_not_transfer)(words)
+        numbers.verdict(f"hypothesis.{level}", agreement, AGREEMENTS)
+        for word in ("higher", "lower", "undecided"):
+            numbers.count(f"hypothesis.{level}.{word}", words.count(word))
+        numbers.count(f"hypothesis.{level}.same", words.count("equivalent") + words.count("trivial"))
+        rows.append([claim, _shown(own, study), agreement])
+    versus = [r for r in records if r["transfer"] in FAR and str(r["contrast"]).startswith("RL")]
+    if versus:
+        agreements = [no_advantage(_word(row, alpha)) for row in versus]
+        overall = next((a for a in ("contradicts", "open", "partly") if a in agreements), "agrees")
+        if overall == "contradicts" and set(agreements) != {"contradicts"}:
+            overall = "partly"
+        numbers.verdict("hypothesis.interaction", overall, AGREEMENTS)
+        shown = r"\newline ".join(f"{LEVELS[r['transfer']]}: {_number(r)} {_word(r, alpha)}" for r in versus)
+        rows.append([INTERACTION, shown, overall])
+    header = ["Finding of the reference study, in our words", "Here: difference in success rate, verdict", "Agreement"]
+    return Part(numbers, tables={"hypotheses": table(r"p{0.34\textwidth}p{0.46\textwidth}l", header, [Rows("", rows)])})
+
+
+def _shown(own: list[dict[str, Any]], study: Study) -> str:
+    parts = []
+    for row in own:
+        left, _ = contrast_sides(str(row["contrast"]), study.methods)
+        parts.append(f"{side_name(left)}: {_number(row)} {_word(row, study.settings.alpha)}")
+    return r"\newline ".join(parts)
+
+
+def _number(row: dict[str, Any]) -> str:
+    if row["difference"] != row["difference"]:
+        return "--"
+    return f"${_proportion(row['difference'])}$ {interval(row['difference_low'], row['difference_high'])}"
+
+
+def _proportion(value: float) -> str:
+    from analysis.tables import MINUS, proportion
+
+    return proportion(value, 2).replace(MINUS, "-")
+
+
+def _word(row: dict[str, Any], alpha: float) -> str:
+    return verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)

@@ -1,0 +1,61 @@
+"""Learning curves: success in training over samples seen, a panel per condition of training."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pandas as pd
+
+from analysis.figures.learning import learning_curves
+from analysis.learning import KIND, learning
+from analysis.section import Unanswerable
+from paper.names import condition_keys, key_of, training_name
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+
+WINDOW = 5
+"""Logged points over which success in training is averaged: a batch is small."""
+
+
+def part(study: Study) -> Part:
+    """Learning curves. Raises Unanswerable if trainings have left none."""
+    curves = study.material.trials.curves
+    curves = curves.assign(success=pd.to_numeric(curves["success"])) if len(curves) else curves
+    known = curves.dropna(subset=["success"]) if len(curves) else curves
+    if known.empty:
+        raise Unanswerable("the trainings have left no learning curves")
+    found = learning(known, study.settings.criterion, by=KIND, window=WINDOW, seed=study.settings.seed)
+    numbers = Numbers()
+    numbers.rate("criterion", study.settings.criterion)
+    for row in found.table.to_dict("records"):
+        name = f"learning.{key_of(training_name(str(row['train_tasks']), str(row['regime'])))}.{row['method']}"
+        numbers.count(f"{name}.reached", int(row["n_reached"]))
+        numbers.count(f"{name}.runs", int(row["n_runs"]))
+        numbers.rate(f"{name}.area", float(row["area"]))
+    for method, own in found.table.groupby("method", observed=True, sort=False):
+        numbers.count(f"learning.{method}.reached", int(own["n_reached"].sum()))
+        numbers.count(f"learning.{method}.runs", int(own["n_runs"].sum()))
+        numbers.rate(f"learning.{method}.area", float(own["area"].mean()))
+        final = found.runs.loc[found.runs["method"] == method, "final"]
+        numbers.rate(f"learning.{method}.final", float(final.mean()))
+        reached = found.runs.loc[found.runs["method"] == method, "samples_to_criterion"].dropna()
+        median = float(reached.median()) if len(reached) else math.nan
+        if math.isfinite(median):
+            numbers.count(f"learning.{method}.samples", round(median, -2 if median >= 1000 else 0))
+    smooth = known.sort_values(["run", "samples"], kind="stable")
+    averaged = smooth.groupby("run", observed=True)["success"].rolling(WINDOW, min_periods=1).mean()
+    smooth = smooth.assign(value=averaged.reset_index(level=0, drop=True))
+    order = [training_name(*c) for c in condition_keys(known)]
+    runs, means = _with_panel(smooth, order), _with_panel(found.means, order)
+    return Part(numbers, {"learning": partial(_draw, runs, means, study.settings.criterion)})
+
+
+def _with_panel(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+    names = [training_name(str(t), str(r)) for t, r in zip(table["train_tasks"], table["regime"], strict=True)]
+    return table.assign(panel=pd.Categorical(names, order)).sort_values("panel", kind="stable")
+
+
+def _draw(runs: pd.DataFrame, means: pd.DataFrame, criterion: float, stem: object) -> None:
+    learning_curves(runs, means, stem, ylabel="Success in training", criterion=criterion)  # type: ignore[arg-type]

@@ -1,0 +1,31 @@
+"""Observers without weights on the same items: what chance, a rule, knowledge of the physics and simulation through noise score."""
+
+from __future__ import annotations
+
+from analysis.rates import by_cell
+from analysis.section import Unanswerable
+from paper.names import key_of
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+
+
+def part(study: Study) -> Part:
+    """Success of observers, on every task and over tasks. Raises Unanswerable if none were asked."""
+    watched = study.material.observers
+    if watched.empty:
+        raise Unanswerable("no observers were asked: name some under `observers` in the study's file")
+    plain = watched[watched["shift"] == "none"]
+    numbers = Numbers()
+    for row in by_cell(plain, ("model", "test_task")).to_dict("records"):
+        numbers.rate(f"observer.{row['model']}.{key_of(str(row['test_task']))}", row["rate"], row["rate_low"], row["rate_high"])
+    for model, own in plain.groupby("model", observed=True):
+        numbers.rate(f"observer.{model}", float(own.groupby("test_task", observed=True)["success"].mean().mean()))
+    models = study.plain[study.plain["shift"] == "none"]
+    base = models[models["method"] == "none"]
+    if len(base):
+        numbers.rate("base.mean", float(base.groupby("test_task", observed=True)["success"].mean().mean()))
+        chance = base.groupby("test_task", observed=True)["chance"].mean()
+        if chance.notna().all():
+            numbers.rate("base.chance", float(chance.mean()))
+    return Part(numbers)

@@ -1,0 +1,56 @@
+"""Perception first: does the model see what the pictures show, before and after training, and does it answer at all?"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from analysis import tables
+from analysis.levels import family_of
+from analysis.rates import by_cell
+from analysis.section import Unanswerable
+from analysis.style import name_of
+from paper import latex
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+
+GOOD = 0.9
+"""A rate from which on a family counts as seen."""
+
+
+def part(study: Study) -> Part:
+    """Grounding questions by family and method. Raises Unanswerable if none were asked."""
+    grounding = study.material.grounding
+    if grounding.empty:
+        raise Unanswerable("no grounding questions were asked: test a task such as towers-grounding as well")
+    table = by_cell(grounding, ("method", "test_task"))
+    numbers = Numbers()
+    for row in table.to_dict("records"):
+        name = f"grounding.{family_of(str(row['test_task']))}.{row['method']}"
+        numbers.rate(name, row["rate"], row["rate_low"], row["rate_high"])
+    base = table[table["method"] == "none"]
+    for method, own in table.groupby("method", observed=True):
+        numbers.rate(f"grounding.lowest.{method}", float(own["rate"].min()))
+        numbers.rate(f"grounding.highest.{method}", float(own["rate"].max()))
+        numbers.rate(f"grounding.mean.{method}", float(own["rate"].mean()))
+    seen = [rate >= GOOD for rate in base["rate"]]
+    numbers.rate("grounding.good", GOOD)
+    numbers.verdict("grounding.seen", "all" if seen and all(seen) else "some" if any(seen) else "none", ("all", "some", "none"))
+    numbers.count("grounding.questions", int(base["n_trials"].sum()))
+    kinds = grounding.assign(asked=grounding["build"].astype(str).str.partition(":")[0])
+    by_kind = by_cell(kinds[kinds["method"] == "none"], ("test_task", "asked"))
+    if len(by_kind):
+        worst = by_kind.sort_values(["rate", "asked"]).iloc[0]
+        numbers.phrase("grounding.hardest", f"{str(worst['asked']).replace('-', ' ')} ({family_of(str(worst['test_task']))})")
+        numbers.rate("grounding.hardest.rate", float(worst["rate"]), float(worst["rate_low"]), float(worst["rate_high"]))
+    methods = [m for m in ("none", *study.methods) if (table["method"] == m).any()]
+    form = partial(tables.proportion, digits=2)
+    rows = []
+    for task in dict.fromkeys(table["test_task"].astype(str)):
+        row = [latex.text(family_of(task))]
+        for method in methods:
+            own = table[(table["test_task"] == task) & (table["method"] == method)].to_dict("records")
+            row.append(f"{latex.math(form(own[0]['rate']))} {latex.math(tables.interval(own[0]['rate_low'], own[0]['rate_high'], form))}" if own else "--")
+        rows.append(row)
+    header = ["Family", *(latex.text(name_of(m)) for m in methods)]
+    return Part(numbers, tables={"grounding": latex.table("l" + "l" * len(methods), header, [latex.Rows("", rows)])})

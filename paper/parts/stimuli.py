@@ -1,0 +1,36 @@
+"""What the model is shown: one scene of every family, with a question about it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from analysis.levels import family_of
+from analysis.section import Unanswerable
+from paper.figures.stimuli import Shown, stimuli
+from paper.part import Part
+from paper.study import Study
+from stimuli.dataset import StimulusSet
+from stimuli.generate import make_set
+from stimuli.tasks import get_task
+
+ITEMS, SEED, SIZE = 8, 4, 256
+
+
+def part(study: Study) -> Part:
+    """One item of every family that was tested. Raises Unanswerable if none of the tasks is one of ours."""
+    asked = [str(t) for t in dict.fromkeys(study.plain["test_task"].astype(str)) if not get_task(str(t)).held_out]
+    tasks = {family_of(task): task for task in sorted(asked, key=lambda t: get_task(t).kind)}
+    if not tasks:
+        raise Unanswerable("none of the tasks that were tested can be drawn")
+    return Part(figures={"stimuli": lambda stem: _draw([tasks[f] for f in sorted(tasks)], stem)})
+
+
+def _draw(tasks: list[str], stem: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shown = []
+        for task in tasks:
+            opened: StimulusSet = make_set(task, ITEMS, Path(folder) / task, seed=SEED, size=SIZE, jobs=1)
+            item = opened.items[0]
+            shown.append(Shown(family_of(task), opened.path / "images" / f"{item.image_sha256}.png", item.question.prompt))
+        stimuli(shown, stem)

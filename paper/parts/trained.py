@@ -1,0 +1,107 @@
+"""The trained tasks: success of every method on new items, run by run, beside what needs no physics."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from analysis import tables
+from analysis.figures.means import means
+from analysis.rates import by_cell, by_run
+from analysis.section import Unanswerable
+from analysis.style import name_of
+from paper import latex
+from paper.names import key_of, test_name
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+
+CELL = ("method", "test_task")
+
+
+def part(study: Study) -> Part:
+    """Success on the trained tasks. Raises Unanswerable if no model was tested on a task that it was trained on."""
+    trained = within(study)
+    if trained.empty:
+        raise Unanswerable("no model was tested on the task that it was trained on")
+    tasks = [str(task) for task in dict.fromkeys(trained["test_task"].astype(str))]
+    base = study.plain[
+        (study.plain["method"] == "none") & study.plain["test_task"].isin(tasks) & (study.plain["shift"] == "none")
+    ]
+    both = pd.concat([base, trained])
+    cells, runs = by_cell(both, CELL), by_run(both, CELL)
+    references = study.material.baselines()
+    references = references[references["shift"].astype(str) == "none"] if len(references) else references
+    numbers = Numbers()
+    for row in cells.to_dict("records"):
+        name = f"trained.{key_of(str(row['test_task']))}.{row['method']}"
+        numbers.rate(name, row["rate"], row["rate_low"], row["rate_high"])
+        numbers.count(f"{name}.runs", row["n_runs"])
+    for row in references.to_dict("records"):
+        for column in ("chance", "constant", "best_shortcut"):
+            numbers.rate(f"{column.replace('_', '-')}.{row['test_task']}", _number(row.get(column)))
+        if row.get("shortcut"):
+            numbers.phrase(f"best-shortcut.{row['test_task']}.name", str(row["shortcut"]))
+    for method in study.methods:
+        own = cells[cells["method"] == method]
+        if len(own):
+            numbers.rate(f"trained.lowest.{method}", float(own["rate"].min()))
+            numbers.rate(f"trained.highest.{method}", float(own["rate"].max()))
+    numbers.verdict("trained.beyond-shortcuts", _beyond(cells, references), ("all", "some", "none", "unknown"))
+    return Part(numbers, {"trained": partial(_draw, cells, runs, references)}, {"trained": _table(cells, references, tasks, study)})
+
+
+def within(study: Study) -> pd.DataFrame:
+    """Trials of models trained on one task and nothing special, on new items of it."""
+    plain = study.plain
+    single = ~plain["train_tasks"].astype(str).str.contains("+", regex=False) & (plain["regime"].astype(str) == "")
+    return plain[single & (plain["transfer"] == "within")]
+
+
+def _beyond(cells: pd.DataFrame, references: pd.DataFrame) -> str:
+    """Whether trained models do better than the best rule of the audit: the lower end of the interval lies above it."""
+    if references.empty or references["best_shortcut"].isna().all():
+        return "unknown"
+    best = dict(zip(references["test_task"].astype(str), references["best_shortcut"].astype(float), strict=True))
+    trained = cells[cells["method"] != "none"]
+    above = [row.rate_low > best.get(str(row.test_task), math.nan) for row in trained.itertuples()]
+    return "all" if all(above) else "some" if any(above) else "none"
+
+
+def _table(cells: pd.DataFrame, references: pd.DataFrame, tasks: list[str], study: Study) -> str:
+    methods = ["none", *study.methods]
+    by_task = references.set_index(references["test_task"].astype(str)).to_dict("index") if len(references) else {}
+    rows = []
+    for task in tasks:
+        row = [latex.text(test_name(task, "none"))]
+        for method in methods:
+            own = cells[(cells["test_task"] == task) & (cells["method"] == method)]
+            row.append(_rate(own.iloc[0].to_dict()) if len(own) else "--")
+        for column in ("chance", "best_shortcut"):
+            row.append(latex.math(tables.proportion(_number(by_task.get(task, {}).get(column)), 2)))
+        rows.append(row)
+    header = ["Task", *(name_of(m) if m == "none" else latex.text(name_of(m)) for m in methods), "Chance", "Shortcut"]
+    return latex.table("l" + "l" * len(methods) + "rr", header, [latex.Rows("", rows)])
+
+
+def _rate(row: dict[str, Any]) -> str:
+    form = partial(tables.proportion, digits=2)
+    return f"{latex.math(form(row['rate']))} {latex.math(tables.interval(row['rate_low'], row['rate_high'], form))}"
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _draw(cells: pd.DataFrame, runs: pd.DataFrame, references: pd.DataFrame, stem: Any) -> None:
+    def named(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(test=[test_name(str(task), "none") for task in table["test_task"]])
+
+    # Every method was trained on the task that it is tested on: one panel, whatever the trainings.
+    panel = {"train_tasks": ["none" if m == "none" else "trained" for m in cells["method"]]}
+    of_runs = {"train_tasks": ["none" if m == "none" else "trained" for m in runs["method"]]}
+    reference = named(references) if len(references) else pd.DataFrame({"test": []})
+    means(named(cells).assign(**panel), named(runs).assign(**of_runs), reference, stem)

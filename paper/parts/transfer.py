@@ -1,0 +1,81 @@
+"""The transfer matrix: every training on every test, as a figure, and how many of its cells are better or the same."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import METHODS
+from analysis.levels import TRANSFER, family_of
+from analysis.section import Unanswerable
+from analysis.style import name_of
+from analysis.transfer import transfer_matrix
+from paper.figures.matrix import matrix
+from paper.names import condition_keys, test_name, training_name
+from paper.numbers import Numbers
+from paper.part import Part
+from paper.study import Study
+from paper.verdicts import verdict
+from stimuli.tasks import task_names
+
+FAMILIES = ("towers", "balance", "collision", "support")
+
+
+def part(study: Study) -> Part:
+    """The transfer matrix. Raises Unanswerable if nothing was trained."""
+    plain = study.plain
+    if set(plain["method"].astype(str)) == {"none"}:
+        raise Unanswerable("no trained model was tested")
+    found = transfer_matrix(plain, study.material.baselines(), study.settings.bound, study.settings.alpha)
+    trained = found.table[found.table["method"].astype(str) != "none"]
+    numbers = Numbers()
+    numbers.count("matrix.cells", len(trained))
+    for level in TRANSFER:
+        own = trained[trained["transfer"].astype(str) == level]
+        words = [_verdict(row, study.settings.alpha) for row in own.to_dict("records")]
+        numbers.count(f"matrix.{level}.cells", len(own))
+        for word in ("higher", "lower", "trivial", "equivalent", "undecided"):
+            numbers.count(f"matrix.{level}.{word}", words.count(word))
+        best = own.sort_values("difference", ascending=False).head(1).to_dict("records")
+        for row in best:
+            numbers.phrase(f"matrix.{level}.best", f"{name_of(str(row['method']))} on {training_name(str(row['train_tasks']), str(row['regime']))}, tested on {test_name(str(row['test_task']), str(row['shift']))}")
+            numbers.rate(f"matrix.{level}.best.difference", row["difference"], row["difference_low"], row["difference_high"])
+    return Part(numbers, {"matrix": partial(matrix, cells(found.table, plain, study.settings.alpha))})
+
+
+def cells(table: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """The cells of the figure: conditions of training as groups of rows, families as groups of columns."""
+    conditions = condition_keys(plain)
+    order = list(task_names())
+    rows = []
+    for row in table.to_dict("records"):
+        method, task, shift = str(row["method"]), str(row["test_task"]), str(row["shift"])
+        condition = (str(row["train_tasks"]), str(row["regime"]))
+        untrained = method == "none"
+        rows.append(
+            {
+                "group": "" if untrained else training_name(*condition),
+                "row": name_of(method),
+                "family": family_of(task),
+                "test": test_name(task, shift),
+                "rate": row["rate"],
+                "difference": row["difference"],
+                "reliable": bool(row["p_holm"] < alpha),
+                "within": str(row["transfer"]) in ("within",),
+                "_place": (
+                    -1 if untrained else conditions.index(condition),
+                    METHODS.index(method) if method in METHODS else len(METHODS),
+                    FAMILIES.index(family_of(task)) if family_of(task) in FAMILIES else len(FAMILIES),
+                    shift != "none",
+                    order.index(task) if task in order else len(order),
+                    shift,
+                ),
+            }
+        )
+    return pd.DataFrame(sorted(rows, key=lambda row: row["_place"])).drop(columns="_place")
+
+
+def _verdict(row: dict[str, Any], alpha: float) -> str:
+    return verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)

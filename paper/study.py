@@ -1,0 +1,128 @@
+"""The results of a study: trials, trainings, decoding and what was registered, from the folder that the study left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import load
+from analysis.material import Material, Settings, select
+from analysis.registration import REGISTRATION, Registration, read_registration
+from probes.archive import LOGS
+from probes.trials import read_run, runs_below
+
+ASKED = ("runs", "observers")
+TRAININGS, DECODING = "adapters", "decoding"
+TRAINING, DECODED, STATE = "training.json", "decode.json", "state.json"
+
+
+class PaperError(ValueError):
+    """A paper cannot be made; the message says why, and ends with what to do."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The results of a study.
+
+    Attributes:
+        name: Of the study.
+        material: Its trials, by what they can say.
+        trainings: The record of every training, its curves apart (they are in the trials).
+        decodings: The contents of every `decode.json`.
+        models: Of every model that was asked, what its runs say of it.
+        registration: What was planned before anything was trained; None if nothing was.
+        deviations: From it, as `probe study pack` found them.
+    """
+
+    name: str
+    material: Material
+    trainings: tuple[Mapping[str, Any], ...]
+    decodings: tuple[Mapping[str, Any], ...]
+    models: Mapping[str, Mapping[str, Any]]
+    registration: Registration | None
+    deviations: tuple[str, ...]
+
+    @cached_property
+    def plain(self) -> pd.DataFrame:
+        """Trials of models on physics tasks, asked in the plain manner."""
+        return self.material.plain
+
+    @property
+    def settings(self) -> Settings:
+        """Bound, level and seed of the analysis."""
+        return self.material.settings
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods of training, in their order."""
+        return [str(m) for m in self.plain["method"].cat.categories if m != "none"]
+
+
+def read_study(folder: Path, resamples: int = 200) -> Study:
+    """Read a study.
+
+    Args:
+        folder: That `probe study run` filled, or `probe study pack` made.
+        resamples: Bootstrap samples of psychometric functions.
+
+    Raises:
+        PaperError: If it holds no runs.
+        FrameError, RunError: If its runs cannot be read.
+    """
+    packed = (folder / LOGS).is_file()
+    live = [folder / name for name in (*ASKED, TRAININGS) if (folder / name).is_dir()]
+    if not packed and not (folder / ASKED[0]).is_dir():
+        raise PaperError(
+            f"{folder} holds no study: give the folder that `probe study run` filled (studies/NAME), or what `probe study pack` made"
+        )
+    registration = read_registration(folder) if (folder / REGISTRATION).is_file() else None
+    bound = Settings().bound if registration is None else registration.bound
+    settings = Settings(bound=bound, resamples=resamples)
+    # Beside its results, a study's folder has pilots and results of earlier designs, which are not read.
+    material = select(load([folder] if packed else live), settings, registration)
+    if material.plain.empty:
+        raise PaperError(f"no model was asked a physics task in {folder}: let `probe study run` go on first")
+    return Study(
+        name=_name(folder),
+        material=material,
+        trainings=tuple(_without_curves(path) for path in sorted((folder / TRAININGS).glob(f"*/{TRAINING}"))),
+        decodings=tuple(_read(path) for path in sorted((folder / DECODING).rglob(DECODED))),
+        models=_models(folder),
+        registration=registration,
+        deviations=tuple(_read(folder / STATE).get("deviations", ())) if (folder / STATE).is_file() else (),
+    )
+
+
+def _name(folder: Path) -> str:
+    """What the study calls itself, where that is known, or else its folder."""
+    if (folder / REGISTRATION).is_file():
+        return str(_read(folder / REGISTRATION)["study"])
+    return folder.resolve().name
+
+
+def _models(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """What runs without an adapter say of their model: weights, parameters, and the size at which it sees pictures."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in runs_below(folder / ASKED[0]):
+        record = read_run(path)
+        model = record.get("model") or {}
+        if not model.get("adapter_sha256"):
+            found.setdefault(Path(str(model.get("name"))).name, {**model, "observed": record.get("observed") or {}})
+    return found
+
+
+def _without_curves(path: Path) -> dict[str, Any]:
+    return {name: value for name, value in _read(path).items() if name not in ("curves", "presentation")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise PaperError(f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder") from error

@@ -1,0 +1,52 @@
+"""`probe paper`: from a study to the figures, tables and numbers of a paper, and its PDF."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from probes.cli.settings import Config, Json
+
+
+def paper(
+    study: Annotated[Path, Parameter(name="STUDY", help="Folder of a study (studies/NAME), or what `probe study pack` made.")],
+    /,
+    *,
+    out: Path = Path("paper-build"),
+    manuscript: Path | None = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Build a paper: figures, tables, every number as a LaTeX macro, and the PDF where TeX is installed.
+
+    Writes OUT/generated (figures, tables, numbers.tex, numbers.json), OUT/main.tex and OUT/main.pdf. A manuscript that uses a
+    number that the study does not give, or has one typed by hand, is not typeset. Without TeX everything but the PDF is made.
+
+    Args:
+        out: Folder of the paper; what an earlier build left there is replaced.
+        manuscript: LaTeX file to use instead of the paper of this project; bibliographies beside it come along.
+    """
+    # As in `probe analyze`: the matrices are small, and threads would wait for each other.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    from paper.build import HOME, build
+    from paper.manuscript import MAIN
+    from probes.cli.console import progress, show, show_json, tell
+    from probes.cli.errors import FAILURE, SUCCESS, CommandError
+
+    text = manuscript or HOME / MAIN
+    if not text.is_file():
+        raise CommandError(f"there is no manuscript {text}: give a LaTeX file, or leave out --manuscript")
+    with progress("building the paper") as step:
+        made = build(study, out, text, step)
+    if json:
+        show_json(made.to_dict())
+    else:
+        show(str(made))
+    for name in made.failed:
+        tell(f"the part {name} failed, although it should not: {made.missing[name]}")
+    # A machine without TeX is no failure; a manuscript that does not fit its study is one.
+    return FAILURE if made.failed or (made.pdf is None and not made.lacks_tex) else SUCCESS
