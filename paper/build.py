@@ -65,15 +65,15 @@ class Paper:
         }
 
     def __str__(self) -> str:
-        lines = [f"{len(self.figures)} figures, {len(self.tables)} tables and {self.numbers} numbers: {self.out / GENERATED}"]
+        lines = [
+            f"{len(self.figures)} figures, {len(self.tables)} tables and {self.numbers} numbers: {self.out / GENERATED}"
+        ]
         lines += [f"not made: {part}: {why}" for part, why in self.missing.items()]
         lines.append(f"paper: {self.pdf}" if self.pdf is not None else f"no PDF: {self.problem}")
         return "\n".join(lines)
 
 
-def build(
-    folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress: Progress | None = None
-) -> Paper:
+def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress: Progress | None = None) -> Paper:
     """Build a paper.
 
     Args:

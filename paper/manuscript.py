@@ -28,23 +28,11 @@ def check(text: str, numbers: Numbers, folder: Path) -> list[str]:
         numbers: That the study gives.
         folder: In which figures and tables are looked for.
     """
-    code = "\n".join(COMMENT.sub("", line) for line in text.split("\n"))
     found: list[str] = []
+    code = _chosen("\n".join(COMMENT.sub("", line) for line in text.split("\n")), numbers, found)
     for name, line in _used(VALUE, code):
         if name not in numbers:
             found.append(f"line {line}: \\val{{{name}}} is no number of this study")
-    for name, line, answers in _cases(code):
-        if name not in numbers:
-            found.append(f"line {line}: \\case{{{name}}} is no verdict of this study")
-            continue
-        lacking = [word for word in numbers[name].among if word not in answers]
-        unknown = [word for word in answers if word not in numbers[name].among]
-        if not numbers[name].among:
-            found.append(f"line {line}: {name} is a number, and no verdict that \\case could decide by")
-        elif lacking:
-            found.append(f"line {line}: \\case{{{name}}} says nothing for {', '.join(lacking)}")
-        elif unknown:
-            found.append(f"line {line}: \\case{{{name}}} has {', '.join(unknown)}, which it cannot be")
     for name, line in _used(FILES, code):
         places = [folder / (name + suffix) for suffix in ("", ".tex", ".pdf", ".png")]
         if name.startswith("generated/") and not any(place.is_file() for place in places):
@@ -69,11 +57,39 @@ def _used(pattern: re.Pattern[str], code: str) -> Iterator[tuple[str, int]]:
         yield match.group(1).strip(), code.count("\n", 0, match.start()) + 1
 
 
-def _cases(code: str) -> Iterator[tuple[str, int, list[str]]]:
-    """Every `\\case` with its line and the words that it has a text for."""
-    for match in CASE.finditer(code):
-        words = [word.strip() for word in _side_by_side(_group(code, match.end() - 1))[::2]]
-        yield match.group(1).strip(), code.count("\n", 0, match.start()) + 1, words
+def _chosen(code: str, numbers: Numbers, slips: list[str]) -> str:
+    """The text with every `\\case` replaced by what is chosen, on as many lines as before; what is wrong with them goes to `slips`.
+
+    Only what is chosen is typeset: the other texts may use numbers that this study does not have.
+    """
+    place = 0
+    while match := CASE.search(code, place):
+        name, start = match.group(1).strip(), match.end() - 1
+        inner = _group(code, start)
+        parts = _side_by_side(inner)
+        texts = dict(zip((word.strip() for word in parts[::2]), parts[1::2], strict=False))
+        slip = _slip(name, list(texts), numbers)
+        if slip:
+            slips.append(f"line {code.count(chr(10), 0, match.start()) + 1}: {slip}")
+        whole = code[match.start() : start + len(inner) + 2]
+        text = texts.get(numbers[name].text, "") if name in numbers else ""
+        text += "\n" * (whole.count("\n") - text.count("\n"))
+        code = code[: match.start()] + text + code[match.start() + len(whole) :]
+        place = match.start()  # what was chosen can have cases in it
+    return code
+
+
+def _slip(name: str, words: list[str], numbers: Numbers) -> str:
+    """What is wrong with the words of a `\\case`; empty if nothing is."""
+    if name not in numbers:
+        return f"\\case{{{name}}} is no verdict of this study"
+    among = numbers[name].among
+    if not among:
+        return f"{name} is a number, and no verdict that \\case could decide by"
+    lacking, unknown = [w for w in among if w not in words], [w for w in words if w not in among]
+    if lacking:
+        return f"\\case{{{name}}} says nothing for {', '.join(lacking)}"
+    return f"\\case{{{name}}} has {', '.join(unknown)}, which it cannot be" if unknown else ""
 
 
 def _group(code: str, start: int) -> str:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.contrasts import Contrasts, planned_contrasts
 from analysis.frame import load
 from analysis.material import Material, Settings, select
-from analysis.registration import REGISTRATION, Registration, read_registration
+from analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
+from analysis.section import Unanswerable
 from probes.archive import LOGS
 from probes.trials import read_run, runs_below
 
 ASKED = ("runs", "observers")
 TRAININGS, DECODING = "adapters", "decoding"
 TRAINING, DECODED, STATE = "training.json", "decode.json", "state.json"
+
+
+OVER_ALL = "all plain"
+"""What registered contrasts that name no condition of training are called."""
 
 
 class PaperError(ValueError):
@@ -52,6 +58,18 @@ class Study:
     def plain(self) -> pd.DataFrame:
         """Trials of models on physics tasks, asked in the plain manner."""
         return self.material.plain
+
+    @cached_property
+    def contrasts(self) -> Contrasts:
+        """The registered contrasts, or else those that every study has. Raises Unanswerable if nothing was trained."""
+        if self.plain["transfer"].isna().all():
+            raise Unanswerable("no trained model was tested")
+        if self.registration is None or not self.registration.contrasts:
+            return planned_contrasts(self.plain, self.settings.bound, self.settings.alpha)
+        found = registered_contrasts(self.plain, self.registration, self.settings.alpha)
+        # Those of single conditions stand for themselves; the paper is about those over conditions.
+        over_all = found.table[found.table["training"] == OVER_ALL].reset_index(drop=True)
+        return replace(found, table=over_all)
 
     @property
     def settings(self) -> Settings:
@@ -125,4 +143,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise PaperError(f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder") from error
+        raise PaperError(
+            f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder"
+        ) from error

@@ -13,7 +13,7 @@ INSTALL = (
     " (macOS: brew install --cask basictex, then tlmgr install latexmk)"
 )
 PROGRAMS = ("latexmk", "pdflatex", "bibtex")
-LIMIT_S = 300
+LIMIT_S = 900
 EPOCH = "1735689600"
 """Seconds since 1970 that the PDF carries as its date, so that equal results give equal bytes."""
 
@@ -33,7 +33,10 @@ def typeset(main: Path) -> tuple[Path | None, str]:
         The PDF, or None and why there is none, with what to do.
     """
     if missing := lacking():
-        return None, f"{', '.join(missing)} not installed: {INSTALL}; everything else is made, and the same command adds the PDF"
+        return (
+            None,
+            f"{', '.join(missing)} not installed: {INSTALL}; everything else is made, and the same command adds the PDF",
+        )
     pdf = main.with_suffix(".pdf")
     pdf.unlink(missing_ok=True)
     command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "-quiet", main.name]
@@ -48,7 +51,10 @@ def typeset(main: Path) -> tuple[Path | None, str]:
         return None, f"{_first_error(text)}; see {log}"
     undefined = re.findall(r"(?:Citation|Reference) `([^']+)'.*undefined", text)
     if undefined:
-        return None, f"undefined in the text: {', '.join(sorted(set(undefined)))}; add them to references.bib, or label them"
+        return (
+            None,
+            f"undefined in the text: {', '.join(sorted(set(undefined)))}; add them to references.bib, or label them",
+        )
     for suffix in (".aux", ".bbl", ".blg", ".fdb_latexmk", ".fls", ".out", ".log"):
         main.with_suffix(suffix).unlink(missing_ok=True)
     return pdf, ""

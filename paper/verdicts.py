@@ -9,6 +9,15 @@ VERDICTS = ("higher", "lower", "trivial", "equivalent", "undecided")
 """higher, lower: told from 0 after Holm's correction. trivial: told from 0, and within the bound of what would matter. equivalent:
 not told from 0, and within the bound. undecided: neither, so that the data do not say."""
 
+EFFECTS = {
+    "higher": "is higher",
+    "lower": "is lower",
+    "trivial": "differs by less than would matter",
+    "equivalent": "is the same within the bound",
+    "undecided": "is neither told apart nor shown to be the same",
+}
+"""Verdicts as the predicate of a sentence about success."""
+
 AGREEMENTS = ("agrees", "partly", "contradicts", "open")
 
 

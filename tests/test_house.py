@@ -13,6 +13,7 @@ LAYERS = {
     "probes": {"probes", "stimuli"},
     "finetune": {"finetune", "probes", "stimuli"},
     "analysis": {"analysis", "probes", "stimuli"},
+    "paper": {"paper", "analysis", "probes", "stimuli"},
 }
 SOURCES = sorted(p.relative_to(ROOT) for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
 OURS = {"stimuli", "probes", "finetune", "analysis", "paper"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.style import GREY, LIGHT, drawing, legend_above, look, name_of, signed
+from analysis.style import GREY, LIGHT, drawing, look, name_of, signed
 
-LINE_MM, SPREAD = 3.7, 0.17
+LINE_MM, SPREAD = 3.3, 0.17
 """Height of a line, and how far the dots of runs stand apart in it."""
 
 
@@ -32,13 +32,25 @@ def forest(estimates: pd.DataFrame, runs: pd.DataFrame, stem: Path, bound: float
         axes.axvline(0, color=GREY, lw=0.7, zorder=1)
         for place, (level, index) in enumerate(lines):
             if index is None:
-                axes.text(0.0, place, level, transform=axes.get_yaxis_transform(), va="center", fontweight="bold", fontsize=7)
+                axes.text(
+                    0.0,
+                    place,
+                    level,
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    fontweight="bold",
+                    fontsize=6.8,
+                    bbox={"fc": "white", "ec": "none", "pad": 0.6},
+                    zorder=5,
+                )
                 continue
             row = estimates.loc[index]
             side = str(row["side"])
             colour, marker = ("black", "P") if side == "rl" else look(side)
             dots = runs.loc[(runs["level"] == row["level"]) & (runs["method"] == side), "difference"].to_numpy(float)
-            axes.plot(dots, _beside(place, len(dots)), "o", ms=1.9, mew=0.4, mfc="none", color=colour, alpha=0.75, zorder=2)
+            axes.plot(
+                dots, _beside(place, len(dots)), "o", ms=1.9, mew=0.4, mfc="none", color=colour, alpha=0.75, zorder=2
+            )
             value, low, high = row[["difference", "difference_low", "difference_high"]].to_numpy(float)
             label = "_" if side in named else ("RL − SFT" if side == "rl" else f"{name_of(side)} − base")
             if np.isfinite([low, high]).all():
@@ -58,7 +70,14 @@ def forest(estimates: pd.DataFrame, runs: pd.DataFrame, stem: Path, bound: float
         ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
         axes.set_xticks(ticks, [signed(round(float(tick), 10)) for tick in ticks])
         axes.set_xlabel("Difference in success rate")
-        legend_above(figure, axes, ncols=4)
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=4,
+            handlelength=1.0,
+            handletextpad=0.35,
+            columnspacing=0.9,
+        )
 
 
 def _beside(place: int, n: int) -> np.ndarray:

@@ -22,11 +22,14 @@ def matrix(cells: pd.DataFrame, stem: Path) -> None:
         stem: Where to write, without suffix.
     """
     from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
     down, across = _places(cells, "group", "row"), _places(cells, "family", "test")
-    largest = float(np.nanmax(np.abs(cells["difference"].to_numpy(float)))) if cells["difference"].notna().any() else 0.0
+    largest = (
+        float(np.nanmax(np.abs(cells["difference"].to_numpy(float)))) if cells["difference"].notna().any() else 0.0
+    )
     reach = max(0.1, float(np.ceil(largest * 10) / 10))
     colours, norm = colormaps[DIVERGING].with_extremes(bad="#E4E4E4"), Normalize(-reach, reach)
     height = 34 + ROW_MM * (max(down.values()) + 1)
@@ -50,7 +53,9 @@ def matrix(cells: pd.DataFrame, stem: Path) -> None:
             )
         axes.set_xlim(-0.6, max(across.values()) + 0.6)
         axes.set_ylim(max(down.values()) + 0.6, -0.6)
-        axes.set_xticks(list(across.values()), [test for _, test in across], rotation=42, ha="left", rotation_mode="anchor")
+        axes.set_xticks(
+            list(across.values()), [test for _, test in across], rotation=42, ha="left", rotation_mode="anchor"
+        )
         axes.xaxis.tick_top()
         axes.set_yticks(list(down.values()), [row for _, row in down])
         axes.tick_params(length=0, labelsize=6.2, pad=1.5)
@@ -60,16 +65,36 @@ def matrix(cells: pd.DataFrame, stem: Path) -> None:
             own = [place for (name, _), place in down.items() if name == group]
             if group:
                 axes.text(
-                    -0.056, np.mean(own), group.replace(", ", ",\n").replace(" jointly", "\njointly"), transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.5
+                    -0.056,
+                    np.mean(own),
+                    group.replace(", ", ",\n").replace(" jointly", "\njointly"),
+                    transform=axes.get_yaxis_transform(),
+                    ha="right",
+                    va="center",
+                    fontsize=6.5,
                 )
         for family in dict.fromkeys(cells["family"]):
             own = [place for (name, _), place in across.items() if name == family]
-            axes.text(np.mean(own), 1.0, family, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=7, alpha=0)
-            axes.annotate(family, (float(np.mean(own)), 0), (0, -4), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="top", fontsize=7, fontweight="bold")
-        from matplotlib.cm import ScalarMappable
-
+            axes.annotate(
+                family,
+                (float(np.mean(own)), 0),
+                (0, -4),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=7,
+                fontweight="bold",
+            )
         bar = figure.colorbar(
-            ScalarMappable(norm, colours), ax=axes, orientation="horizontal", location="bottom", fraction=3 * MM, aspect=50, pad=0.06, shrink=0.5
+            ScalarMappable(norm, colours),
+            ax=axes,
+            orientation="horizontal",
+            location="bottom",
+            fraction=3 * MM,
+            aspect=50,
+            pad=0.06,
+            shrink=0.5,
         )
         bar.set_label("Difference from the untrained model", fontsize=6.5)
         bar.ax.tick_params(labelsize=6)

@@ -43,7 +43,9 @@ def part(study: Study) -> Part:
             if right == "none":
                 came_out = verdict(row["difference"], row["p_holm"], row["p_equivalence"], study.settings.alpha)
                 words.setdefault(str(row["transfer"]), []).append(came_out)
-        numbers.verdict(f"{name}.within", improves(words.get("within", [])), ("agrees", "partly", "contradicts", "open"))
+        numbers.verdict(
+            f"{name}.within", improves(words.get("within", [])), ("agrees", "partly", "contradicts", "open")
+        )
         far = [word for level in FAR for word in words.get(level, [])]
         numbers.verdict(f"{name}.far", does_not_transfer(far), ("agrees", "partly", "contradicts", "open"))
         numbers.count(f"{name}.far.higher", far.count("higher"))
@@ -63,8 +65,12 @@ def _against_single(numbers: Numbers, single: pd.DataFrame, varied: pd.DataFrame
             rates = []
             for trials in (varied, single[single["train_tasks"].astype(str) == task]):
                 own = trials[
-                    (trials["test_task"] == task) & (trials["shift"].astype(str) == shift) & (trials["method"] == method)
+                    (trials["test_task"] == task)
+                    & (trials["shift"].astype(str) == shift)
+                    & (trials["method"] == method)
                 ]
-                rates.append(float(own.groupby("run", observed=True)["success"].mean().mean()) if len(own) else math.nan)
+                rates.append(
+                    float(own.groupby("run", observed=True)["success"].mean().mean()) if len(own) else math.nan
+                )
             numbers.rate(f"varied.{key_of(shift)}.{method}.rate", rates[0])
             numbers.rate(f"varied.{key_of(shift)}.{method}.plain", rates[1])

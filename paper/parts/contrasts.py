@@ -8,24 +8,22 @@ from typing import Any
 import pandas as pd
 
 from analysis import tables
-from analysis.contrasts import Contrasts, planned_contrasts
+from analysis.contrasts import Contrasts
 from analysis.levels import TRANSFER
-from analysis.registration import registered_contrasts
-from analysis.section import Unanswerable
 from paper.figures.forest import forest
 from paper.latex import Rows, math, table, text
 from paper.names import LEVELS, contrast_sides, side_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, interval, p_text
 from paper.part import Part
 from paper.study import Study
-from paper.verdicts import VERDICTS, verdict
+from paper.verdicts import EFFECTS, VERDICTS, verdict
 
 HEADER = ("Contrast", r"$\Delta$ rate", r"95\,\% CI", "OR", "$t$", "df", "$p$", "$p_{eq}$", "Tests", "Verdict")
 
 
 def part(study: Study) -> Part:
     """The planned contrasts. Raises Unanswerable if nothing was trained."""
-    found = tested(study)
+    found = study.contrasts
     rows = found.table.to_dict("records")
     numbers = Numbers()
     for row in rows:
@@ -42,26 +40,18 @@ def part(study: Study) -> Part:
     )
 
 
-def tested(study: Study) -> Contrasts:
-    """The registered contrasts, or else those that every study has. Raises Unanswerable if nothing was trained."""
-    if study.plain["transfer"].isna().all():
-        raise Unanswerable("no trained model was tested")
-    if study.registration is not None and study.registration.contrasts:
-        found = registered_contrasts(study.plain, study.registration, study.settings.alpha)
-        about_all = found.table[found.table["training"] == "all plain"] if "training" in found.table else found.table
-        return Contrasts(**{**found.__dict__, "table": about_all.reset_index(drop=True)})
-    return planned_contrasts(study.plain, study.settings.bound, study.settings.alpha)
-
-
 def status(study: Study) -> str:
     """Whether the contrasts were planned beforehand."""
     return "registered" if study.registration is not None and study.registration.contrasts else "exploratory"
 
 
 def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
-    """The numbers of one contrast, under a name; without an estimate there is only the verdict that nothing is decided."""
+    """The numbers of one contrast, under a name; where no model could be fitted, the text says so, and gives the run means."""
     came_out = verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)
     numbers.verdict(f"{name}.verdict", came_out, VERDICTS)
+    numbers.phrase(f"{name}.effect", EFFECTS[came_out])
+    numbers.latex(f"{name}.statement", _statement(row))
+    numbers.latex(f"{name}.short", _short(row))
     numbers.count(f"{name}.runs", row["n_runs"])
     numbers.count(f"{name}.tests", row["n_tests"])
     numbers.rate(name, row["difference"], row["difference_low"], row["difference_high"])
@@ -72,6 +62,24 @@ def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
     numbers.p(f"{name}.equivalence", row["p_equivalence"])
     numbers.p(f"{name}.runmeans", row["p_runs"])
     numbers.number(f"{name}.bf", row["bf01"])
+
+
+def _statement(row: dict[str, Any]) -> str:
+    """Difference, interval and test of a contrast, as they stand in brackets in a sentence."""
+    if row["difference"] != row["difference"]:
+        mean = math(tables.proportion(row["run_difference"], 2))
+        return f"no model could be fitted; mean difference of runs {mean}"
+    test = f"$t({tables.degrees(row['df'])}) = {tables.number(row['statistic'])}$".replace("∞", r"\infty").replace(
+        tables.MINUS, "-"
+    )
+    return f"{_short(row)}, {test}, $p$ {p_text(row['p_holm'])}"
+
+
+def _short(row: dict[str, Any]) -> str:
+    """Difference and interval of a contrast."""
+    if row["difference"] != row["difference"]:
+        return _statement(row)
+    return f"{math(tables.proportion(row['difference'], 2))} {interval(row['difference_low'], row['difference_high'])}"
 
 
 def _key(study: Study, row: dict[str, Any]) -> str:

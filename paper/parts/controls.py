@@ -53,7 +53,9 @@ def part(study: Study) -> Part:
         numbers.rate("controls.intact.lowest", float(blind["intact_rate"].min()))
         # Success without the picture is told from that with it if the paired interval lies below 0.
         needs = blind["difference_high"] < 0
-        numbers.verdict("controls.vision", "all" if needs.all() else "some" if needs.any() else "none", ("all", "some", "none"))
+        numbers.verdict(
+            "controls.vision", "all" if needs.all() else "some" if needs.any() else "none", ("all", "some", "none")
+        )
     groups = []
     methods = ["none", *study.methods]
     there = [m for m in MANNERS if (found["manner"] == m).any()]
@@ -62,7 +64,9 @@ def part(study: Study) -> Part:
         for method in methods:
             mine = found[(found["test_task"] == task) & (found["method"] == method)]
             if len(mine):
-                rows.append([latex.text(name_of(method)), _rate(mine["intact_rate"].iloc[0]), *(_cell(mine, m) for m in there)])
+                rows.append(
+                    [latex.text(name_of(method)), _rate(mine["intact_rate"].iloc[0]), *(_cell(mine, m) for m in there)]
+                )
         groups.append(latex.Rows(latex.text(task_name(task).capitalize()), rows))
     header = ["Model", "intact", *(latex.text(MANNERS[m]) for m in there)]
     return Part(numbers, tables={"controls": latex.table("l" + "r" * (len(there) + 1), header, groups)})

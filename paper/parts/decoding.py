@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.section import Unanswerable
 from analysis.training import read_facts
 from paper.figures.decoding import decoding
-from paper.names import key_of, task_name
+from paper.names import key_of, task_name, training_name
 from paper.numbers import Numbers
 from paper.part import Part
 from paper.study import Study
@@ -27,7 +27,9 @@ def part(study: Study) -> Part:
     """Decoding before and after training. Raises Unanswerable if none was done."""
     compared = [d for d in study.decodings if d.get("compare")]
     if not compared:
-        raise Unanswerable("no decoding before and after training was done: name tasks under `decoding` in the study's file")
+        raise Unanswerable(
+            "no decoding before and after training was done: name tasks under `decoding` in the study's file"
+        )
     rows = [row for result in compared for row in _rows(result, study.trainings)]
     table = pd.DataFrame(rows)
     numbers = Numbers()
@@ -58,17 +60,26 @@ def part(study: Study) -> Part:
     up, down = int((changes["difference_low"] > 0).sum()), int((changes["difference_high"] < 0).sum())
     numbers.count("decoding.changes.up", up)
     numbers.count("decoding.changes.down", down)
-    numbers.verdict("decoding.change", "both" if up and down else "up" if up else "down" if down else "none", ("up", "down", "both", "none"))
+    numbers.verdict(
+        "decoding.change",
+        "both" if up and down else "up" if up else "down" if down else "none",
+        ("up", "down", "both", "none"),
+    )
     beyond = [_beyond_cues(row, compared) for row in base.to_dict("records")]
-    numbers.verdict("decoding.beyond-cues", "all" if beyond and all(beyond) else "some" if any(beyond) else "none", ("all", "some", "none"))
+    numbers.verdict(
+        "decoding.beyond-cues",
+        "all" if beyond and all(beyond) else "some" if any(beyond) else "none",
+        ("all", "some", "none"),
+    )
     return Part(numbers, {"decoding": partial(decoding, _shown(table))})
 
 
 def _rows(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per site, of the bare model and of the trained one."""
-    adapter = Path(str(result["config"]["compare"])).name
-    method, condition = _training(adapter, trainings)
-    last = max((s["layer"] for s in result["sites"] if s["part"] == "language" and s["position"] == POSITION), default=None)
+    method, condition = _training(result, trainings)
+    last = max(
+        (s["layer"] for s in result["sites"] if s["part"] == "language" and s["position"] == POSITION), default=None
+    )
     after = {site["site"]: site for site in result["compare"]["sites"]}
     rows: list[dict[str, Any]] = []
     for site in result["sites"]:
@@ -84,7 +95,16 @@ def _rows(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> 
             "is_record": site["part"] == "language" and site["position"] == POSITION and site["layer"] == last,
         }
         low, high = site["score_ci"]
-        rows.append(shared | {"method": "none", "score": site["score"], "low": low, "high": high, "p": _float(site.get("p_familywise"))})
+        rows.append(
+            shared
+            | {
+                "method": "none",
+                "score": site["score"],
+                "low": low,
+                "high": high,
+                "p": _float(site.get("p_familywise")),
+            }
+        )
         found = after.get(site["site"])
         if found is not None:
             low, high = found["score_ci"]
@@ -92,26 +112,31 @@ def _rows(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> 
             rows.append(
                 shared
                 | {"method": method, "score": found["score"], "low": low, "high": high, "p": math.nan}
-                | {"difference": _float(found.get("difference")), "difference_low": change[0], "difference_high": change[1]}
+                | {
+                    "difference": _float(found.get("difference")),
+                    "difference_low": change[0],
+                    "difference_high": change[1],
+                }
             )
     return rows
 
 
-def _training(adapter: str, trainings: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Method and condition of an adapter, by the name that the study gives its folder: MODEL_METHOD_CONDITION_sSEED."""
-    parts = adapter.split("_")
-    if len(parts) < 4:
-        return adapter, adapter
+def _training(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Method and condition of the adapter that was decoded, by its hash; its folder's name if nothing is known of it."""
+    sha256 = (result["compare"].get("model") or {}).get("adapter_sha256")
     for facts in trainings:
-        if str(facts.get("method")) == parts[-3]:
-            return read_facts(facts).method, parts[-2]
-    return parts[-3], parts[-2]
+        if sha256 and facts.get("adapter_sha256") == sha256:
+            training = read_facts(facts)
+            return training.method, training_name("+".join(training.tasks), training.regime)
+    name = Path(str(result["config"]["compare"])).name
+    return "unknown", name
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the figure: the bare model once per panel, and every training on it."""
     panels = [
-        f"{task_name(task)}: {NAMES.get(target, target)}" for task, target in zip(table["task"], table["target"], strict=True)
+        f"{task_name(task)}: {NAMES.get(target, target)}"
+        for task, target in zip(table["task"], table["target"], strict=True)
     ]
     shown = table.assign(panel=panels)
     base = shown["method"] == "none"

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis import tables
 from analysis.levels import family_of, held_out
 from analysis.style import name_of
 from analysis.training import read_facts
@@ -62,7 +61,10 @@ def _registration(numbers: Numbers, study: Study) -> None:
         numbers.phrase("registration.date", found.registered[:16].replace("T", " "))
         numbers.count("registration.contrasts", len(found.contrasts))
         numbers.count("registration.done-before", len(found.done_before))
+        numbers.verdict("registration.first", "no" if found.done_before else "yes", ("yes", "no"))
     numbers.count("deviations", len(study.deviations))
+    numbers.verdict("deviations.there", "yes" if study.deviations else "no", ("yes", "no"))
+    numbers.phrase("deviations.list", "; ".join(study.deviations))
 
 
 def _models(numbers: Numbers, study: Study) -> None:
@@ -113,11 +115,14 @@ def _table(study: Study, conditions: list[tuple[str, str]]) -> str:
     rows = []
     for tasks, regime in conditions:
         own = [t for t in study.trainings if _condition(t) == (tasks, regime)]
-        cells = [latex.text(training_name(tasks, regime)), latex.text(", ".join(test_name(t, "none") for t in tasks.split("+")))]
+        cells = [
+            latex.text(training_name(tasks, regime)),
+            latex.text(", ".join(test_name(t, "none") for t in tasks.split("+"))),
+        ]
         for method in study.methods:
             of_method = [t for t in own if t.get("method") == method]
             samples = [float((t.get("budget") or {}).get("samples") or 0) for t in of_method]
-            cells.append(f"{len(of_method)} $\\times$ {latex.math(tables.number(statistics.median(samples), 0))}" if samples else "--")
+            cells.append(f"{len(samples)} $\\times$ {statistics.median(samples):,.0f}" if samples else "--")
         rows.append(cells)
     header = ["Condition", "Tasks", *(latex.text(name_of(m)) for m in study.methods)]
     return latex.table("ll" + "r" * len(study.methods), header, [latex.Rows("", rows)])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.contrasts import Contrasts
+from analysis.tables import MINUS, proportion
 from paper.latex import Rows, table
 from paper.names import LEVELS, contrast_sides, side_name
 from paper.numbers import Numbers, interval
 from paper.part import Part
-from paper.parts.contrasts import tested
 from paper.study import Study
 from paper.verdicts import AGREEMENTS, does_not_transfer, improves, no_advantage, verdict
 
 CLAIMS = (
     ("within", "Post-training raises success on the trained task, with or without interaction, to near ceiling"),
     ("cross-task", "What is learned on one task does not carry over reliably to others on the same kind of scenes"),
-    ("shifted", "Nor does it to pictures that look different (there: photographs; here: changed look, size or gravity)"),
+    (
+        "shifted",
+        "Nor does it to pictures that look different (there: photographs; here: changed look, size or gravity)",
+    ),
     ("cross-family", "(Not asked there.) Nor to other families of physics"),
     ("zero-shot", "(Not asked there.) Nor to questions that are never trained on"),
 )
@@ -27,13 +29,8 @@ FAR = ("cross-task", "cross-family", "zero-shot")
 
 def part(study: Study) -> Part:
     """The table of findings. Raises Unanswerable if nothing was trained."""
-    return from_contrasts(tested(study), study)
-
-
-def from_contrasts(found: Contrasts, study: Study) -> Part:
-    """The table of findings, from contrasts that are there already."""
     numbers, rows = Numbers(), []
-    records = found.table.to_dict("records")
+    records = study.contrasts.table.to_dict("records")
     alpha = study.settings.alpha
     for level, claim in CLAIMS:
         own = [r for r in records if r["transfer"] == level and str(r["contrast"]).endswith("base")]
@@ -46,6 +43,9 @@ def from_contrasts(found: Contrasts, study: Study) -> Part:
             numbers.count(f"hypothesis.{level}.{word}", words.count(word))
         numbers.count(f"hypothesis.{level}.same", words.count("equivalent") + words.count("trivial"))
         rows.append([claim, _shown(own, study), agreement])
+    far = [_word(r, alpha) for r in records if r["transfer"] in FAR and str(r["contrast"]).endswith("base")]
+    if far:
+        numbers.verdict("hypothesis.far", does_not_transfer(far), AGREEMENTS)
     versus = [r for r in records if r["transfer"] in FAR and str(r["contrast"]).startswith("RL")]
     if versus:
         agreements = [no_advantage(_word(row, alpha)) for row in versus]
@@ -74,8 +74,6 @@ def _number(row: dict[str, Any]) -> str:
 
 
 def _proportion(value: float) -> str:
-    from analysis.tables import MINUS, proportion
-
     return proportion(value, 2).replace(MINUS, "-")
 
 

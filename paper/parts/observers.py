@@ -18,7 +18,9 @@ def part(study: Study) -> Part:
     plain = watched[watched["shift"] == "none"]
     numbers = Numbers()
     for row in by_cell(plain, ("model", "test_task")).to_dict("records"):
-        numbers.rate(f"observer.{row['model']}.{key_of(str(row['test_task']))}", row["rate"], row["rate_low"], row["rate_high"])
+        numbers.rate(
+            f"observer.{row['model']}.{key_of(str(row['test_task']))}", row["rate"], row["rate_low"], row["rate_high"]
+        )
     for model, own in plain.groupby("model", observed=True):
         numbers.rate(f"observer.{model}", float(own.groupby("test_task", observed=True)["success"].mean().mean()))
     models = study.plain[study.plain["shift"] == "none"]

@@ -35,14 +35,20 @@ def part(study: Study) -> Part:
         numbers.rate(f"grounding.mean.{method}", float(own["rate"].mean()))
     seen = [rate >= GOOD for rate in base["rate"]]
     numbers.rate("grounding.good", GOOD)
-    numbers.verdict("grounding.seen", "all" if seen and all(seen) else "some" if any(seen) else "none", ("all", "some", "none"))
+    numbers.verdict(
+        "grounding.seen", "all" if seen and all(seen) else "some" if any(seen) else "none", ("all", "some", "none")
+    )
     numbers.count("grounding.questions", int(base["n_trials"].sum()))
     kinds = grounding.assign(asked=grounding["build"].astype(str).str.partition(":")[0])
     by_kind = by_cell(kinds[kinds["method"] == "none"], ("test_task", "asked"))
     if len(by_kind):
         worst = by_kind.sort_values(["rate", "asked"]).iloc[0]
-        numbers.phrase("grounding.hardest", f"{str(worst['asked']).replace('-', ' ')} ({family_of(str(worst['test_task']))})")
-        numbers.rate("grounding.hardest.rate", float(worst["rate"]), float(worst["rate_low"]), float(worst["rate_high"]))
+        numbers.phrase(
+            "grounding.hardest", f"{str(worst['asked']).replace('-', ' ')} ({family_of(str(worst['test_task']))})"
+        )
+        numbers.rate(
+            "grounding.hardest.rate", float(worst["rate"]), float(worst["rate_low"]), float(worst["rate_high"])
+        )
     methods = [m for m in ("none", *study.methods) if (table["method"] == m).any()]
     form = partial(tables.proportion, digits=2)
     rows = []
@@ -50,7 +56,11 @@ def part(study: Study) -> Part:
         row = [latex.text(family_of(task))]
         for method in methods:
             own = table[(table["test_task"] == task) & (table["method"] == method)].to_dict("records")
-            row.append(f"{latex.math(form(own[0]['rate']))} {latex.math(tables.interval(own[0]['rate_low'], own[0]['rate_high'], form))}" if own else "--")
+            row.append(
+                f"{latex.math(form(own[0]['rate']))} {latex.math(tables.interval(own[0]['rate_low'], own[0]['rate_high'], form))}"
+                if own
+                else "--"
+            )
         rows.append(row)
     header = ["Family", *(latex.text(name_of(m)) for m in methods)]
     return Part(numbers, tables={"grounding": latex.table("l" + "l" * len(methods), header, [latex.Rows("", rows)])})

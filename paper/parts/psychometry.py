@@ -34,11 +34,15 @@ def part(study: Study) -> Part:
     near = [c for c in condition_keys(plain) if _is_near(plain, c, task)][:PANELS]
     parts, numbers = [], Numbers()
     for condition in near:
-        of_condition = (judged["train_tasks"].astype(str) == condition[0]) & (judged["regime"].astype(str) == condition[1])
+        of_condition = (judged["train_tasks"].astype(str) == condition[0]) & (
+            judged["regime"].astype(str) == condition[1]
+        )
         parts.append(judged[of_condition | (judged["method"] == "none")].assign(panel=training_name(*condition)))
     together = pd.concat(parts, ignore_index=True)
     settings = study.settings
-    fitted = psychometric(together, by=("panel", "method", "test_task"), resamples=settings.resamples, seed=settings.seed)
+    fitted = psychometric(
+        together, by=("panel", "method", "test_task"), resamples=settings.resamples, seed=settings.seed
+    )
     for row in fitted.table.to_dict("records"):
         name = f"psychometric.{key_of(str(row['panel']))}.{row['method']}"
         numbers.count(f"{name}.runs", int(row["n_runs"]))
@@ -68,12 +72,18 @@ def _points(judged: pd.DataFrame) -> pd.DataFrame:
     signal = str(said["signal"].astype(str).iloc[0])
     other = next(iter(sorted(set(said["truth"].dropna().astype(str)) - {signal})), "")
     rows = []
-    for (panel, method, _), own in cells(said[said["_said"].notna() & said["margin_bin"].notna()], ["panel", "method", "margin_bin"]):
+    for (panel, method, _), own in cells(
+        said[said["_said"].notna() & said["margin_bin"].notna()], ["panel", "method", "margin_bin"]
+    ):
         rate = proportion(float(own["_said"].sum()), len(own))
         margin = float(own["_margin"].mean())
         rows.append((panel, method, signal, other, margin, rate.value, rate.low, rate.high))
+    order = list(dict.fromkeys(judged["panel"]))
+    rows.sort(key=lambda row: order.index(row[0]))
     return pd.DataFrame(rows, columns=["panel", "method", "signal", "other", "margin", "p_signal", "low", "high"])
 
 
 def _draw(points: pd.DataFrame, curves: pd.DataFrame, stem: object) -> None:
-    psychometric_curves(points.assign(panel="trained on " + points["panel"]), curves.assign(panel="trained on " + curves["panel"]), stem)  # type: ignore[arg-type]
+    psychometric_curves(
+        points.assign(panel="trained on " + points["panel"]), curves.assign(panel="trained on " + curves["panel"]), stem
+    )  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
 from stimuli.tasks import get_task
 
+FAMILIES = ("towers", "balance", "collision", "support")
 ITEMS, SEED, SIZE = 8, 4, 256
 
 
@@ -21,16 +22,18 @@ def part(study: Study) -> Part:
     """One item of every family that was tested. Raises Unanswerable if none of the tasks is one of ours."""
     asked = [str(t) for t in dict.fromkeys(study.plain["test_task"].astype(str)) if not get_task(str(t)).held_out]
     tasks = {family_of(task): task for task in sorted(asked, key=lambda t: get_task(t).kind)}
-    if not tasks:
+    if not set(tasks) & set(FAMILIES):
         raise Unanswerable("none of the tasks that were tested can be drawn")
-    return Part(figures={"stimuli": lambda stem: _draw([tasks[f] for f in sorted(tasks)], stem)})
+    return Part(figures={"stimuli": lambda stem: _draw([tasks[f] for f in FAMILIES if f in tasks], stem)})
 
 
 def _draw(tasks: list[str], stem: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shown = []
         for task in tasks:
-            opened: StimulusSet = make_set(task, ITEMS, Path(folder) / task, seed=SEED, size=SIZE, jobs=1)
+            opened: StimulusSet = make_set(task, ITEMS, SEED, Path(folder) / task, size=SIZE)
             item = opened.items[0]
-            shown.append(Shown(family_of(task), opened.path / "images" / f"{item.image_sha256}.png", item.question.prompt))
+            shown.append(
+                Shown(family_of(task), opened.path / item.file_name, item.question.prompt)
+            )
         stimuli(shown, stem)

@@ -51,7 +51,11 @@ def part(study: Study) -> Part:
             numbers.rate(f"trained.lowest.{method}", float(own["rate"].min()))
             numbers.rate(f"trained.highest.{method}", float(own["rate"].max()))
     numbers.verdict("trained.beyond-shortcuts", _beyond(cells, references), ("all", "some", "none", "unknown"))
-    return Part(numbers, {"trained": partial(_draw, cells, runs, references)}, {"trained": _table(cells, references, tasks, study)})
+    return Part(
+        numbers,
+        {"trained": partial(_draw, cells, runs, references)},
+        {"trained": _table(cells, references, tasks, study)},
+    )
 
 
 def within(study: Study) -> pd.DataFrame:

@@ -40,8 +40,13 @@ def part(study: Study) -> Part:
             numbers.count(f"matrix.{level}.{word}", words.count(word))
         best = own.sort_values("difference", ascending=False).head(1).to_dict("records")
         for row in best:
-            numbers.phrase(f"matrix.{level}.best", f"{name_of(str(row['method']))} on {training_name(str(row['train_tasks']), str(row['regime']))}, tested on {test_name(str(row['test_task']), str(row['shift']))}")
-            numbers.rate(f"matrix.{level}.best.difference", row["difference"], row["difference_low"], row["difference_high"])
+            numbers.phrase(
+                f"matrix.{level}.best",
+                f"{name_of(str(row['method']))} on {training_name(str(row['train_tasks']), str(row['regime']))}, tested on {test_name(str(row['test_task']), str(row['shift']))}",
+            )
+            numbers.rate(
+                f"matrix.{level}.best.difference", row["difference"], row["difference_low"], row["difference_high"]
+            )
     return Part(numbers, {"matrix": partial(matrix, cells(found.table, plain, study.settings.alpha))})
 
 

@@ -12,7 +12,9 @@ from probes.cli.settings import Config, Json
 
 
 def paper(
-    study: Annotated[Path, Parameter(name="STUDY", help="Folder of a study (studies/NAME), or what `probe study pack` made.")],
+    study: Annotated[
+        Path, Parameter(name="STUDY", help="Folder of a study (studies/NAME), or what `probe study pack` made.")
+    ],
     /,
     *,
     out: Path = Path("paper-build"),

@@ -126,14 +126,21 @@ def training_facts(method: str, tasks: str, shift: str, seed: int) -> dict[str, 
         "adapter_sha256": hashlib.sha256(f"{method}{tasks}{shift}{seed}".encode()).hexdigest(),
         "capacity": {"rank": 16, "alpha": 32, "trainable": 163840, "total": 2350464},
         "budget": {"samples": 1000, "steps": 10},
-        "config": {"learning_rate": 0.002, "batch": 32, "generations": 16, "temperature": 1.0, "items": 512, "where": "language"},
+        "config": {
+            "learning_rate": 0.002,
+            "batch": 32,
+            "generations": 16,
+            "temperature": 1.0,
+            "items": 512,
+            "where": "language",
+        },
         "seconds": 12.0,
         "cpu_seconds": 10.0,
         "curves": curves,
     }
 
 
-def decoded(target: str, task: str, adapter: str, seed: int) -> dict[str, Any]:
+def decoded(target: str, task: str, adapter_sha256: str, seed: int) -> dict[str, Any]:
     """A `decode.json` of a bare model beside one with an adapter."""
     rng = np.random.default_rng(seed)
     sites = [("vision", "image", layer) for layer in range(3)]
@@ -151,19 +158,24 @@ def decoded(target: str, task: str, adapter: str, seed: int) -> dict[str, Any]:
             | {"difference": gain, "difference_ci": [gain - 0.05, gain + 0.05], "p": 0.5}
         )
     return {
-        "config": {"compare": f"adapters/{adapter}", "target": target},
+        "config": {"compare": "adapters/some", "target": target},
         "stimuli": {"task": task, "items": 24, "groups": 6},
         "target": {"name": target},
         "metric": "R2" if target == "margin" else "balanced accuracy",
         "chance": 0.0 if target == "margin" else 0.5,
         "settings": {"permutations": 20},
         "sites": base,
-        "references": {"pixels": {"score": 0.1, "score_ci": [0.0, 0.2]}, "cues": {"score": 0.8, "score_ci": [0.7, 0.9]}},
-        "compare": {"sites": compared},
+        "references": {
+            "pixels": {"score": 0.1, "score_ci": [0.0, 0.2]},
+            "cues": {"score": 0.8, "score_ci": [0.7, 0.9]},
+        },
+        "compare": {"model": {"adapter_sha256": adapter_sha256}, "sites": compared},
     }
 
 
-def write_study(folder: Path, design: Mapping[str, Any] = SMALL, effects: Mapping[str, float] = EFFECTS, seed: int = 0) -> Path:
+def write_study(
+    folder: Path, design: Mapping[str, Any] = SMALL, effects: Mapping[str, float] = EFFECTS, seed: int = 0
+) -> Path:
     """A study's folder with made-up answers: trainings raise the log odds of success by what their level of transfer says.
 
     Args:
@@ -186,10 +198,14 @@ def write_study(folder: Path, design: Mapping[str, Any] = SMALL, effects: Mappin
             out = folder / "runs" / name / "_".join(filter(None, (test[0], test[1].replace(":", ""))))
             write_run(out, "tiny", training, test, asked(test, design["n"], eta, name, rng))
         for task in ("towers-stability", "towers-topblock"):
-            rows = asked((task, ""), design["n"] // 2, 0.2 + effects.get(_level((task, ""), training), 0.0), f"{name} c", rng)
+            rows = asked(
+                (task, ""), design["n"] // 2, 0.2 + effects.get(_level((task, ""), training), 0.0), f"{name} c", rng
+            )
             for manner in MANNERS:
                 rows += asked((task, ""), design["n"] // 2, 0.0, f"{name} c", rng, manner)
-            plain = {json.loads(line)["item_id"]: line for line in (folder / "runs" / name / task / "trials.jsonl").open()}
+            plain = {
+                json.loads(line)["item_id"]: line for line in (folder / "runs" / name / task / "trials.jsonl").open()
+            }
             rows = [json.loads(plain[row["item_id"]]) if not row["manner"]["code"] else row for row in rows]
             write_run(folder / "runs" / name / f"{task}_controls", "tiny", training, (task, ""), rows)
         if training is not None:
@@ -199,7 +215,7 @@ def write_study(folder: Path, design: Mapping[str, Any] = SMALL, effects: Mappin
                 for number, target in enumerate(("margin", "label")):
                     out = folder / "decoding" / name / "towers-stability" / f"{target}_vs_{name}"
                     out.mkdir(parents=True)
-                    text = json.dumps(decoded(target, "towers-stability", name, number))
+                    text = json.dumps(decoded(target, "towers-stability", training["adapter_sha256"], number))
                     (out / "decode.json").write_text(text, encoding="utf-8")
     for observer, eta in (("chance", 0.0), ("heuristic", 1.0), ("ideal", 9.0), ("noisy-simulation", 2.0)):
         for test in design["tests"]:
