@@ -48,7 +48,7 @@ def typed(text: str) -> Iterator[tuple[str, int]]:
         return
     first = text[: len(text) - len(body)].count("\n") + 1
     for number, line in enumerate(body.split("\n"), first):
-        for match in re.finditer(r"\d[\d.,]*", NAMES.sub("", COMMENT.sub("", line))):
+        for match in re.finditer(r"\.?\d+(?:[.,]\d+)*", NAMES.sub("", COMMENT.sub("", line))):
             yield match.group(), number
 
 

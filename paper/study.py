@@ -25,7 +25,7 @@ TRAINING, DECODED, STATE = "training.json", "decode.json", "state.json"
 
 
 OVER_ALL = "all plain"
-"""What registered contrasts that name no condition of training are called."""
+"""What contrasts that are about no single condition of training have for one."""
 
 
 class PaperError(ValueError):
@@ -61,15 +61,22 @@ class Study:
 
     @cached_property
     def contrasts(self) -> Contrasts:
-        """The registered contrasts, or else those that every study has. Raises Unanswerable if nothing was trained."""
+        """The registered contrasts, or else those that every study has; `training` names the condition that each is about.
+
+        Raises Unanswerable if nothing was trained.
+        """
         if self.plain["transfer"].isna().all():
             raise Unanswerable("no trained model was tested")
         if self.registration is None or not self.registration.contrasts:
-            return planned_contrasts(self.plain, self.settings.bound, self.settings.alpha)
-        found = registered_contrasts(self.plain, self.registration, self.settings.alpha)
-        # Those of single conditions stand for themselves; the paper is about those over conditions.
-        over_all = found.table[found.table["training"] == OVER_ALL].reset_index(drop=True)
-        return replace(found, table=over_all)
+            found = planned_contrasts(self.plain, self.settings.bound, self.settings.alpha)
+            return replace(found, table=found.table.assign(training=OVER_ALL))
+        return registered_contrasts(self.plain, self.registration, self.settings.alpha)
+
+    @property
+    def contrasts_over_all(self) -> list[dict[str, Any]]:
+        """Those over all conditions of training, which the paper is about: one row each."""
+        table = self.contrasts.table
+        return [dict(row) for row in table[table["training"] == OVER_ALL].to_dict("records")]
 
     @property
     def settings(self) -> Settings:

@@ -12,31 +12,40 @@ from analysis.contrasts import Contrasts
 from analysis.levels import TRANSFER
 from paper.figures.forest import forest
 from paper.latex import Rows, math, table, text
-from paper.names import LEVELS, contrast_sides, side_name
+from paper.names import LEVELS, contrast_sides, key_of, side_name
 from paper.numbers import Numbers, interval, p_text
 from paper.part import Part
-from paper.study import Study
+from paper.study import OVER_ALL, Study
 from paper.verdicts import EFFECTS, VERDICTS, verdict
 
+SINGLE = {"joint": ("within", "cross-family"), "randomised": ("within", "shifted")}
+"""Conditions of training with contrasts of their own, and the levels at which the manuscript speaks of them."""
 HEADER = ("Contrast", r"$\Delta$ rate", r"95\,\% CI", "OR", "$t$", "df", "$p$", "$p_{eq}$", "Tests", "Verdict")
 
 
 def part(study: Study) -> Part:
     """The planned contrasts. Raises Unanswerable if nothing was trained."""
     found = study.contrasts
-    rows = found.table.to_dict("records")
+    rows = study.contrasts_over_all
+    single = [dict(row) for row in found.table.to_dict("records") if row["training"] != OVER_ALL]
     numbers = Numbers()
     for row in rows:
         put(numbers, f"contrast.{row['transfer']}.{_key(study, row)}", row, study.settings.alpha)
+    for row in single:
+        name = f"registered.{key_of(str(row['training']))}"
+        put(numbers, f"{name}.{row['transfer']}.{_key(study, row)}", row, study.settings.alpha)
+    for name, levels in SINGLE.items():
+        there = all(f"registered.{name}.{level}.rl-sft.verdict" in numbers for level in levels)
+        numbers.verdict(f"registered.{name}.there", "yes" if there else "no", ("yes", "no"))
     shown = [row | {"side": _key(study, row).partition("-")[0]} for row in rows]
     estimates = pd.DataFrame(shown).assign(level=lambda t: t["transfer"].map(LEVELS))
-    numbers.count("contrasts.tested", len(rows))
+    numbers.count("contrasts.tested", len(rows) + len(single))
     numbers.verdict("contrasts.status", status(study), ("registered", "exploratory"))
     numbers.number("alpha", study.settings.alpha)
     return Part(
         numbers,
         {"contrasts": partial(_draw, estimates, _differences(found, study), study.settings.bound)},
-        {"contrasts": _table(rows, study)},
+        {"contrasts": _table(rows, single, study)},
     )
 
 
@@ -86,11 +95,14 @@ def _key(study: Study, row: dict[str, Any]) -> str:
     return "-".join(contrast_sides(str(row["contrast"]), study.methods))
 
 
-def _table(rows: list[dict[str, Any]], study: Study) -> str:
+def _table(rows: list[dict[str, Any]], single: list[dict[str, Any]], study: Study) -> str:
     groups = []
     for level in TRANSFER:
         own = [_cells(row, study) for row in rows if row["transfer"] == level]
         groups += [Rows(text(LEVELS[level].capitalize()), own)] if own else []
+    for row in single:
+        heading = f"Condition {row['training']}: {LEVELS[str(row['transfer'])]}"
+        groups.append(Rows(text(heading), [_cells(row, study)]))
     return table("lrlrrrrrrl", HEADER, groups)
 
 
@@ -114,6 +126,10 @@ def _differences(found: Contrasts, study: Study) -> pd.DataFrame:
     """The mean difference of every run from the untrained model, by level."""
     means = found.run_means
     trained = means[(means["method"] != "none") & means["untrained"].notna()]
+    if study.registration is not None:
+        # Those of single conditions are beside them in the table, and belong to other contrasts.
+        over_all = {c.train_tasks for c in study.registration.conditions if c.is_plain}
+        trained = trained[trained["training"].str.split(" ", n=1).str[1].isin(over_all)]
     trained = trained.assign(difference=trained["rate"] - trained["untrained"], level=trained["transfer"].map(LEVELS))
     return trained.groupby(["level", "method", "run"], observed=True)["difference"].mean().reset_index()
 

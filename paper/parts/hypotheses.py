@@ -30,7 +30,7 @@ FAR = ("cross-task", "cross-family", "zero-shot")
 def part(study: Study) -> Part:
     """The table of findings. Raises Unanswerable if nothing was trained."""
     numbers, rows = Numbers(), []
-    records = study.contrasts.table.to_dict("records")
+    records = study.contrasts_over_all
     alpha = study.settings.alpha
     for level, claim in CLAIMS:
         own = [r for r in records if r["transfer"] == level and str(r["contrast"]).endswith("base")]

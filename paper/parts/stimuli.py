@@ -33,7 +33,5 @@ def _draw(tasks: list[str], stem: Path) -> None:
         for task in tasks:
             opened: StimulusSet = make_set(task, ITEMS, SEED, Path(folder) / task, size=SIZE)
             item = opened.items[0]
-            shown.append(
-                Shown(family_of(task), opened.path / item.file_name, item.question.prompt)
-            )
+            shown.append(Shown(family_of(task), opened.path / item.file_name, item.question.prompt))
         stimuli(shown, stem)

@@ -222,7 +222,37 @@ def write_study(
             if get_task(test[0]).kind != "grounding":
                 out = folder / "observers" / observer / "_".join(filter(None, (test[0], test[1].replace(":", ""))))
                 write_run(out, observer, None, test, asked(test, design["n"], eta, observer, rng))
+    (folder / "registration.json").write_text(json.dumps(registration(design)), encoding="utf-8")
     return folder
+
+
+def registration(design: Mapping[str, Any]) -> dict[str, Any]:
+    """What `probe study freeze` would have written: every method against the untrained model at every level."""
+    planned = [("rl", "sft"), *((method, "none") for method in design["methods"])]
+    contrasts = [
+        {"positive": a, "negative": b, "level": level, "training": ""}
+        for a, b in planned
+        for level in ("within", "shifted", "cross-task", "cross-family", "zero-shot")
+    ]
+    trainings = [
+        {
+            "name": name,
+            "tasks": tasks.split("+"),
+            "methods": list(design["methods"]),
+            "seeds": list(range(design["seeds"])),
+        }
+        | {"settings": {"shift": shift} if shift else {}}
+        for name, (tasks, shift) in design["conditions"].items()
+    ]
+    record = {
+        "study": "made-up",
+        "registered": "2026-01-02T03:04:05+00:00",
+        "design": {"trainings": trainings, "contrasts": contrasts, "settings": {}, "budgets": {}, "bound": 0.15},
+        "sets": {"_".join(t): {"content_sha256": hashlib.sha256(str(t).encode()).hexdigest()} for t in design["tests"]},
+        "done_before": [],
+    }
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), **record}
 
 
 def _level(test: tuple[str, str], training: Mapping[str, Any] | None) -> str:
