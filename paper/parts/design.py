@@ -10,7 +10,7 @@ from analysis.levels import family_of, held_out
 from analysis.style import name_of
 from analysis.training import read_facts
 from paper import latex
-from paper.names import condition_keys, test_name, training_name
+from paper.names import SHIFTS, condition_keys, test_name, training_name
 from paper.numbers import Numbers, listed
 from paper.part import Part
 from paper.study import Study
@@ -34,6 +34,8 @@ def part(study: Study) -> Part:
     numbers.count("tests", len(tests))
     numbers.count("tests.plain", int((tests["shift"] == "none").sum()))
     numbers.count("tests.shifted", int((tests["shift"] != "none").sum()))
+    shifts = [SHIFTS.get(shift, shift) for shift in dict.fromkeys(tests["shift"]) if shift != "none"]
+    numbers.phrase("tests.shifts", listed(shifts) or "nothing")
     numbers.count("tests.held-out", sum(held_out(t) for t in dict.fromkeys(tests["test_task"])))
     numbers.count("families", len({family_of(t) for t in tests["test_task"]}))
     items = plain.groupby(["test_task", "shift"], observed=True)["item_id"].nunique()

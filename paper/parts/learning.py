@@ -8,6 +8,7 @@ from functools import partial
 import pandas as pd
 
 from analysis.figures.learning import learning_curves
+from analysis.frame import METHODS
 from analysis.learning import KIND, learning
 from analysis.section import Unanswerable
 from paper.names import condition_keys, key_of, training_name
@@ -15,8 +16,8 @@ from paper.numbers import Numbers
 from paper.part import Part
 from paper.study import Study
 
-WINDOW = 5
-"""Logged points over which success in training is averaged: a batch is small."""
+WINDOW, PANELS = 5, 3
+"""Logged points over which success in training is averaged, since a batch is small; and how many conditions are drawn."""
 
 
 def part(study: Study) -> Part:
@@ -47,14 +48,28 @@ def part(study: Study) -> Part:
     smooth = known.sort_values(["run", "samples"], kind="stable")
     averaged = smooth.groupby("run", observed=True)["success"].rolling(WINDOW, min_periods=1).mean()
     smooth = smooth.assign(value=averaged.reset_index(level=0, drop=True))
-    order = [training_name(*c) for c in condition_keys(known)]
+    order = _shown(known)
     runs, means = _with_panel(smooth, order), _with_panel(found.means, order)
     return Part(numbers, {"learning": partial(_draw, runs, means, study.settings.criterion)})
 
 
+def _shown(curves: pd.DataFrame) -> list[str]:
+    """The conditions of the figure, as many as fit side by side: those with most runs, in their order."""
+    conditions = condition_keys(curves)
+    runs = {
+        c: curves.loc[(curves["train_tasks"] == c[0]) & (curves["regime"] == c[1]), "run"].nunique() for c in conditions
+    }
+    most = sorted(conditions, key=lambda c: -runs[c])[:PANELS]
+    return [training_name(*c) for c in conditions if c in most]
+
+
 def _with_panel(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     names = [training_name(str(t), str(r)) for t, r in zip(table["train_tasks"], table["regime"], strict=True)]
-    return table.assign(panel=pd.Categorical(names, order)).sort_values("panel", kind="stable")
+    found = table.assign(panel=names)
+    found = found[found["panel"].isin(order)]
+    known = [*METHODS, *sorted(set(found["method"].astype(str)) - set(METHODS))]
+    places = [(order.index(p), known.index(str(m))) for p, m in zip(found["panel"], found["method"], strict=True)]
+    return found.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
 
 
 def _draw(runs: pd.DataFrame, means: pd.DataFrame, criterion: float, stem: object) -> None:
