@@ -26,6 +26,8 @@ PARTS = (
     *("transfer", "conditions", "learning", "psychometry", "decoding"),
 )
 """Files in `paper/parts`."""
+SHOWN = 8
+"""Slips of a manuscript that are named at once."""
 
 Progress = Callable[[int, int], None]
 
@@ -98,6 +100,7 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
     step()
     generated = out / GENERATED
     shutil.rmtree(generated, ignore_errors=True)
+    (out / manuscript.MAIN).with_suffix(".pdf").unlink(missing_ok=True)  # no old paper beside new numbers
     for name in (FIGURES, TABLES):
         (generated / name).mkdir(parents=True)
     numbers, missing, failed = Numbers(), {}, []
@@ -113,7 +116,8 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         step()
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
-    pdf, problem = _typeset(text, out, numbers)
+    slips = _lay_out(text, out, numbers)
+    pdf, problem = (None, slips) if slips else tex.typeset(out / manuscript.MAIN)
     step()
     return Paper(
         out=out,
@@ -124,7 +128,7 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         missing=missing,
         failed=tuple(failed),
         problem=problem,
-        lacks_tex=bool(tex.lacking()),
+        lacks_tex=not slips and bool(tex.lacking()),
     )
 
 
@@ -143,8 +147,8 @@ def _write(part: Part, generated: Path, numbers: Numbers) -> None:
     numbers.join(part.numbers)
 
 
-def _typeset(text: Path, out: Path, numbers: Numbers) -> tuple[Path | None, str]:
-    """The PDF, or why there is none."""
+def _lay_out(text: Path, out: Path, numbers: Numbers) -> str:
+    """Put the manuscript and its bibliographies beside what was generated; what does not fit, or nothing."""
     main = out / manuscript.MAIN
     if text.resolve() != main.resolve():
         shutil.copyfile(text, main)
@@ -152,7 +156,7 @@ def _typeset(text: Path, out: Path, numbers: Numbers) -> tuple[Path | None, str]
         if bibliography.resolve() != (out / bibliography.name).resolve():
             shutil.copyfile(bibliography, out / bibliography.name)
     slips = manuscript.check(main.read_text(encoding="utf-8"), numbers, out)
-    if slips:
-        more = f" (and {len(slips) - 5} more)" if len(slips) > 5 else ""
-        return None, f"{text.name} and this study do not fit: {'; '.join(slips[:5])}{more}"
-    return tex.typeset(main)
+    if not slips:
+        return ""
+    more = f" (and {len(slips) - SHOWN} more)" if len(slips) > SHOWN else ""
+    return f"{text.name} and this study do not fit: {'; '.join(slips[:SHOWN])}{more}"
