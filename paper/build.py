@@ -114,6 +114,8 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
             failed.append(name)
             missing[name] = f"could not be computed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         step()
+    for name in PARTS:
+        numbers.verdict(f"part.{name}", "missing" if name in missing else "made", ("made", "missing"))
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
     slips = _lay_out(text, out, numbers)

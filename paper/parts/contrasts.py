@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -134,5 +135,5 @@ def _differences(found: Contrasts, study: Study) -> pd.DataFrame:
     return trained.groupby(["level", "method", "run"], observed=True)["difference"].mean().reset_index()
 
 
-def _draw(estimates: pd.DataFrame, runs: pd.DataFrame, bound: float, stem: Any) -> None:
+def _draw(estimates: pd.DataFrame, runs: pd.DataFrame, bound: float, stem: Path) -> None:
     forest(estimates, runs, stem, bound)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 
@@ -72,5 +73,5 @@ def _with_panel(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     return found.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
 
 
-def _draw(runs: pd.DataFrame, means: pd.DataFrame, criterion: float, stem: object) -> None:
-    learning_curves(runs, means, stem, ylabel="Success in training", criterion=criterion)  # type: ignore[arg-type]
+def _draw(runs: pd.DataFrame, means: pd.DataFrame, criterion: float, stem: Path) -> None:
+    learning_curves(runs, means, stem, ylabel="Success in training", criterion=criterion)

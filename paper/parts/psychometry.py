@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,7 +84,7 @@ def _points(judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "method", "signal", "other", "margin", "p_signal", "low", "high"])
 
 
-def _draw(points: pd.DataFrame, curves: pd.DataFrame, stem: object) -> None:
+def _draw(points: pd.DataFrame, curves: pd.DataFrame, stem: Path) -> None:
     psychometric_curves(
         points.assign(panel="trained on " + points["panel"]), curves.assign(panel="trained on " + curves["panel"]), stem
-    )  # type: ignore[arg-type]
+    )

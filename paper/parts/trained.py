@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -100,7 +101,7 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _draw(cells: pd.DataFrame, runs: pd.DataFrame, references: pd.DataFrame, stem: Any) -> None:
+def _draw(cells: pd.DataFrame, runs: pd.DataFrame, references: pd.DataFrame, stem: Path) -> None:
     def named(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(test=[test_name(str(task), "none") for task in table["test_task"]])
 
