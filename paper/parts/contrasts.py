@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -45,7 +44,7 @@ def part(study: Study) -> Part:
     numbers.number("alpha", study.settings.alpha)
     return Part(
         numbers,
-        {"contrasts": partial(_draw, estimates, _differences(found, study), study.settings.bound)},
+        {"contrasts": partial(forest, estimates, _differences(found, study), bound=study.settings.bound)},
         {"contrasts": _table(rows, single, study)},
     )
 
@@ -133,7 +132,3 @@ def _differences(found: Contrasts, study: Study) -> pd.DataFrame:
         trained = trained[trained["training"].str.split(" ", n=1).str[1].isin(over_all)]
     trained = trained.assign(difference=trained["rate"] - trained["untrained"], level=trained["transfer"].map(LEVELS))
     return trained.groupby(["level", "method", "run"], observed=True)["difference"].mean().reset_index()
-
-
-def _draw(estimates: pd.DataFrame, runs: pd.DataFrame, bound: float, stem: Path) -> None:
-    forest(estimates, runs, stem, bound)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -51,7 +50,14 @@ def part(study: Study) -> Part:
     smooth = smooth.assign(value=averaged.reset_index(level=0, drop=True))
     order = _shown(known)
     runs, means = _with_panel(smooth, order), _with_panel(found.means, order)
-    return Part(numbers, {"learning": partial(_draw, runs, means, study.settings.criterion)})
+    return Part(
+        numbers,
+        {
+            "learning": partial(
+                learning_curves, runs, means, ylabel="Success in training", criterion=study.settings.criterion
+            )
+        },
+    )
 
 
 def _shown(curves: pd.DataFrame) -> list[str]:
@@ -71,7 +77,3 @@ def _with_panel(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     known = [*METHODS, *sorted(set(found["method"].astype(str)) - set(METHODS))]
     places = [(order.index(p), known.index(str(m))) for p, m in zip(found["panel"], found["method"], strict=True)]
     return found.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
-
-
-def _draw(runs: pd.DataFrame, means: pd.DataFrame, criterion: float, stem: Path) -> None:
-    learning_curves(runs, means, stem, ylabel="Success in training", criterion=criterion)

@@ -197,7 +197,7 @@ def write_study(
             eta = 0.2 + drift + effects.get(level, 0.0) + (2.0 if "grounding" in test[0] else 0.0)
             out = folder / "runs" / name / "_".join(filter(None, (test[0], test[1].replace(":", ""))))
             write_run(out, "tiny", training, test, asked(test, design["n"], eta, name, rng))
-        for task in ("towers-stability", "towers-topblock"):
+        for task in (t for t in ("towers-stability", "towers-topblock") if (t, "") in design["tests"]):
             rows = asked(
                 (task, ""), design["n"] // 2, 0.2 + effects.get(_level((task, ""), training), 0.0), f"{name} c", rng
             )
