@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from analysis.tables import escape
+from analysis.tables import escape, interval, proportion
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,9 @@ def text(plain: object) -> str:
 def math(number: str) -> str:
     """A number as `analysis.tables` writes it, in mathematics; dashes as they are."""
     return "--" if number == "–" else "$" + number.replace("−", "-").replace("∞", r"\infty") + "$"
+
+
+def rate(row: Mapping[str, Any]) -> str:
+    """A success rate with its interval, from a row of `analysis.rates`."""
+    form = partial(proportion, digits=2)
+    return f"{math(form(row['rate']))} {math(interval(row['rate_low'], row['rate_high'], form))}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pandas as pd
 
 from analysis import tables
 from analysis.result import plain
@@ -166,10 +168,9 @@ def listed(parts: Sequence[str], conjunction: str = "and") -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {conjunction} {parts[-1]}" if parts else ""
 
 
-def row_values(row: Mapping[str, Any], *names: str) -> tuple[float, ...]:
-    """Numbers of a row of a table; nan for what is not there."""
-    found = (row.get(name) for name in names)
-    return tuple(math.nan if value is None else float(value) for value in found)
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by the names of its columns."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _math(text: str) -> str:

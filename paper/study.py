@@ -16,6 +16,7 @@ from analysis.frame import load
 from analysis.material import Material, Settings, select
 from analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
 from analysis.section import Unanswerable
+from paper.numbers import records
 from probes.archive import LOGS
 from probes.trials import read_run, runs_below
 
@@ -76,7 +77,7 @@ class Study:
     def contrasts_over_all(self) -> list[dict[str, Any]]:
         """Those over all conditions of training, which the paper is about: one row each."""
         table = self.contrasts.table
-        return [dict(row) for row in table[table["training"] == OVER_ALL].to_dict("records")]
+        return records(table[table["training"] == OVER_ALL])
 
     @property
     def settings(self) -> Settings:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.style import DIVERGING, GREY, MM, PAGE_MM, drawing
 from analysis.tables import proportion
+from paper.numbers import records
 
 ROW_MM, GAP = 4.3, 0.45
 """Height of a row, and the gap between groups in rows and columns."""
@@ -34,7 +35,7 @@ def matrix(cells: pd.DataFrame, stem: Path) -> None:
     colours, norm = colormaps[DIVERGING].with_extremes(bad="#E4E4E4"), Normalize(-reach, reach)
     height = 34 + ROW_MM * (max(down.values()) + 1)
     with drawing(stem, height, PAGE_MM) as (figure, axes):
-        for row in cells.to_dict("records"):
+        for row in records(cells):
             y, x = down[(row["group"], row["row"])], across[(row["family"], row["test"])]
             known = bool(np.isfinite(row["difference"]))
             face = colours(norm(row["difference"])) if known else "#EDEDED"

@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.contrasts import planned_contrasts
 from analysis.section import Unanswerable
 from paper.names import contrast_sides, key_of
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.parts.contrasts import put
 from paper.study import Study
@@ -37,7 +37,7 @@ def part(study: Study) -> Part:
         special = str(regime[mask].iloc[0])
         found = planned_contrasts(own, study.settings.bound, study.settings.alpha, special).table
         words: dict[str, list[str]] = {}
-        for row in found.to_dict("records"):
+        for row in records(found):
             left, right = contrast_sides(str(row["contrast"]), study.methods)
             put(numbers, f"{name}.{row['transfer']}.{left}-{right}", row, study.settings.alpha)
             if right == "none":

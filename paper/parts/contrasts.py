@@ -13,7 +13,7 @@ from analysis.levels import TRANSFER
 from paper.figures.forest import forest
 from paper.latex import Rows, math, table, text
 from paper.names import LEVELS, contrast_sides, key_of, side_name
-from paper.numbers import Numbers, interval, p_text
+from paper.numbers import Numbers, interval, p_text, records
 from paper.part import Part
 from paper.study import OVER_ALL, Study
 from paper.verdicts import EFFECTS, VERDICTS, verdict
@@ -27,7 +27,7 @@ def part(study: Study) -> Part:
     """The planned contrasts. Raises Unanswerable if nothing was trained."""
     found = study.contrasts
     rows = study.contrasts_over_all
-    single = [dict(row) for row in found.table.to_dict("records") if row["training"] != OVER_ALL]
+    single = [row for row in records(found.table) if row["training"] != OVER_ALL]
     numbers = Numbers()
     for row in rows:
         put(numbers, f"contrast.{row['transfer']}.{_key(study, row)}", row, study.settings.alpha)

@@ -12,7 +12,7 @@ from analysis.section import Unanswerable
 from analysis.style import name_of
 from paper import latex
 from paper.names import key_of, task_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 
@@ -42,7 +42,7 @@ def part(study: Study) -> Part:
     own = own[(own["shift"] == "none")].merge(asked, on=["test_task", "item_id"])
     found = controls(own, by=("method", "test_task")).table
     numbers = Numbers()
-    for row in found.to_dict("records"):
+    for row in records(found):
         name = f"controls.{key_of(str(row['test_task']))}.{row['method']}.{row['manner']}"
         numbers.rate(name, row["rate"])
         numbers.rate(f"{name}.intact", row["intact_rate"])

@@ -14,7 +14,7 @@ from analysis.section import Unanswerable
 from analysis.training import read_facts
 from paper.figures.decoding import decoding
 from paper.names import key_of, task_name, training_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 
@@ -38,7 +38,7 @@ def part(study: Study) -> Part:
     numbers.count("decoding.groups", int(first["stimuli"]["groups"]))
     numbers.count("decoding.permutations", int(first["settings"]["permutations"]))
     record = table[table["is_record"]]
-    for row in record.to_dict("records"):
+    for row in records(record):
         name = f"decoding.{key_of(row['task'])}.{row['target']}"
         if row["method"] != "none":
             name = f"{name}.{key_of(row['training'])}.{row['method']}"
@@ -51,7 +51,8 @@ def part(study: Study) -> Part:
         name = f"decoding.{key_of(result['stimuli']['task'])}.{result['target']['name']}"
         for reference, score in result.get("references", {}).items():
             if f"{name}.{reference}" not in numbers:
-                numbers.rate(f"{name}.{reference}", float(score["score"]), *map(float, score["score_ci"]))
+                low, high = score["score_ci"]
+                numbers.rate(f"{name}.{reference}", float(score["score"]), float(low), float(high))
     base, trained = record[record["method"] == "none"], record[record["method"] != "none"]
     told = base["low"] > base["chance"]
     numbers.verdict("decoding.base", _how_many(told), ("all", "some", "none"))
@@ -65,7 +66,7 @@ def part(study: Study) -> Part:
         "both" if up and down else "up" if up else "down" if down else "none",
         ("up", "down", "both", "none"),
     )
-    beyond = [_beyond_cues(row, compared) for row in base.to_dict("records")]
+    beyond = [_beyond_cues(row, compared) for row in records(base)]
     numbers.verdict(
         "decoding.beyond-cues",
         "all" if beyond and all(beyond) else "some" if any(beyond) else "none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import pandas as pd
@@ -12,7 +11,7 @@ from analysis.frame import METHODS
 from analysis.learning import KIND, learning
 from analysis.section import Unanswerable
 from paper.names import condition_keys, key_of, training_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 
@@ -30,7 +29,7 @@ def part(study: Study) -> Part:
     found = learning(known, study.settings.criterion, by=KIND, window=WINDOW, seed=study.settings.seed)
     numbers = Numbers()
     numbers.rate("criterion", study.settings.criterion)
-    for row in found.table.to_dict("records"):
+    for row in records(found.table):
         name = f"learning.{key_of(training_name(str(row['train_tasks']), str(row['regime'])))}.{row['method']}"
         numbers.count(f"{name}.reached", int(row["n_reached"]))
         numbers.count(f"{name}.runs", int(row["n_runs"]))
@@ -41,10 +40,10 @@ def part(study: Study) -> Part:
         numbers.rate(f"learning.{method}.area", float(own["area"].mean()))
         final = found.runs.loc[found.runs["method"] == method, "final"]
         numbers.rate(f"learning.{method}.final", float(final.mean()))
-        reached = found.runs.loc[found.runs["method"] == method, "samples_to_criterion"].dropna()
-        median = float(reached.median()) if len(reached) else math.nan
-        if math.isfinite(median):
-            numbers.count(f"learning.{method}.samples", round(median, -2 if median >= 1000 else 0))
+        did = (found.runs["method"] == method) & found.runs["reached"].astype(bool)
+        if did.any():
+            median = float(found.runs.loc[did, "samples_to_criterion"].median())
+            numbers.count(f"learning.{method}.samples", round(median))
     smooth = known.sort_values(["run", "samples"], kind="stable")
     averaged = smooth.groupby("run", observed=True)["success"].rolling(WINDOW, min_periods=1).mean()
     smooth = smooth.assign(value=averaged.reset_index(level=0, drop=True))
@@ -76,4 +75,8 @@ def _with_panel(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     found = found[found["panel"].isin(order)]
     known = [*METHODS, *sorted(set(found["method"].astype(str)) - set(METHODS))]
     places = [(order.index(p), known.index(str(m))) for p, m in zip(found["panel"], found["method"], strict=True)]
-    return found.assign(_place=places).sort_values("_place", kind="stable").drop(columns="_place")
+    return (
+        found.assign(_place=pd.Series(places, index=found.index))
+        .sort_values("_place", kind="stable")
+        .drop(columns="_place")
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.rates import by_cell
 from analysis.section import Unanswerable
 from paper.names import key_of
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 
@@ -17,7 +17,7 @@ def part(study: Study) -> Part:
         raise Unanswerable("no observers were asked: name some under `observers` in the study's file")
     plain = watched[watched["shift"] == "none"]
     numbers = Numbers()
-    for row in by_cell(plain, ("model", "test_task")).to_dict("records"):
+    for row in records(by_cell(plain, ("model", "test_task"))):
         numbers.rate(
             f"observer.{row['model']}.{key_of(str(row['test_task']))}", row["rate"], row["rate_low"], row["rate_high"]
         )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from analysis import tables
 from analysis.levels import family_of
 from analysis.rates import by_cell
 from analysis.section import Unanswerable
 from analysis.style import name_of
 from paper import latex
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 
@@ -25,7 +22,7 @@ def part(study: Study) -> Part:
         raise Unanswerable("no grounding questions were asked: test a task such as towers-grounding as well")
     table = by_cell(grounding, ("method", "test_task"))
     numbers = Numbers()
-    for row in table.to_dict("records"):
+    for row in records(table):
         name = f"grounding.{family_of(str(row['test_task']))}.{row['method']}"
         numbers.rate(name, row["rate"], row["rate_low"], row["rate_high"])
     base = table[table["method"] == "none"]
@@ -50,17 +47,12 @@ def part(study: Study) -> Part:
             "grounding.hardest.rate", float(worst["rate"]), float(worst["rate_low"]), float(worst["rate_high"])
         )
     methods = [m for m in ("none", *study.methods) if (table["method"] == m).any()]
-    form = partial(tables.proportion, digits=2)
-    rows = []
+    cells = []
     for task in dict.fromkeys(table["test_task"].astype(str)):
-        row = [latex.text(family_of(task))]
+        line = [latex.text(family_of(task))]
         for method in methods:
-            own = table[(table["test_task"] == task) & (table["method"] == method)].to_dict("records")
-            row.append(
-                f"{latex.math(form(own[0]['rate']))} {latex.math(tables.interval(own[0]['rate_low'], own[0]['rate_high'], form))}"
-                if own
-                else "--"
-            )
-        rows.append(row)
+            found = records(table[(table["test_task"] == task) & (table["method"] == method)])
+            line.append(latex.rate(found[0]) if found else "--")
+        cells.append(line)
     header = ["Family", *(latex.text(name_of(m)) for m in methods)]
-    return Part(numbers, tables={"grounding": latex.table("l" + "l" * len(methods), header, [latex.Rows("", rows)])})
+    return Part(numbers, tables={"grounding": latex.table("l" + "l" * len(methods), header, [latex.Rows("", cells)])})

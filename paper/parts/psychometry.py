@@ -14,7 +14,7 @@ from analysis.responses import proportion
 from analysis.section import Unanswerable
 from analysis.selection import cells, said_signal, signed_margin
 from paper.names import condition_keys, key_of, task_name, training_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 
@@ -44,7 +44,7 @@ def part(study: Study) -> Part:
     fitted = psychometric(
         together, by=("panel", "method", "test_task"), resamples=settings.resamples, seed=settings.seed
     )
-    for row in fitted.table.to_dict("records"):
+    for row in records(fitted.table):
         name = f"psychometric.{key_of(str(row['panel']))}.{row['method']}"
         numbers.count(f"{name}.runs", int(row["n_runs"]))
     for (panel, method), own in fitted.runs.groupby(["panel", "method"], observed=True):

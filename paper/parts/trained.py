@@ -16,9 +16,10 @@ from analysis.section import Unanswerable
 from analysis.style import name_of
 from paper import latex
 from paper.names import key_of, test_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
+from stimuli.tasks import task_names
 
 CELL = ("method", "test_task")
 
@@ -28,20 +29,22 @@ def part(study: Study) -> Part:
     trained = within(study)
     if trained.empty:
         raise Unanswerable("no model was tested on the task that it was trained on")
-    tasks = [str(task) for task in dict.fromkeys(trained["test_task"].astype(str))]
+    asked = set(trained["test_task"].astype(str))
+    tasks = [task for task in task_names() if task in asked] + sorted(asked - set(task_names()))
     base = study.plain[
         (study.plain["method"] == "none") & study.plain["test_task"].isin(tasks) & (study.plain["shift"] == "none")
     ]
     both = pd.concat([base, trained])
+    both = both.assign(test_task=pd.Categorical(both["test_task"].astype(str), tasks))
     cells, runs = by_cell(both, CELL), by_run(both, CELL)
     references = study.material.baselines()
     references = references[references["shift"].astype(str) == "none"] if len(references) else references
     numbers = Numbers()
-    for row in cells.to_dict("records"):
+    for row in records(cells):
         name = f"trained.{key_of(str(row['test_task']))}.{row['method']}"
         numbers.rate(name, row["rate"], row["rate_low"], row["rate_high"])
         numbers.count(f"{name}.runs", row["n_runs"])
-    for row in references.to_dict("records"):
+    for row in records(references):
         for column in ("chance", "constant", "best_shortcut"):
             numbers.rate(f"{column.replace('_', '-')}.{row['test_task']}", _number(row.get(column)))
         if row.get("shortcut"):
@@ -71,8 +74,8 @@ def _beyond(cells: pd.DataFrame, references: pd.DataFrame) -> str:
     if references.empty or references["best_shortcut"].isna().all():
         return "unknown"
     best = dict(zip(references["test_task"].astype(str), references["best_shortcut"].astype(float), strict=True))
-    trained = cells[cells["method"] != "none"]
-    above = [row.rate_low > best.get(str(row.test_task), math.nan) for row in trained.itertuples()]
+    trained = records(cells[cells["method"] != "none"])
+    above = [row["rate_low"] > best.get(str(row["test_task"]), math.nan) for row in trained]
     return "all" if all(above) else "some" if any(above) else "none"
 
 
@@ -84,17 +87,12 @@ def _table(cells: pd.DataFrame, references: pd.DataFrame, tasks: list[str], stud
         row = [latex.text(test_name(task, "none"))]
         for method in methods:
             own = cells[(cells["test_task"] == task) & (cells["method"] == method)]
-            row.append(_rate(own.iloc[0].to_dict()) if len(own) else "--")
+            row.append(latex.rate(records(own)[0]) if len(own) else "--")
         for column in ("chance", "best_shortcut"):
             row.append(latex.math(tables.proportion(_number(by_task.get(task, {}).get(column)), 2)))
         rows.append(row)
     header = ["Task", *(name_of(m) if m == "none" else latex.text(name_of(m)) for m in methods), "Chance", "Shortcut"]
     return latex.table("l" + "l" * len(methods) + "rr", header, [latex.Rows("", rows)])
-
-
-def _rate(row: dict[str, Any]) -> str:
-    form = partial(tables.proportion, digits=2)
-    return f"{latex.math(form(row['rate']))} {latex.math(tables.interval(row['rate_low'], row['rate_high'], form))}"
 
 
 def _number(value: Any) -> float:

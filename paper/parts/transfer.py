@@ -14,7 +14,7 @@ from analysis.style import name_of
 from analysis.transfer import transfer_matrix
 from paper.figures.matrix import matrix
 from paper.names import condition_keys, test_name, training_name
-from paper.numbers import Numbers
+from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 from paper.verdicts import verdict
@@ -34,12 +34,11 @@ def part(study: Study) -> Part:
     numbers.count("matrix.cells", len(trained))
     for level in TRANSFER:
         own = trained[trained["transfer"].astype(str) == level]
-        words = [_verdict(row, study.settings.alpha) for row in own.to_dict("records")]
+        words = [_verdict(row, study.settings.alpha) for row in records(own)]
         numbers.count(f"matrix.{level}.cells", len(own))
         for word in ("higher", "lower", "trivial", "equivalent", "undecided"):
             numbers.count(f"matrix.{level}.{word}", words.count(word))
-        best = own.sort_values("difference", ascending=False).head(1).to_dict("records")
-        for row in best:
+        for row in records(own.sort_values("difference", ascending=False).head(1)):
             numbers.phrase(
                 f"matrix.{level}.best",
                 f"{name_of(str(row['method']))} on {training_name(str(row['train_tasks']), str(row['regime']))}, tested on {test_name(str(row['test_task']), str(row['shift']))}",
@@ -54,32 +53,31 @@ def cells(table: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFram
     """The cells of the figure: conditions of training as groups of rows, families as groups of columns."""
     conditions = condition_keys(plain)
     order = list(task_names())
-    rows = []
-    for row in table.to_dict("records"):
+    rows: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    for row in records(table):
         method, task, shift = str(row["method"]), str(row["test_task"]), str(row["shift"])
         condition = (str(row["train_tasks"]), str(row["regime"]))
         untrained = method == "none"
-        rows.append(
-            {
-                "group": "" if untrained else training_name(*condition),
-                "row": name_of(method),
-                "family": family_of(task),
-                "test": test_name(task, shift),
-                "rate": row["rate"],
-                "difference": row["difference"],
-                "reliable": bool(row["p_holm"] < alpha),
-                "within": str(row["transfer"]) in ("within",),
-                "_place": (
-                    -1 if untrained else conditions.index(condition),
-                    METHODS.index(method) if method in METHODS else len(METHODS),
-                    FAMILIES.index(family_of(task)) if family_of(task) in FAMILIES else len(FAMILIES),
-                    shift != "none",
-                    order.index(task) if task in order else len(order),
-                    shift,
-                ),
-            }
+        place = (
+            -1 if untrained else conditions.index(condition),
+            METHODS.index(method) if method in METHODS else len(METHODS),
+            FAMILIES.index(family_of(task)) if family_of(task) in FAMILIES else len(FAMILIES),
+            shift != "none",
+            order.index(task) if task in order else len(order),
+            shift,
         )
-    return pd.DataFrame(sorted(rows, key=lambda row: row["_place"])).drop(columns="_place")
+        cell = {
+            "group": "" if untrained else training_name(*condition),
+            "row": name_of(method),
+            "family": family_of(task),
+            "test": test_name(task, shift),
+            "rate": row["rate"],
+            "difference": row["difference"],
+            "reliable": bool(row["p_holm"] < alpha),
+            "within": str(row["transfer"]) == "within",
+        }
+        rows.append((place, cell))
+    return pd.DataFrame([cell for _, cell in sorted(rows, key=lambda pair: pair[0])])
 
 
 def _verdict(row: dict[str, Any], alpha: float) -> str:
