@@ -10,7 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("stimuli", "probes", "finetune", "analysis")
+LAYERS = ("stimuli", "probes", "finetune", "analysis", "paper")
 
 
 def packages() -> Iterator[Path]:
