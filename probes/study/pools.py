@@ -173,7 +173,7 @@ class SubmititPool:
         folder = self.store.folder.resolve() / "cells" / ".submitit"
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
-            self._executor.update_parameters(**self.options)
+            self._executor.update_parameters(name=self.store.folder.resolve().name, **self.options)
         except (RuntimeError, ValueError, NameError, TypeError) as error:
             raise StudyError(f"jobs cannot be submitted: {' '.join(str(error).split())}") from error
 
