@@ -67,5 +67,14 @@ def does_not_transfer(verdicts: Sequence[str]) -> str:
 
 
 def no_advantage(verdict_: str) -> str:
-    """Whether a difference between two ways of learning agrees with "interaction makes no difference"."""
-    return {"higher": "contradicts", "lower": "partly", "undecided": "open"}.get(verdict_, "agrees")
+    """Whether a difference between two ways of learning agrees with "interaction is no advantage"."""
+    return {"higher": "contradicts", "undecided": "open"}.get(verdict_, "agrees")
+
+
+def together(agreements: Sequence[str]) -> str:
+    """Several agreements as one: contradicted only if everywhere, agreed to only if everywhere, open where something is."""
+    if not agreements:
+        return "open"
+    if len(set(agreements)) == 1:
+        return agreements[0]
+    return "partly" if {"contradicts", "partly"} & set(agreements) else "open"

@@ -8,8 +8,9 @@ import pandas as pd
 
 from analysis.contrasts import planned_contrasts
 from analysis.section import Unanswerable
+from analysis.style import name_of
 from paper.names import contrast_sides, key_of
-from paper.numbers import Numbers, records
+from paper.numbers import Numbers, listed, records
 from paper.part import Part
 from paper.parts.contrasts import put
 from paper.study import Study
@@ -61,6 +62,7 @@ def _against_single(numbers: Numbers, single: pd.DataFrame, varied: pd.DataFrame
         return
     task = str(varied["train_tasks"].astype(str).iloc[0])
     for shift in dict.fromkeys(varied.loc[varied["test_task"] == task, "shift"].astype(str)):
+        pairs: list[str] = []
         for method in dict.fromkeys(varied["method"].astype(str)):
             rates = []
             for trials in (varied, single[single["train_tasks"].astype(str) == task]):
@@ -72,5 +74,12 @@ def _against_single(numbers: Numbers, single: pd.DataFrame, varied: pd.DataFrame
                 rates.append(
                     float(own.groupby("run", observed=True)["success"].mean().mean()) if len(own) else math.nan
                 )
-            numbers.rate(f"varied.{key_of(shift)}.{method}.rate", rates[0])
-            numbers.rate(f"varied.{key_of(shift)}.{method}.plain", rates[1])
+            name = f"varied.{key_of(shift)}.{method}"
+            numbers.rate(f"{name}.rate", rates[0])
+            numbers.rate(f"{name}.plain", rates[1])
+            if f"{name}.plain" in numbers:
+                pairs.append(
+                    f"{numbers[f'{name}.rate'].text} against {numbers[f'{name}.plain'].text} ({name_of(method)})"
+                )
+        if pairs:
+            numbers.latex(f"varied.{key_of(shift)}", listed(pairs))

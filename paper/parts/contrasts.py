@@ -31,6 +31,14 @@ def part(study: Study) -> Part:
     numbers = Numbers()
     for row in rows:
         put(numbers, f"contrast.{row['transfer']}.{_key(study, row)}", row, study.settings.alpha)
+    untested = not_run(study)
+    for planned in untested:
+        name = f"contrast.{planned['level']}.{planned['positive']}-{planned['negative']}"
+        numbers.phrase(f"{name}.effect", "was not measured")
+        for form in ("short", "statement"):
+            numbers.phrase(f"{name}.{form}", "registered, and not run")
+    numbers.verdict("contrasts.complete", "no" if untested else "yes", ("yes", "no"))
+    numbers.count("contrasts.not-run", len(untested))
     for row in single:
         name = f"registered.{key_of(str(row['training']))}"
         put(numbers, f"{name}.{row['transfer']}.{_key(study, row)}", row, study.settings.alpha)
@@ -45,7 +53,7 @@ def part(study: Study) -> Part:
     return Part(
         numbers,
         {"contrasts": partial(forest, estimates, _differences(found, study), bound=study.settings.bound)},
-        {"contrasts": _table(rows, single, study)},
+        {"contrasts": _table(rows, single, untested, study)},
     )
 
 
@@ -95,10 +103,24 @@ def _key(study: Study, row: dict[str, Any]) -> str:
     return "-".join(contrast_sides(str(row["contrast"]), study.methods))
 
 
-def _table(rows: list[dict[str, Any]], single: list[dict[str, Any]], study: Study) -> str:
+def not_run(study: Study) -> list[dict[str, str]]:
+    """Registered contrasts over all conditions that could not be tested, since nothing of the kind was trained."""
+    if study.registration is None:
+        return []
+    there = {(row["transfer"], _key(study, row)) for row in study.contrasts_over_all}
+    planned = [dict(c) for c in study.registration.contrasts if not c["training"]]
+    return [c for c in planned if (c["level"], f"{c['positive']}-{c['negative']}") not in there]
+
+
+def _table(
+    rows: list[dict[str, Any]], single: list[dict[str, Any]], untested: list[dict[str, str]], study: Study
+) -> str:
     groups = []
     for level in TRANSFER:
         own = [_cells(row, study) for row in rows if row["transfer"] == level]
+        for planned in (c for c in untested if c["level"] == level):
+            label = f"{text(side_name(planned['positive']))} $-$ {text(side_name(planned['negative']))}"
+            own.append([label, *["--"] * (len(HEADER) - 2), "not run"])
         groups += [Rows(text(LEVELS[level].capitalize()), own)] if own else []
     for row in single:
         heading = f"Condition {row['training']}: {LEVELS[str(row['transfer'])]}"

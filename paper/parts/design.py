@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.frame import METHODS
 from analysis.levels import family_of, held_out
 from analysis.style import name_of
 from analysis.training import read_facts
@@ -63,6 +64,12 @@ def _registration(numbers: Numbers, study: Study) -> None:
         numbers.phrase("registration.date", found.registered[:16].replace("T", " "))
         numbers.count("registration.contrasts", len(found.contrasts))
         numbers.count("registration.done-before", len(found.done_before))
+        planned = sum(len(c.methods) * len(c.seeds) for c in found.conditions)
+        plain = study.plain[found.covers(study.plain)]
+        done = plain.loc[plain["method"] != "none", "run"].nunique()
+        numbers.count("registration.trainings", planned)
+        numbers.count("registration.trainings.done", done)
+        numbers.verdict("registration.complete", "yes" if done >= planned else "no", ("yes", "no"))
         numbers.verdict("registration.first", "no" if found.done_before else "yes", ("yes", "no"))
     numbers.count("deviations", len(study.deviations))
     numbers.verdict("deviations.there", "yes" if study.deviations else "no", ("yes", "no"))
@@ -103,6 +110,9 @@ def _trainings(numbers: Numbers, trainings: Sequence[Mapping[str, Any]]) -> None
         spent = [float(t["cpu_seconds"]) for t in own if t.get("cpu_seconds")]
         if spent:
             numbers.number(f"training.{method}.cpu-minutes", statistics.median(spent) / 60, 1)
+    seen = {m: numbers[f"training.{m}.samples"].text for m in METHODS if f"training.{m}.samples" in numbers}
+    if seen:
+        numbers.latex("training.samples", listed([f"{text} for {name_of(m)}" for m, text in seen.items()]))
     if trainings:
         capacity = trainings[0].get("capacity") or {}
         for key in ("rank", "alpha", "trainable"):

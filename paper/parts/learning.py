@@ -10,8 +10,9 @@ from analysis.figures.learning import learning_curves
 from analysis.frame import METHODS
 from analysis.learning import KIND, learning
 from analysis.section import Unanswerable
+from analysis.style import name_of
 from paper.names import condition_keys, key_of, training_name
-from paper.numbers import Numbers, records
+from paper.numbers import Numbers, listed, records
 from paper.part import Part
 from paper.study import Study
 
@@ -44,6 +45,12 @@ def part(study: Study) -> Part:
         if did.any():
             median = float(found.runs.loc[did, "samples_to_criterion"].median())
             numbers.count(f"learning.{method}.samples", round(median))
+    methods = [m for m in METHODS if f"learning.{m}.runs" in numbers]
+    reached = [
+        f"{numbers[f'learning.{m}.reached'].text} of {numbers[f'learning.{m}.runs'].text} runs of {name_of(m)}"
+        for m in methods
+    ]
+    numbers.latex("learning.reached", listed(reached))
     smooth = known.sort_values(["run", "samples"], kind="stable")
     averaged = smooth.groupby("run", observed=True)["success"].rolling(WINDOW, min_periods=1).mean()
     smooth = smooth.assign(value=averaged.reset_index(level=0, drop=True))

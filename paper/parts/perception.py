@@ -7,7 +7,7 @@ from analysis.rates import by_cell
 from analysis.section import Unanswerable
 from analysis.style import name_of
 from paper import latex
-from paper.numbers import Numbers, records
+from paper.numbers import Numbers, listed, records
 from paper.part import Part
 from paper.study import Study
 
@@ -30,6 +30,10 @@ def part(study: Study) -> Part:
         numbers.rate(f"grounding.lowest.{method}", float(own["rate"].min()))
         numbers.rate(f"grounding.highest.{method}", float(own["rate"].max()))
         numbers.rate(f"grounding.mean.{method}", float(own["rate"].mean()))
+    after = {m: f"grounding.mean.{m}" for m in study.methods if f"grounding.mean.{m}" in numbers}
+    if after:
+        texts = [f"{numbers[name].text} ({name_of(method)})" for method, name in after.items()]
+        numbers.latex("grounding.mean.trained", listed(texts))
     seen = [rate >= GOOD for rate in base["rate"]]
     numbers.rate("grounding.good", GOOD)
     numbers.verdict(

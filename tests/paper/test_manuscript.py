@@ -10,7 +10,7 @@ import pytest
 from paper.build import HOME
 from paper.manuscript import MAIN, check, typed
 from paper.numbers import NumberError, Numbers
-from paper.verdicts import VERDICTS, does_not_transfer, improves, no_advantage, verdict
+from paper.verdicts import VERDICTS, does_not_transfer, improves, no_advantage, together, verdict
 
 BEGIN = "\\documentclass{article}\n\\begin{document}\n"
 
@@ -131,7 +131,10 @@ def test_no_transfer_is_agreed_to_only_on_evidence():
     assert improves(["higher", "undecided"]) == "partly"
     assert improves(["equivalent", "lower"]) == "contradicts"
     assert improves(["undecided"]) == "open"
-    assert [no_advantage(word) for word in VERDICTS] == ["contradicts", "partly", "agrees", "agrees", "open"]
+    assert together([]) == together(["agrees", "open"]) == "open"
+    assert together(["agrees", "contradicts"]) == together(["open", "partly"]) == "partly"
+    assert together(["contradicts"] * 3) == "contradicts" and together(["agrees", "agrees"]) == "agrees"
+    assert [no_advantage(word) for word in VERDICTS] == ["contradicts", "agrees", "agrees", "agrees", "open"]
 
 
 def test_the_macros_need_no_package_and_the_file_has_every_value(numbers):
