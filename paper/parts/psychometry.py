@@ -1,4 +1,4 @@
-"""Psychometric functions of the two-option judgements that were trained: do answers follow the margin, before and after?"""
+"""Psychometric functions of a two-option judgement of a trained family: do answers follow the margin, before and after?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.curves import psychometric_curves
+from analysis.levels import held_out
 from analysis.psychometric import psychometric
 from analysis.responses import proportion
 from analysis.section import Unanswerable
@@ -23,13 +24,15 @@ PANELS = 3
 
 
 def part(study: Study) -> Part:
-    """Psychometric functions. Raises Unanswerable if no trained task is a two-option judgement with margins."""
+    """Psychometric functions. Raises Unanswerable if no judgement of a trained family has two options and margins."""
     plain = study.plain
-    trained = {task for tasks in plain["train_tasks"].astype(str) for task in tasks.split("+")}
+    trained = {family for families in plain["train_family"].astype(str) for family in families.split("+")}
     judged = plain[plain["signal"].notna() & plain["margin"].notna() & (plain["shift"] == "none")]
-    judged = judged[judged["test_task"].astype(str).isin(trained)]
+    judged = judged[judged["test_family"].astype(str).isin(trained) & ~judged["test_task"].astype(str).map(held_out)]
     if judged.empty:
-        raise Unanswerable("no task that was trained is a two-option judgement with margins, such as towers-stability")
+        raise Unanswerable(
+            "no judgement of a trained family has two options and margins, as towers-stability has: test one as well"
+        )
     task = str(judged["test_task"].astype(str).iloc[0])
     judged = judged[judged["test_task"] == task]
     near = [c for c in condition_keys(plain) if _is_near(plain, c, task)][:PANELS]
