@@ -160,6 +160,9 @@ class Trials:
     def notes(self) -> list[str]:
         """What a reader has to know about the data: what was dropped, and runs that are not finished."""
         lines = [f"{d.n} trials of {d.source} left out ({d.reason})" for d in self.dropped]
+        lines += [
+            f"{source.path} was edited by hand before it was finished" for source in self.sources if source.edited
+        ]
         for source in self.sources:
             if source.expected is not None and source.n < source.expected:
                 lines.append(f"{source.path} is not finished: {source.n} of {source.expected} trials")
@@ -333,12 +336,12 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name in COLUMNS:
         values = table[name]
-        if name in _NUMBERS:
-            columns[name] = pd.to_numeric(values).astype(float)
-        elif name in _COUNTS:
-            columns[name] = pd.to_numeric(values).astype(int)
-        elif name in _MAYBE_COUNTS:
-            columns[name] = pd.to_numeric(values).astype("Int64")
+        if name in (*_NUMBERS, *_COUNTS, *_MAYBE_COUNTS):
+            kind: Any = float if name in _NUMBERS else int if name in _COUNTS else "Int64"
+            try:
+                columns[name] = pd.to_numeric(values).astype(kind)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise FrameError(f"`{name}` must hold {'' if kind is float else 'whole '}numbers: {error}") from error
         else:
             texts = values.astype(object).where(values.notna(), None)
             levels = [str(level) for level in pd.unique(texts) if level is not None]

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.levels import family_of, shift_name, transfer_level
 from analysis.responses import Row, attempt_of, failed, manner_of, succeeded, two_options
 from analysis.training import TRAINING, model_name, training_of, who
-from probes.trials import RUN, TRIALS, RunError, is_run, read_run, read_trials, runs_below, trials_hash
+from probes.trials import RUN, TRIALS, RunError, is_run, read_run, read_trials, runs_below, trials_hash, was_edited
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
@@ -34,6 +34,7 @@ class Source:
         set_path: Where the set was when it was asked.
         baselines: What chance, the best constant answer and shortcut rules score on the set.
         facts: Readout, temperature, versions and weights behind the trials, as run.json has them.
+        edited: Whether the log was edited by hand at some time after the run had ended, and the run gone on with.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Source:
     set_path: str = ""
     baselines: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] | None = None
+    edited: bool = False
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -79,6 +81,14 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
     """
     record = read_run(folder)
     log = _unedited(folder, record)
+    try:
+        return _read(folder, record, log)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        # Files that were not written by a run; what can be told apart at sight is told when they are read.
+        raise RunError(f"{folder} is no run as `probe run` writes it ({type(error).__name__}: {error})") from error
+
+
+def _read(folder: Path, record: Mapping[str, Any], log: str) -> tuple[pd.DataFrame, Counter[str], Source]:
     rows = read_trials(folder)
     held = [row for row in rows if not failed(row)]
     dropped = Counter(f"failed: {str(row['error']).partition(':')[0]}" for row in rows if failed(row))
@@ -99,6 +109,7 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
         set_path=str(stimuli.get("path", "")),
         baselines=stimuli.get("baselines"),
         facts=facts,
+        edited=bool(record.get("edited")),
     )
     return pd.DataFrame(_columns(held, record)).assign(folder=str(folder)), dropped, source
 
@@ -106,8 +117,7 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
 def _unedited(folder: Path, record: Mapping[str, Any]) -> str:
     """The hash of the log, which must be the one that the run noted when it ended, if it noted one."""
     found = trials_hash(folder)
-    noted = record.get("trials_sha256")
-    if noted and record.get("status") != "running" and noted != found:
+    if was_edited(record, found):
         raise RunError(
             f"{folder / TRIALS} is not what the run wrote (its hash differs from the one in {RUN}): restore it, score it"
             f" anew with `probe score {folder}`, or run again with another --out"
@@ -152,7 +162,7 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
         "margin_bin": [_bin(c.get("margin_bin")) for c in conditions],
         "mirrored": [int(bool(c.get("mirrored"))) for c in conditions],
         "count": [c.get("count") for c in conditions],
-        "build": [c.get("build") for c in conditions],
+        "build": [_text(c.get("build")) for c in conditions],
         "polarity": [v.get("polarity") for v in variants],
         "order": [v.get("order") for v in variants],
         "manner": [manner_of(row) for row in rows],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
 import tempfile
@@ -25,10 +26,12 @@ from analysis.material import Material, Settings, select
 from analysis.registration import Registration
 from analysis.result import Result, plain
 from analysis.section import Figure, Section, Unanswerable
+from probes.trials import lock_folder
 
 log = logging.getLogger(__name__)
 
 REPORT, DATA, FIGURES, TABLES = "report.md", "analysis.json", "figures", "tables"
+PARTIAL = ".partial-"
 SECTIONS = (
     ("data", "The data"),
     ("perception", "Perception"),
@@ -98,7 +101,7 @@ def analyse(
 
     Raises:
         FrameError: If the runs cannot be made into one table.
-        RunError: If a folder holds no run.
+        RunError: If a folder holds no run, or another process is writing to `out`.
         OSError: If the folder cannot be written.
     """
     step = _Steps(progress, 2 * len(SECTIONS) + 1)
@@ -107,8 +110,19 @@ def analyse(
     sections, failed = answer(material, step)
     data = _data(sections, material)
     out.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and moved there when it is whole, so that a report is never half of one run and half of another.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as folder:
+    lock = lock_folder(out)
+    try:
+        _write(out, sections, data, step)
+    finally:
+        os.close(lock)
+    return Report(tuple(sections), tuple(failed), data, out)
+
+
+def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Callable[[], None]) -> None:
+    """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
+    for left in out.glob(f"{PARTIAL}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as folder:
         made = Path(folder)
         for section in sections:
             for figure in section.figures:
@@ -119,11 +133,12 @@ def analyse(
             json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
         (made / REPORT).write_text(_markdown(sections, data), encoding="utf-8")
+        # The text is the first to go and the last to come: a folder with a report has all that belongs to it.
+        (out / REPORT).unlink(missing_ok=True)
         for old in (FIGURES, TABLES):
             shutil.rmtree(out / old, ignore_errors=True)
-        for new in sorted(made.iterdir()):
+        for new in sorted(made.iterdir(), key=lambda path: path.name == REPORT):
             new.replace(out / new.name)
-    return Report(tuple(sections), tuple(failed), data, out)
 
 
 def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from analysis.levels import families
 from probes.trials import RunError
+from stimuli.plain_json import parse_object
 from stimuli.shifts import Shifts, parse_shifts
 
 TRAINING = "training.json"
@@ -90,7 +90,7 @@ def read_curves(folder: Path) -> pd.DataFrame:
     """
     path = folder / TRAINING
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parse_object(path.read_bytes(), finite=False)
         rows: Sequence[Mapping[str, Any]] = facts.get("curves") or ()
         training = read_facts(facts)
         found = pd.DataFrame([{"samples": row["samples"]} | {m: row.get(m) for m in MEASURES} for row in rows])

@@ -45,6 +45,8 @@ from probes.allocation import keep_freed_memory
 from probes.memory import Memory
 from probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from probes.provenance import git_state, hardware, versions
+from probes.trials import LOCK, lock_folder
+from stimuli.plain_json import parse_object
 
 FORMAT = 1
 CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"
@@ -114,6 +116,7 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
 
     Raises:
         TrainingError, ModelError: If it cannot start or has to be stopped; one line with the fix.
+        RunError: If another process trains there.
     """
     folder = Path(out)
     state = PartialState(cpu=_device(config) == "cpu")
@@ -122,6 +125,14 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
     done = _open(folder, config, state)
     if done is not None:
         return done
+    with _held(folder, state):
+        # Once more: another process may have finished it meanwhile.
+        return _open(folder, config, state) or _train(config, folder, state, jobs, progress)
+
+
+def _train(
+    config: TrainConfig, folder: Path, state: PartialState, jobs: int, progress: Progress | None
+) -> dict[str, Any]:
     if _device(config) == "cpu":
         keep_freed_memory()
         score_replies_only()
@@ -194,15 +205,14 @@ def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, A
     settings = json.loads(json.dumps(config.to_dict()))
     file = folder / SETTINGS
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = _read(file)
         differ = sorted(name for name in settings if settings[name] != before.get(name))
         if differ:
             raise TrainingError(
                 f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
             )
         if (folder / TRAINING).is_file():
-            finished: dict[str, Any] = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-            return finished
+            return _read(folder / TRAINING)
         return None
     if (folder / CONFIG).exists() or (folder / TRAINING).exists():
         raise TrainingError(f"{folder} holds an adapter already: choose another --out, or delete it first")
@@ -213,6 +223,17 @@ def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, A
         except OSError as error:
             raise TrainingError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
     return None
+
+
+@contextlib.contextmanager
+def _held(folder: Path, state: PartialState) -> Iterator[None]:
+    """Keep other trainings out of the folder. Raises RunError if there is one."""
+    lock = lock_folder(folder) if state.is_main_process else -1
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
 
 
 def _check_disk(folder: Path, policy: Policy) -> None:
@@ -353,13 +374,21 @@ def _result(
 def _tidy(folder: Path) -> None:
     """Remove what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings."""
     shutil.rmtree(folder / "ref", ignore_errors=True)
-    keep = {CONFIG, WEIGHTS, CURVES, SETTINGS, TRAINING}
+    keep = {CONFIG, WEIGHTS, CURVES, SETTINGS, TRAINING, LOCK}
     if (folder / WEIGHTS).is_file():
         for file in folder.iterdir():
             if file.is_file() and file.name not in keep:
                 file.unlink()
     for stray in ("training_args.bin", "README.md"):
         (folder / stray).unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
+    try:
+        return parse_object(file.read_bytes(), finite=False)
+    except ValueError as error:
+        raise TrainingError(f"{file} is damaged ({error}): choose another --out, or delete the folder first") from error
 
 
 def _write(file: Path, data: Any) -> None:

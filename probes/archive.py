@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stimuli.plain_json import parse
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -108,7 +110,10 @@ def archived_record(folder: Path) -> str | None:
 def archived_rows(folder: Path) -> list[dict[str, Any]] | None:
     """The rows of an archived run; None if there is no such run."""
     found = _find(folder)
-    return None if found is None else found[0].rows(found[1])
+    try:
+        return None if found is None else found[0].rows(found[1])
+    except ValueError as error:
+        raise ArchiveError(f"the archive of {folder} is damaged ({error}): restore it") from error
 
 
 class _Archive:
@@ -122,7 +127,10 @@ class _Archive:
             runs, self._logs = pq.read_table(folder / RUNS), pq.read_table(folder / LOGS)
             self.records: dict[str, str] = dict(zip(runs[FOLDER].to_pylist(), runs[RECORD].to_pylist(), strict=True))
             folders = self._logs[FOLDER].to_pylist()
-        except (pa.ArrowException, OSError, KeyError) as error:
+            for name in self.records:
+                if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise ValueError(f"it has a run {name!r}, which lies outside its folder")
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise ArchiveError(f"{folder / LOGS} cannot be read ({error}): restore it") from error
         self._places: dict[str, tuple[int, int]] = {}
         for place, name in enumerate(folders):  # the rows of a run stand together
@@ -166,7 +174,7 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
     typed = {*TEXTS, *NUMBERS, *WHOLES, *TRUTHS}
     names = [name for name in table.column_names if name != FOLDER]
-    columns = [_values(table[name], None if name in typed else json.loads) for name in names]
+    columns = [_values(table[name], None if name in typed else parse) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.models.adapter_folder import TRAINING
+from stimuli.plain_json import parse_object
 
 PACKAGES = (
     "vlm-probe",
@@ -81,9 +81,7 @@ def training_facts(folder: Path | None, adapter_sha256: str) -> dict[str, Any] |
     if folder is None or not (path := folder / TRAINING).is_file():
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("not an object")
+        facts = parse_object(path.read_bytes(), finite=False)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or remove it to run without these facts") from error
     if "method" not in facts:

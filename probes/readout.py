@@ -190,8 +190,16 @@ def rescore(folder: str | Path, stimuli: StimulusSet) -> tuple[int, int]:
     def again(row: Columns) -> Columns:
         if row["error"]:
             return row
-        item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
-        return row | scorer.row(item, row["raw"], row["logprobs"])
+        if row["item_id"] not in items:
+            raise RunError(f"{folder} has a trial of {row['item_id']!r}, which its set does not have: restore its log")
+        try:
+            item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
+            return row | scorer.row(item, row["raw"], row["logprobs"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RunError(
+                f"{folder}: the trial of {row['item_id']} is none that can be scored ({type(error).__name__}: {error});"
+                " restore its log"
+            ) from error
 
     return rewrite_trials(Path(folder), again)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from probes.archive import ArchiveError, archived_record, archived_rows, archived_runs, line_of, write_archive
 from probes.models import Generation, Identity
 from stimuli.dataset import Item
+from stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,28 @@ attempt, from 1, of at most `attempts`; memory: what of the earlier ones the mod
 message". time: UTC, when it was written.
 """
 
+_TEXT, _NUMBER, _MAYBE = (str,), (int, float), (str, type(None))
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("key", "item_id", "task", "model", "readout", "prompt", "status"), _TEXT),
+    **dict.fromkeys(("raw", "answer_text", "pair_id", "group_id", "role", "image_sha256", "scene_sha256"), _MAYBE),
+    **dict.fromkeys(("error", "time", "memory"), _MAYBE),
+    **dict.fromkeys(("answer", "truth"), (str, int, list, type(None))),
+    **dict.fromkeys(("correct", "success"), (bool, type(None))),
+    **dict.fromkeys(("task_version", "n_candidates", "attempt", "attempts"), (int, type(None))),
+    **dict.fromkeys(("p_correct", "reward", "chance", "margin", "latency_s"), (*_NUMBER, type(None))),
+    **dict.fromkeys(("logprobs", "options", "examples"), (list, type(None))),
+    **dict.fromkeys(("detail", "condition", "variant", "manner"), (dict, type(None))),
+}
+"""What the columns hold; a row with something else in one of them was not written here."""
+_RUN_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("status", "trials_sha256"), _MAYBE),
+    **dict.fromkeys(("config", "model", "stimuli", "versions", "fingerprint", "observed"), (dict,)),
+    **dict.fromkeys(("training", "git", "hardware"), (dict, type(None))),
+    **dict.fromkeys(("n", "n_errors", "resumed", "seed"), (int,)),
+    "edited": (list,),
+}
+"""The same of the entries of `run.json` that the program reads."""
+
 LATER: dict[str, Any] = {"manner": None, "examples": None, "attempt": 1, "attempts": 1, "memory": "none"}
 """Columns that logs of earlier versions do not have, and what goes for a row without them: plain manner, one attempt."""
 
@@ -125,14 +148,14 @@ class TrialLog:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
+            self._lock = lock_folder(folder)
         except OSError as error:
             raise RunError(
                 f"cannot write a run to {folder}: {error.strerror}; choose another folder with --out"
             ) from error
         self._file = -1
         try:
-            self.run = self._adopt(dict(run))
+            self.run = _noting_edits(folder, self._adopt(dict(run)))
             self._file = os.open(folder / TRIALS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             rows, end = _read(folder / TRIALS)
             os.ftruncate(self._file, end)
@@ -179,7 +202,7 @@ class TrialLog:
             RunError: If one of them is still writing.
         """
         for path in sorted(self.folder.glob(SHARDS)):
-            lock = _lock(self.folder, path.name)
+            lock = lock_folder(self.folder, path.name)
             try:
                 # A kill may have come after some rows were taken over, and before the log was removed.
                 known = {_line(row) for row in _read(self.folder / TRIALS)[0]}
@@ -252,6 +275,11 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
         found = _archived(archived_rows, folder)
         if found is None:
             raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
+        try:
+            for row in found:
+                _check_kinds(row, _KINDS)
+        except ValueError as error:
+            raise RunError(f"the archived log of {folder} is damaged ({error}): restore it") from error
         logs = [found]
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for log in logs for row in log):
@@ -303,13 +331,12 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RUN
     try:
         text = None if path.is_file() else _archived(archived_record, folder)
-        run = json.loads(path.read_text(encoding="utf-8") if text is None else text)
+        run = parse_object(path.read_bytes() if text is None else text)
+        _check_kinds(run, _RUN_KINDS)
     except OSError as error:
         raise RunError(f"{folder} is not a run: cannot read its {RUN} ({error.strerror})") from error
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); restore it, or make the run anew with another --out") from error
-    if not isinstance(run, dict):
-        raise RunError(f"{path} is damaged (not an object); restore it, or make the run anew with another --out")
     return run
 
 
@@ -336,6 +363,28 @@ def _archived(look: Callable[[Path], Any], folder: str | Path) -> Any:
         return look(Path(folder))
     except ArchiveError as error:
         raise RunError(str(error)) from error
+
+
+def was_edited(run: Mapping[str, Any], found: str) -> bool:
+    """Whether a log is not the one that its run left when it last ended.
+
+    Args:
+        run: The contents of its `run.json`.
+        found: The hash of the log.
+    """
+    noted = run.get("trials_sha256")
+    return bool(noted) and run.get("status") != "running" and noted != found
+
+
+def _noting_edits(folder: Path, run: dict[str, Any], found: str = "") -> dict[str, Any]:
+    """The entries of `run.json`, with a note for good where the log was edited: a new hash must not make it forgotten."""
+    if not run.get("trials_sha256") or not (folder / TRIALS).is_file():
+        return run
+    found = found or trials_hash(folder)
+    if not was_edited(run, found):
+        return run
+    log.warning("%s was edited after the run had ended: noted in its %s", folder / TRIALS, RUN)
+    return run | {"edited": [*run.get("edited", ()), {"noted": run["trials_sha256"], "found": found}]}
 
 
 def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
@@ -374,14 +423,14 @@ def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, An
     if any(folder.glob(SHARDS)):
         TrialLog(folder, read_run(folder)).close()  # takes them over
     try:
-        lock = _lock(folder)
+        lock = lock_folder(folder)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from error
     try:
-        old = read_trials(folder)
+        old, before = [dict.fromkeys(COLUMNS) | row for row in read_trials(folder)], trials_hash(folder)
         lines = [_line(change(row)) for row in old]
         _write_whole(folder / TRIALS, "".join(lines))
-        run = read_run(folder)
+        run = _noting_edits(folder, read_run(folder), before)
         if "trials_sha256" in run:
             write_json(folder / RUN, run | {"trials_sha256": trials_hash(folder)})
     finally:
@@ -417,7 +466,7 @@ def open_append(folder: Path, name: str) -> tuple[int, int, int]:
         RunError: If another process has it, or it cannot be written.
     """
     try:
-        lock = _lock(folder, name)
+        lock = lock_folder(folder, name)
         file = os.open(folder / name, os.O_RDWR | os.O_APPEND)
         end = _read(folder / name)[1]
         os.ftruncate(file, end)
@@ -426,8 +475,20 @@ def open_append(folder: Path, name: str) -> tuple[int, int, int]:
     return lock, file, end
 
 
-def _lock(folder: Path, name: str = LOCK) -> int:
-    """Take the folder for this process; the lock goes when the descriptor is closed, or with the process."""
+def lock_folder(folder: Path, name: str = LOCK) -> int:
+    """Take a folder for this process.
+
+    Args:
+        folder: What is written to; it must be there.
+        name: Of the file in it that is locked.
+
+    Returns:
+        A descriptor. The lock goes when it is closed, or with the process.
+
+    Raises:
+        RunError: If another process has it.
+        OSError: If the folder cannot be written.
+    """
     descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -446,18 +507,30 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     end = 0
     while (newline := data.find(b"\n", end)) >= 0:
         try:
-            row = json.loads(data[end:newline])
-            row["key"], row["error"]
-        except (ValueError, KeyError, TypeError) as error:
+            row = parse_object(data[end:newline])
+            row["key"], row["error"], row["item_id"], row["task"]
+            _check_kinds(row, _KINDS)
+        except (ValueError, KeyError) as error:
             # A power cut can leave a block of zeros at the end; anywhere else this is not our doing.
             if data.find(b"\n", newline + 1) < 0:
                 break
             raise RunError(
-                f"{path}, line {len(rows) + 1}: damaged ({error}); remove the line to have its trial asked again"
+                f"{path}, line {len(rows) + 1}: damaged ({_why(error)}); remove the line to have its trial asked again"
             ) from error
         rows.append(row | {name: value for name, value in LATER.items() if name not in row})
         end = newline + 1
     return rows, end
+
+
+def _check_kinds(data: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise ValueError if an entry holds something of another kind than is written there."""
+    for name, value in data.items():
+        if name in kinds and not isinstance(value, kinds[name]):
+            raise ValueError(f"{name} is {_brief(value)!r}")
+
+
+def _why(error: Exception) -> str:
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
 def _line(row: Mapping[str, Any]) -> str:

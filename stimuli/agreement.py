@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from stimuli.dataset import CARD, Item, StimulusError, StimulusSet
+from stimuli.plain_json import parse_object
 from stimuli.question import Answer
 from stimuli.simulators import Simulator, get_simulator
 from stimuli.tasks import AMBIGUITY_BAND, Task, get_task
@@ -192,7 +193,7 @@ def _bin(margin: float) -> str:
 
 
 def _record(stimuli: StimulusSet, engine: str, agreement: Agreement) -> None:
-    card = json.loads((stimuli.path / CARD).read_text(encoding="utf-8"))
+    card = parse_object((stimuli.path / CARD).read_bytes())
     card["checks"] = card.get("checks", {}) | {engine: agreement.to_dict()}
     stimuli.card["checks"] = card["checks"]
     partial = stimuli.path / f".{CARD}.partial-{os.getpid()}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
+from stimuli.opening import open_picture
 from stimuli.tables import Report
 
 SMALLEST = 16
@@ -39,31 +39,26 @@ def convert(
     """A picture as a square RGB PNG, turned as its camera was; None, with the problem reported, if it cannot be had."""
     if file in loaded:
         return loaded[file]
-    path = (folder / file).resolve()
-    if not file or not path.is_relative_to(folder.resolve()):
+    try:
+        path = (folder / file).resolve()
+        inside, there = path.is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, or links in a circle
+        wrong("file", f"{file[:100]!r} is no name of a picture: {error}")
+        return None
+    if not file or not inside:
         wrong("file", "is empty" if not file else f"{file!r} lies outside the folder of pictures")
         return None
-    if not path.is_file():
+    if not there:
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         wrong("file", f"there is no picture {file!r} in {folder}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         return None
     try:
-        # Pillow warns of pictures from 89 million pixels on, which a camera may have, and refuses twice as many.
-        with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path) as opened,
-        ):
-            frames = getattr(opened, "n_frames", 1)
-            opened.load()
-            picture = _rgb(ImageOps.exif_transpose(opened), report)
-    except UnidentifiedImageError:
-        wrong("file", f"{file!r} is not a picture that can be read here: save it as PNG or JPEG")
-        return None
-    except (OSError, ValueError, Image.DecompressionBombError, ImageCms.PyCMSError) as error:
+        opened, several = open_picture(path)
+        picture = _rgb(opened, report)
+    except (OSError, ValueError, ImageCms.PyCMSError) as error:
         wrong("file", f"{file!r} cannot be read as a picture ({error}): save it anew as PNG or JPEG")
         return None
-    # A telephone may hide a second picture (a map of depth, say) in a JPEG, which no viewer shows.
-    if frames > 1 and opened.format != "MPO":
+    if several:
         report.notes["pictures of several frames, of which the first was taken"] += 1
     if min(picture.size) < SMALLEST:
         wrong("file", f"{file!r} has {picture.size[0]} x {picture.size[1]} pixels: at least {SMALLEST} are needed")

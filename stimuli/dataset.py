@@ -10,8 +10,8 @@ SET/responses.csv             human responses, in imported sets that have them
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,14 +19,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stimuli.condition import Condition
+from stimuli.opening import open_picture
+from stimuli.plain_json import parse_object
 from stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
 from stimuli.responses import Response, read_csv
 from stimuli.scene import Scene
 
 METADATA, CARD = "metadata.jsonl", "card.json"
+CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}
+"""Entries of a card that the program itself reads."""
 
 
 class StimulusError(ValueError):
@@ -103,6 +107,9 @@ class Item:
         if answer is None:
             raise ValueError(f"the answer {row['answer']!r} is not one that the grammar allows ({status})")
         scene = Scene.from_dict(row["scene"]) if row.get("scene") else None
+        margin = float(row["margin"])
+        if not math.isfinite(margin):
+            raise ValueError(f"the margin is {margin}")
         return cls(
             item_id=str(row["item_id"]),
             task=str(row["task"]),
@@ -111,7 +118,7 @@ class Item:
             image_sha256=str(row["image_sha256"]),
             question=Question(str(row["prompt"]), grammar, variant.style, dict(row.get("about") or {})),
             answer=answer,
-            margin=float(row["margin"]),
+            margin=margin,
             condition=Condition.from_dict(row["condition"]),
             variant=variant,
             pair_id=str(row["pair_id"]),
@@ -145,9 +152,10 @@ class StimulusSet:
                 " `probe stimuli make TASK --out DIR`"
             )
         try:
-            card = json.loads((folder / CARD).read_text())
+            card = parse_object((folder / CARD).read_bytes())
             expected = (int(card["n"]), str(card["content_sha256"]))
-        except (ValueError, KeyError, TypeError) as error:
+            _check_card(card)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise StimulusError(f"{folder / CARD} is damaged ({error}); make the set anew") from error
         with (folder / METADATA).open("rb") as metadata:
             found = hashlib.file_digest(metadata, "sha256").hexdigest()
@@ -167,10 +175,10 @@ class StimulusSet:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the metadata as plain data, in order. Raises StimulusError naming the line that cannot be read."""
-        with (self.path / METADATA).open(encoding="utf-8") as file:
+        with (self.path / METADATA).open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield json.loads(line)
+                    yield parse_object(line)
                 except ValueError as error:
                     raise StimulusError(
                         f"{self.path / METADATA}, line {number}: truncated or damaged ({error}); make the set anew"
@@ -183,7 +191,7 @@ class StimulusSet:
         for number, row in enumerate(self.rows(), 1):
             try:
                 items.append(Item.from_row(row))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise StimulusError(f"{self.path / METADATA}, line {number}: not an item ({error})") from error
         return items
 
@@ -200,9 +208,10 @@ class StimulusSet:
         if not stated:
             return []
         try:
-            return list(read_csv(self.path / str(stated["file"]), str(stated["sha256"])))
-        except ValueError as error:
-            raise StimulusError(str(error)) from error
+            path = self._within(str(stated["file"]))
+            return list(read_csv(path, str(stated["sha256"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StimulusError(f"{self.path}: its human responses cannot be read: {error}") from error
 
     def flat_rows(self) -> Iterator[dict[str, Any]]:
         """The items as flat rows of text and numbers, for a table: one column for every factor, scenes left out."""
@@ -229,20 +238,38 @@ class StimulusSet:
         Raises:
             StimulusError: If it is missing, unreadable, or not the picture that the metadata describes.
         """
-        path = (self.path / item.file_name).resolve()
-        if not path.is_relative_to(self.path.resolve()):
-            raise StimulusError(f"{item.item_id}: the picture {item.file_name} lies outside the set")
         try:
-            data = path.read_bytes()
+            data = self._within(item.file_name).read_bytes()
         except OSError as error:
             raise StimulusError(f"{item.item_id}: cannot read {item.file_name}: {error.strerror}") from error
+        except ValueError as error:
+            raise StimulusError(f"{item.item_id}: the picture {error}") from error
         if hashlib.sha256(data).hexdigest() != item.image_sha256:
             raise StimulusError(f"{item.item_id}: {item.file_name} is corrupt: its hash is not the one in the metadata")
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return picture.convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            return open_picture(data)[0].convert("RGB")
+        except ValueError as error:
             raise StimulusError(f"{item.item_id}: {item.file_name} is not a picture: {error}") from error
+
+    def _within(self, name: str) -> Path:
+        """The path of a file of the set. Raises ValueError if it would lead out of the folder, by a link or otherwise."""
+        try:
+            path = (self.path / name).resolve()
+            inside = path.is_relative_to(self.path.resolve())
+        except RuntimeError as error:
+            raise ValueError(f"{name} is a link in a circle") from error
+        if not inside:
+            raise ValueError(f"{name} lies outside the set")
+        return path
+
+
+def _check_card(card: dict[str, Any]) -> None:
+    """Raise ValueError if an entry that the program reads is of another kind than it writes."""
+    for name, kind in CARD_TYPES.items():
+        if not isinstance(card.get(name, kind()), kind):
+            raise ValueError(f"{name} is {str(card[name])[:40]!r}")
+    if "task" not in card:
+        raise ValueError("it names no task")
 
 
 def package_version() -> str:

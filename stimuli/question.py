@@ -8,6 +8,7 @@ gets a status other than `ok` and no value.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from typing import Any, Literal
 
 Answer = str | int | tuple[int, int]
 """A semantic answer: the value of an option, one whole number, or a pair of whole numbers."""
+
+MOST_ANSWERS = 1_000_000
+"""Of whole numbers. All of them are listed, for their log-probabilities and for what a random one is worth."""
 
 Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished"]
 
@@ -41,6 +45,11 @@ class Options:
     """A closed list of answers, in the order in which the prompt names them."""
 
     options: tuple[Option, ...]
+
+    def __post_init__(self) -> None:
+        words = [option.text.lower() for option in self.options]
+        if not words or not all(words) or len(set(words)) < len(words):
+            raise ValueError(f"Options takes words that differ and are not empty, got {words}")
 
     def candidates(self) -> list[tuple[str, Answer]]:
         """Every legal answer as (text, value)."""
@@ -97,6 +106,8 @@ class Integers:
     def __post_init__(self) -> None:
         if len(self.ranges) not in (1, 2) or any(low > high for low, high in self.ranges):
             raise ValueError(f"Integers takes one or two (low, high) ranges, got {self.ranges}")
+        if math.prod(high - low + 1 for low, high in self.ranges) > MOST_ANSWERS:
+            raise ValueError(f"the ranges {self.ranges} have more than {MOST_ANSWERS:,} answers: narrow them")
 
     def candidates(self) -> list[tuple[str, Answer]]:
         """Every legal answer as (text, value), ascending; pairs in row-major order."""
@@ -128,7 +139,8 @@ class Integers:
         tail = (
             number if len(self.ranges) == 1 else rf"(?:x\s*=\s*)?{number}(?:\s*,\s*|\s+and\s+|\s+)(?:y\s*=\s*)?{number}"
         )
-        match = re.fullmatch(tail, plain)
+        # Without runs of white space, in which a search could go astray for minutes.
+        match = re.fullmatch(tail, " ".join(plain.split()))
         if not match:
             found = {m.groups() for m in (re.match(rf"{tail}(?![\d.]*\d)", p) for p in _STATED.findall(plain)) if m}
             if len(found) != 1:
@@ -212,7 +224,8 @@ class Question:
         return text if self.style == "direct" else f"<answer>{text}</answer>"
 
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_OPEN, _CLOSE = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
+_WHITE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _STATED = re.compile(r"(?:\banswer\s*(?:is|:|=)|\\boxed\{)[\s:*\"'`]*(?=([^\n<}]{1,80}))")
 
 
@@ -224,7 +237,7 @@ def parse(reply: str, grammar: Grammar, style: str = "direct") -> Parsed:
     """
     if not reply.strip():
         return Parsed(reply, None, "empty")
-    blocks = _ANSWER.findall(reply)
+    blocks = _blocks(reply)
     if blocks:
         results = {grammar.read(block) for block in blocks}
         if len(results) > 1:
@@ -237,7 +250,16 @@ def parse(reply: str, grammar: Grammar, style: str = "direct") -> Parsed:
 
 def _bare(text: str) -> str:
     """The text without surrounding white space, quotes, markdown emphasis and closing punctuation."""
-    return re.sub(r"^[\s\"'`*_]+|[\s\"'`*_.!]+$", "", text)
+    return text.lstrip(_WHITE + "\"'`*_").rstrip(_WHITE + "\"'`*_.!")
+
+
+def _blocks(reply: str) -> list[str]:
+    """What stands between <answer> and the next </answer>, in time that grows with the reply's length and no faster."""
+    found, place = [], 0
+    while (begin := _OPEN.search(reply, place)) and (end := _CLOSE.search(reply, begin.end())):
+        found.append(reply[begin.end() : end.start()])
+        place = end.end()
+    return found
 
 
 def named_options(options: Sequence[Option], order: int) -> tuple[tuple[Option, ...], str]:

@@ -37,6 +37,9 @@ NEUTRALS: dict[str, Vec3] = {
 }
 MIRRORED = ":mirror"
 """Ends the name of a texture in a mirror image."""
+LARGEST = 1e12
+"""Magnitude below which every number of a scene must lie; NaN does not."""
+_LENGTHS = {"Vec3": 3, "Quaternion": 4}
 PANELS = 4
 """A strip of frames has this many pictures, in reading order: upper left, upper right, lower left, lower right."""
 
@@ -334,7 +337,20 @@ def _known(cls: type, data: Any) -> dict[str, Any]:
 
 def _build(cls: type, data: Any) -> Any:
     """A frozen dataclass from JSON data, with lists turned back into tuples of floats."""
-    values = {
-        k: tuple(float(x) for x in v) if isinstance(v, (list, tuple)) else v for k, v in _known(cls, data).items()
-    }
-    return cls(**values)
+    known = _known(cls, data)
+    kinds = {f.name: str(f.type) for f in fields(cls)}
+    return cls(**{name: _value(cls, name, kinds[name], value) for name, value in known.items()})
+
+
+def _value(cls: type, name: str, kind: str, value: Any) -> Any:
+    """A field's value from JSON data. Raises ValueError if it is of another kind than the field."""
+    if kind in _LENGTHS:
+        if isinstance(value, (list, tuple)) and len(value) == _LENGTHS[kind] and all(map(_finite, value)):
+            return tuple(float(x) for x in value)
+    elif _finite(value) if kind == "float" else isinstance(value, {"str": str, "bool": bool}[kind]):
+        return value
+    raise ValueError(f"not a {cls.__name__.lower()}: {name} is {str(value)[:40]!r}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stimuli.dataset import StimulusError
+from stimuli.plain_json import parse_object
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,26 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
         raise StimulusError(f"cannot read {path}: {error.strerror}") from error
     if path.suffix == ".jsonl":
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand within texts
             if not line.strip():
                 continue
             try:
-                data = json.loads(line)
-                cells = {str(k): "" if v is None else _cell(v) for k, v in data.items()}
-            except (ValueError, AttributeError) as error:
+                cells = {k: "" if v is None else _cell(v) for k, v in parse_object(line, finite=False).items()}
+            except ValueError as error:
                 raise StimulusError(f"{path}, line {number}: not a JSON object ({error})") from error
             rows.append(Row(number, cells))
         return rows, list(dict.fromkeys(key for row in rows for key in row.cells))
     if path.suffix not in (".csv", ".tsv"):
         raise StimulusError(f"{path}: tables are .csv, .tsv or .jsonl files")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    try:
+        return _csv_rows(path, reader)
+    except csv.Error as error:
+        raise StimulusError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str]) -> tuple[list[Row], list[str]]:
+    """The rows and columns of a CSV. Raises csv.Error or StimulusError."""
     header = list(reader.fieldnames or ())
     double = [name for name, n in Counter(header).items() if n > 1]
     if double:

@@ -10,9 +10,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
+
+# How long an example takes says something about the machine alone, which others may be using.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
 TEMPLATE = (

@@ -36,7 +36,10 @@ class View:
         for path in self._paths:
             logs = [path] if path.is_file() else sorted(path.rglob("trials*.jsonl"))
             for log in logs:
-                found = log.stat()
+                try:
+                    found = log.stat()
+                except OSError:  # moved away since it was listed
+                    continue
                 state.append(f"{log} {found.st_size} {found.st_mtime_ns}")
         return hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 EXTRAS = {
     "mujoco": "the second physics engine",
-    "slurm": "studies on a Slurm cluster",
-    "served": "models behind an OpenAI-compatible endpoint",
+    "slurm": "studies on a Slurm cluster (`probe study run --executor slurm`)",
+    "served": "models behind an OpenAI-compatible server (`--base-url`)",
     "quantized": "--load-in-4bit",
-    "photoreal": "photorealistic stimuli",
-    "report": "`probe report`",
+    "photoreal": "photoreal pictures (`probe stimuli make --renderer photoreal`)",
+    "docs": "the documentation as a site (`make docs`)",
     "test": "the tests",
 }
 """The optional parts of the package, and what each is for."""
@@ -193,7 +193,7 @@ def _checks() -> list[Check]:
     import sys
 
     python: Check = {"what": "Python", "ok": sys.version_info >= (3, 11), "found": platform.python_version()}
-    return [python, _engine(), _tiny(), _gpu(), _served(), _cache()]
+    return [python, _engine(), _tiny(), _gpu(), _served(), _slurm(), _cache()]
 
 
 def _engine() -> Check:
@@ -232,6 +232,13 @@ def _served() -> Check:
     key = next((name for name in KEYS if os.environ.get(name)), None)
     found = f"key in {key}" if key else f"no key in {' or '.join(KEYS)}, which a local server does not need"
     return {"what": "served models", "ok": True, "found": found}
+
+
+def _slurm() -> Check:
+    from shutil import which
+
+    found = which("sbatch") or "none here: studies run in processes of this machine"
+    return {"what": "Slurm", "ok": True, "found": found}
 
 
 def _cache() -> Check:

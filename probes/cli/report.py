@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def report(
     page = build(runs, Pictures(size), Motions(motions))
     out.parent.mkdir(parents=True, exist_ok=True)
     # Moved to its place when it is whole, so that an earlier page is never half replaced.
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.write_text(page.html, encoding="utf-8")
         partial.replace(out)

@@ -20,6 +20,7 @@ from probes.decoding.targets import cue_values, find_target
 from probes.provenance import git_state, hardware, versions
 from probes.trials import RunError, write_json
 from stimuli.dataset import Item, StimulusSet
+from stimuli.plain_json import parse_object
 
 RESULT, PREDICTIONS = "decode.json", "predictions.npz"
 SAME_CUE = 0.9999
@@ -94,7 +95,7 @@ def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> Path:
     folder = out / result_name(config)
     if (folder / RESULT).is_file():
         try:
-            found = json.loads((folder / RESULT).read_text(encoding="utf-8"))["fingerprint"]
+            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder / RESULT} is damaged ({error}); delete it, or choose another --out") from error
         now = _fingerprint(config, stimuli)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,27 @@ from safetensors import SafetensorError, safe_open
 
 from probes.models import ModelError
 from probes.models.parts import part_of
+from stimuli.plain_json import parse_object
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+IMPORTS = ("megatron_config",)
+"""Entries with which PEFT imports a module whose name stands in the configuration."""
+RECORD: dict[str, Any] = {
+    "method": str,
+    "base": dict,
+    "budget": dict,
+    "config": dict,
+    "tasks": (list, str),
+    "curves": list,
+    "seed": int,
+    "versions": dict,
+    "lineage": (list, type(None)),
+    "capacity": (dict, type(None)),
+    "merged": dict,
+    "adapter_sha256": (str, type(None)),
+    "data_sha256": (str, type(None)),
+}
+"""Kinds of the entries of `training.json` that the program reads."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +100,11 @@ def read_trained(folder: Path) -> Trained:
     if not files or not files[0].is_file():
         raise ModelError(f"{folder} has no {WEIGHTS if is_adapter else 'weights'}: copy it again, or train it anew")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if is_adapter else {}
+        config = parse_object((folder / CONFIG).read_bytes(), finite=False) if is_adapter else {}
         training = folder / TRAINING
-        made = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}
-        if not isinstance(config, dict) or not isinstance(made, dict):
-            raise ValueError("not an object")
+        made = parse_object(training.read_bytes(), finite=False) if training.is_file() else {}
+        _check_config(config)
+        _check_record(made)
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with safe_open(file, framework="np") as opened:
@@ -136,6 +154,20 @@ def check_base(folder: Path, weights_sha256: str, name: str) -> None:
             f"the adapter {folder} was trained on other weights ({adapter.base}, sha256 {adapter.base_sha256[:12]}) than"
             f" those of {name} ({weights_sha256[:12]}): use the base model that it was trained on, in the same version"
         )
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Raise ValueError if PEFT's configuration would have it import a module by a name that the file gives."""
+    for name in IMPORTS:
+        if config.get(name):
+            raise ValueError(f"its {CONFIG} has {name}, which names code to import; remove the entry")
+
+
+def _check_record(made: dict[str, Any]) -> None:
+    """Raise ValueError if an entry of `training.json` that the program reads is of another kind than it writes."""
+    for name, kinds in RECORD.items():
+        if name in made and not isinstance(made[name], kinds):
+            raise ValueError(f"in its {TRAINING}, {name} is {str(made[name])[:40]!r}")
 
 
 def adapter_hash(folder: Path) -> str:

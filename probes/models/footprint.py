@@ -5,7 +5,6 @@ Parameters and their bytes are exact where the weights are here. Everything else
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -17,6 +16,7 @@ from typing import Any
 
 from probes.models import ModelError, Turn
 from probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from stimuli.plain_json import parse_object
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
 PICTURE = 224
@@ -32,6 +32,8 @@ PROCESS = {"cpu": 900_000_000, "cuda": 1_000_000_000}
 """Bytes of Python with its libraries and what their allocators keep, or of a CUDA context."""
 EFFICIENCY = 0.5
 """Share of the speed of a plain matrix product that a model reaches."""
+LONGEST_HEAD = 100_000_000
+"""Bytes of the head of a safetensors file; the format allows no more."""
 MEASURED_BELOW = 20_000_000
 """Models with fewer parameters are timed: that takes less than describing them."""
 VISION = re.compile(r"(^|\.)(vision|visual|vpm|image_tower)")
@@ -227,7 +229,10 @@ def read_weights(folder: Path) -> Weights:
         ModelError: If a file is damaged.
     """
     index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else None
+    try:
+        names = set(parse_object(index.read_bytes())["weight_map"].values()) if index.is_file() else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} is damaged ({error}): copy or download it again") from error
     parameters = linear = vision = stored = 0
     formats: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -236,19 +241,27 @@ def read_weights(folder: Path) -> Weights:
         try:
             with file.open("rb") as opened:
                 (length,) = struct.unpack("<Q", opened.read(8))
-                head = json.loads(opened.read(length))
+                if length > LONGEST_HEAD:
+                    raise ValueError(f"a head of {length:,} bytes")
+                head = parse_object(opened.read(length))
         except (OSError, ValueError, struct.error) as error:
             raise ModelError(f"{file} is damaged ({error}): copy or download it again") from error
         for name, entry in head.items():
             if name == "__metadata__":
                 continue
-            count = math.prod(entry["shape"])
+            try:
+                shape, kind = [int(length) for length in entry["shape"]], str(entry["dtype"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ModelError(f"{file} is damaged (its tensor {name[:60]}): copy or download it again") from error
+            count = math.prod(shape)
             parameters += count
-            stored += count * STORED.get(entry["dtype"], 2)
-            formats[entry["dtype"]] = formats.get(entry["dtype"], 0) + count
-            if len(entry["shape"]) >= 2 and not EMBEDDING.search(name):
+            stored += count * STORED.get(kind, 2)
+            formats[kind] = formats.get(kind, 0) + count
+            if len(shape) >= 2 and not EMBEDDING.search(name):
                 linear += count
                 vision += count if VISION.search(name) else 0
+    if not formats:
+        raise ModelError(f"{folder} has weights without a tensor: copy or download them again")
     dtype = {"BF16": "bfloat16", "F16": "float16"}.get(max(formats, key=lambda kind: formats[kind]), "float32")
     return Weights(parameters, linear, vision, stored, dtype)
 
@@ -277,7 +290,10 @@ def _published(entry: Entry) -> Weights:
 def _stored_dtype(folder: Path | None, weights: Weights) -> str:
     """The format that transformers loads with `dtype="auto"`: that of the configuration, else of the weights."""
     if folder is not None:
-        config = json.loads((folder / "config.json").read_text())
+        try:
+            config = parse_object((folder / "config.json").read_bytes(), finite=False)
+        except ValueError as error:
+            raise ModelError(f"{folder / 'config.json'} is damaged ({error}): copy or download it again") from error
         given = config.get("dtype") or config.get("torch_dtype")
         if given in BYTES:
             return str(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def read_yaml(path: Path) -> Any:
     """The contents of a YAML file. Raises StudyError if it cannot be read."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except RecursionError as error:
+        raise StudyError(f"{path} is nested too deeply, or within itself: write it out plainly") from error
     except OSError as error:
         raise StudyError(f"cannot read the study {path}: {error.strerror}; give the path of its YAML file") from error
     except yaml.YAMLError as error:
@@ -155,5 +158,6 @@ def _at(where: str, key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
+    # Of bounded length from the start: a few lines of YAML can stand for a text that fills the memory.
+    text = "nothing" if value is None else reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

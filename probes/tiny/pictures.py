@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,15 +124,42 @@ def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProces
 
 def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: LlavaProcessor) -> list[Picture]:
     """`CHUNK` pictures from a file that an earlier call wrote, or rendered now and written there."""
-    path = folder / f"{'-'.join(map(str, seed))}-{chunk}.pkl"
+    path = folder / f"{'-'.join(map(str, seed))}-{chunk}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         made = render_pictures(np.random.default_rng([*seed, chunk]), CHUNK, processor)
-        part = path.with_suffix(".tmp")
-        part.write_bytes(pickle.dumps(made))
+        part = path.with_name(f".{path.name}.partial")
+        with part.open("wb") as file:
+            np.savez(file, **_arrays(made))  # type: ignore[arg-type]
         part.replace(path)
-    stored: list[Picture] = pickle.loads(path.read_bytes())
-    return stored
+    with np.load(path) as stored:
+        return _pictures(stored)
+
+
+def _arrays(pictures: Sequence[Picture]) -> dict[str, npt.NDArray[np.generic]]:
+    """Pictures as plain arrays; boxes, of which they have different numbers, one after the other."""
+    described = json.dumps([[p.task, p.scene.to_dict()] for p in pictures]).encode()
+    return {
+        "pixels": np.stack([p.pixels for p in pictures]),
+        "things": np.stack([p.things for p in pictures]),
+        "boxes": np.concatenate([p.boxes.reshape(-1, 4) for p in pictures]),
+        "shapes": np.array([p.boxes.shape for p in pictures]),
+        "scenes": np.frombuffer(described, np.uint8),
+    }
+
+
+def _pictures(arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[Picture]:
+    """Inverse of `_arrays`."""
+    described = json.loads(arrays["scenes"].tobytes())
+    shapes = [tuple(shape) for shape in arrays["shapes"].tolist()]
+    ends = np.cumsum([shape[0] * shape[1] for shape in shapes])[:-1]
+    boxes = np.split(arrays["boxes"], ends)
+    return [
+        Picture(task, Scene.from_dict(scene), pixels, things, own.reshape(shape))  # type: ignore[arg-type]
+        for (task, scene), pixels, things, own, shape in zip(
+            described, arrays["pixels"], arrays["things"], boxes, shapes, strict=True
+        )
+    ]
 
 
 def batches(rng: np.random.Generator, pictures: list[Picture], size: int) -> Iterator[list[Picture]]:

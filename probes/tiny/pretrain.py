@@ -150,7 +150,7 @@ class _Worker:
         recipe, state = self.recipe, self.out / "state.pt"
         kept: dict[str, Any] | None = None
         if state.exists():
-            kept = torch.load(state, weights_only=False)
+            kept = torch.load(state, weights_only=True)
             self.model.load_state_dict(kept["model"])
             self.read_outs.load_state_dict(kept["read_outs"])
             self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))

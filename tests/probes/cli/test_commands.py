@@ -70,7 +70,7 @@ def test_the_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(out)
     packages = {row["package"]: row for row in found["packages"]}
     assert packages["torch"]["version"] and not packages["torch"]["problem"]
-    assert {"Python", "physics engine", "embedded model", "GPU", "served models", "cache folder"} == {
+    assert {"Python", "physics engine", "embedded model", "GPU", "served models", "Slurm", "cache folder"} == {
         c["what"] for c in found["checks"]
     }
     assert code == (0 if found["ok"] else 1)

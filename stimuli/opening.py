@@ -1,0 +1,44 @@
+"""Opening pictures of unknown origin: what is too large, torn or no common format is refused."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is read. Other decoders of Pillow hand files to programs of the system (EPS), or are hardly tested by anybody."""
+LARGEST = 120_000_000
+"""Pixels: what the best cameras give. A file of a few kilobytes can claim a hundred times as many, and would fill the memory."""
+
+
+def open_picture(source: Path | bytes) -> tuple[Image.Image, bool]:
+    """A picture, decoded and turned as its camera was; and whether its file has further ones.
+
+    Args:
+        source: A file, or its contents.
+
+    Raises:
+        ValueError: If it is no picture, is cut off, or has more than `LARGEST` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, which is looked at here
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as opened:
+                width, height = opened.size
+                if width * height > LARGEST:
+                    raise ValueError(f"{width} x {height} pixels are more than the {LARGEST:,} that are read")
+                # A telephone may hide a second picture (a map of depth, say) in a JPEG, which no viewer shows.
+                several = bool(getattr(opened, "is_animated", False)) and opened.format != "MPO"
+                opened.load()
+                return ImageOps.exif_transpose(opened), several
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it claims far more than the {LARGEST:,} pixels that are read") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # decoders have errors of every kind for what is torn or forged
+        raise ValueError(str(error) or type(error).__name__) from error
