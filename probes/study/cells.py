@@ -215,6 +215,11 @@ class _Maker:
             if type(error).__name__ != "TrainingError":  # of `finetune.config`, which this layer does not know
                 raise
             raise StudyError(f"training {training.name} by {method}: {error}") from error
+        if resolved["load_in_4bit"] and not model.loading.get("load_in_4bit"):
+            raise StudyError(
+                f"training {training.name} by {method}: {model.name} is trained in 4 bits, as the preset {model.preset} says, and"
+                f" would be tested without: give load_in_4bit: true for it under models"
+            )
         families = {get_task(task).family for task in tasks}
         # No scene of the trained families' tests may be trained on. What is kept away changes nothing of what is learned from,
         # so that a further test does not throw trainings away.

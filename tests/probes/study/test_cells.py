@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
-from probes.study.cells import trials
+from finetune.config import TrainConfig, make_config
+from probes.cli import app
+from probes.study.cells import make_cells, trials
+from probes.study.design import read_design
 from probes.study.fields import StudyError
+
+ROOT = Path(__file__).parents[3]
 
 
 def hashes(cells):
@@ -101,6 +109,30 @@ def test_other_weights_of_a_model_are_another_model(cells, trained, llava):
         weights.write_bytes(kept)
     changed = {id_ for id_ in before if before[id_] != after[id_]}
     assert changed == {id_ for id_ in before if not id_.startswith(("sets/", "observers/"))}
+
+
+def test_a_model_is_tested_in_the_bits_in_which_it_is_trained(cells, trained):
+    with pytest.raises(
+        StudyError, match="tiny is trained in 4 bits, as the preset 24gb says, and would be tested without"
+    ):
+        cells(trained.replace("models: [tiny]", "models: {tiny: {preset: 24gb}}"))
+    whole = cells(trained.replace("models: [tiny]", "models: {tiny: {preset: 24gb, load_in_4bit: true}}"))
+    asked = [step.arguments for cell in whole for step in cell.steps if step.id.startswith("runs/")]
+    assert asked
+    assert all("--load-in-4bit" in arguments for arguments in asked)
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "examples" / "study").glob("*.yaml"), ROOT / "paper" / "study.yaml"]))
+def test_studies_of_the_repository_can_be_run(path):
+    design = read_design(path, [field.name for field in fields(TrainConfig)])
+    made = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
+    commands = {}
+    for cell in made:
+        for step in cell.steps:  # one of every kind, model and task
+            commands[step.pace] = step.arguments
+    assert len(commands) > 10
+    for arguments in commands.values():
+        app.parse_args(list(arguments), exit_on_error=False, print_error=False)
 
 
 def test_impossible_trainings_are_told_when_the_study_is_planned(cells, trained):
