@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from analysis import FitResult, fit
+from benchmarks import hard_data
 
 MODELS: dict[str, dict[str, Any]] = {
     "sleepstudy": {"formula": "Reaction ~ Days + (Days | Subject)"},
@@ -48,6 +50,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "family": "poisson",
         "factors": True,
     },
+    "hard_factors": {"formula": "resp ~ A*B*C + (1 | subj) + (1 | item)", "family": "binomial"},
+    "hard_slope": {"formula": "resp ~ A + B + log(m) + (1 | subj) + (1 + log(m) | item)", "family": "binomial"},
+    "hard_nested": {"formula": "y ~ t*cond + (1 + t | lab/p)"},
+    "hard_weights": {"formula": "y ~ t + cond + (1 | lab) + (t || lab:p)", "weights": "w"},
+    "hard_counts": {
+        "formula": "cbind(k, N - k) ~ poly(x, 2) + offset(log(e)) + (1 | site) + (1 | year)",
+        "family": "binomial",
+    },
+    "hard_shares": {"formula": "k/N ~ x + I(x^2) + factor(year) + (1 | site)", "family": "binomial", "weights": "N"},
+    "hard_poisson": {"formula": "events ~ x + offset(log(e)) + (1 | site) + (1 | obs)", "family": "poisson"},
     "trials_logistic": {
         "formula": "correct ~ method*shift + margin + (1 | run) + (1 | run:family) + (1 + margin | item)",
         "family": "binomial",
@@ -93,7 +105,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     data = pd.read_csv(folder / f"{name}-data.csv")
     for column in FACTORS.get(name, []):
         data[column] = pd.Categorical(data[column].astype(str))
-    if name.startswith("trials"):
+    if name.startswith("trials_"):
         data["method"] = pd.Categorical(data["method"], ["none", "sft", "ppo"])
         data["shift"] = pd.Categorical(data["shift"], ["none", "camera", "light"])
     return data
@@ -131,6 +143,8 @@ def compare(folder: Path, name: str) -> dict[str, float]:
 
 def as_in_r(term: str) -> str:
     """The name of a coefficient in R."""
+    term = re.sub(r"poly\(x, 2\)\[(\d)\]", r"poly(x, 2)\1", term).replace(" ** ", "^")
+    term = re.sub(r"^year\[T", "factor(year)[T", term)
     return term.replace("[T.", "").replace("]", "").replace("Intercept", "(Intercept)")
 
 
@@ -204,6 +218,8 @@ def _means(ours: FitResult, path: Path) -> float:
 def references(folder: Path, names: list[str]) -> None:
     """Let R fit the models."""
     simulate_trials().to_csv(folder / "trials.csv", index=False)
+    for name in hard_data.HARD:
+        hard_data.simulate(name).to_csv(folder / f"{name}.csv", index=False)
     subprocess.run(
         ["Rscript", str(ROOT / "benchmarks" / "lme4_reference.R"), str(folder), *names], check=True, stdout=sys.stderr
     )

@@ -19,6 +19,12 @@ trials <- function() {
   d
 }
 
+hard <- function(name) {
+  d <- read.csv(file.path(folder, paste0(name, ".csv")), encoding = "UTF-8")
+  for (column in names(d)) if (is.character(d[[column]])) d[[column]] <- factor(d[[column]])
+  d
+}
+
 plain <- function(d) {
   for (name in names(d)) if (is.ordered(d[[name]])) d[[name]] <- factor(d[[name]], ordered = FALSE)
   d
@@ -39,6 +45,14 @@ models <- list(
                  formula = r2 ~ Anger + Gender + btype + situ + (1 | id) + (1 | item), family = binomial),
   grouseticks = list(data = plain(grouseticks),
                      formula = TICKS ~ YEAR + cHEIGHT + (1 | BROOD) + (1 | INDEX) + (1 | LOCATION), family = poisson),
+  hard_factors = list(data = hard("unbalanced"), formula = resp ~ A * B * C + (1 | subj) + (1 | item), family = binomial),
+  hard_slope = list(data = hard("unbalanced"), formula = resp ~ A + B + log(m) + (1 | subj) + (1 + log(m) | item), family = binomial),
+  hard_nested = list(data = hard("nested"), formula = y ~ t * cond + (1 + t | lab / p), reml = TRUE),
+  hard_weights = list(data = hard("nested"), formula = y ~ t + cond + (1 | lab) + (t || lab:p), reml = TRUE, weights = "w"),
+  hard_counts = list(data = hard("counts"), formula = cbind(k, N - k) ~ poly(x, 2) + offset(log(e)) + (1 | site) + (1 | year),
+                     family = binomial),
+  hard_shares = list(data = hard("counts"), formula = k / N ~ x + I(x^2) + factor(year) + (1 | site), family = binomial, weights = "N"),
+  hard_poisson = list(data = hard("counts"), formula = events ~ x + offset(log(e)) + (1 | site) + (1 | obs), family = poisson),
   trials_logistic = list(data = NULL, formula = correct ~ method * shift + margin + (1 | run) + (1 | run:family) + (1 + margin | item),
                          family = binomial, means = ~ method | shift)
 )
@@ -47,10 +61,10 @@ tight <- function(fit, model, data) {
   if (is.null(model$family)) {
     control <- lmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-9, maxfun = 1e5), calc.derivs = FALSE)
     engine <- if (nrow(data) < 2e4) lmerTest::lmer else lme4::lmer
-    engine(model$formula, data, REML = model$reml, control = control, start = getME(fit, "theta"))
+    engine(model$formula, data, weights = .w, REML = model$reml, control = control, start = getME(fit, "theta"))
   } else {
-    control <- glmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-8, maxfun = 1e5), tolPwrss = 1e-10)
-    glmer(model$formula, data, family = model$family, control = control,
+    control <- glmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-8, maxfun = 1e5), tolPwrss = 1e-13)
+    glmer(model$formula, data, weights = .w, family = model$family, control = control,
           start = list(theta = getME(fit, "theta"), fixef = fixef(fit)))
   }
 }
@@ -58,10 +72,12 @@ tight <- function(fit, model, data) {
 for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
   model <- models[[name]]
   data <- if (is.null(model$data)) trials() else model$data
+  data$.w <- if (is.null(model$weights)) 1 else data[[model$weights]]
   write.csv(data, file.path(folder, paste0(name, "-data.csv")), row.names = FALSE)
   linear <- is.null(model$family)
   seconds <- system.time(
-    default <- if (linear) lme4::lmer(model$formula, data, REML = model$reml) else glmer(model$formula, data, family = model$family)
+    default <- if (linear) lme4::lmer(model$formula, data, weights = .w, REML = model$reml) else
+      glmer(model$formula, data, weights = .w, family = model$family)
   )[["user.self"]]
   best <- tight(default, model, data)
   if (!linear && logLik(default) > logLik(best)) best <- default

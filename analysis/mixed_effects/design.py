@@ -101,7 +101,7 @@ class FixedMatrix:
                     f"{name} has no level {sorted(map(repr, unknown))[0]} in the fitted data: it has {levels}"
                 )
             frame[name] = pd.Categorical(frame[name], categories=list(levels))
-        matrix = self.spec.get_model_matrix(frame, context={**MATH, **self.codings})
+        matrix = self.spec.get_model_matrix(frame, context={**MATH, **_factor_function(), **self.codings})
         return np.asarray(matrix, dtype=float).reshape(len(frame), -1)
 
     def design(self, frame: pd.DataFrame) -> Array:
@@ -384,7 +384,7 @@ def _fixed(
         if len(levels) < 2:
             raise FitError(f"the factor {name!r} has one level only, {levels[0]!r}: leave it out of the formula")
         codings[f"_coding_{number}"] = coding(name, levels, scheme)
-        renamed[name] = f"C({_quoted(name)}, _coding_{number})"
+        renamed[name] = f"_factor({_quoted(name)}, _coding_{number})"
     try:
         parsed = Formula(part)
         summands = []
@@ -393,7 +393,7 @@ def _fixed(
             summands.append(":".join(renamed.get(expr.strip("`"), _quoted(expr)) for expr in parts))
         text = " + ".join(summands) if "1" in summands else " + ".join(["0", *summands])
         spec = ModelSpec.from_spec(Formula(text), na_action="ignore")
-        matrix = spec.get_model_matrix(frame, context={**MATH, **codings})
+        matrix = spec.get_model_matrix(frame, context={**MATH, **_factor_function(), **codings})
     except FormulaicError as error:
         raise FitError(f"the fixed part {part!r} cannot be evaluated ({error})") from error
     spec = matrix.model_spec
@@ -420,6 +420,13 @@ def _fixed(
     numeric = tuple(name for name in predictors if name not in factors)
     everything = np.ones(len(names), bool)
     return FixedMatrix(spec, codings, factors, numeric, everything, names), values, column_terms
+
+
+def _factor_function() -> dict[str, Any]:
+    """formulaic's C under a name that no column has, for a column may be called C."""
+    from formulaic.transforms import C
+
+    return {"_factor": C}
 
 
 def _quoted(name: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis.mixed_effects.degrees_of_freedom import strata
 from analysis.mixed_effects.design import Column, Design, build
 from analysis.mixed_effects.errors import FitError, FitWarning
-from analysis.mixed_effects.guards import check_design, check_repeats, check_solution, check_strata
+from analysis.mixed_effects.guards import check_design, check_repeats, check_solution, check_strata, check_terms
 from analysis.mixed_effects.separation import check_separation
 from analysis.mixed_effects.solution import Solution
 
@@ -66,9 +66,9 @@ def fit(
     from analysis.mixed_effects.result import FitResult
 
     design = build(formula, data, family=family, contrasts=contrasts, offset=offset, trials=trials, weights=weights)
-    columns = strata(design)
-    found = [*check_design(design, prior_sd), *check_strata(design, columns), *check_repeats(design, data)]
+    found = check_design(design, prior_sd)
     if prior_sd is None:
+        # Before the grouping factors: answers that a predictor settles do not vary within runs either.
         check_separation(design)
     elif family == "gaussian":
         raise FitError("prior_sd is for family='binomial' and 'poisson': linear models have finite estimates")
@@ -79,6 +79,8 @@ def fit(
             f"estimates are drawn towards 0 by a normal prior with standard deviation {prior_sd:g} per standard deviation"
             " of a predictor: they are no maximum likelihood estimates"
         )
+    columns = strata(design)
+    found += [*check_terms(design), *check_strata(design, columns), *check_repeats(design, data)]
     solution = solve(design, reml=reml, prior_sd=prior_sd)
     found += check_solution(design, solution)
     for text in found:

@@ -34,7 +34,7 @@ STIMULI = ("item", "stimulus", "scene", "image", "picture")
 
 
 def check_design(design: Design, prior_sd: float | None = None) -> list[str]:
-    """Look at a design before it is fitted.
+    """Look at rows and fixed effects of a design before it is fitted.
 
     Args:
         design: The design.
@@ -44,7 +44,7 @@ def check_design(design: Design, prior_sd: float | None = None) -> list[str]:
         Warnings.
 
     Raises:
-        FitError: If a grouping factor cannot be one, or there are too few rows.
+        FitError: If there are too few rows, or responses do not vary.
     """
     found = [f"{_counted(count, 'row')} left out: {reason}" for reason, count in design.dropped.items()]
     for column, reason in design.aliased.items():
@@ -64,6 +64,19 @@ def check_design(design: Design, prior_sd: float | None = None) -> list[str]:
         found.append(
             f"the response {design.formula.response[0]!r} is 0 and 1 only: family='binomial' is the model for it"
         )
+    return found
+
+
+def check_terms(design: Design) -> list[str]:
+    """Look at the random effects of a design before it is fitted.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        FitError: If a grouping factor cannot be one.
+    """
+    found = []
     for term in design.terms:
         found += _check_term(design, term)
     for first, second in itertools.combinations(design.terms, 2):

@@ -181,12 +181,20 @@ def _newton(hessian: Array, gradient: Array) -> tuple[Array, float]:
 
 def differentiate(objective: Objective, x: Array, free: Array, curvature: Array) -> Array:
     """Second derivatives with respect to the parameters `free`, by central differences of the gradient."""
-    steps = STEP / np.sqrt(np.maximum(np.diag(curvature), 1e-8))
-    rows = []
-    for place in free:
+
+    def row(place: int, own: float) -> Array:
+        step = STEP / np.sqrt(max(own, 1e-8))
         ahead, behind = x.copy(), x.copy()
-        ahead[place] += steps[place]
-        behind[place] -= steps[place]
-        rows.append((objective(ahead)[1] - objective(behind)[1])[free] / (2 * steps[place]))
+        ahead[place] += step
+        behind[place] -= step
+        return np.asarray((objective(ahead)[1] - objective(behind)[1])[free] / (2 * step))
+
+    rows = []
+    for number, place in enumerate(free):
+        guess = float(curvature[place, place])
+        found = row(place, guess)
+        if found[number] > 4 * guess:  # where a variance is 0, little is known beforehand, and the step was too long
+            found = row(place, float(found[number]))
+        rows.append(found)
     hessian = np.array(rows)
     return (hessian + hessian.T) / 2

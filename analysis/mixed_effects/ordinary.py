@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings as python_warnings
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,10 @@ def fit_ordinary(design: Design, precision: Array) -> Solution:
         family, response = sm.families.Binomial(), np.column_stack([design.y, design.trials - design.y])
     else:
         family, response = sm.families.Poisson(), design.y
-    found = sm.GLM(response, design.x, family=family, offset=design.offset).fit(tol=1e-12, maxiter=200)
+    with python_warnings.catch_warnings():
+        # Of perfect separation, which was looked for before, and which counts with one rate throughout are taken for.
+        python_warnings.simplefilter("ignore")
+        found = sm.GLM(response, design.x, family=family, offset=design.offset).fit(tol=1e-12, maxiter=200)
     return _solution(
         found.params, found.cov_params(), 1.0, float(found.llf), "iteratively reweighted least squares (statsmodels)"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from tests.analysis.conftest import run_rows, write_run
+from tests.analysis.mixed_effects.conftest import simulate
 from tests.docs.blocks import ROOT
 
 MINE = """
@@ -70,8 +71,14 @@ def own_task(folder: Path) -> None:
     )
 
 
+def trials(folder: Path) -> None:
+    """A table of trials of three methods."""
+    simulate(runs=5, items=30, per_run=30).to_csv(folder / "trials.csv", index=False)
+
+
 MATERIAL: dict[str, Callable[[Path], None]] = {
     "analysis.md": runs,
+    "from-lme4.md": trials,
     "own-set.md": own_set,
     "own-task.md": own_task,
     "reading-statistics.md": runs,

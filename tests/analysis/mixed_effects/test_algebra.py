@@ -8,6 +8,7 @@ from analysis.mixed_effects.elimination import Layout
 from analysis.mixed_effects.families import BINOMIAL, POISSON
 from analysis.mixed_effects.glmm import GeneralizedMixedModel
 from analysis.mixed_effects.lmm import LinearMixedModel
+from analysis.mixed_effects.optimise import differentiate
 from analysis.mixed_effects.terms import RandomTerm
 
 
@@ -97,3 +98,11 @@ def test_gradients(monkeypatch, case, kind):
             2 * step
         )
         assert gradient[place] == pytest.approx(difference, rel=2e-4, abs=5e-4)
+
+
+def test_second_derivatives_are_right_where_the_curvature_was_guessed_too_low():
+    def objective(x):
+        return float(50 * x @ x + 2000 * (x**4).sum()), 100 * x + 8000 * x**3
+
+    found = differentiate(objective, np.zeros(2), np.arange(2), np.diag([0.01, 90.0]))
+    np.testing.assert_allclose(found, np.diag([100.0, 100.0]), rtol=1e-3, atol=1e-9)

@@ -189,6 +189,15 @@ def test_formulas_may_be_written_as_in_r(trials, as_in_r, as_here):
     np.testing.assert_allclose(theirs.coefficients["estimate"], ours.coefficients["estimate"], rtol=1e-6)
 
 
+def test_columns_may_have_any_name(trials):
+    plain = quietly("rt ~ method*margin + (1 | run)", trials)
+    odd = trials.rename(columns={"method": "C", "margin": "log", "run": "np", "rt": "I"})
+    found = quietly("I ~ C*log + (1 | np)", odd)
+    assert found.log_likelihood == pytest.approx(plain.log_likelihood)
+    assert list(found.coefficients.index)[:2] == ["Intercept", "C[T.sft]"]
+    np.testing.assert_allclose(found.predict(odd), plain.predict())
+
+
 def test_an_offset_may_stand_in_the_formula(trials):
     table = trials.assign(exposure=np.linspace(0.5, 3, len(trials)))
     table.loc[4, "exposure"] = np.nan

@@ -34,6 +34,11 @@ def test_complete_separation_by_a_number_is_named(trials):
     refused("^complete separation: margin foretells", "correct ~ margin + (1|run)", table)
 
 
+def test_complete_separation_by_a_factor_names_its_cell(trials):
+    table = trials.assign(correct=trials["method"] == "ppo")
+    refused("^complete separation: .*of the cell method = none", "correct ~ method + (1|run) + (1|item)", table)
+
+
 def test_separation_with_rows_on_the_border_is_quasi_complete(trials):
     table = trials.assign(side=np.sign(trials["margin"].round()))
     table["correct"] = np.where(table["side"] == 0, table["correct"], table["side"] > 0).astype(bool)

@@ -1,4 +1,4 @@
-"""Every line of Python and every command in the documentation of the analysis runs as it stands there."""
+"""Every line of Python beside one of R on the page for people from lme4 runs as it stands there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from analysis import fit
 from tests.analysis.mixed_effects.conftest import simulate
 
-DOCS = Path(__file__).parents[2] / "docs"
+PAGE = Path(__file__).parents[3] / "docs" / "from-lme4.md"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def python_of(page: str) -> list[str]:
     return [span for span in spans if re.match(r"(fit\(|print\(|pd\.|r\.|m1\.)", span)]
 
 
-SPANS = python_of((DOCS / "from-lme4.md").read_text(encoding="utf-8"))
+SPANS = python_of(PAGE.read_text(encoding="utf-8"))
 
 
 def test_the_page_for_people_from_lme4_is_read_as_it_should() -> None:
@@ -55,26 +55,3 @@ def test_every_snippet_of_it_runs(names: dict[str, Any], span: str, capsys: pyte
     assert found is not None or (
         span.startswith("print(") and "Logistic mixed-effects model" in capsys.readouterr().out
     )
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_its_blocks_run(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    page = (DOCS / "from-lme4.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"(?:^    .*\n)+", page, flags=re.MULTILINE)
-    assert len(blocks) == 2
-    space = dict(names)
-    for block in blocks:
-        exec("\n".join(line[4:] for line in block.splitlines()), space)
-    assert "odds ratio" in capsys.readouterr().out
-
-
-def test_the_command_of_the_power_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from probes.cli import main
-
-    page = (DOCS / "analysis-questions.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^    probe (power .*)$", page, flags=re.MULTILINE)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as done:
-        main([*command.split(), "--simulations", "20"])
-    made = {path.name for path in (tmp_path / "power").iterdir()}
-    assert done.value.code == 0 and made == {f"power.{kind}" for kind in ("pdf", "png", "csv", "json")}
