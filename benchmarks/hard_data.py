@@ -41,7 +41,7 @@ def nested(rng: np.random.Generator) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "lab": laboratory,
-            "p": person % 4 + 1,
+            "p": np.array(list("abcd"))[person % 4],
             "t": np.tile(np.arange(30) % 10, 24),
             "cond": np.tile(np.repeat(["ctl", "trt", "pla"], 10), 24),
         }

@@ -191,7 +191,7 @@ def _modes(ours: FitResult, path: Path) -> float:
     mine = ours.random_effects
     mine = mine.assign(
         group=[":".join(sorted(g.split(":"))) for g in mine["group"]],
-        level=[":".join(sorted(str(level).split(":"))) for level in mine["level"]],
+        level=[":".join(sorted(str(level).removesuffix(".0").split(":"))) for level in mine["level"]],
     ).set_index(["group", "name", "level"])
     both = mine.join(reference[["condval", "condsd"]], how="inner")
     if len(both) != len(mine):
