@@ -288,6 +288,16 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def _portable(record: str) -> str:
+    """A run.json in which sets of this machine's cache have their name in place of their path, which nobody else has."""
+    run = json.loads(record)
+    path = Path(str((run.get("stimuli") or {}).get("path", "")))
+    if not path.is_absolute():
+        return record
+    run["stimuli"]["path"] = path.name
+    return json.dumps(run, indent=2) + "\n"
+
+
 def is_run(folder: str | Path) -> bool:
     """Whether a folder, on the disk or in an archive, is one of a run."""
     return (Path(folder) / TRIALS).is_file() or _archived(archived_record, folder) is not None
@@ -301,6 +311,8 @@ def runs_below(folder: str | Path) -> list[Path]:
 
 def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
     """Write runs into an archive, from which they are read as if they were in `out`.
+
+    Logs are kept to the byte; run.json too, but for absolute paths of sets, of which the name is kept.
 
     Args:
         folders: Of runs below `root`.
@@ -317,7 +329,7 @@ def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
     def read(folder: Path) -> tuple[str, str, list[dict[str, Any]], bytes]:
         rows, end = _read(folder / TRIALS)
         read_run(folder)  # says what is wrong with it, if anything is
-        record = (folder / RUN).read_text(encoding="utf-8")
+        record = _portable((folder / RUN).read_text(encoding="utf-8"))
         return folder.relative_to(root).as_posix(), record, rows, (folder / TRIALS).read_bytes()[:end]
 
     try:

@@ -73,6 +73,11 @@ def test_a_packed_study_is_read_like_the_runs(study, capsys, tmp_path):
     assert read_trials(kept) == read_trials(run)
     assert read_run(kept) == read_run(run)
     assert trials_hash(kept) == trials_hash(run) == read_run(run)["trials_sha256"]
+    record = json.loads((run / "run.json").read_text())
+    record["stimuli"]["path"] = f"{tmp_path}/cache/sets/some-set"
+    (run / "run.json").write_text(json.dumps(record))
+    assert call(capsys, "study", "pack", study, "--to", packed)[0] == 0
+    assert read_run(kept) == record | {"stimuli": record["stimuli"] | {"path": "some-set"}}, "no place of this machine"
     state = json.loads((packed / "state.json").read_text())
     assert [cell["state"] for cell in state["cells"]] == ["done", "done"]
     assert state["deviations"] == ["it was not registered"]
