@@ -20,7 +20,16 @@ from tests.docs.blocks import PAGES, Block, blocks, files
 from tests.docs.material import MATERIAL
 from tests.docs.sizes import ITEMS, small
 
-SLOW = {"adapters.md", "analysis.md", "decoding.md", "interaction.md", "shifts.md", "study.md", "training-ablations.md"}
+SLOW = {
+    "adapters.md",
+    "analysis.md",
+    "decoding.md",
+    "designs.md",
+    "interaction.md",
+    "shifts.md",
+    "training-ablations.md",
+    "tutorial.md",
+}
 """Pages that train models, read hidden states, or make many sets."""
 EXECUTED = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
