@@ -212,8 +212,16 @@ def left_right(noun: str, objects: Objects) -> Ask:
     return Ask(texts, abouts, answer, words("left", "right"))
 
 
-def nth_colour(noun: str, objects: Objects, where: str = "from the left") -> Ask:
-    """What colour is the n-th object? `objects` lists them in that order, and may list none if the order is unclear."""
+def nth_colour(
+    noun: str,
+    objects: Objects,
+    where: str = "from the left",
+    clear: Callable[[Scene], bool] = lambda _: True,
+) -> Ask:
+    """What colour is the n-th object? `objects` lists them in that order; asked where `clear` says that it can be told.
+
+    An observer whose view of a scene is noisy answers from the order that it sees, however unclear.
+    """
     texts = (
         f"What colour is {noun} {{n}} {where}?",
         f"Counting {where}, what is the colour of {noun} {{n}}?",
@@ -222,7 +230,7 @@ def nth_colour(noun: str, objects: Objects, where: str = "from the left") -> Ask
     )
     return Ask(
         texts,
-        lambda scene: [{"n": i + 1} for i in range(len(objects(scene)))],
+        lambda scene: [{"n": i + 1} for i in range(len(objects(scene)))] if clear(scene) else [],
         lambda scene, about: objects(scene)[int(about["n"]) - 1].colour,
         words(*COLOURS),
     )

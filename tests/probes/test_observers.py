@@ -14,7 +14,7 @@ from probes.run import RunConfig, run
 from probes.trials import read_trials
 from stimuli.dataset import Item, StimulusSet
 from stimuli.generate import make_set
-from stimuli.tasks import task_names
+from stimuli.tasks import FAMILIES, task_names
 
 NAMES = ("chance", "heuristic", "ideal", "noisy-simulation")
 
@@ -98,3 +98,12 @@ def test_all_observers_but_chance_need_scenes(stability: StimulusSet, tmp_path: 
 def test_parameters_are_part_of_the_identity() -> None:
     hashes = {noisy_simulation(Noise(sigma=sigma)).identity.weights_sha256 for sigma in (0.01, 0.02)}
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_noisy_view_in_which_the_order_is_unclear_is_answered_as_well(family: str, tmp_path: Path) -> None:
+    stimuli = make_set(f"{family}-grounding", 48, 0, tmp_path / "set", size=16)
+    asked = [item for item in stimuli.items if item.question.about["ask"] == "nth-colour"]
+    assert asked
+    scores = noisy_simulation(Noise(sigma=0.05)).score_options([Trial(item, None) for item in asked])
+    assert [np.exp(row).sum() for row in scores] == pytest.approx([1.0] * len(asked))

@@ -13,7 +13,7 @@ from stimuli.question import Grammar, Integers
 from stimuli.scene import Body, Scene
 from stimuli.tasks import Unsatisfiable
 from stimuli.tasks.balance.pose import come_down, end_down, levelled
-from stimuli.tasks.balance.seesaw import SHAPE_WORDS, Look, standing
+from stimuli.tasks.balance.seesaw import SHAPE_WORDS, Look, Standing, standing
 from stimuli.tasks.balance.weights import draw_layout
 from stimuli.tasks.grounding import (
     About,
@@ -46,12 +46,18 @@ def objects(scene: Scene) -> list[Body]:
 
 
 def _outwards(scene: Scene) -> list[Body]:
-    """What stands on the plank, the nearest to the fulcrum first; nothing if two are about equally near."""
-    things = sorted(standing(levelled(scene)), key=lambda thing: abs(thing.x))
-    far = [abs(thing.x) for thing in things]
-    if any(b - a < CLEAR_ORDER for a, b in pairwise(far)):
-        return []
-    return [scene.body(thing.body.name) for thing in things]
+    """What stands on the plank, the nearest to the fulcrum first."""
+    return [scene.body(thing.body.name) for thing in _by_distance(scene)]
+
+
+def _ordered(scene: Scene) -> bool:
+    """Whether no two things are about equally near to the fulcrum."""
+    far = [abs(thing.x) for thing in _by_distance(scene)]
+    return all(b - a >= CLEAR_ORDER for a, b in pairwise(far))
+
+
+def _by_distance(scene: Scene) -> list[Standing]:
+    return sorted(standing(levelled(scene)), key=lambda thing: abs(thing.x))
 
 
 def _place(scene: Scene, colour: object) -> float:
@@ -142,7 +148,7 @@ class BalanceGrounding(GroundingTask):
         "count": count("object", objects),
         "exists": exists("object", objects),
         "left-right": left_right("object", objects),
-        "nth-colour": nth_colour("object", _outwards, "from the grey support, nearest first"),
+        "nth-colour": nth_colour("object", _outwards, "from the grey support, nearest first", _ordered),
         "shape": shape("object", objects, lambda body: SHAPE_WORDS[body.shape], tuple(SHAPE_WORDS.values())),
         "side": SIDE,
         "arm": ARM,

@@ -53,10 +53,14 @@ def _balls(scene: Scene) -> tuple[Body, ...]:
 
 
 def _in_order(scene: Scene) -> list[Body]:
-    """The balls from left to right, or none where two are too close to tell."""
-    found = sorted(scene.bodies, key=lambda body: body.position[0])
-    gaps = np.diff([body.position[0] for body in found])
-    return found if (gaps >= MIN_SEPARATION).all() else []
+    """The balls from left to right."""
+    return sorted(scene.bodies, key=lambda body: body.position[0])
+
+
+def _apart(scene: Scene) -> bool:
+    """Whether no two balls are too close to tell which of them is farther left."""
+    gaps = np.diff([body.position[0] for body in _in_order(scene)])
+    return bool((gaps >= MIN_SEPARATION).all())
 
 
 def _heading(scene: Scene) -> float:
@@ -89,7 +93,7 @@ class CollisionGrounding(GroundingTask):
     family: ClassVar[str] = "collision"
     asks: ClassVar[Mapping[str, Ask]] = {
         "count": count("ball", _balls),
-        "nth-colour": nth_colour("ball", _in_order),
+        "nth-colour": nth_colour("ball", _in_order, clear=_apart),
         "left-right": left_right("ball", _balls),
         "exists": exists("ball", _balls),
         "mover": Ask(
