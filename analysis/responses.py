@@ -262,6 +262,15 @@ def by_margin(rows: Sequence[Row], signal: str | None = None) -> list[Cell]:
     return found if len(found) > 1 else []
 
 
+def catch_items(rows: Sequence[Row]) -> list[Row]:
+    """The trials of a judgement that are farthest from the boundary, on either side: whoever looks and understands the question
+    has them right. Empty where there are fewer than four margin bins, so that none stands out."""
+    bins = sorted({edges for row in rows if (edges := _margin_bin(row)) is not None})
+    if len(bins) < 4 or two_options(rows) is None:
+        return []
+    return [row for row in rows if _margin_bin(row) in (bins[0], bins[-1])]
+
+
 def by_condition(rows: Sequence[Row], factor: str, signal: str | None = None) -> list[Cell]:
     """Cells of another factor of the condition ("count", "build", "mirrored", ...)."""
     return cells(rows, lambda row: (row.get("condition") or {}).get(factor), None, signal)

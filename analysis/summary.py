@@ -23,6 +23,7 @@ from analysis.responses import (
     by_condition,
     by_manner,
     by_margin,
+    catch_items,
     failed,
     manner_of,
     plain_rows,
@@ -62,6 +63,7 @@ class Summary:
         margins: Accuracy per designed margin bin.
         counts: Accuracy per number of objects.
         builds: Accuracy per kind of build.
+        catch: Proportion right of the items farthest from the boundary, which nobody should miss; of runs in several manners.
         manners: Accuracy per manner of presentation, beside the first; empty if there is only one.
         attempts: Success within 1, 2, ... attempts; empty if there was one only.
         memory: What of earlier attempts the model was told.
@@ -89,6 +91,7 @@ class Summary:
     margins: list[Cell] = field(default_factory=list)
     counts: list[Cell] = field(default_factory=list)
     builds: list[Cell] = field(default_factory=list)
+    catch: Proportion | None = None
     manners: list[MannerCell] = field(default_factory=list)
     attempts: list[Within] = field(default_factory=list)
     memory: str = "none"
@@ -120,6 +123,8 @@ class Summary:
             "by_margin": [_cell(c, "margin_bin") for c in self.margins],
             "by_count": [_cell(c, "count") for c in self.counts],
             "by_build": [_cell(c, "build") for c in self.builds],
+            "catch_accuracy": _number(self.catch.value) if self.catch else None,
+            "n_catch": self.catch.n if self.catch else 0,
             "by_manner": [_manner(c) for c in self.manners],
             "memory": self.memory,
             "by_attempts": [
@@ -155,6 +160,8 @@ class Summary:
 
     def _measures(self) -> Table:
         table = _table("measure", "value")
+        if self.catch is not None:
+            table.add_row("catch items right", f"{self.catch}  ({self.catch.n} farthest from the boundary)")
         table.add_row(self.headline, f"{self.accuracy}  (95 % Wilson)")
         if self.detection is not None:
             table.add_row("d'", _text(self.detection.d_prime))
@@ -268,6 +275,7 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         margins=by_margin(rows, signal),
         counts=by_condition(rows, "count", signal),
         builds=by_condition(rows, "build", signal),
+        catch=_catch(held) if len({manner_of(row) for row in every}) > 1 else None,
         manners=by_manner(every),
         attempts=within([row for row in every if manner_of(row) == manner_of(first)]),
         memory=str(first.get("memory") or "none"),
@@ -295,6 +303,11 @@ def _yes_bias(answered: Sequence[Row]) -> float:
         said += word == "yes"
         right += (word == "yes") == (row["answer"] == row["truth"])
     return (said - right) / n if n else math.nan
+
+
+def _catch(held: Sequence[Row]) -> Proportion | None:
+    rows = catch_items(held)
+    return proportion(sum(map(succeeded, rows)), len(rows)) if rows else None
 
 
 def _pairs(held: Sequence[Row]) -> Proportion:

@@ -199,7 +199,7 @@ class Mover:
         reading = False
 
         def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
-            # The candidates are read after the prompt, with the prompt as their past: they are not to be moved themselves.
+            # The candidates are read behind the prompt, or with it as their past: they are not to be moved themselves.
             nonlocal reading
             past = given.get("past_key_values")
             reading = past is None or int(past.get_seq_length()) == 0
@@ -208,13 +208,15 @@ class Mover:
             nonlocal moved
             if not reading:
                 return None
-            if hidden.shape[:2] != at.shape:
+            behind = hidden.shape[1] - at.shape[1]
+            if len(hidden) != len(at) or behind < 0 or (behind and not self._model._scorer.at_once):
                 raise RuntimeError(
                     f"the prompts were read as {tuple(hidden.shape[:2])} tokens and not as {tuple(at.shape)} (did memory run"
                     " out? give a smaller --batch-size)"
                 )
             moved += 1
-            return hidden + at[..., None].to(hidden) * shift[:, None].to(hidden)
+            there = torch.nn.functional.pad(at, (0, behind))
+            return hidden + there[..., None].to(hidden) * shift[:, None].to(hidden)
 
         self._model._ready[tuple(trial.key for trial in self._trials)] = self._inputs
         handle = _decoder(network).register_forward_pre_hook(watch, with_kwargs=True)

@@ -29,7 +29,7 @@ from transformers import (
 from probes.models import Generation, Identity, ModelError, Trial, Turn
 from probes.models.adapter_folder import adapter_hash, check_base
 from probes.models.adapters import attach_adapter, check_effect
-from probes.models.option_scoring import OptionScorer, last_word_only
+from probes.models.option_scoring import OptionScorer, last_words_only
 from probes.models.prompting import Prompter, check_context
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class HuggingFaceModel:
             noise.append(_Sample(ids, settings, inputs["input_ids"].shape[1]))
         if self._trimmed is None:
             self._trimmed = self._small and self._can_be_trimmed()
-        with torch.inference_mode(), last_word_only(self._model) if self._trimmed else nullcontext():
+        with torch.inference_mode(), last_words_only(self._model) if self._trimmed else nullcontext():
             tokens = self._model.generate(
                 **inputs,
                 generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1),
@@ -173,13 +173,13 @@ class HuggingFaceModel:
         return [self._prompter.decode(row[:limit]) for row, limit in zip(tokens.tolist(), limits, strict=True)]
 
     def _can_be_trimmed(self) -> bool:
-        """Whether `last_word_only` leaves the first token of a reply as it is. Large models gain nothing by it."""
+        """Whether `last_words_only` leaves the first token of a reply as it is. Large models gain nothing by it."""
         settings = GenerationConfig(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
         inputs = self.probe_inputs()
         with torch.inference_mode():
             whole = self._model.generate(**inputs, generation_config=settings).logits[0]
             try:
-                with last_word_only(self._model):
+                with last_words_only(self._model):
                     trimmed = self._model.generate(**inputs, generation_config=settings).logits[0]
             except (RuntimeError, AttributeError, TypeError, IndexError):  # its layers are made in another way
                 return False

@@ -1,8 +1,9 @@
 """Exact log-probabilities of many candidate replies to one prompt, with the prompt read once.
 
-The candidates, as token sequences, form a tree. After the prompt has been read into the key-value cache, all nodes of
-the tree go through the decoder together: a node sees the prompt and its own ancestors, at the position that it has in
-its reply. That is exact, and costs one token per distinct beginning instead of one prompt per candidate.
+The candidates, as token sequences, form a tree. All its nodes go through the decoder together, a node seeing the prompt
+and its own ancestors, at the position that it has in its reply. That is exact, and costs one token per distinct
+beginning instead of one prompt per candidate. A small tree is read in the same pass as the prompt, where a model allows it; a
+large one after the prompt has been read into the key-value cache.
 
 A candidate includes the token that ends the turn, so that "1" and "12" compete as whole replies.
 """
@@ -14,7 +15,6 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,88 +22,27 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from probes.models.reply_tree import NOTHING, Part, Tokens, Tree, build_tree, divide, groups, part_of_tree, stack, sums
+
 log = logging.getLogger(__name__)
 
 Inputs = dict[str, torch.Tensor]
-Tokens = tuple[int, ...]
 LOGITS_BUDGET = 64_000_000
 """Largest number of logits held at once (256 MB in single precision)."""
 PART = 256
 """Nodes that go through the decoder together: nodes of different branches do not see each other, so that more at once
 only make the mask larger (of 3,111 pairs of numbers, 256 at a time take a third of the time of all at once)."""
+AT_ONCE = 64
+"""Nodes of the largest tree that is read in one pass with the prompt."""
 TOLERANCE = {torch.float32: 1e-3}
 """Nats by which the tree may differ from plain generation in the check; `COARSE` for less precise types."""
 COARSE = 0.25
 CHECKED = 3
 """Candidates per trial on which the tree is checked against plain generation, once per model."""
-SPARE = 128
-"""Nodes by which the trees of a batch may be filled up to one size: about what a pass of its own would cost."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The distinct beginnings of a set of candidates, parents before children.
-
-    Attributes:
-        tokens: Last token of each node.
-        parents: Index of each node's parent; -1 for a first token.
-        depths: Tokens before the last one.
-        inner: Nodes that have children.
-        leaves: Node at which each candidate ends.
-    """
-
-    tokens: npt.NDArray[np.int64]
-    parents: npt.NDArray[np.int64]
-    depths: npt.NDArray[np.int64]
-    inner: npt.NDArray[np.int64]
-    leaves: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Inner nodes of a tree that go through the decoder together, with all their ancestors.
-
-    Attributes:
-        tokens: Last token of each node (nodes,).
-        depths: Tokens before it (nodes,).
-        related: Which nodes each node sees: itself and its ancestors (nodes, nodes).
-        children: Nodes of the tree whose token follows one of these (children,).
-        sources: Place in this part of each child's parent (children,).
-        words: Token of each child (children,).
-    """
-
-    tokens: npt.NDArray[np.int64]
-    depths: npt.NDArray[np.int64]
-    related: npt.NDArray[np.bool_]
-    children: npt.NDArray[np.int64]
-    sources: npt.NDArray[np.int64]
-    words: npt.NDArray[np.int64]
-
-
-_NONE = np.zeros(0, np.int64)
-NOTHING = Part(_NONE, _NONE, np.zeros((0, 0), bool), _NONE, _NONE, _NONE)
-
-
-def build_tree(candidates: Sequence[Tokens]) -> Tree:
-    """The tree of the candidates, none of which may be empty."""
-    nodes: dict[Tokens, int] = {}
-    parents: list[int] = []
-    for candidate in candidates:
-        for end in range(1, len(candidate) + 1):
-            if candidate[:end] not in nodes:
-                parents.append(nodes[candidate[: end - 1]] if end > 1 else -1)
-                nodes[candidate[:end]] = len(nodes)
-    return Tree(
-        tokens=np.array([beginning[-1] for beginning in nodes]),
-        parents=np.array(parents),
-        depths=np.array([len(beginning) - 1 for beginning in nodes]),
-        inner=np.array(sorted({p for p in parents if p >= 0}), dtype=np.int64),
-        leaves=np.array([nodes[candidate] for candidate in candidates]),
-    )
 
 
 class OptionScorer:
-    """Scores candidates with one model. On its first batch it checks the tree against plain generation.
+    """Scores candidates with one model. On its first batch it checks both ways of the tree against plain generation.
 
     A decoder that cannot take an attention mask of its own (or keeps its past in some other form) fails that check
     and is served by plain generation from then on: as exact, but slower.
@@ -115,6 +54,8 @@ class OptionScorer:
         self._trees: dict[tuple[Tokens, ...], Tree] = {}
         self._parts: dict[tuple[tuple[Tokens, ...], int], list[Part]] = {}
         self._use_tree: bool | None = None
+        self.at_once = False
+        """Whether small trees are read in the same pass as the prompts, behind them."""
         self._first_position = 0
         self._trimmed = True
         text = model.config.get_text_config()
@@ -140,36 +81,63 @@ class OptionScorer:
         """Whether the tree gives what plain generation gives, on a few candidates of each row."""
         few = [tuple(sorted(row, key=len, reverse=True)[:CHECKED]) for row in candidates]
         expected = self._generated(inputs, few)
-        problem = ""
+        problem: str | None = None
         for self._trimmed, self._first_position in itertools.product((True, False), (0, 1)):  # PaliGemma counts from 1
-            try:
-                found = self._by_tree(inputs, few)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-                problem = f"this model takes no tree ({' '.join(str(error).split())[:200]})"
-                continue
-            worst = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
-            if worst <= TOLERANCE.get(self._model.dtype, COARSE):
+            problem = self._problem(inputs, few, expected)
+            if problem is None:
+                self.at_once = self._one_dimensional(inputs)
+                self.at_once = self.at_once and self._problem(inputs, few, expected) is None
                 return True
-            problem = f"a tree of them is off by {worst:.3g} nats"
         log.warning("options are scored one by one, which is slow: %s", problem)
         return False
 
+    def _problem(
+        self, inputs: Inputs, few: Sequence[tuple[Tokens, ...]], expected: Sequence[npt.NDArray[np.float64]]
+    ) -> str | None:
+        """What is wrong with the tree as it is read now; None if it gives what is expected."""
+        try:
+            found = self._by_tree(inputs, few)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+            return f"this model takes no tree ({' '.join(str(error).split())[:200]})"
+        worst = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
+        return (
+            None if worst <= TOLERANCE.get(self._model.dtype, COARSE) else f"a tree of them is off by {worst:.3g} nats"
+        )
+
+    def _one_dimensional(self, inputs: Inputs) -> bool:
+        """Whether tokens can be put behind a prompt: nothing but the mask says something about each token of it."""
+        others = [value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")]
+        return self._rope_owner() is None and all(value.shape != inputs["input_ids"].shape for value in others)
+
     def _by_tree(self, inputs: Inputs, candidates: Sequence[tuple[Tokens, ...]]) -> list[npt.NDArray[np.float64]]:
-        first, cache = self._read(inputs)
-        seen = inputs["attention_mask"]
-        start = seen.sum(dim=1) + self._offset(len(seen)) + self._first_position
-        begun = torch.log_softmax(first.float(), dim=-1).double().cpu().numpy()
         for texts in set(candidates) - self._trees.keys():
             self._trees[texts] = build_tree(texts)
         trees = [self._trees[texts] for texts in candidates]
         # Per row and node, the log-probability of the node's token, given its ancestors.
         steps = [np.empty(len(tree.tokens)) for tree in trees]
+        first = self._walk_at_once(inputs, candidates, trees, steps)
+        if first is None:
+            first = self._walk(inputs, candidates, trees, steps)
+        begun = torch.log_softmax(first.float(), dim=-1).double().cpu().numpy()
         for row, tree in enumerate(trees):
             roots = np.flatnonzero(tree.parents < 0)
             steps[row][roots] = begun[row, tree.tokens[roots]]
-        for rows in _groups(trees):
+        return [sums(tree, step) for tree, step in zip(trees, steps, strict=True)]
+
+    def _walk(
+        self,
+        inputs: Inputs,
+        candidates: Sequence[tuple[Tokens, ...]],
+        trees: Sequence[Tree],
+        steps: Sequence[npt.NDArray[np.float64]],
+    ) -> torch.Tensor:
+        """Fill in the steps of all nodes but the roots, by way of the cache; returns the logits of the roots."""
+        first, cache = self._read(inputs)
+        seen = inputs["attention_mask"]
+        start = seen.sum(dim=1) + self._offset(len(seen)) + self._first_position
+        for rows in groups(trees):
             limit = max(32, min(PART, LOGITS_BUDGET // (len(rows) * first.shape[-1])))
             lists = [self._split(candidates[row], limit) for row in rows]
             for number in range(max(map(len, lists))):
@@ -178,43 +146,75 @@ class OptionScorer:
                 found = _logprobs(logits, parts)
                 for row, part, values in zip(rows, parts, found, strict=True):
                     steps[row][part.children] = values
-        return [_sums(tree, step) for tree, step in zip(trees, steps, strict=True)]
+        return first
+
+    def _walk_at_once(
+        self,
+        inputs: Inputs,
+        candidates: Sequence[tuple[Tokens, ...]],
+        trees: Sequence[Tree],
+        steps: Sequence[npt.NDArray[np.float64]],
+    ) -> torch.Tensor | None:
+        """The same in one pass over prompts and trees; None if that cannot be done with these."""
+        width = max(len(tree.inner) for tree in trees)
+        size = len(trees) * (width + 1) * self._model.config.get_text_config().vocab_size
+        if not self.at_once or width > AT_ONCE or size > LOGITS_BUDGET or len(groups(trees)) > 1:
+            return None
+        parts = [self._split(texts, AT_ONCE)[0] for texts in candidates]
+        seen = inputs["attention_mask"].bool()
+        rows, length = seen.shape
+        tokens, depths, related = (torch.from_numpy(values).to(seen.device) for values in stack(parts))
+        visible = torch.zeros((rows, length + width, length + width), dtype=torch.bool, device=seen.device)
+        visible[:, :length, :length] = seen[:, None].expand(-1, length, -1).tril()
+        visible[:, length:] = torch.cat([seen[:, None].expand(-1, width, -1), related], dim=2)
+        counted = seen.cumsum(dim=1) + self._first_position
+        rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        with last_words_only(self._model, width + 1) if self._trimmed else nullcontext():
+            logits = self._model(
+                input_ids=torch.cat([inputs["input_ids"], tokens], dim=1),
+                attention_mask=self._mask(visible),
+                position_ids=torch.cat([(counted - 1).clamp(min=0), counted[:, -1:] + depths], dim=1),
+                use_cache=False,
+                logits_to_keep=width + 1,
+                **rest,
+            ).logits
+        for row, (part, values) in enumerate(zip(parts, _logprobs(logits[:, 1:], parts), strict=True)):
+            steps[row][part.children] = values
+        first: torch.Tensor = logits[:, 0]
+        return first
 
     def _split(self, texts: tuple[Tokens, ...], limit: int) -> list[Part]:
         if (texts, limit) not in self._parts:
             tree = self._trees[texts]
-            self._parts[texts, limit] = [_part(tree, nodes) for nodes in _divide(tree, limit)]
+            self._parts[texts, limit] = [part_of_tree(tree, nodes) for nodes in divide(tree, limit)]
         return self._parts[texts, limit]
 
     def _read(self, inputs: Inputs) -> tuple[torch.Tensor, Any]:
         """Read the prompts: logits of the first token of the reply (rows, vocabulary), and the cache."""
         # By way of `generate`, which knows for every architecture how positions and pictures enter.
-        with last_word_only(self._model) if self._trimmed else nullcontext():
+        with last_words_only(self._model) if self._trimmed else nullcontext():
             out = self._model.generate(**inputs, generation_config=self._settings(1))
         return out.logits[0], out.past_key_values
 
     def _read_nodes(self, parts: Sequence[Part], branch: Any, seen: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Logits (rows, nodes, vocabulary) of what follows each node; shorter parts are filled up with node 0."""
-        rows, width = len(parts), max(len(part.tokens) for part in parts)
-        tokens, depths = np.zeros((rows, width), np.int64), np.zeros((rows, width), np.int64)
-        related = np.broadcast_to(np.eye(width, dtype=bool), (rows, width, width)).copy()
-        for row, part in enumerate(parts):
-            n = len(part.tokens)
-            tokens[row, :n], depths[row, :n], related[row, :n, :n] = part.tokens, part.depths, part.related
-        prompt = seen.bool()[:, None, :].expand(-1, width, -1)
-        visible = torch.cat([prompt, torch.from_numpy(related).to(seen.device)], dim=2)
-        mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=seen.device)
-        mask.masked_fill_(~visible, torch.finfo(self._model.dtype).min)
-        positions = start[:, None] + torch.from_numpy(depths).to(start.device)
+        tokens, depths, related = (torch.from_numpy(values).to(seen.device) for values in stack(parts))
+        prompt = seen.bool()[:, None, :].expand(-1, tokens.shape[1], -1)
+        positions = start[:, None] + depths
         out = self._model(
-            input_ids=torch.from_numpy(tokens).to(seen.device),
-            attention_mask=mask[:, None],
+            input_ids=tokens,
+            attention_mask=self._mask(torch.cat([prompt, related], dim=2)),
             position_ids=positions.expand(3, -1, -1) if self._rope_owner() is not None else positions,
             past_key_values=branch,
             use_cache=True,
         )
         logits: torch.Tensor = out.logits
         return logits
+
+    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
+        """What is added to attention scores (rows, 1, queries, keys), from what each token may see."""
+        mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(self._model.dtype).min)[:, None]
 
     def _offset(self, rows: int) -> torch.Tensor | int:
         """What is added to the number of tokens seen to get the next position (models with 2-D picture positions)."""
@@ -266,77 +266,28 @@ class _Force(LogitsProcessor):
         return forced
 
 
-def _groups(trees: Sequence[Tree]) -> list[list[int]]:
-    """Rows that go through the decoder together: smaller trees are filled up where that is cheaper than a pass."""
-    rows_of: dict[int, list[int]] = {}
-    for row, tree in enumerate(trees):
-        rows_of.setdefault(id(tree), []).append(row)
-    groups: list[list[int]] = []
-    waste = 0
-    for rows in sorted(rows_of.values(), key=lambda rows: -len(trees[rows[0]].inner)):
-        if groups:
-            waste += len(rows) * (len(trees[groups[-1][0]].inner) - len(trees[rows[0]].inner))
-            if waste <= SPARE:
-                groups[-1] += rows
-                continue
-        groups.append(list(rows))
-        waste = 0
-    return [sorted(rows) for rows in groups]
-
-
-def _part(tree: Tree, nodes: Sequence[int]) -> Part:
-    place = {node: i for i, node in enumerate(nodes)}
-    related = np.eye(len(nodes), dtype=bool)
-    for i, node in enumerate(nodes):
-        parent = int(tree.parents[node])
-        if parent >= 0:
-            related[i] |= related[place[parent]]
-    children = np.flatnonzero(np.isin(tree.parents, nodes))
-    return Part(
-        tokens=tree.tokens[list(nodes)],
-        depths=tree.depths[list(nodes)],
-        related=related,
-        children=children,
-        sources=np.array([place[parent] for parent in tree.parents[children]]),
-        words=tree.tokens[children],
-    )
-
-
-def _divide(tree: Tree, limit: int) -> list[list[int]]:
-    """The inner nodes, with all their ancestors, in groups of at most `limit` (or of one node and its ancestors)."""
-    parts: list[list[int]] = []
-    members: set[int] = set()
-    for node in tree.inner.tolist():
-        line = []
-        while node >= 0 and node not in members:
-            line.append(node)
-            node = int(tree.parents[node])
-        if parts and len(parts[-1]) + len(line) <= limit:
-            parts[-1] += reversed(line)
-            members.update(line)
-            continue
-        line = [line[0]]
-        while (parent := int(tree.parents[line[-1]])) >= 0:
-            line.append(parent)
-        parts.append(list(reversed(line)))
-        members = set(line)
-    return parts
-
-
 @contextmanager
-def last_word_only(model: Any) -> Iterator[None]:
-    """Let the last layer work on the last position only, beyond the keys and values of all of them.
+def last_words_only(model: Any, words: int = 1) -> Iterator[None]:
+    """Let the last layer work on the last positions only, beyond the keys and values of all of them.
 
     Nothing else of it is needed to go on from a prompt padded on the left; for the small model it is a tenth of the
-    computation. The layer adds what its parts give to their input, which spreads one position over all: wrong for the
-    others, unused. Whether a model is built like that has to be checked.
+    computation. What its parts add to their input is nothing at the other positions: wrong there, and unused. Whether a model
+    is built like that has to be checked.
     """
     decoder = model.get_base_model().get_decoder() if hasattr(model, "get_base_model") else model.get_decoder()
     last = decoder.layers[-1]
-    hooks = [
-        part.register_forward_pre_hook(lambda _, given: (given[0][:, -1:], *given[1:]))
-        for part in (last.self_attn.o_proj, last.mlp)
-    ]
+    length = 0
+
+    def cut(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal length
+        length = given[0].shape[1]
+        return given[0][:, -words:], *given[1:]
+
+    def fill(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(out, (0, 0, length - out.shape[1], 0))
+
+    parts = (last.self_attn.o_proj, last.mlp)
+    hooks = [hook for part in parts for hook in (part.register_forward_pre_hook(cut), part.register_forward_hook(fill))]
     try:
         yield
     finally:
@@ -363,12 +314,3 @@ def _logprobs(logits: torch.Tensor, parts: Sequence[Part]) -> list[npt.NDArray[n
     word = torch.from_numpy(np.concatenate([part.words for part in parts])).to(values.device)
     flat = (values[row, source, word] - total[row, source]).double().cpu().numpy()
     return np.split(flat, np.cumsum(sizes)[:-1])
-
-
-def _sums(tree: Tree, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The log-probability of every candidate, from those of its tokens."""
-    totals = steps.copy()
-    for depth in range(1, int(tree.depths.max()) + 1):
-        nodes = np.flatnonzero(tree.depths == depth)
-        totals[nodes] += totals[tree.parents[nodes]]
-    return totals[tree.leaves]

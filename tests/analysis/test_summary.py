@@ -56,6 +56,19 @@ def test_always_saying_yes_is_a_bias_towards_the_word(judgements: Make) -> None:
     assert found["criterion"] == pytest.approx(0, abs=1e-6)
 
 
+def test_catch_items_come_first_where_there_are_several_manners(judgements: Make) -> None:
+    """Those of the outermost margin bins, of the intact condition only."""
+    rows = judgements(lambda margin: float(margin > 0 or margin < -0.7), per_bin=10)
+    assert summarise_rows(rows, RECORD).to_dict()["n_catch"] == 0
+    blank = [{**row, "key": f"{row['key']} blank", "manner": {"code": "blank", "control": "blank"}} for row in rows]
+    found = summarise_rows(rows + blank, RECORD)
+    bins = sorted({tuple(row["condition"]["margin_bin"]) for row in rows})
+    outer = [row for row in rows if tuple(row["condition"]["margin_bin"]) in (bins[0], bins[-1])]
+    assert found.to_dict()["n_catch"] == len(outer) == 20
+    assert found.to_dict()["catch_accuracy"] == sum(row["success"] for row in outer) / 20
+    assert str(found).index("catch items right") < str(found).index("accuracy ")
+
+
 def test_unread_replies_are_wrong_and_failed_trials_are_neither(judgements: Make) -> None:
     rows = judgements(lambda margin: float(margin > 0), per_bin=10)
     for row in rows[:8]:

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from probes.models import Trial
 from probes.models.loading import load_model
-from probes.models.option_scoring import OptionScorer, _divide, _groups, build_tree
+from probes.models.option_scoring import OptionScorer
+from probes.models.reply_tree import build_tree, divide, groups
 from stimuli.dataset import StimulusSet
 
 
@@ -45,7 +46,7 @@ def test_the_tree_has_every_beginning_once() -> None:
 @pytest.mark.parametrize("limit", [1, 3, 7, 1000])
 def test_parts_hold_every_inner_node_below_its_ancestors(limit: int) -> None:
     tree = build_tree([(*map(int, f"{x}5{y}"), 99) for x in range(30) for y in range(12)])
-    parts = _divide(tree, limit)
+    parts = divide(tree, limit)
     assert {node for part in parts for node in part} == set(tree.inner.tolist())
     for part in parts:
         assert len(part) <= max(limit, 5) and len(set(part)) == len(part)
@@ -77,7 +78,8 @@ def test_pairs_of_numbers_are_scored_whole(model: Any, sideblock: StimulusSet) -
 def test_small_parts_give_the_same(model: Any, topblock: StimulusSet, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [Trial(item, topblock.image(item)) for item in topblock.items[:2]]
     expected = model.score_options(trials)
-    monkeypatch.setattr("probes.models.option_scoring.LOGITS_BUDGET", 1)
+    assert model._scorer.at_once
+    monkeypatch.setattr("probes.models.option_scoring.LOGITS_BUDGET", 1)  # now by way of the cache, in parts
     for a, b in zip(expected, model.score_options(trials), strict=True):
         assert np.abs(a - b).max() < 1e-4
 
@@ -104,9 +106,9 @@ def test_small_trees_share_a_pass_and_large_ones_do_not() -> None:
     yes_no = build_tree([(1, 9), (2, 9)])
     numbers = build_tree([(x, y, 9) for x in range(10) for y in range(10)])
     few = build_tree([(x, 9) for x in range(4)])
-    assert _groups([yes_no, few, yes_no]) == [[0, 1, 2]]
-    assert _groups([numbers, yes_no, numbers]) == [[0, 1, 2]]
-    assert _groups([numbers, *[yes_no] * 30]) == [[0], list(range(1, 31))]
+    assert groups([yes_no, few, yes_no]) == [[0, 1, 2]]
+    assert groups([numbers, yes_no, numbers]) == [[0, 1, 2]]
+    assert groups([numbers, *[yes_no] * 30]) == [[0], list(range(1, 31))]
 
 
 def test_a_decoder_that_takes_no_tree_is_served_by_generation(
