@@ -156,7 +156,7 @@ def test_moving_the_last_state_onto_another_trials_gives_its_answers(model: Any,
         logits = [model._model(**given).logits[0, -1] for given in inputs]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
     caught: list[torch.Tensor] = []
-    handle = model._model.lm_head.register_forward_hook(lambda _, __, out: caught.append(out[0, -1].clone()))
+    handle = model._model.lm_head.register_forward_hook(lambda _, __, out: caught.extend(out[0].clone()))
     try:
         Mover(model, [one], site).score(b - a)
     finally:
