@@ -1,9 +1,9 @@
 """What a second and a third attempt are worth, after training in the closed loop: the numbers and the picture of docs/interaction.md.
 
-    python benchmarks/interaction.py --out DIR [--shown 6144] [--method grpo --samples 1280] [--attempts 3] [-n 300] [--seed 0]
+    python benchmarks/interaction.py --out DIR [--shown 6144] [--samples 3072 --method sft] [--attempts 3] [-n 300] [--seed 0]
 
-Shows `tiny` an expert who answers towers-topblock after attempts that failed (SFT), and may then let it try for itself (`--samples`
-episodes of GRPO or PPO), with several attempts per scene and the memory of all of them. The adapters are asked new items: greedily with memory,
+Shows `tiny` an expert who answers towers-topblock after attempts that failed (SFT), and may then show it more (`--samples`) of
+other items, or let it try for itself (`--method grpo` or `ppo`), with several attempts per scene and the memory of all of them. The adapters are asked new items: greedily with memory,
 sampled with memory, and with as many independent guesses (sampled, no memory): the last two have the same first attempts, so that they
 differ by what was seen. Prints a table, and the differences with bootstrap intervals over groups of items; draws an episode that took every
 attempt. What is there already is not done again.
@@ -39,6 +39,7 @@ from stimuli.generate import make_set
 TASK = "towers-topblock"
 EDGE, TEXT = 224, 46
 METHODS: dict[str, dict[str, Any]] = {
+    "sft": {},
     "grpo": {"generations": 8, "batch": 64, "schedule": "constant", "learning_rate": 5e-4, "temperature": 1.0},
     "ppo": {"generations": 1, "batch": 32, "epochs": 2},
 }
@@ -63,7 +64,8 @@ def adapters(out: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     loop = {"attempts": arguments.attempts, "memory": "all"}
     first = loop | {"method": "sft", "budget": f"samples={arguments.shown}"}
     further = loop | {"method": arguments.method, "budget": f"samples={arguments.samples}", "init": str(shown)}
-    further |= {"rollout": 64} | METHODS[arguments.method]
+    # Other items than before: the same ones again would teach what is right for them, and not how to correct.
+    further |= {"rollout": 64, "seed": arguments.seed + 1} | METHODS[arguments.method]
     runs = {"sft": (shown, first)} | ({f"then {arguments.method}": (tried, further)} if arguments.samples else {})
     for folder, settings in runs.values():
         config = make_config(given | settings, "tiny")
@@ -164,7 +166,7 @@ def main() -> None:
     """Train, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--method", default="grpo", choices=("ppo", "grpo"))
+    parser.add_argument("--method", default="sft", choices=("sft", "ppo", "grpo"))
     parser.add_argument("--shown", type=int, default=6144)
     parser.add_argument("--samples", type=int, default=0)
     parser.add_argument("--items", type=int, default=2048)

@@ -50,12 +50,14 @@ TOPBLOCK = tuple(
 )
 SHORT = ("--budget", "samples=4096")
 """Of the tasks on which a run is only to show that something is learned."""
+SHORTER = ("--budget", "samples=2560", "--items", "1024")
 OTHERS = (
     Run("stability-sft-1", "towers-stability", "sft", 1),
     Run("stability-ppo-1", "towers-stability", "ppo", 1, SHORT),
     Run("place-ppo-0", "balance-place", "ppo", 0, SHORT),
-    Run("aim-ppo-0", "collision-aim", "ppo", 0, SHORT),
-    Run("brace-ppo-0", "support-brace", "ppo", 0, SHORT),
+    Run("aim-ppo-0", "collision-aim", "ppo", 0, SHORTER),
+    Run("brace-ppo-0", "support-brace", "ppo", 0, SHORTER),
+    Run("topblock-ppo-unsure-0", "towers-topblock", "ppo", 0, ("--entropy-bonus", "0.05")),
 )
 TESTS = {
     "towers-topblock": 300,
@@ -114,6 +116,7 @@ def measure(run: Run, folder: Path, model: str) -> dict[str, Any]:
         "task": run.task,
         "method": run.method,
         "seed": run.seed,
+        "options": list(run.options),
         "samples": training["budget"]["samples"],
         "tokens": training["budget"]["tokens"],
         "steps": training["budget"]["steps"],
@@ -144,6 +147,7 @@ def so_far(run: Run, folder: Path) -> dict[str, Any] | None:
         "task": run.task,
         "method": run.method,
         "seed": run.seed,
+        "options": list(run.options),
         "stopped_at": rows[-1]["samples"],
         "samples_to_criterion": samples_to(rows),
         "curve": curve(rows),
@@ -183,6 +187,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
                 label, colour = run["task"], None
                 if title == run["task"]:
                     label, (colour, _) = NAMES[run["method"]], look(run["method"])
+                    label = " ".join((label, *run["options"]))
                 label = f"{label}, stopped" if "stopped_at" in run else label
                 style = "--" if "stopped_at" in run else "-"
                 samples, success = [x for x, _, _ in run["curve"]], smoothed([y for _, y, _ in run["curve"]])
