@@ -1,12 +1,12 @@
 """What a second and a third attempt are worth, after training in the closed loop: the numbers and the picture of docs/interaction.md.
 
-    python benchmarks/interaction.py --out DIR [--shown 6144] [--samples 3072 --method sft] [--attempts 3] [-n 300] [--seed 0]
+    python benchmarks/interaction.py --out DIR [--shown 6144] [--samples 3072 --method sft] [--shift visual:2] [-n 300] [--seed 0]
 
-Shows `tiny` an expert who answers towers-topblock after attempts that failed (SFT), and may then show it more (`--samples`) of
-other items, or let it try for itself (`--method grpo` or `ppo`), with several attempts per scene and the memory of all of them. The adapters are asked new items: greedily with memory,
-sampled with memory, and with as many independent guesses (sampled, no memory): the last two have the same first attempts, so that they
-differ by what was seen. Prints a table, and the differences with bootstrap intervals over groups of items; draws an episode that took every
-attempt. What is there already is not done again.
+Shows `tiny` an expert who answers towers-topblock after attempts that failed (SFT), and may then show it more (`--samples`) of other
+items, or let it try for itself (`--method grpo` or `ppo`), with several attempts per scene and the memory of all of them. The
+adapters are asked new items: greedily with memory, sampled with memory, and with as many independent guesses (sampled, no memory):
+the last two have the same first attempts, so that they differ by what was seen. Prints a table, and the differences with
+bootstrap intervals over groups of items; draws an episode that took every attempt. What is there already is not done again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from probes.run import RunConfig, run
 from probes.trials import read_trials
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
+from stimuli.shifts import parse_shifts
 
 TASK = "towers-topblock"
 EDGE, TEXT = 224, 46
@@ -73,9 +74,14 @@ def adapters(out: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     return {name: folder for name, (folder, _) in runs.items()}
 
 
+def asked(folder: Path, way: Asked, stimuli: StimulusSet) -> Path:
+    """Where the replies of an adapter go that is asked a set in that way."""
+    return folder.with_name(f"{folder.name}_{way.name}_{stimuli.path.name}")
+
+
 def ask(folder: Path, way: Asked, stimuli: StimulusSet, attempts: int, model: Any) -> Summary:
     """What an adapter scores when it is asked in that way."""
-    out = folder.with_name(f"{folder.name}_{way.name}")
+    out = asked(folder, way, stimuli)
     settings = {"temperature": way.temperature, "attempts": attempts, "memory": way.memory}
     run(RunConfig("tiny", str(stimuli.path), adapter=str(folder), **settings), stimuli, out, model=model)  # type: ignore[arg-type]
     return summarise(out)
@@ -107,7 +113,7 @@ def difference(one: dict[str, float], other: dict[str, float], stimuli: Stimulus
 
 def differences(folder: Path, stimuli: StimulusSet, attempts: int) -> None:
     """Print what further attempts add to the first, and memory to independent guesses."""
-    found = {way.name: solved(folder.with_name(f"{folder.name}_{way.name}"), attempts) for way in WAYS}
+    found = {way.name: solved(asked(folder, way, stimuli), attempts) for way in WAYS}
 
     def within(way: str, k: int) -> dict[str, float]:
         return {item: row[k - 1] for item, row in found[way].items()}
@@ -172,14 +178,18 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=2048)
     parser.add_argument("--attempts", type=int, default=3)
     parser.add_argument("-n", type=int, default=300)
+    parser.add_argument("--shift", default="", help="of the items that are asked, such as visual:2")
+    parser.add_argument("--test-seed", type=int, default=77, help="of the items that are asked")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     keep_freed_memory()
     from probes.models.loading import load_model
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    place = arguments.out / "stimuli"
-    stimuli = StimulusSet.load(place) if place.is_dir() else make_set(TASK, arguments.n, 77, place)
+    place = arguments.out / ("new" if not arguments.shift else arguments.shift.replace(":", "-"))
+    if not place.is_dir():
+        make_set(TASK, arguments.n, arguments.test_seed, place, shifts=parse_shifts(arguments.shift))
+    stimuli = StimulusSet.load(place)
     attempts = arguments.attempts
     print(f"{TASK}, {len(stimuli)} new items, {attempts} attempts\n")
     headers = (*(f"within {k}" for k in range(1, attempts + 1)), f"{attempts} like the first", "same", "read")
@@ -200,8 +210,7 @@ def main() -> None:
     print(
         f"\n{attempts} random answers {guess['chance']:.3f}, best {attempts} constants {guess['constants']['score']:.3f}"
     )
-    last = list(trained.values())[-1]
-    episode(last.with_name(f"{last.name}_memory"), stimuli, attempts, arguments.out / "interaction.png")
+    episode(asked(list(trained.values())[-1], WAYS[0], stimuli), stimuli, attempts, arguments.out / "interaction.png")
 
 
 if __name__ == "__main__":
