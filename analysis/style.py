@@ -132,13 +132,16 @@ def signed(value: float) -> str:
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 
-def legend_above(figure: Figure, axes: Axes, ncols: int = 3) -> None:
-    """The legend of one axes above the whole figure, points with intervals first."""
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: not hasattr(handles[i], "has_yerr"))
+def legend_above(figure: Figure, axes: Axes | None = None, ncols: int = 3) -> None:
+    """One legend above the whole figure, of one panel or (None) of all together; points with intervals first."""
+    known: dict[str, Any] = {}
+    for panel in [axes] if axes is not None else figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    labels = sorted(known, key=lambda label: not hasattr(known[label], "has_yerr"))
     figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        [known[label] for label in labels],
+        labels,
         loc="outside upper left",
         ncols=ncols,
         handlelength=1.8,

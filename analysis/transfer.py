@@ -100,7 +100,7 @@ def transfer_matrix(
         title="Transfer matrix: success rate of every training on every test, with 95 % intervals",
         table=frame,
         how=(
-            "rate: mean of the runs' rates; estimate, difference, odds_ratio: mixed-effects model per test, "
+            "rate: mean of the runs' rates; estimated rate, difference, odds_ratio: mixed-effects model per test, "
             + "; ".join(f"{formula} ({', '.join(tests)})" for formula, tests in formulas.items())
             + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {INTERVALS}; {RULE}; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); Holm over"
             f" all trainings and tests of a model; equivalence: TOST of the difference within +-{bound:g}, alpha {alpha:g}, on the two sides of its interval;"

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,13 @@ def simulate(kind: str, n_runs: int, rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for (method, seed), answers in zip(names, KINDS[kind](rng, n_runs), strict=True):
         trained = method != "none"
-        about = {"run": f"{method}-{seed}", "method": method, "seed": seed, "model": "simulated", "test_task": TASK}
+        about: dict[str, Any] = {
+            "run": f"{method}-{seed}",
+            "method": method,
+            "seed": seed,
+            "model": "simulated",
+            "test_task": TASK,
+        }
         about |= {"train_tasks": TASK if trained else "none", "transfer": "within" if trained else None}
         items = [f"i{number}" for number in range(ITEMS)]
         rows.append(pd.DataFrame({"item_id": items, "correct": answers.astype(int)}).assign(**about))

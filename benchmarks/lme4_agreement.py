@@ -171,8 +171,8 @@ def _variance_components(ours: FitResult, reference: pd.DataFrame) -> float:
 
 
 def _same(ours: str, theirs: str) -> bool:
-    base = theirs.rpartition(".")[0] if theirs.rpartition(".")[2].isdigit() else theirs
-    return sorted(ours.split(":")) == sorted(base.split(":"))
+    base = re.sub(r"\.\d+$", "", theirs)
+    return sorted(ours.split(":")) == sorted(re.split("[:.]", base))
 
 
 def _modes(ours: FitResult, path: Path) -> float:

@@ -54,4 +54,4 @@ def calibration(bins: pd.DataFrame, stem: Path) -> None:
         proportions(axes, "x")
         axes.set_xlabel("Probability of the answer given")
         axes.set_ylabel("Proportion right")
-        legend_above(figure, axes, ncols=4)
+        legend_above(figure, ncols=4)

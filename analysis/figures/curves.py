@@ -65,4 +65,4 @@ def psychometric_curves(points: pd.DataFrame, curves: pd.DataFrame, stem: Path) 
                 axes.set_title(str(panel), loc="left")
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
-        legend_above(figure, grid[0, 0], ncols=4 if columns == 1 else 6)
+        legend_above(figure, ncols=4 if columns == 1 else 6)

@@ -36,7 +36,8 @@ def forest(estimates: pd.DataFrame, stem: Path, axis: str, bound: float | None =
                 continue
             estimate, low, high = estimates.loc[index, ["estimate", "low", "high"]].to_numpy(float)
             if not np.isfinite(estimate):
-                axes.text(0, place, "not estimable", ha="center", va="center", fontsize=6.5, color=GREY)
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+                axes.text(0, place, "not estimable", ha="center", va="center", fontsize=6.5, color=GREY, bbox=box)
                 continue
             clear = np.isfinite([low, high]).all() and not low <= 0 <= high
             if np.isfinite([low, high]).all():

@@ -49,4 +49,4 @@ def learning_curves(
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         grid[0, 0].set_ylabel(ylabel)
-        legend_above(figure, grid[0, 0], ncols=4)
+        legend_above(figure, ncols=4)

@@ -50,7 +50,7 @@ def means(cells: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, stem
             for label in last.get_xticklabels():
                 label.set_horizontalalignment("right")
                 label.set_rotation_mode("anchor")
-        legend_above(figure, grid[0, 0], ncols=4)
+        legend_above(figure, ncols=4)
 
 
 def wrapped(test: str) -> str:

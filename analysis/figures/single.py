@@ -93,7 +93,7 @@ def psychometric(
         proportions(axes)
         axes.set_xlabel(f"← {options[1]}      Physical margin      {options[0]} →")
         axes.set_ylabel(f"P(“{signal}”)")
-        legend_above(figure, axes)
+        legend_above(figure)
         return _finished(figure, out)
 
 
@@ -140,7 +140,7 @@ def success(
         proportions(axes)
         axes.set_xlabel(name)
         axes.set_ylabel("Proportion successful")
-        legend_above(figure, axes)
+        legend_above(figure)
         return _finished(figure, out)
 
 

@@ -102,10 +102,11 @@ def _figure(table: pd.DataFrame, bound: float) -> Figure:
     lines = table.rename(columns={"difference_low": "low", "difference_high": "high", "contrast": "label"})
     lines = lines.rename(columns={"difference": "estimate", "transfer": "group"})
     shown = lines[["group", "label", "estimate", "low", "high"]].reset_index(drop=True)
+    told = table[table["n_tests"] > 0] if (table["n_tests"] > 0).any() else table
     caption = (
         f"Planned contrasts of {model} by level of transfer: differences in success rate with 95 % intervals from those of the"
         f" rates (Zou & Donner, 2008), t between runs"
-        f" ({int(table['n_runs'].min())} to {int(table['n_runs'].max())} runs of trained models a contrast). Filled: the interval does"
+        f" ({int(told['n_runs'].min())} to {int(told['n_runs'].max())} runs of trained models a contrast). Filled: the interval does"
         f" not contain 0. Grey band: differences within ±{bound:g}, too small to matter."
     )
     return Figure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -17,9 +18,9 @@ from analysis.transfer import transfer_matrix
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "transfer")
 RATES = (
     "rate",
-    "estimate",
-    "estimate_low",
-    "estimate_high",
+    "estimated_rate",
+    "estimated_rate_low",
+    "estimated_rate_high",
     "interval",
     "difference",
     "difference_low",
@@ -32,6 +33,7 @@ RATES = (
     "n_runs",
     "n_trials",
 )
+OF_MODEL = {f"estimate{end}": f"estimated_rate{end}" for end in ("", "_low", "_high")}
 SIZES = ("odds_ratio", "odds_low", "odds_high", "interval", "h", "best_shortcut", "p_shortcut", "p_shortcut_holm")
 
 
@@ -52,7 +54,8 @@ def section(material: Material) -> Section:
         "What does each training change, on the trained task and beyond it?",
         tuple(_answer(trained, settings.alpha)),
         {
-            "matrix": some_columns(found, [*CELL, *RATES], found.title),
+            # A rate here, where `estimate` in all other tables is on the scale of log odds.
+            "matrix": some_columns(replace(found, table=table.rename(columns=OF_MODEL)), [*CELL, *RATES], found.title),
             "sizes": some_columns(
                 found, [*CELL, *SIZES], "The same: odds ratios, effect sizes, and the best shortcut rule"
             ),
