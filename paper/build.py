@@ -43,6 +43,7 @@ class Paper:
         numbers: How many there are.
         missing: Part -> why it was not made.
         failed: Parts that could not be made although they should: news for the makers of this program.
+        unfinished: Runs of the study that are not finished.
         problem: Why there is no PDF, with what to do; empty if there is one.
         lacks_tex: Whether it is only that TeX is not installed.
     """
@@ -54,13 +55,14 @@ class Paper:
     numbers: int
     missing: dict[str, str]
     failed: tuple[str, ...]
+    unfinished: int
     problem: str
     lacks_tex: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data."""
         return {
-            **{name: getattr(self, name) for name in ("numbers", "missing", "problem", "lacks_tex")},
+            **{name: getattr(self, name) for name in ("numbers", "missing", "unfinished", "problem", "lacks_tex")},
             "out": str(self.out),
             "pdf": None if self.pdf is None else str(self.pdf),
             **{name: list(getattr(self, name)) for name in ("figures", "tables", "failed")},
@@ -70,6 +72,7 @@ class Paper:
         lines = [
             f"{len(self.figures)} figures, {len(self.tables)} tables and {self.numbers} numbers: {self.out / GENERATED}"
         ]
+        lines += [f"{self.unfinished} runs are not finished: build it again when they are"] if self.unfinished else []
         lines += [f"not made: {part}: {why}" for part, why in self.missing.items()]
         lines.append(f"paper: {self.pdf}" if self.pdf is not None else f"no PDF: {self.problem}")
         return "\n".join(lines)
@@ -129,6 +132,7 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         numbers=len(numbers.values),
         missing=missing,
         failed=tuple(failed),
+        unfinished=study.unfinished,
         problem=problem,
         lacks_tex=not slips and bool(tex.lacking()),
     )

@@ -80,6 +80,11 @@ class Study:
         return records(table[table["training"] == OVER_ALL])
 
     @property
+    def unfinished(self) -> int:
+        """Runs that are still going on, or were stopped: what they lack will change the numbers."""
+        return sum(s.expected is not None and s.n < s.expected for s in self.material.trials.sources)
+
+    @property
     def settings(self) -> Settings:
         """Bound, level and seed of the analysis."""
         return self.material.settings

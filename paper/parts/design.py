@@ -28,6 +28,7 @@ def part(study: Study) -> Part:
     numbers.count("trials.plain", len(plain))
     numbers.count("trials.controls", int((models["manner"].astype(str) != "").sum()))
     numbers.count("runs.trained", trained["run"].nunique())
+    numbers.count("runs.unfinished", study.unfinished)
     numbers.count("trials.failed", sum(d.n for d in study.material.trials.dropped if d.reason.startswith("failed")))
     read = plain["status"].astype(str) == "ok"
     numbers.number("unread.percent", 100 * float(1 - read.mean()), 1)
