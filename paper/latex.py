@@ -18,20 +18,22 @@ class Rows:
     cells: Sequence[Sequence[str]]
 
 
-def table(align: str, header: Sequence[str], groups: Sequence[Rows]) -> str:
+def table(align: str, header: Sequence[str], groups: Sequence[Rows], spaced: bool = False) -> str:
     """The inside of a table; caption, label and note stand in the manuscript, whose words they are.
 
     Args:
         align: Of the columns, as for `tabular`.
         header: Of the columns, as LaTeX.
         groups: The rows.
+        spaced: Whether rows stand apart, as they have to where cells have several lines.
     """
+    end = r" \\ \addlinespace" if spaced else r" \\"
     lines = [rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
     for number, group in enumerate(groups):
         if group.heading:
             lines += [r"\addlinespace"] * (number > 0)
             lines.append(rf"\multicolumn{{{len(header)}}}{{@{{}}l}}{{\emph{{{group.heading}}}}} \\")
-        lines += [" & ".join(cells) + r" \\" for cells in group.cells]
+        lines += [" & ".join(cells) + end for cells in group.cells]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from analysis.style import COLUMN_MM, GREY, LIGHT, PAGE_MM, drawing, legend_above, look, name_of
+from analysis.style import COLUMN_MM, GREY, LIGHT, drawing, legend_above, look, name_of
 
+DASHES: tuple[Any, ...] = ("-", (0, (3, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 METRICS = {"R2": "R²", "balanced accuracy": "Balanced accuracy"}
 
 
@@ -22,22 +24,12 @@ def decoding(sites: pd.DataFrame, stem: Path) -> None:
     panels = list(dict.fromkeys(own["panel"]))
     columns = 1 if len(panels) == 1 else 2
     rows = -(-len(panels) // columns)
-    dashes = dict(
-        zip(
-            dict.fromkeys(own.loc[own["method"] != "none", "training"]),
-            ("-", (0, (3, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1))),
-            strict=False,
-        )
-    )
-    with drawing(
-        stem,
-        16 + 33 * rows,
-        COLUMN_MM if columns <= 2 else PAGE_MM,
-        nrows=rows,
-        ncols=columns,
-        squeeze=False,
-        sharex=True,
-    ) as (figure, grid):
+    trainings = list(dict.fromkeys(own.loc[own["method"] != "none", "training"]))
+    dashes = {name: DASHES[i % len(DASHES)] for i, name in enumerate(trainings)}
+    with drawing(stem, 20 + 33 * rows, COLUMN_MM, nrows=rows, ncols=columns, squeeze=False, sharex=True) as (
+        figure,
+        grid,
+    ):
         named: set[str] = set()
         for axes, panel in zip(grid.flat, panels, strict=False):
             of_panel = own[own["panel"] == panel]
@@ -49,35 +41,36 @@ def decoding(sites: pd.DataFrame, stem: Path) -> None:
                 base["score"],
                 color=GREY,
                 marker="o",
-                ms=2.6,
+                ms=2.4,
                 lw=1.1,
                 zorder=2,
                 label=_once("base", named),
             )
-            for (method, training), line in of_panel[of_panel["method"] != "none"].groupby(
-                ["method", "training"], sort=False
-            ):
+            trained = of_panel[of_panel["method"] != "none"]
+            for (method, training), line in trained.groupby(["method", "training"], sort=False):
                 colour, marker = look(str(method))
                 line = line.sort_values("layer")
-                name = f"{name_of(str(method))}, {training}" if len(dashes) > 1 else name_of(str(method))
                 axes.plot(
                     line["layer"],
                     line["score"],
                     color=colour,
                     marker=marker,
-                    ms=2.6,
+                    ms=2.2,
                     lw=0.9,
-                    ls=dashes.get(training, "-"),
+                    ls=dashes[training],
                     zorder=3,
-                    label=_once(name, named),
+                    label=_once(name_of(str(method)), named),
                 )
             axes.set_title(panel, loc="left")
-            axes.set_ylabel(METRICS.get(str(of_panel["metric"].iloc[0]), str(of_panel["metric"].iloc[0])))
+            axes.set_ylabel(METRICS.get(str(of_panel["metric"].iloc[0]), str(of_panel["metric"].iloc[0])), fontsize=7)
             axes.set_xticks(sorted(set(of_panel["layer"])))
+        if len(trainings) > 1:  # lines by training, colours by method
+            for training in trainings:
+                grid[0, 0].plot([], [], color="black", lw=0.9, ls=dashes[training], label=f"on {training}")
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
-            axes.set_xlabel("Layer of the language model")
+            axes.set_xlabel("Layer")
         legend_above(figure, grid[0, 0], ncols=3)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from analysis.style import PAGE_MM, drawing
 
-WRAP = 47
+HEIGHT_MM, TEXT_MM = 64.0, 19.0
+"""Of the figure, and of the questions below the pictures."""
+WRAP = 44
+"""Characters that fit below a picture."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,17 @@ def stimuli(shown: Sequence[Shown], stem: Path) -> None:
         stem: Where to write, without suffix.
     """
     from matplotlib.image import imread
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with drawing(stem, 66, PAGE_MM, ncols=len(shown), squeeze=False) as (_, grid):
+    with drawing(stem, HEIGHT_MM, PAGE_MM, ncols=len(shown), squeeze=False) as (figure, grid):
+        below = TEXT_MM / HEIGHT_MM
+        engine = figure.get_layout_engine()
+        assert isinstance(engine, ConstrainedLayoutEngine)
+        engine.set(rect=(0, below, 1, 1 - below))
         for axes, item in zip(grid[0], shown, strict=True):
             axes.imshow(imread(item.picture))
             axes.set_axis_off()
             axes.set_title(item.title, loc="left", fontweight="bold")
-            wrapped = "\n".join(textwrap.wrap(item.prompt, WRAP * 4 // max(4, len(shown))))
-            axes.text(0, -0.03, wrapped, transform=axes.transAxes, ha="left", va="top", fontsize=5.2)
+            wrapped = "\n".join(textwrap.wrap(item.prompt, WRAP))
+            text = axes.text(0, -0.04, wrapped, transform=axes.transAxes, ha="left", va="top", fontsize=5.0)
+            text.set_in_layout(False)  # questions are longer than pictures are wide, and would shrink them

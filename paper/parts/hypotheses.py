@@ -54,7 +54,10 @@ def part(study: Study) -> Part:
     numbers.verdict("hypothesis.interaction", overall, AGREEMENTS)
     rows.append([INTERACTION, shown or NOT_RUN, overall])
     header = ["Finding of the reference study, in our words", "Here: difference in success rate, verdict", "Agreement"]
-    return Part(numbers, tables={"hypotheses": table(r"p{0.34\textwidth}p{0.46\textwidth}l", header, [Rows("", rows)])})
+    return Part(
+        numbers,
+        tables={"hypotheses": table(r"p{0.34\textwidth}p{0.46\textwidth}l", header, [Rows("", rows)], spaced=True)},
+    )
 
 
 def _shown(own: list[dict[str, Any]], study: Study) -> str:
