@@ -43,7 +43,7 @@ class Paper:
         numbers: How many there are.
         missing: Part -> why it was not made.
         failed: Parts that could not be made although they should: news for the makers of this program.
-        unfinished: Runs of the study that are not finished.
+        unfinished: Runs of the study that are not finished, and left out.
         problem: Why there is no PDF, with what to do; empty if there is one.
         lacks_tex: Whether it is only that TeX is not installed.
     """
@@ -72,7 +72,11 @@ class Paper:
         lines = [
             f"{len(self.figures)} figures, {len(self.tables)} tables and {self.numbers} numbers: {self.out / GENERATED}"
         ]
-        lines += [f"{self.unfinished} runs are not finished: build it again when they are"] if self.unfinished else []
+        lines += (
+            [f"{self.unfinished} runs are not finished, and left out: build it again when they are"]
+            if self.unfinished
+            else []
+        )
         lines += [f"not made: {part}: {why}" for part, why in self.missing.items()]
         lines.append(f"paper: {self.pdf}" if self.pdf is not None else f"no PDF: {self.problem}")
         return "\n".join(lines)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.contrasts import Contrasts, planned_contrasts
 from analysis.frame import load
+from analysis.logs import GROUNDING
 from analysis.material import Material, Settings, select
 from analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
 from analysis.section import Unanswerable
@@ -45,6 +46,7 @@ class Study:
         models: Of every model that was asked, what its runs say of it.
         registration: What was planned before anything was trained; None if nothing was.
         deviations: From it, as `probe study pack` found them.
+        unfinished: Runs that are going on or were stopped, and are left out.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Study:
     models: Mapping[str, Mapping[str, Any]]
     registration: Registration | None
     deviations: tuple[str, ...]
+    unfinished: int
 
     @cached_property
     def plain(self) -> pd.DataFrame:
@@ -80,11 +83,6 @@ class Study:
         return records(table[table["training"] == OVER_ALL])
 
     @property
-    def unfinished(self) -> int:
-        """Runs that are still going on, or were stopped: what they lack will change the numbers."""
-        return sum(s.expected is not None and s.n < s.expected for s in self.material.trials.sources)
-
-    @property
     def settings(self) -> Settings:
         """Bound, level and seed of the analysis."""
         return self.material.settings
@@ -107,7 +105,6 @@ def read_study(folder: Path, resamples: int = 200) -> Study:
         FrameError, RunError: If its runs cannot be read.
     """
     packed = (folder / LOGS).is_file()
-    live = [folder / name for name in (*ASKED, TRAININGS) if (folder / name).is_dir()]
     if not packed and not (folder / ASKED[0]).is_dir():
         raise PaperError(
             f"{folder} holds no study: give the folder that `probe study run` filled (studies/NAME), or what `probe study pack` made"
@@ -115,19 +112,34 @@ def read_study(folder: Path, resamples: int = 200) -> Study:
     registration = read_registration(folder) if (folder / REGISTRATION).is_file() else None
     bound = Settings().bound if registration is None else registration.bound
     settings = Settings(bound=bound, resamples=resamples)
-    # Beside its results, a study's folder has pilots and results of earlier designs, which are not read.
-    material = select(load([folder] if packed else live), settings, registration)
+    # Beside its results, a live study's folder has pilots, results of earlier designs, and runs that are going on.
+    trained = sorted((folder / TRAININGS).glob(f"*/{TRAINING}"))
+    sources = [folder] if packed else [*_finished(folder), *(path.parent for path in trained)]
+    if not sources:
+        raise PaperError(f"no run in {folder} is finished: let `probe study run` go on first")
+    material = select(load(sources), settings, registration)
     if material.plain.empty:
         raise PaperError(f"no model was asked a physics task in {folder}: let `probe study run` go on first")
     return Study(
         name=_name(folder),
         material=material,
-        trainings=tuple(_without_curves(path) for path in sorted((folder / TRAININGS).glob(f"*/{TRAINING}"))),
+        trainings=tuple(map(_without_curves, trained)),
         decodings=tuple(_read(path) for path in sorted((folder / DECODING).rglob(DECODED))),
         models=_models(folder),
         registration=registration,
+        unfinished=0 if packed else len(_asked(folder)) - len(_finished(folder)),
         deviations=tuple(_read(folder / STATE).get("deviations", ())) if (folder / STATE).is_file() else (),
     )
+
+
+def _asked(folder: Path) -> list[Path]:
+    """The runs of a live study; grounding questions belong to the battery that they begin."""
+    return [path for name in ASKED for path in runs_below(folder / name) if path.name != GROUNDING]
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Those of them that are finished: one that is going on is neither whole nor sure to be told from others."""
+    return [path for path in _asked(folder) if read_run(path).get("status") == "finished"]
 
 
 def _name(folder: Path) -> str:
