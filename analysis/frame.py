@@ -303,8 +303,9 @@ def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
     ordered = doubled.assign(_again=again).sort_values(["_again", "folder"], kind="stable")
     repeats = ordered[ordered["key"].duplicated() & ordered["_again"]]
     first = ordered.drop_duplicates("key").set_index("key").loc[repeats["key"]]
-    told = ["answer", "status", "success"]
-    same = (repeats[told].astype(str).to_numpy() == first[told].astype(str).to_numpy()).all(axis=1)
+    # A reply that could not be read has no answer, and two missing values are not equal.
+    then, now = (t[["answer", "status", "success"]].astype(object).fillna("") for t in (first, repeats))
+    same = (then.astype(str).to_numpy() == now.astype(str).to_numpy()).all(axis=1)
     repeats = repeats[same]
     reason = "plain or grounding trials that another run has as well, with the same answer"
     counts = repeats.groupby("folder", observed=True, sort=True).size()

@@ -72,6 +72,7 @@ def test_a_trial_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_battery_of_controls_may_repeat_the_plain_run(tmp_path: Path) -> None:
     plain, blank = run_rows(n=8), run_rows(n=8, manner="blank", seed=1)
+    plain[3] |= {"answer": None, "status": "no_answer", "success": False, "correct": False}  # twice unread is the same
     write_run(tmp_path / "plain", plain)
     write_run(tmp_path / "battery", [*plain, *blank])
     trials = load([tmp_path])
