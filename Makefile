@@ -58,7 +58,7 @@ docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The documentation is build/docs/index.html."
 
-test-slow: $(TEST_INSTALLED)
+test-slow: $(TEST_INSTALLED) $(DOCS_INSTALLED)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 clean:
