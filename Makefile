@@ -56,7 +56,7 @@ test: lint
 
 docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "The documentation is build/docs/index.html."
+	@echo "The documentation is build/docs/index.html; to search in it: $(BIN)/python -m http.server --directory build/docs"
 
 test-slow: $(TEST_INSTALLED) $(DOCS_INSTALLED)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
