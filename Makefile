@@ -1,5 +1,6 @@
 # make demo    install, ask the embedded model about 500 towers, write the summary and the figure
 # make test    lint, types, fast tests
+# make verify  recompute what the documents claim in numbers: claim, stated value, value now, verdict
 # make docs    the documentation as a site, in build/docs
 # PYTHON=python3.11 make install    uses another interpreter (3.11 or later)
 
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.installed-test
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
-.PHONY: help install demo test test-slow docs lint format clean
+.PHONY: help install demo test test-slow verify docs lint format clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -60,6 +61,9 @@ docs: $(DOCS_INSTALLED)
 
 test-slow: $(TEST_INSTALLED) $(DOCS_INSTALLED)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+verify: $(TEST_INSTALLED)
+	$(BIN)/python benchmarks/verify.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

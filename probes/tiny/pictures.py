@@ -155,7 +155,7 @@ def _pictures(arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[Picture]:
     ends = np.cumsum([shape[0] * shape[1] for shape in shapes])[:-1]
     boxes = np.split(arrays["boxes"], ends)
     return [
-        Picture(task, Scene.from_dict(scene), pixels, things, own.reshape(shape))  # type: ignore[arg-type]
+        Picture(task, Scene.from_dict(scene), pixels, things, own.reshape(shape))
         for (task, scene), pixels, things, own, shape in zip(
             described, arrays["pixels"], arrays["things"], boxes, shapes, strict=True
         )

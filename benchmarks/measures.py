@@ -1,0 +1,337 @@
+"""What `make verify` recomputes: every function gives one number, from small inputs, in seconds to a minute."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+SEED = 90_210
+"""Of everything that is sampled here: no document's numbers come from it."""
+TRAINED = {"towers-topblock": 1500, "towers-stability": 1500}
+TESTED = {"towers-topblock": 300, "towers-stability": 600}
+"""Items of the trainings whose scenes are looked for, and of the test sets, whose seed is `TEST_SEED`."""
+TEST_SEED = 77
+PRETRAINED = 2_000
+"""Scenes of pretraining that are drawn again: the first ones."""
+KILLS = 6
+
+
+@functools.cache
+def script(name: str) -> ModuleType:
+    """Another script of this folder."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", Path(__file__).parent / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def demo(what: str) -> float:
+    """A number of the summary of the demonstration: tiny on the standard towers."""
+    return float(_demo()[what])
+
+
+@functools.cache
+def _demo() -> dict[str, float]:
+    from analysis.summary import summarise
+    from probes.run import RunConfig, run
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(RunConfig("tiny", "towers"), _standard("towers-stability"), Path(folder) / "run")
+        found = summarise(Path(folder) / "run")
+    assert found.detection is not None
+    return {
+        "accuracy": found.accuracy.value,
+        "pairs": found.pairs.value,
+        "dprime": found.detection.d_prime,
+        "parse_rate": found.parse_rate,
+    }
+
+
+@functools.cache
+def _standard(task: str) -> Any:
+    from stimuli.standard import resolve
+
+    return resolve(task, jobs=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+def shortcut(task: str, name: str) -> float:
+    """What a shortcut scores on the standard set."""
+    return float(_standard(task).card["baselines"]["shortcuts"][name])
+
+
+def pixels(task: str) -> float:
+    """What a linear classifier on small pictures scores on the standard set, cross-validated by group."""
+    from stimuli.audit import audit
+
+    (found,) = (s.score for s in audit(_standard(task)).shortcuts if s.kind == "pixels")
+    return found
+
+
+def statics_and_bullet(task: str, n: int, least: float = 0.1) -> float:
+    """Share of random scenes beyond a margin on which the closed form and Bullet give the same answer."""
+    from stimuli.simulators import get_simulator
+    from stimuli.tasks import Unsatisfiable, get_task
+
+    the_task, simulator, rng = get_task(task), get_simulator(), np.random.default_rng(SEED)
+    conditions = [c for c in the_task.conditions() if max(map(abs, c.margin_bin)) > least]
+    agree: list[bool] = []
+    while len(agree) < n:
+        try:
+            scene = the_task.sample(rng, conditions[rng.integers(len(conditions))])
+        except Unsatisfiable:
+            continue
+        expected = the_task.statics_answer(scene)
+        if expected is None or abs(the_task.margin(scene)) < least:
+            continue
+        question = the_task.question(scene, the_task.variants()[0])
+        agree.append(the_task.solve(scene, question, simulator) == expected)
+    return float(np.mean(agree))
+
+
+def engines(task: str, of: float, n: int = 36) -> float:
+    """On how many of `of` items MuJoCo agrees with Bullet, from a small new set."""
+    from stimuli.agreement import check
+    from stimuli.generate import make_set
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = check(make_set(task, n, SEED, Path(folder) / "set", size=32), "mujoco")
+    return of * sum(cell.agree for cell in found.cells) / sum(cell.n for cell in found.cells)
+
+
+@functools.cache
+def _fitted(model: str) -> Any:
+    import pandas as pd
+
+    from analysis import fit
+
+    lme4_agreement = script("lme4_agreement")
+    trials = lme4_agreement.simulate_trials()
+    trials["method"] = pd.Categorical(trials["method"], ["none", "sft", "ppo"])
+    trials["shift"] = pd.Categorical(trials["shift"], ["none", "camera", "light"])
+    settings = lme4_agreement.MODELS[model]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fit(settings["formula"], trials, family=settings.get("family", "gaussian"))
+
+
+def lme4(model: str, what: str) -> float:
+    """A fit of the simulated trials: its log-likelihood, or how far its fixed effects are from lme4's stored ones."""
+    import pandas as pd
+
+    lme4_agreement = script("lme4_agreement")
+    found = _fitted(model)
+    if what == "log_likelihood":
+        return float(found.log_likelihood)
+    stored = json.loads((ROOT / "tests" / "data" / "lme4_trials.json").read_text(encoding="utf-8"))[model]
+    theirs = pd.DataFrame(stored["fixed"]).set_index("term")
+    ours = found.coefficients.rename(index=lme4_agreement.as_in_r).loc[theirs.index]
+    return float((np.abs(ours["estimate"] - theirs["estimate"]) / theirs["se"]).max())
+
+
+def coverage(test: str, runs: int) -> float:
+    """How often intervals cover the true effect, in a hundred simulated studies that no document's numbers come from."""
+    return float(np.nanmean([row[f"{test}_covers"] for row in _replications(runs)]))
+
+
+@functools.cache
+def _replications(runs: int, n: int = 100) -> list[dict[str, float]]:
+    type_one_error = script("type_one_error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [type_one_error.replicate(runs, 1_000_000 + number) for number in range(n)]
+
+
+def fit_seconds() -> float:
+    """CPU seconds of a logistic fit of 4,000 rows, once what is loaded late is loaded."""
+    from analysis import fit
+
+    mixed_effects = script("mixed_effects")
+    case = mixed_effects.SIZES["glmm-4k"]
+    data = mixed_effects.simulate(case["rows"], case["runs"], case["items"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(case["formula"], data.iloc[:400], family="binomial")
+        begun = time.process_time()
+        fit(case["formula"], data, family="binomial")
+    return time.process_time() - begun
+
+
+@functools.cache
+def _tiny() -> Any:
+    from probes.tiny.evaluate import load
+
+    return load()
+
+
+def parameters() -> float:
+    """Parameters of the embedded model, in millions."""
+    return sum(p.numel() for p in _tiny().model.parameters()) / 1e6
+
+
+def perception(family: str, ask: str, n: int = 64) -> float:
+    """Share of right answers of the embedded model to a perceptual question, on pictures that nobody has seen."""
+    from probes.tiny.evaluate import accuracies
+
+    return float(accuracies(_tiny(), family, n, seed=SEED, asks=[ask])[ask]["accuracy"])
+
+
+def scenes_of(task: str, n: int, seed: int) -> list[Any]:
+    """The scenes of a set or a training with that seed, without simulating or drawing them."""
+    from stimuli import design
+    from stimuli.tasks import get_task
+
+    the_task = get_task(task)
+    made: list[Any] = []
+    for plan in design.plan(the_task, -(-n // design.group_size(the_task)), seed):
+        for attempt in range(30):
+            try:
+                members = design.members(the_task, plan, design.group_rng(the_task, seed, plan.index, attempt))
+            except ValueError:
+                continue
+            made += [member.scene for member in members]
+            break
+    return made[:n]
+
+
+def geometry(scene: Any) -> tuple[Any, ...]:
+    """What a scene is built of and where, whatever it looks like."""
+
+    def rounded(numbers: Iterable[float]) -> tuple[float, ...]:
+        return tuple(round(number, 4) for number in numbers)
+
+    return tuple(
+        sorted(
+            (body.shape, rounded(body.size), rounded(body.position), rounded(body.orientation), round(body.mass, 4))
+            for body in scene.bodies
+        )
+    )
+
+
+@functools.cache
+def _scenes(task: str) -> tuple[list[Any], list[Any]]:
+    """Training scenes with their mirror images, and test scenes."""
+    from finetune.data import FIRST_SEED
+    from stimuli.scene import mirror
+
+    trained = scenes_of(task, TRAINED[task], FIRST_SEED)
+    return [*trained, *map(mirror, trained)], scenes_of(task, TESTED[task], TEST_SEED)
+
+
+def shared_scenes() -> float:
+    """Test scenes that a training has seen, or whose mirror image it has seen."""
+    shared = 0
+    for task in TRAINED:
+        trained, tested = _scenes(task)
+        known = {scene.content_hash for scene in trained}
+        shared += sum(scene.content_hash in known for scene in tested)
+    return shared
+
+
+def shared_geometry() -> float:
+    """Test towers of the judgement that are built as one that was trained on, or as its mirror image, in another look."""
+    trained, tested = _scenes("towers-stability")
+    known = {geometry(scene) for scene in trained}
+    return sum(geometry(scene) in known for scene in tested)
+
+
+def pretraining_scenes() -> float:
+    """Scenes of the embedded model's pretraining, or mirror images of them, that are in a test or standard set."""
+    from probes.tiny.pictures import CHUNK, sample_scene
+    from stimuli.scene import mirror
+    from stimuli.tasks import task_names
+
+    known: set[str] = set()
+    for chunk in range(PRETRAINED // CHUNK):
+        rng = np.random.default_rng([0, 1, chunk])  # as pretraining draws them
+        for _ in range(CHUNK):
+            scene = sample_scene(rng)[1]
+            known |= {scene.content_hash, mirror(scene).content_hash}
+    sets = [scenes_of(task, 100, seed) for task in task_names() for seed in (0, TEST_SEED)]
+    return sum(scene.content_hash in known for scenes in sets for scene in scenes)
+
+
+def irreproducible() -> float:
+    """Files that come out differently when commands are given again: a set, a run and an analysis, by one process and by two."""
+    with tempfile.TemporaryDirectory() as home:
+        made = []
+        for number, jobs in enumerate((1, 2)):
+            place = Path(home) / str(number)
+            place.mkdir()
+            _probe(place, f"stimuli make towers-stability -n 16 --size 48 --jobs {jobs} --out set")
+            _probe(place, "run --model heuristic --stimuli set --out run --no-references")
+            for log in place.glob("run/trials.jsonl"):
+                rows = [json.loads(line) for line in log.read_text().splitlines()]
+                kept = [{k: v for k, v in row.items() if k not in ("latency_s", "time")} for row in rows]
+                record = json.loads((log.parent / "run.json").read_text())
+                # So that the analysis reads the same bytes, as it does of one run.
+                for row in rows:
+                    row |= {"latency_s": 0.0, "time": ""}
+                log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                (log.parent / "rows.json").write_text(json.dumps(kept))
+                record["trials_sha256"] = hashlib.sha256(log.read_bytes()).hexdigest()
+                (log.parent / "run.json").write_text(json.dumps(record))
+            _probe(place, "analyze run --out analysis")
+            made.append(_files(place))
+    names = {name for files in made for name in files}
+    return sum(len({files.get(name) for files in made}) > 1 for name in names)
+
+
+def _files(place: Path) -> dict[str, str]:
+    """Hash by name of what should be the same: everything but the records of when and where a run was."""
+    return {
+        str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(place.rglob("*"))
+        if path.is_file() and path.name not in ("run.json", "config.toml", ".lock", "summary.json")
+    }
+
+
+def _probe(place: Path, arguments: str) -> None:
+    command = [sys.executable, "-m", "probes", *arguments.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PROBE_CACHE": str(place / "cache")}
+    subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True)
+
+
+def faults_after_kills() -> float:
+    """Faults that a small campaign of kills finds; see `reliability.py` for the whole one."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "reliability.py"), "--kills", str(3 * KILLS)]
+    done = subprocess.run(
+        [*command, "--only", "probing", "generation"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    if done.returncode and "FAULTS" not in done.stdout:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return float(done.stdout.count("\n  "))
+
+
+def learning_record() -> float:
+    """Trainings of learning.json that the document states otherwise, or whose interval is not that of their counts."""
+    from scipy.stats import binomtest
+
+    text = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
+    wrong = 0
+    for run in json.loads((ROOT / "docs" / "learning.json").read_text(encoding="utf-8")):
+        if run.get("success") is None or not run.get("n"):
+            continue
+        right = round(run["success"] * run["n"])
+        interval = binomtest(right, run["n"]).proportion_ci(method="wilson")
+        same = np.allclose([interval.low, interval.high], run["interval"], atol=0.002)
+        shown = f"{run['success']:.3f}".lstrip("0") or "0"
+        stated = re.search(rf"(?<!\d){re.escape(shown)}", text)
+        wrong += not (same and stated)
+    return wrong
