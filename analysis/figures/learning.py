@@ -37,9 +37,11 @@ def learning_curves(
                     axes.plot(line["samples"], line["value"], color=colour, lw=0.5, alpha=0.45, zorder=2)
                 mean = means[(means["panel"] == panel) & (means["method"] == method)].sort_values("samples")
                 if len(mean):
-                    axes.fill_between(
-                        mean["samples"], mean["low"], mean["high"], color=colour, alpha=0.18, lw=0, zorder=2
-                    )
+                    # With two runs, t has one degree of freedom, and the band says nothing that the two lines do not.
+                    if own["run"].nunique() > 2:
+                        axes.fill_between(
+                            mean["samples"], mean["low"], mean["high"], color=colour, alpha=0.18, lw=0, zorder=2
+                        )
                     axes.plot(mean["samples"], mean["mean"], color=colour, lw=1.4, zorder=3, label=name_of(str(method)))
             proportions(axes)
             axes.set_xlim(left=0)

@@ -87,7 +87,7 @@ def _add(
     figures.append(
         Figure(
             joined("learning", "" if name == "training" else name),
-            f"Learning curves: {caption}{averaged}. Thin lines: runs ({counts}); thick: means over runs with 95 % t intervals"
+            f"Learning curves: {caption}{averaged}. Thin lines: runs ({counts}); thick: means over runs, of three or more with 95 % t intervals"
             f" between runs, over the samples that all runs have seen. Dashed: the criterion of {settings.criterion:g}.",
             partial(learning_curves, runs, means, criterion=settings.criterion),
         )
