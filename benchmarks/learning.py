@@ -200,7 +200,9 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
             panel.set_title(title)
             panel.set_xlabel("samples")
             panel.set_ylim(0, 1)
-            panel.legend(loc="upper left")
+            # Where no curve is: these rise to the upper right.
+            place = {"loc": "lower right", "bbox_to_anchor": (1, 0.2)} if title in TESTS else {"loc": "upper left"}
+            panel.legend(**place)
             proportions(panel)
         axes[0][0].set_ylabel("success of sampled replies")
         save(figure, file)
