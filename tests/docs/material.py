@@ -77,7 +77,6 @@ def trials(folder: Path) -> None:
 
 
 MATERIAL: dict[str, Callable[[Path], None]] = {
-    "analysis.md": runs,
     "from-lme4.md": trials,
     "own-set.md": own_set,
     "own-task.md": own_task,
