@@ -48,7 +48,9 @@ def part(study: Study) -> Part:
     seeds = trained.groupby(["method", "train_tasks", "regime"], observed=True)["seed"].nunique()
     numbers.count("seeds.most", int(seeds.max()) if len(seeds) else 0)
     numbers.count("seeds.fewest", int(seeds.min()) if len(seeds) else 0)
-    numbers.verdict("seeds.equal", "yes" if len(set(seeds)) <= 1 else "no", ("yes", "no"))
+    several = [int(n) > 1 for n in seeds]
+    found = "one" if not any(several) else "several" if all(several) else "mixed"
+    numbers.verdict("seeds", found, ("one", "several", "mixed"))
     numbers.phrase("methods", listed([name_of(m) for m in study.methods]) or "none")
     _registration(numbers, study)
     _models(numbers, study)
