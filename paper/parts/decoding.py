@@ -51,7 +51,7 @@ def part(study: Study) -> Part:
         name = f"decoding.{key_of(result['stimuli']['task'])}.{result['target']['name']}"
         for reference, score in result.get("references", {}).items():
             if f"{name}.{reference}" not in numbers:
-                low, high = score["score_ci"]
+                low, high = score["ci"]
                 numbers.rate(f"{name}.{reference}", float(score["score"]), float(low), float(high))
     base, trained = record[record["method"] == "none"], record[record["method"] != "none"]
     told = base["low"] > base["chance"]
@@ -95,7 +95,7 @@ def _rows(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> 
             "training": condition,
             "is_record": site["part"] == "language" and site["position"] == POSITION and site["layer"] == last,
         }
-        low, high = site["score_ci"]
+        low, high = site["ci"]
         rows.append(
             shared
             | {
@@ -109,7 +109,7 @@ def _rows(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> 
         found = after.get(site["site"])
         if found is not None:
             low, high = found["score_ci"]
-            change = found.get("difference_ci") or (math.nan, math.nan)
+            change = found["ci"]
             rows.append(
                 shared
                 | {"method": method, "score": found["score"], "low": low, "high": high, "p": math.nan}

@@ -151,11 +151,11 @@ def decoded(target: str, task: str, adapter_sha256: str, seed: int) -> dict[str,
         name = f"{part}-{layer}-{position}"
         base.append(
             {"site": name, "part": part, "layer": layer, "position": position, "score": score}
-            | {"score_ci": [score - 0.1, score + 0.1], "chance_95": 0.05, "p_familywise": 0.05}
+            | {"ci": [score - 0.1, score + 0.1], "p_familywise": 0.05}
         )
         compared.append(
             {"site": name, "score": score + gain, "score_ci": [score + gain - 0.1, score + gain + 0.1]}
-            | {"difference": gain, "difference_ci": [gain - 0.05, gain + 0.05], "p": 0.5}
+            | {"difference": gain, "ci": [gain - 0.05, gain + 0.05]}
         )
     return {
         "config": {"compare": "adapters/some", "target": target},
@@ -166,8 +166,8 @@ def decoded(target: str, task: str, adapter_sha256: str, seed: int) -> dict[str,
         "settings": {"permutations": 20},
         "sites": base,
         "references": {
-            "pixels": {"score": 0.1, "score_ci": [0.0, 0.2]},
-            "cues": {"score": 0.8, "score_ci": [0.7, 0.9]},
+            "pixels": {"score": 0.1, "ci": [0.0, 0.2]},
+            "cues": {"score": 0.8, "ci": [0.7, 0.9]},
         },
         "compare": {"model": {"adapter_sha256": adapter_sha256}, "sites": compared},
     }
