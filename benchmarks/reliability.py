@@ -38,7 +38,7 @@ from probes.trials import RUN, RunError, read_run, read_trials
 from stimuli.dataset import StimulusError, StimulusSet
 from stimuli.generate import make_set
 
-ITEMS, SIZE = 48, 32
+ITEMS, SIZE = 240, 32
 TICK = 0.001
 """Seconds between two looks at how much processor time a command has used."""
 TIMES = ("latency_s", "time")
@@ -394,7 +394,7 @@ def mishaps(place: Path) -> Iterator[tuple[str, str, bool]]:
 
     def bounded() -> None:
         # Beyond it writing fails, as on a full disk; the signal that comes with it is ignored by Python.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     full = place / "full"
     code, told = ended(command(full), bounded)
@@ -443,7 +443,7 @@ def mishaps(place: Path) -> Iterator[tuple[str, str, bool]]:
             def now(cls, tz: Any = None) -> Any:
                 return datetime.datetime.now(tz) + datetime.timedelta(seconds=rng.uniform(-86_400, 86_400))
 
-        module.datetime = Jumping  # type: ignore[misc]
+        module.datetime = Jumping  # type: ignore[attr-defined]
         real = time.time
         time.time = lambda: real() + rng.uniform(-86_400, 86_400)
 
