@@ -152,7 +152,10 @@ def _name(folder: Path) -> str:
 def _models(folder: Path) -> dict[str, Mapping[str, Any]]:
     """What runs without an adapter say of their model: weights, parameters, and the size at which it sees pictures."""
     found: dict[str, Mapping[str, Any]] = {}
-    for path in runs_below(folder / ASKED[0]):
+    packed = (folder / LOGS).is_file()
+    for path in runs_below(folder if packed else folder / ASKED[0]):
+        if packed and path.relative_to(folder).parts[0] != ASKED[0]:
+            continue
         record = read_run(path)
         model = record.get("model") or {}
         if not model.get("adapter_sha256"):
