@@ -82,6 +82,6 @@ def test_pages_fit_the_screen(site: Path, address: str, chromium: Browser, width
 def test_what_is_searched_is_found(address: str, chromium: Browser) -> None:
     chromium.resize(1280, 844)
     chromium.open(f"{address}/index.html?q=equivalence")
-    chromium.wait("return document.querySelectorAll('.md-search-result__item').length")
+    chromium.wait("return document.querySelectorAll('.md-search-result__item').length", 120)
     asked = chromium.run("return performance.getEntriesByType('resource').map((r) => new URL(r.name).host)")
     assert set(asked) == {address.removeprefix("http://")}, "the site asks other hosts"
