@@ -21,7 +21,7 @@ SMALL: dict[tuple[str, ...], dict[str, str]] = {
         "--batch": "8",
         "--jobs": "1",
     },
-    ("decode",): {"--permutations": "2", "--directions": "2", "--limit": "40", "--layers": "1,2", "--jobs": "1"},
+    ("decode",): {"--permutations": "2", "--directions": "2", "--limit": "48", "--layers": "1,2", "--jobs": "1"},
     ("power",): {"--runs": "3,4", "--items": "20,30", "--simulations": "100"},
     ("report",): {"--motions": "1", "--size": "64"},
 }
