@@ -209,12 +209,14 @@ class Sums:
     kind: str
 
     def score(self, counts: Floats) -> Floats:
-        """(draws,) scores when group g is counted counts[draw, g] times."""
+        """(draws,) scores when group g is counted counts[draw, g] times; NaN where the target does not vary in what is counted."""
         sums = counts @ self.table
         if self.kind == "number":
             n, total, squares, errors = sums.T
             # R2 on the pooled predictions, about the mean of the very items that are counted; it may be negative.
-            return np.asarray(1 - errors / (squares - total**2 / n))
+            spread = squares - total**2 / np.maximum(n, 1)
+            varies = spread > 1e-9 * np.maximum(squares, 1e-300)
+            return np.where(varies, 1 - errors / np.where(varies, spread, 1), np.nan)
         half = sums.shape[1] // 2
         hits, totals = sums[:, :half], sums[:, half:]
         with np.errstate(invalid="ignore", divide="ignore"):

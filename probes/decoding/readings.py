@@ -116,7 +116,7 @@ class Reading:
         score: R2 or balanced accuracy of the pooled out-of-fold predictions; not clipped.
         interval: 95 % bootstrap interval over groups (predictions fixed).
         secondary: Pearson's r, or the area under the ROC curve of a two-class label; None for more classes.
-        by_fold: The score within every outer fold.
+        by_fold: The score within every outer fold; None where the target does not vary in it.
         nulls: (permutations,) scores of permuted values, found by the same nested procedure.
         arbitrary: (draws,) scores of the control tasks.
         penalties: Chosen in every outer fold: alpha of the ridge, or C of the logistic regression.
@@ -129,7 +129,7 @@ class Reading:
     score: float
     interval: tuple[float, float]
     secondary: float | None
-    by_fold: list[float]
+    by_fold: list[float | None]
     nulls: Floats
     arbitrary: Floats
     penalties: list[float]
@@ -199,7 +199,7 @@ def read(x: Floats, problem: Problem, *, controls: bool = True) -> Reading:
         float(scores[0]),
         interval(boot),
         secondary,
-        [float(s) for s in sums[0].score(tested)],
+        [float(s) if np.isfinite(s) else None for s in sums[0].score(tested)],
         scores[1 : 1 + n_null],
         scores[1 + n_null :],
         [float(p) for p in penalties],

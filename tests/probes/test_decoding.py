@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from probes.decoding import DecodingError
 from probes.decoding.controls import arbitrary_columns, permuted_columns, pixel_features
-from probes.decoding.crossval import ALPHAS, _scaled, logistic, logistic_model, make_folds, permuted, ridge
+from probes.decoding.crossval import ALPHAS, _scaled, logistic, logistic_model, make_folds, permuted, r2_sums, ridge
 from probes.decoding.intervention import direction, outcomes
 from probes.decoding.readings import make_problem, read
 from probes.decoding.store import DONE, collect
@@ -543,3 +543,12 @@ def test_settings_that_cannot_be() -> None:
     for settings in ({"adapter": "a", "compare": "b"}, {"intervene": "some"}, {"directions": 0}):
         with pytest.raises(DecodingError):
             DecodeConfig("tiny", "set", "margin", **settings)  # type: ignore[arg-type]
+
+
+def test_draws_in_which_the_target_does_not_vary_have_no_score() -> None:
+    target, groups = np.array([1.0, 1.0, 2.0, 3.0]), np.array([0, 0, 1, 1])
+    sums = r2_sums(target, target + 0.1, groups)
+    whole, constant, varied = sums.score(np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 1.0]]))
+    assert np.isnan(constant)
+    assert whole == pytest.approx(1 - 0.04 / np.sum((target - target.mean()) ** 2))
+    assert varied == pytest.approx(1 - 0.02 / 0.5)
