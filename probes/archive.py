@@ -1,7 +1,7 @@
 """Archived logs: all runs below a folder as two Parquet files, from which every log comes back byte for byte.
 
 FOLDER/logs.parquet    the rows of all logs in their order, with the folder of the run in front
-FOLDER/runs.parquet    the folder of every run, and its run.json as it was written
+FOLDER/runs.parquet    the folder of every run, and its run.json, with the names of sets in place of absolute paths
 
 `probes.trials` looks here for a run whose folder is not on the disk; so everything that reads runs reads archived ones as
 well. Because logs come back byte for byte, the hash that a run noted when it ended still tells whether it was edited.
