@@ -43,10 +43,16 @@ class Run:
     options: tuple[str, ...] = field(default=())
 
 
-TOPBLOCK = tuple(
-    Run(f"topblock-{method}-{seed}", "towers-topblock", method, seed)
-    for seed in range(3)
-    for method in ("ppo", "grpo", "rloo")
+UNSURE = ("--entropy-bonus", "0.05")
+"""Of PPO: what keeps its replies varied for as long as RLOO's preset does."""
+TOPBLOCK = (
+    *(
+        Run(f"topblock-{method}-{seed}", "towers-topblock", method, seed)
+        for seed in range(3)
+        for method in ("grpo", "rloo")
+    ),
+    *(Run(f"topblock-ppo-unsure-{seed}", "towers-topblock", "ppo", seed, UNSURE) for seed in range(3)),
+    Run("topblock-ppo-0", "towers-topblock", "ppo", 0),
 )
 SHORT = ("--budget", "samples=4096")
 """Of the tasks on which a run is only to show that something is learned."""
@@ -56,8 +62,8 @@ OTHERS = (
     Run("stability-ppo-1", "towers-stability", "ppo", 1, SHORT),
     Run("place-ppo-0", "balance-place", "ppo", 0, SHORT),
     Run("aim-ppo-0", "collision-aim", "ppo", 0, SHORTER),
-    Run("brace-ppo-0", "support-brace", "ppo", 0, SHORTER),
-    Run("topblock-ppo-unsure-0", "towers-topblock", "ppo", 0, ("--entropy-bonus", "0.05")),
+    Run("aim-ppo-unsure-0", "collision-aim", "ppo", 0, UNSURE),
+    Run("brace-ppo-unsure-0", "support-brace", "ppo", 0, UNSURE),
 )
 TESTS = {
     "towers-topblock": 300,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,9 @@ class Record:
     rows: list[dict[str, float]] = field(default_factory=list)
     tokens_before: int = 0
     """Tokens seen before this process was started, by the run that it goes on with."""
+    seconds_before: float = 0.0
+    """Seconds until the checkpoint that this process goes on from; what was done after it, and is done again, does not count."""
+    cpu_seconds_before: float = 0.0
 
     @property
     def last(self) -> dict[str, float]:
@@ -112,11 +116,25 @@ class Monitor(TrainerCallback):
         self.record = Record()
         self._samples_per_step, self._token_budget, self._progress = samples_per_step, token_budget, progress
         self._unread = self._unmoved = self._even = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start the clocks of this process."""
+        self._clock, self._cpu = time.monotonic(), time.process_time()
+
+    def spent(self) -> dict[str, float]:
+        """Seconds, and CPU-seconds of this process, that the training has taken, those before its checkpoint included."""
+        return {
+            "seconds": round(self.record.seconds_before + time.monotonic() - self._clock, 1),
+            "cpu_seconds": round(self.record.cpu_seconds_before + time.process_time() - self._cpu, 1),
+        }
 
     def resume(self, checkpoint: Path) -> None:
         """Go on with the record of a checkpoint."""
         stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        self.record = Record(stored["rows"], int(stored["tokens"]))
+        spent = stored.get("spent", {})
+        before = (float(spent.get(name, 0.0)) for name in ("seconds", "cpu_seconds"))
+        self.record = Record(stored["rows"], int(stored["tokens"]), *before)
         self._unread, self._unmoved, self._even = stored["patience"]
         lines = "".join(json.dumps(row) + "\n" for row in self.record.rows)
         (checkpoint.parent / LIVE).write_text(lines, encoding="utf-8")
@@ -157,7 +175,12 @@ class Monitor(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             patience = [self._unread, self._unmoved, self._even]
-            stored = {"rows": self.record.rows, "tokens": self.record.last.get("tokens", 0), "patience": patience}
+            stored = {
+                "rows": self.record.rows,
+                "tokens": self.record.last.get("tokens", 0),
+                "patience": patience,
+                "spent": self.spent(),
+            }
             (folder / STATE).write_text(json.dumps(stored), encoding="utf-8")
             (folder / COMPLETE).write_text("")
 

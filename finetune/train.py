@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,14 +158,12 @@ def _train(
         monitor.resume(checkpoint)
         course.resume(checkpoint)
         logging.getLogger(__name__).info("going on from %s", checkpoint)
-    started, clock, cpu = datetime.now(UTC), time.monotonic(), time.process_time()
+    started = datetime.now(UTC)
+    monitor.start()
     with _quiet():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         trainer.save_model(str(folder))
-    result = _result(config, policy, data, course, monitor, planned, started) | {
-        "seconds": round(time.monotonic() - clock, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-    }
+    result = _result(config, policy, data, course, monitor, planned, started)
     state.wait_for_everyone()
     if state.is_main_process:
         if (folder / WEIGHTS).is_file():
@@ -365,6 +362,7 @@ def _result(
         "hardware": hardware(),
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        **monitor.spent(),
         **course.summary(),
         "curves": monitor.record.rows,
         "adapter_sha256": None,

@@ -70,7 +70,14 @@ def test_the_record_goes_on_from_a_checkpoint(tmp_path):
     further.resume(last_checkpoint(tmp_path))
     log(further, 6, optimiser_tokens=10.0)
     assert [row["tokens"] for row in further.record.rows] == [5000, 5010]
-    assert json.loads((tmp_path / "checkpoint-5" / "monitor.json").read_text())["patience"] == [0, 1, 0]
+    stored = json.loads((tmp_path / "checkpoint-5" / "monitor.json").read_text())
+    assert stored["patience"] == [0, 1, 0]
+    spent = stored["spent"] | {"seconds": 100.0, "cpu_seconds": 90.0}
+    (tmp_path / "checkpoint-5" / "monitor.json").write_text(json.dumps(stored | {"spent": spent}))
+    last = Monitor(CONFIG, 16.0)
+    last.resume(last_checkpoint(tmp_path))
+    assert 100 <= last.spent()["seconds"] < 200
+    assert 90 <= last.spent()["cpu_seconds"] < 190
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
