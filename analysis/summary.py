@@ -44,6 +44,7 @@ class Summary:
     Attributes:
         run: Folder of the run.
         model: Model, as the user named it.
+        adapter: What the folder of its adapter is called; empty if it has none.
         stimuli: Stimulus set, as the run records it.
         task: Task name.
         headline: What the proportion of successes is called: answers are right ("accuracy"), actions work.
@@ -72,6 +73,7 @@ class Summary:
 
     run: str
     model: str
+    adapter: str
     stimuli: str
     task: str
     headline: str
@@ -97,12 +99,18 @@ class Summary:
     memory: str = "none"
     guesses: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Who was asked: the model, and the adapter that it wore."""
+        return f"{self.model} with {self.adapter}" if self.adapter else self.model
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data; what is not defined is null, never NaN."""
         detection = self.detection
         return {
             "run": self.run,
             "model": self.model,
+            "adapter": self.adapter,
             "stimuli": self.stimuli,
             "task": self.task,
             "readout": self.readout,
@@ -156,7 +164,7 @@ class Summary:
 
     def _head(self) -> Text:
         n = f"{self.n} trials" + (f", {self.errors} of them failed" if self.errors else "")
-        return Text.assemble((f"{self.model} on {self.task}", "bold"), f"  {n}, readout: {self.readout}\n{self.run}")
+        return Text.assemble((f"{self.name} on {self.task}", "bold"), f"  {n}, readout: {self.readout}\n{self.run}")
 
     def _measures(self) -> Table:
         table = _table("measure", "value")
@@ -251,11 +259,13 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
     answered = [row for row in held if row.get("answer") is not None]
     stimuli = record.get("stimuli") or {}
     first: Row = rows[0] if rows else {}
+    adapter = (record.get("config") or {}).get("adapter")
     options = two_options(rows) if rows else None
     signal = options[0] if options else None
     return Summary(
         run=run,
         model=str(first.get("model") or record.get("model") or ""),
+        adapter=Path(str(adapter)).name if adapter else "",
         stimuli=str(stimuli.get("path", "")),
         task=str(first.get("task") or stimuli.get("task", "")),
         headline=_headline(rows, stimuli),

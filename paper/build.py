@@ -26,6 +26,8 @@ PARTS = (
     *("transfer", "conditions", "learning", "psychometry", "decoding"),
 )
 """Files in `paper/parts`."""
+NEEDED = ("contrasts", "trained", "transfer")
+"""Parts without which the manuscript that comes along has nothing to say; it does without any other."""
 SHOWN = 8
 """Slips of a manuscript that are named at once."""
 
@@ -125,7 +127,7 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         numbers.verdict(f"part.{name}", "missing" if name in missing else "made", ("made", "missing"))
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
-    slips = _lay_out(text, out, numbers)
+    slips = _lay_out(text, out, numbers, missing)
     pdf, problem = (None, slips) if slips else tex.typeset(out / manuscript.MAIN)
     step()
     return Paper(
@@ -157,7 +159,7 @@ def _write(part: Part, generated: Path, numbers: Numbers) -> None:
     numbers.join(part.numbers)
 
 
-def _lay_out(text: Path, out: Path, numbers: Numbers) -> str:
+def _lay_out(text: Path, out: Path, numbers: Numbers, missing: dict[str, str]) -> str:
     """Put the manuscript and its bibliographies beside what was generated; what does not fit, or nothing."""
     main = out / manuscript.MAIN
     if text.resolve() != main.resolve():
@@ -168,5 +170,10 @@ def _lay_out(text: Path, out: Path, numbers: Numbers) -> str:
     slips = manuscript.check(main.read_text(encoding="utf-8"), numbers, out)
     if not slips:
         return ""
+    if text == HOME / manuscript.MAIN and (lacking := [part for part in NEEDED if part in missing]):
+        return (
+            f"the paper of this project is about trained models and what carries over, and the study lacks that"
+            f" ({missing[lacking[0]]}): train and test some, or give a manuscript of your own (--manuscript)"
+        )
     more = f" (and {len(slips) - SHOWN} more)" if len(slips) > SHOWN else ""
     return f"{text.name} and this study do not fit: {'; '.join(slips[:SHOWN])}{more}"

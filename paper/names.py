@@ -18,6 +18,13 @@ LEVELS = {
     "zero-shot": "held-out questions",
 }
 REINFORCEMENT = ("ppo", "grpo", "rloo")
+CITED = {
+    "sft": "supervised fine-tuning on an expert's answers (SFT)",
+    "ppo": r"proximal policy optimisation \citep[PPO]{schulman2017ppo}",
+    "grpo": r"group-relative policy optimisation \citep[GRPO]{shao2024deepseekmath}",
+    "rloo": r"REINFORCE with the other replies as baseline \citep[RLOO]{ahmadian2024rloo}",
+}
+"""Methods at their first mention, as LaTeX."""
 SHIFTS = {"visual": "look", "size": "size", "mass": "mass", "friction": "friction", "gravity": "gravity"}
 
 

@@ -101,8 +101,8 @@ def find_columns(
     for role in needed:
         if role not in places:
             raise StimulusError(
-                f"{table} has no column {role!r} ({roles[role]}); it has {', '.join(header)}: map one,"
-                f" {role}={header[0] if header else 'NAME'}"
+                f"{table} has no column {role!r} ({roles[role]}); it has {', '.join(header)}: map one with"
+                f" --columns {role}={header[0] if header else 'NAME'} (of a table of responses: --response-columns)"
             )
     return places
 

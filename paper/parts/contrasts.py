@@ -13,13 +13,20 @@ from analysis.levels import TRANSFER
 from paper.figures.forest import forest
 from paper.latex import Rows, math, table, text
 from paper.names import LEVELS, contrast_sides, key_of, side_name
-from paper.numbers import Numbers, interval, p_text, records
+from paper.numbers import Numbers, interval, listed, p_text, records
 from paper.part import Part
 from paper.study import OVER_ALL, Study
 from paper.verdicts import EFFECTS, VERDICTS, verdict
 
 SINGLE = {"joint": ("within", "cross-family"), "randomised": ("within", "shifted")}
 """Conditions of training with contrasts of their own, and the levels at which the manuscript speaks of them."""
+FAR = {
+    "cross-task": "on other tasks of the family",
+    "cross-family": "on other families",
+    "zero-shot": "on held-out questions",
+}
+ALPHA = 0.05
+"""Of the intervals, which are those of 95 %."""
 HEADER = ("Contrast", r"$\Delta$ rate", r"95\,\% CI", "OR", "$t$", "df", "$p$", "$p_{eq}$", "Tests", "Verdict")
 
 
@@ -38,6 +45,7 @@ def part(study: Study) -> Part:
         for form in ("short", "statement"):
             numbers.phrase(f"{name}.{form}", "registered, and not run")
     numbers.verdict("contrasts.complete", "no" if untested else "yes", ("yes", "no"))
+    _sentences(numbers, rows, untested, study)
     numbers.count("contrasts.not-run", len(untested))
     for row in single:
         name = f"registered.{key_of(str(row['training']))}"
@@ -55,6 +63,32 @@ def part(study: Study) -> Part:
         {"contrasts": partial(forest, estimates, _differences(found, study), bound=study.settings.bound)},
         {"contrasts": _table(rows, single, untested, study)},
     )
+
+
+def _sentences(numbers: Numbers, rows: list[dict[str, Any]], untested: list[dict[str, str]], study: Study) -> None:
+    """What came out at every level, method by method, as parts of sentences: a manuscript that uses these has any methods."""
+    sides = [(row, *contrast_sides(str(row["contrast"]), study.methods)) for row in rows]
+    for level in TRANSFER:
+        own = [(row, left) for row, left, right in sides if row["transfer"] == level and right == "none"]
+        lost = [c["positive"] for c in untested if c["level"] == level and c["negative"] == "none"]
+        for name, form in (("methods", _short), ("methods.tested", _statement)):
+            said = [f"after {side_name(left)} {_effect(row, study)} ({form(row)})" for row, left in own]
+            said += [f"after {side_name(left)} was not measured (registered, and not run)" for left in lost]
+            numbers.latex(f"contrast.{level}.{name}", f"success {listed(said)}" if said else "nothing was tested")
+    versus = {row["transfer"]: row for row, left, right in sides if (left, right) == ("rl", "sft")}
+    numbers.verdict("versus.there", "yes" if versus else "no", ("yes", "no"))
+    for level, row in versus.items():
+        numbers.latex(f"versus.{level}", f"{_effect(row, study)} ({_statement(row)})")
+    far = [
+        f"{_effect(versus[level], study)} {where} ({_short(versus[level])})"
+        for level, where in FAR.items()
+        if level in versus
+    ]
+    numbers.latex("versus.far", listed(far) or "was not compared beyond the trained task")
+
+
+def _effect(row: dict[str, Any], study: Study) -> str:
+    return EFFECTS[verdict(row["difference"], row["p_holm"], row["p_equivalence"], study.settings.alpha)]
 
 
 def status(study: Study) -> str:
@@ -89,14 +123,25 @@ def _statement(row: dict[str, Any]) -> str:
     test = f"$t({tables.degrees(row['df'])}) = {tables.number(row['statistic'])}$".replace("∞", r"\infty").replace(
         tables.MINUS, "-"
     )
-    return f"{_short(row)}, {test}, $p$ {p_text(row['p_holm'])}"
+    return f"{_interval(row)}, {test}, {_p(row)}"
 
 
 def _short(row: dict[str, Any]) -> str:
-    """Difference and interval of a contrast."""
+    """Difference and interval of a contrast; with the test of log odds where that says other than the interval of rates."""
     if row["difference"] != row["difference"]:
         return _statement(row)
+    apart = row["difference_low"] > 0 or row["difference_high"] < 0
+    agrees = apart == (row["p_holm"] < ALPHA)
+    return _interval(row) if agrees else f"{_interval(row)}; in log odds {_p(row)}"
+
+
+def _interval(row: dict[str, Any]) -> str:
     return f"{math(tables.proportion(row['difference'], 2))} {interval(row['difference_low'], row['difference_high'])}"
+
+
+def _p(row: dict[str, Any]) -> str:
+    """A p-value that no line is broken in."""
+    return rf"\mbox{{$p$ {p_text(row['p_holm'])}}}"
 
 
 def _key(study: Study, row: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ def part(study: Study) -> Part:
     own = own[(own["shift"] == "none")].merge(asked, on=["test_task", "item_id"])
     found = controls(own, by=("method", "test_task")).table
     numbers = Numbers()
+    numbers.count("controls.items", int(asked.groupby("test_task", observed=True)["item_id"].nunique().max()))
     for row in records(found):
         name = f"controls.{key_of(str(row['test_task']))}.{row['method']}.{row['manner']}"
         numbers.rate(name, row["rate"])

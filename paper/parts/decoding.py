@@ -23,9 +23,20 @@ POSITION = "last"
 NAMES = {"label": "right answer", "com-offset": "centre of mass", "count": "number of bodies"}
 
 
+def decodable(study: Study) -> list[bool] | None:
+    """Of every quantity and training, whether it was decoded above chance after the training; None if nothing was decoded."""
+    rows = [row for result in _compared(study) for row in _rows(result, study.trainings)]
+    after = [row for row in rows if row["is_record"] and row["method"] != "none"]
+    return [bool(row["low"] > row["chance"]) for row in after] or None
+
+
+def _compared(study: Study) -> list[Mapping[str, Any]]:
+    return [result for result in study.decodings if result.get("compare")]
+
+
 def part(study: Study) -> Part:
     """Decoding before and after training. Raises Unanswerable if none was done."""
-    compared = [d for d in study.decodings if d.get("compare")]
+    compared = _compared(study)
     if not compared:
         raise Unanswerable(
             "no decoding before and after training was done: name tasks under `decoding` in the study's file"

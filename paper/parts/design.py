@@ -11,7 +11,7 @@ from analysis.levels import family_of, held_out
 from analysis.style import name_of
 from analysis.training import read_facts
 from paper import latex
-from paper.names import SHIFTS, condition_keys, test_name, training_name
+from paper.names import CITED, REINFORCEMENT, SHIFTS, condition_keys, test_name, training_name
 from paper.numbers import Numbers, listed
 from paper.part import Part
 from paper.study import Study
@@ -51,11 +51,21 @@ def part(study: Study) -> Part:
     several = [int(n) > 1 for n in seeds]
     found = "one" if not any(several) else "several" if all(several) else "mixed"
     numbers.verdict("seeds", found, ("one", "several", "mixed"))
-    numbers.phrase("methods", listed([name_of(m) for m in study.methods]) or "none")
+    _methods(numbers, study.methods)
     _registration(numbers, study)
     _models(numbers, study)
     _trainings(numbers, study.trainings)
     return Part(numbers, tables={"conditions": _table(study, conditions)} if conditions else {})
+
+
+def _methods(numbers: Numbers, methods: Sequence[str]) -> None:
+    numbers.count("methods.n", len(methods))
+    numbers.phrase("methods", listed([name_of(m) for m in methods]) or "none")
+    numbers.latex("methods.cited", listed([CITED.get(m, name_of(m)) for m in methods], "or") or "nothing")
+    acting = [m for m in methods if m in REINFORCEMENT]
+    numbers.phrase("methods.acting", listed([name_of(m) for m in acting]) or "none")
+    kinds = ("none", "watching", "acting", "both")
+    numbers.verdict("methods.kinds", kinds[2 * bool(acting) + ("sft" in methods)], kinds)
 
 
 def _registration(numbers: Numbers, study: Study) -> None:
@@ -115,7 +125,9 @@ def _trainings(numbers: Numbers, trainings: Sequence[Mapping[str, Any]]) -> None
             numbers.number(f"training.{method}.cpu-minutes", statistics.median(spent) / 60, 1)
     seen = {m: numbers[f"training.{m}.samples"].text for m in METHODS if f"training.{m}.samples" in numbers}
     if seen:
-        numbers.latex("training.samples", listed([f"{text} for {name_of(m)}" for m, text in seen.items()]))
+        each = [f"{text} samples for {name_of(m)}" for m, text in seen.items()]
+        same = len(set(seen.values())) == 1
+        numbers.latex("training.samples", f"{next(iter(seen.values()))} samples each" if same else listed(each))
     if trainings:
         capacity = trainings[0].get("capacity") or {}
         for key in ("rank", "alpha", "trainable"):

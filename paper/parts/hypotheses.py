@@ -9,11 +9,12 @@ from paper.latex import Rows, table
 from paper.names import LEVELS, contrast_sides, side_name
 from paper.numbers import Numbers, interval
 from paper.part import Part
+from paper.parts.decoding import decodable
 from paper.study import Study
 from paper.verdicts import AGREEMENTS, does_not_transfer, improves, no_advantage, together, verdict
 
 CLAIMS = (
-    ("within", "Post-training raises success on the trained task, with or without interaction, to near ceiling"),
+    ("within", "Training raises success on the trained task, with or without interaction (there: to near ceiling)"),
     ("cross-task", "What is learned on one task does not carry over reliably to others on the same kind of scenes"),
     (
         "shifted",
@@ -24,7 +25,9 @@ CLAIMS = (
 )
 """Level of transfer, and the finding in our words."""
 INTERACTION = "Learning by interaction carries over no better than learning from answers"
-NOT_RUN = "(not run)"
+DECODABLE = "Physical quantities can be decoded from the activations of trained models, whether or not answers use them"
+FASTER = "Further training on a second task is faster than from the base model"
+NOT_RUN, NOT_TESTED = "(not run)", "(not tested here)"
 FAR = ("cross-task", "cross-family", "zero-shot")
 
 
@@ -53,6 +56,16 @@ def part(study: Study) -> Part:
     overall = together([no_advantage(_word(row, alpha)) for row in versus])
     numbers.verdict("hypothesis.interaction", overall, AGREEMENTS)
     rows.append([INTERACTION, shown or NOT_RUN, overall])
+    told = decodable(study)
+    agreement = "open" if told is None else "agrees" if all(told) else "partly" if any(told) else "contradicts"
+    numbers.verdict("hypothesis.decoding", agreement, AGREEMENTS)
+    shown = (
+        ""
+        if told is None
+        else f"{sum(told)} of {len(told)} (quantity and training) above chance where the answer is read"
+    )
+    rows.append([DECODABLE, shown or NOT_RUN, agreement])
+    rows.append([FASTER, NOT_TESTED, "open"])
     header = ["Finding of the reference study, in our words", "Here: difference in success rate, verdict", "Agreement"]
     return Part(
         numbers,

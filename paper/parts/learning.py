@@ -46,11 +46,7 @@ def part(study: Study) -> Part:
             median = float(found.runs.loc[did, "samples_to_criterion"].median())
             numbers.count(f"learning.{method}.samples", round(median))
     methods = [m for m in METHODS if f"learning.{m}.runs" in numbers]
-    reached = [
-        f"{numbers[f'learning.{m}.reached'].text} of {numbers[f'learning.{m}.runs'].text} runs of {name_of(m)}"
-        for m in methods
-    ]
-    numbers.latex("learning.reached", listed(reached))
+    numbers.latex("learning.reached", listed([_reached(numbers, m) for m in methods]))
     smooth = known.sort_values(["run", "samples"], kind="stable")
     averaged = smooth.groupby("run", observed=True)["success"].rolling(WINDOW, min_periods=1).mean()
     smooth = smooth.assign(value=averaged.reset_index(level=0, drop=True))
@@ -64,6 +60,14 @@ def part(study: Study) -> Part:
             )
         },
     )
+
+
+def _reached(numbers: Numbers, method: str) -> str:
+    """How many runs of a method reached the criterion, in words."""
+    did, runs = (numbers[f"learning.{method}.{name}"] for name in ("reached", "runs"))
+    if runs.value == 1:
+        return f"the one run of {name_of(method)}" if did.value else f"no run of {name_of(method)} (of one)"
+    return f"{did.text} of {runs.text} runs of {name_of(method)}"
 
 
 def _shown(curves: pd.DataFrame) -> list[str]:

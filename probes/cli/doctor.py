@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
+from probes.cli.programs import programs
 from probes.cli.settings import Config, Json
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def doctor(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Check the installation: Python, packages, the physics engine, the embedded model, the GPU, the cache folder.
+    """Check the installation: Python, packages, the physics engine, the embedded model, the GPU, the cache folder, TeX, Slurm, R.
+
+    What is missing is marked `-` with what it would be for and the line that installs it; `PROBLEM` marks what every run needs.
 
     With a model: how much memory and time it will need on this machine, without loading it or a network. Exits with 1 if
     something that every run needs is missing, or the model does not fit.
@@ -51,14 +54,18 @@ def doctor(
     """
     if model is not None:
         return _describe(model, dtype, device, load_in_4bit, batch_size, json)
+    from dataclasses import asdict
+
     from probes.cli.console import show, show_json
 
     packages = _packages()
     checks = _checks()
+    outside = programs()
     missing = sorted({row["extra"] for row in packages if row["extra"] and row["problem"]})
     healthy = all(row["extra"] or not row["problem"] for row in packages) and all(c["ok"] for c in checks)
     if json:
-        show_json({"ok": healthy, "checks": checks, "packages": packages, "missing_extras": missing})
+        found = [asdict(program) | {"missing": program.missing, "found": program.place} for program in outside]
+        show_json({"ok": healthy, "checks": checks, "packages": packages, "missing_extras": missing, "programs": found})
         return 0 if healthy else 1
     from rich.table import Table
 
@@ -68,9 +75,16 @@ def doctor(
     for row in packages:
         if not row["extra"]:
             table.add_row("PROBLEM" if row["problem"] else "ok", row["package"], row["problem"] or row["version"])
-    for extra in missing:
-        table.add_row("-", f"extra {extra}", f"for {EXTRAS[extra]}: pip install {_wanted(packages, extra)}")
+    lacking = [(f"extra {extra}", EXTRAS[extra], f"pip install {_wanted(packages, extra)}") for extra in missing]
+    for program in outside:
+        if program.missing:
+            lacking.append((f"{program.name} ({', '.join(program.missing)})", program.purpose, program.install))
+        else:
+            table.add_row("ok", program.name, program.place)
     show(table)
+    for what, purpose, line in lacking:
+        # In lines of their own, so that they can be copied from a narrow terminal.
+        show(f"-  {what}: missing, for {purpose}\n     {line}")
     if not healthy:
         show("Something that every run needs is missing: `make install`, or pip install -c constraints.txt -e .")
     return 0 if healthy else 1
@@ -193,7 +207,7 @@ def _checks() -> list[Check]:
     import sys
 
     python: Check = {"what": "Python", "ok": sys.version_info >= (3, 11), "found": platform.python_version()}
-    return [python, _engine(), _tiny(), _gpu(), _served(), _slurm(), _cache()]
+    return [python, _engine(), _tiny(), _gpu(), _served(), _cache()]
 
 
 def _engine() -> Check:
@@ -232,13 +246,6 @@ def _served() -> Check:
     key = next((name for name in KEYS if os.environ.get(name)), None)
     found = f"key in {key}" if key else f"no key in {' or '.join(KEYS)}, which a local server does not need"
     return {"what": "served models", "ok": True, "found": found}
-
-
-def _slurm() -> Check:
-    from shutil import which
-
-    found = which("sbatch") or "none here: studies run in processes of this machine"
-    return {"what": "Slurm", "ok": True, "found": found}
 
 
 def _cache() -> Check:

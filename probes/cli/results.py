@@ -36,11 +36,12 @@ def write_figure(run: Path, references: Mapping[str, Path]) -> None:
         references: Label -> folder of an observer's run on the same set, to be drawn as a line.
     """
     from analysis.figures.single import draw
+    from analysis.summary import summarise
     from probes.cli.console import tell
     from probes.trials import read_trials
 
     rows = read_trials(run)
-    label = str(rows[0]["model"]) if rows else ""
+    label = summarise(run).name if rows else ""
     lines = {name: read_trials(folder) for name, folder in references.items()}
     figure = draw({label: rows}, run / FIGURE, lines)
     if figure is not None:

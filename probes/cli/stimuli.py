@@ -229,7 +229,7 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     headers = list(dict.fromkeys(key for row in rows for key in row))
     for header in headers:
-        table.add_column(header, no_wrap=header == headers[0])
+        table.add_column(header, no_wrap=header == headers[0], overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(header)) for header in headers))
     show(table)

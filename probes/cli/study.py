@@ -26,6 +26,10 @@ app = App(name="study", help="Plan, register, run and watch a whole study, decla
 
 File = Annotated[Path, Parameter(name="STUDY", help="The YAML file that declares the study.")]
 Out = Annotated[Path | None, Parameter(help="Folder of the study; by default studies/NAME.")]
+Only = Annotated[
+    tuple[str, ...],
+    Parameter(help="Cells whose names match, such as 'adapters/*' or 'runs/*_sft_*'; may be repeated."),
+]
 Cells = Annotated[int, Parameter(name="--jobs", validator=validators.Number(gte=1))]
 REDRAW = 2.0
 """Seconds between two looks of a live table."""
@@ -131,10 +135,13 @@ def run(
     gpus: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     launch: str = "",
     sbatch: tuple[str, ...] = (),
+    only: Only = (),
     json: Json = False,
     config: Config = None,
 ) -> int:
     """Do the cells that are missing. The same command again goes on where it was stopped, and tries failed cells once more.
+
+    With `--only`, do the cells of these names, and before them what they need.
 
     Exits with 3 if some cells failed: they are listed with the reason and the command that repeats them by hand.
 
@@ -149,25 +156,27 @@ def run(
             file of one's own.
         sbatch: Further options of sbatch, such as `cpus_per_task=8` or `mem=32G`; may be repeated.
     """
-    from probes.cli.console import show, show_json
+    from probes.cli.console import show_json
     from probes.cli.errors import FAILED_TRIALS, SUCCESS
     from probes.study.drive import drive
     from probes.study.launch import find_launch
+    from probes.study.selection import matching, with_needs
 
     design, cells, store = _open(study, out)
+    wanted = with_needs(cells, matching(cells, only))
     _tell_deviations(design, cells, store)
     # A polite end is an interruption, as it is for cells: a driver in the background does not hear Ctrl-C.
     with store.held(), _interrupted_by(signal.SIGTERM):
         pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch, find_launch(launch, gpus))
         moved = store.tidy(cells)
-        with _Watch(cells, store, pool, moved) as watch:
-            drive(cells, store, pool, watch)
-    overview = _overview(cells, store, jobs)
+        with _Watch(wanted, store, pool, moved) as watch:
+            drive(wanted, store, pool, watch)
+    overview = _overview(wanted, store, jobs)
     if json:
         show_json(overview.to_dict())
     else:
-        show(overview)
-    return SUCCESS if overview.count("done") == len(cells) else FAILED_TRIALS
+        _show(overview)
+    return SUCCESS if overview.count("done") == len(wanted) else FAILED_TRIALS
 
 
 @app.command
@@ -178,6 +187,7 @@ def status(
     out: Out = None,
     jobs: Cells = 1,
     watch: Annotated[bool, Parameter(negative=())] = False,
+    only: Only = (),
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -187,10 +197,12 @@ def status(
         jobs: Cells that are done at a time, for the time that is left.
         watch: Draw the table anew every two seconds, until nothing is at work.
     """
-    from probes.cli.console import show, show_json
+    from probes.cli.console import show_json
+    from probes.study.selection import matching
 
-    design, cells, store = _open(study, out)
-    _tell_deviations(design, cells, store)
+    design, all_cells, store = _open(study, out)
+    cells = matching(all_cells, only)
+    _tell_deviations(design, all_cells, store)
     if watch:
         from rich.live import Live
 
@@ -203,7 +215,7 @@ def status(
     if json:
         show_json(_overview(cells, store, jobs).to_dict())
     else:
-        show(_overview(cells, store, jobs))
+        _show(_overview(cells, store, jobs))
     return 0
 
 
@@ -280,6 +292,14 @@ def _overview(cells: list[Cell], store: Store, jobs: int) -> Overview:
 
     found = paces(cells, store)
     return look_at(cells, store, lambda step: seconds_of(found, step), jobs)
+
+
+def _show(overview: Overview) -> None:
+    from probes.cli.console import show
+
+    show(overview.table())
+    for line in overview.failed():
+        show(line)
 
 
 def _pool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,17 @@ class Overview:
     def __rich__(self) -> Any:
         """As a table, with what is at work and what failed below it."""
         from rich.console import Group
+        from rich.text import Text
+
+        return Group(self.table(), *(Text(line, overflow="fold") for line in self.failed()))
+
+    def failed(self) -> list[str]:
+        """What failed, in lines that are not to be broken, since they hold commands."""
+        return failure_lines(self.failures, self.folder)
+
+    def table(self) -> Any:
+        """All but what failed."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -98,7 +110,6 @@ class Overview:
             look = self.looks[cell.id]
             if look.state == "running":
                 lines.append(Text(f"at work: {cell.id} ({look.done} of {len(cell.steps)} steps done)"))
-        lines += [Text(line, overflow="fold") for line in failure_lines(self.failures, self.folder)]
         return Group(table, *lines)
 
 
@@ -123,7 +134,10 @@ def failure_lines(failures: Sequence[Failure], folder: str) -> list[str]:
     """What failed, why, and how to repeat it by hand."""
     lines = []
     for failure in failures:
-        lines += [f"failed: {failure.step}: {failure.reason}", f"  by hand, in {folder}:  {failure.command}"]
+        lines += [
+            f"failed: {failure.step}: {failure.reason}",
+            f"  by hand:  (cd {shlex.quote(folder)} && {failure.command})",
+        ]
     if failures:
         lines.append(
             f"The log of a cell is {folder}/{CELLS}/CELL/{LOG}; `probe study run` tries failed cells once more."

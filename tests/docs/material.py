@@ -76,10 +76,16 @@ def trials(folder: Path) -> None:
     simulate(runs=5, items=30, per_run=30).to_csv(folder / "trials.csv", index=False)
 
 
+def studies(folder: Path) -> None:
+    """The studies of the repository."""
+    shutil.copytree(ROOT / "examples" / "study", folder / "examples" / "study")
+
+
 MATERIAL: dict[str, Callable[[Path], None]] = {
     "from-lme4.md": trials,
     "own-set.md": own_set,
     "own-task.md": own_task,
     "reading-statistics.md": runs,
     "report.md": runs,
+    "slurm.md": studies,
 }

@@ -18,6 +18,8 @@ from probes.cli import main
 FIGURES = ["contrasts", "decoding", "learning", "matrix", "psychometric", "stimuli", "trained"]
 TABLES = ["conditions", "contrasts", "controls", "grounding", "hypotheses", "trained"]
 
+FEW = [("towers-topblock", ""), ("towers-stability", "")]
+
 
 @dataclass(frozen=True)
 class Built:
@@ -128,6 +130,26 @@ def test_a_study_without_trainings_says_what_is_missing_and_its_manuscript_is_re
     for part in ("contrasts", "learning", "decoding"):
         assert f"not made: {part}: " in made.said
     assert made.numbers["trials"]["value"] > 0
+
+
+def test_the_manuscript_that_comes_along_speaks_of_the_methods_that_there_are(make_study, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # without TeX it is quicker
+    study = make_study(
+        {"within": 3.0}, methods=("rloo",), conditions={"topblock": ("towers-topblock", "")}, tests=FEW, seeds=1
+    )
+    made = probe_paper(study, tmp_path / "out")
+    numbers = made.numbers
+    assert "no PDF: latexmk" in made.said, made.said
+    assert numbers["methods.kinds"]["value"] == "acting" and numbers["versus.there"]["value"] == "no"
+    assert numbers["contrast.within.methods"]["text"].startswith("success after RLOO is higher (")
+    assert "after RLOO was not measured" in numbers["contrast.cross-family.methods"]["text"]
+
+
+def test_the_manuscript_that_comes_along_refuses_a_study_without_trainings_in_one_line(make_study, tmp_path):
+    made = probe_paper(make_study({}, methods=(), tests=FEW[:1]), tmp_path / "out")
+    assert made.code == 1
+    (line,) = [line for line in made.said.splitlines() if line.startswith("no PDF: ")]
+    assert "no trained model was tested" in line and line.endswith("(--manuscript)")
 
 
 def test_a_folder_that_is_no_study_is_one_line(tmp_path):

@@ -70,9 +70,21 @@ def test_the_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(out)
     packages = {row["package"]: row for row in found["packages"]}
     assert packages["torch"]["version"] and not packages["torch"]["problem"]
-    assert {"Python", "physics engine", "embedded model", "GPU", "served models", "Slurm", "cache folder"} == {
+    assert {"Python", "physics engine", "embedded model", "GPU", "served models", "cache folder"} == {
         c["what"] for c in found["checks"]
     }
     assert code == (0 if found["ok"] else 1)
     for extra in found["missing_extras"]:
         assert any(row["extra"] == extra and "pip install" in row["problem"] for row in found["packages"])
+    assert {"TeX", "Slurm", "Chromium", "R"} <= {row["name"] for row in found["programs"]}
+
+
+def test_the_doctor_says_what_a_missing_program_is_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _, out, _ = call(capsys, "doctor")
+    lines = out.splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith("-  TeX"))
+    assert "latexmk" in lines[place] and "`probe paper`" in lines[place]
+    assert "apt-get install" in lines[place + 1]

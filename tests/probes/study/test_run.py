@@ -93,6 +93,24 @@ def test_a_study_is_planned_run_changed_and_watched(study, capsys, tmp_path):
     assert (sets["done"], observers["done"], observers["steps_done"]) == (1, 1, 2)
 
 
+def test_some_cells_are_done_with_what_they_need_and_the_others_left_alone(study, capsys, tmp_path):
+    folder = tmp_path / "studies" / "watch"
+    code, out, err = call(capsys, "study", "run", study, "--only", "observers/ch*")
+    assert code == 0, err
+    assert "2 of 2 cells are done" in out
+    assert (folder / "observers/chance").is_dir() and not (folder / "observers/noisy-simulation").exists()
+    # Nothing is put aside for not having been asked for.
+    call(capsys, "study", "run", study, "--only", "observers/noisy-simulation")
+    assert (folder / "observers/chance").is_dir() and not (folder / "aside").exists()
+    _, out, _ = call(capsys, "study", "status", study, "--only", "observers/*", "--json")
+    (observers,) = json.loads(out)["groups"]
+    assert (observers["all"], observers["done"]) == (2, 2)
+    code, _, err = call(capsys, "study", "run", study, "--only", "observers/chanse")
+    assert code == 1 and "did you mean observers/chance" in err
+    code, _, err = call(capsys, "study", "status", study, "--only", "adapters/*")
+    assert code == 1 and "there are sets/* (1), observers/* (2)" in err
+
+
 def test_a_pilot_times_what_was_not_timed_before(study, capsys, tmp_path):
     study.write_text(study.read_text().replace(", noisy-simulation", ""))
     code, out, err = call(capsys, "study", "plan", study, "--pilot", "--json")
@@ -123,6 +141,7 @@ def test_what_fails_does_not_stop_the_rest_and_can_be_repeated_by_hand(study, ca
     assert code == 3
     assert "2 of 3 cells are done" in out
     assert f"failed: {NOISY}:" in out
+    assert "(cd studies/watch && probe run --model noisy-simulation " in out
     code, out, _ = call(capsys, "study", "status", study, "--json")
     (failure,) = json.loads(out)["failures"]
     assert failure["step"] == NOISY
