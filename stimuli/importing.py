@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stimuli.bins import with_bins
 from stimuli.condition import Condition
 from stimuli.conversion import SMALLEST, Picture, convert
 from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
@@ -150,6 +151,7 @@ def import_set(
     if report.problems:
         raise ImportProblems(source, report.problems)
     _compare_signs(the_task, items, reader.lines, report)
+    items = with_bins(items)
     card = _card(name, the_task, items, asker, source, reader.loaded, report, [*counted, *given])
     _write(folder, items, reader.loaded, card, [*counted, *given])
     return StimulusSet.load(folder)

@@ -18,7 +18,7 @@ from stimuli.question import THINK, Answer, Option, Options, Question, Variant, 
 from stimuli.scene import Body, Camera, Marker, Scene
 from stimuli.shapes import about_y, rotation
 from stimuli.simulators import Simulator, Stop
-from stimuli.tasks import Score, Task, simulator_or_default
+from stimuli.tasks import Task, simulator_or_default
 
 RAMP, BOX = (0.42, 0.12, 0.02), (0.08, 0.08, 0.06)
 """Full extents, metres."""
@@ -96,11 +96,6 @@ class InclineSlide(Task):
         """ "slides" or "stays", by simulation."""
         outcome = simulator_or_default(simulator).simulate(scene, stop=_slid(scene))
         return "slides" if outcome.decided else "stays"
-
-    def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
-        """Reward 1 if the answer is what the simulator shows, else 0."""
-        truth = self.solve(scene, question, simulator)
-        return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def statics_answer(self, scene: Scene) -> Answer:
         """ "stays" or "slides", by the sign of the margin."""

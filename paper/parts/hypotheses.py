@@ -18,7 +18,7 @@ CLAIMS = (
     ("cross-task", "What is learned on one task does not carry over reliably to others on the same kind of scenes"),
     (
         "shifted",
-        "Nor does it to pictures that look different (there: photographs; here: changed look, size or gravity)",
+        "Nor does it to pictures that look different (there: photographs; here: rendered, but shifted)",
     ),
     ("cross-family", "(Not asked there.) Nor to other families of physics"),
     ("zero-shot", "(Not asked there.) Nor to questions that are never trained on"),

@@ -27,9 +27,10 @@ def check(
 
     Says in plain words what it does not keep and what to do. Exits with 1 if there is anything.
     """
-    from probes.cli.console import progress, show, show_json
+    from probes.cli.console import progress, show, show_json, tell
     from probes.cli.errors import FAILURE, SUCCESS
     from stimuli.contract import CHECKS, check_task
+    from stimuli.tasks import task_names
 
     the_task = _load(task)
     with progress(f"checking {task}") as step:
@@ -44,6 +45,11 @@ def check(
         show(f"{name}: {len(findings)} of {len(CHECKS)} checks found something")
     else:
         show(f"{name} keeps the contract ({len(CHECKS)} checks)")
+        if name not in task_names():
+            tell(
+                f'The other commands know it once the pyproject.toml of its package says {name} = "{task}" under'
+                ' [project.entry-points."probe.tasks"], and it is installed: pip install -e .'
+            )
     return FAILURE if findings else SUCCESS
 
 

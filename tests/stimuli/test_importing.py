@@ -84,6 +84,19 @@ def test_a_table_of_generated_items_gives_the_same_items_but_for_their_scenes(st
     assert made.card["labels"] == {"falls": 12, "stands": 12}
 
 
+def test_margins_are_put_into_bins_of_which_none_straddles_the_boundary(pictures, tmp_path):
+    table = write(tmp_path / "trials.csv", trials(margin=["0.3", "-0.1", "0", "-0.45"]))
+    items = import_set(pictures, table, tmp_path / "set", task="towers-stability").items
+    bins = [item.condition.margin_bin for item in items]
+    assert bins[2] == (0.0, 0.0)  # which may as well not have been stated
+    for item, (low, high) in zip(items, bins, strict=True):
+        assert low <= item.margin <= high and low * high >= 0
+    assert len(set(bins)) == 4
+    same = trials(margin=["0.2", "-0.2", "0.2", "-0.2"])
+    items = import_set(pictures, write(tmp_path / "same.csv", same), tmp_path / "one", task="towers-stability").items
+    assert {item.condition.margin_bin for item in items} == {(0.0, 0.2), (-0.2, 0.0)}
+
+
 def test_margins_that_contradict_their_answers_are_noted(pictures, tmp_path):
     """The expected signs are not written down anywhere: they are those of the task's own scenes."""
     good = trials(margin=["0.3", "-0.2", "0", "-0.4"])
