@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pandas as pd
 
 from analysis.alignment import alignment
 from analysis.alignment_model import alignment_model
+from analysis.kappa import FEWEST_SHARED
 from analysis.material import Material
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
@@ -26,11 +30,7 @@ def section(material: Material) -> Section:
     settings = material.settings
     found = alignment(asked, responses, by=CELL, resamples=settings.resamples, seed=settings.seed)
     ceilings = Result(title="What people reach among each other", table=found.ceilings, how=found.how)
-    answer = [
-        f"{row['run']} on {row['test_task']}: r = {row['r']:.2f} with the share of people, Cohen's κ = {row['kappa']:.2f} with single"
-        f" people, {row['n_items']} items."
-        for row in found.table.head(8).to_dict("records")
-    ]
+    answer = [in_words(row, found.items) for row in found.table.head(8).to_dict("records")]
     return Section(
         "people",
         "Agreement with people",
@@ -38,3 +38,28 @@ def section(material: Material) -> Section:
         tuple(answer),
         {"runs": found, "ceilings": ceilings, "predicted": alignment_model(asked, responses)},
     )
+
+
+def in_words(row: dict[str, Any], items: pd.DataFrame) -> str:
+    """What a run has in common with people, as a sentence; or why that cannot be said.
+
+    Args:
+        row: A row of the table of `alignment`.
+        items: The items of the same alignment.
+    """
+    of_task = items[items["test_task"] == row["test_task"]]
+    answers, shares = (of_task.loc[of_task["run"] == who, "p_signal"].dropna() for who in (row["run"], "people"))
+    r, kappa = f"r = {row['r']:.2f} with the share of people", f"Cohen's κ = {row['kappa']:.2f} with single people"
+    if math.isnan(row["r"]):
+        same = [who for who, values in (("the run", answers), ("people", shares)) if values.nunique() < 2]
+        r = "r with the share of people is undefined" + (
+            f" ({' and '.join(same)} said the same about every item, and a correlation needs both to vary)"
+            if same
+            else ""
+        )
+    if math.isnan(row["kappa"]):
+        kappa = (
+            f"Cohen's κ with single people is undefined (nobody answered {FEWEST_SHARED} of the items, or neither side ever"
+            " changed its answer)"
+        )
+    return f"{row['run']} on {row['test_task']}: {r}, {kappa}, {row['n_items']} items."

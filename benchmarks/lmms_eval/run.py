@@ -1,17 +1,19 @@
 """`probe run` against lmms-eval: the same checkpoint, the same items, greedy replies of the same length.
 
-lmms-eval lives in an environment of its own, because it brings some hundred packages:
+lmms-eval lives in an environment of its own, because it brings some hundred packages (it needs a file lock older than 4.3):
 
-    python -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 decord
-    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3] [--threads 1]
+    python -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 decord "filelock<4.3"
+    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3] [--threads 0]
 
 A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
 does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU, in turn,
 the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
 scoring and writing), of lmms-eval from its progress bar (without).
 
-On a busy machine wall time says little. Items per CPU second are (n - 8) by the CPU time that a run of n items takes longer
-than one of 8; for them n should be 1000, so that the difference is larger than what the imports vary by.
+Both compute with as many threads as torch takes by itself, one per core, unless `--threads` says otherwise. With more threads than
+free cores, the numbers say nothing: on a busy machine give `--threads 1` and `-n 1000`. Then items per CPU second are
+told as well: (n - 8) by the CPU time that a run of n items takes longer than one of 8 (with fewer than 1000, the imports vary
+by more than that).
 
 Prints the ratios, above 1 where probe is faster (targets: at least 4 in items per second, and a shorter process), and on
 how many items the two replies are the same.
@@ -44,11 +46,11 @@ from stimuli.generate import make_set
 
 HERE = Path(__file__).resolve().parent
 TASK = "towers-stability"
-NAMES = ("items per second", "items per CPU second", "time of the whole process", "CPU time of the whole process")
+NAMES = ("items per second", "time of the whole process", "CPU time of the whole process", "items per CPU second")
 RATE = re.compile(r"Model Responding: 100%.*?\[.*?,\s*([\d.]+)(it/s|s/it)\]")
 
-FEW = 8
-"""Items of a run that is taken off another, which leaves what the items themselves cost."""
+FEW, MANY = 8, 1000
+"""Items of a run that is taken off another, which leaves what the items themselves cost; and how many the other has to have."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,15 @@ def with_lmms_eval(
 
 def process(command: list[str], log: Path, threads: int) -> tuple[float, float]:
     """Wall and CPU seconds of a process without a GPU or a network; SystemExit if it fails."""
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"} | (
+        {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    )
     caches = {"HF_DATASETS_CACHE": str(log.parent / "datasets"), "PROBE_CACHE": str(log.parent / "cache")}
+    given = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("w") as file:
         start = time.perf_counter()
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | hidden | caches)
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=given | hidden | caches)
         wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
@@ -135,19 +140,24 @@ def compare(python: str, model: str, n: int, rounds: int, threads: int, folder: 
     ratios: dict[str, list[float]] = {name: [] for name in NAMES}
     for number in range(rounds):
         ours, theirs = both(n, number)
-        our_few, their_few = both(FEW, number)
-        our_cpu, their_cpu = ((run.cpu - few.cpu) / (n - FEW) for run, few in ((ours, our_few), (theirs, their_few)))
-        found = (ours.rate / theirs.rate, their_cpu / our_cpu, theirs.wall / ours.wall, theirs.cpu / ours.cpu)
-        for name, value in zip(NAMES, found, strict=True):
+        found = [ours.rate / theirs.rate, theirs.wall / ours.wall, theirs.cpu / ours.cpu]
+        cpu = ["", ""]
+        if n >= MANY:
+            spent = [
+                (run.cpu - few.cpu) / (n - FEW) for run, few in zip((ours, theirs), both(FEW, number), strict=True)
+            ]
+            found.append(spent[1] / spent[0])
+            cpu = [f"{1 / seconds:5.0f} per CPU second, " for seconds in spent]
+        for name, value in zip(NAMES, found, strict=False):
             ratios[name].append(value)
         same = sum(reply.strip() == theirs.replies.get(item, "").strip() for item, reply in ours.replies.items())
-        for name, run, cpu in (("probe", ours, our_cpu), ("lmms-eval", theirs, their_cpu)):
+        for name, run, rate in zip(("probe", "lmms-eval"), (ours, theirs), cpu, strict=True):
             print(
-                f"round {number + 1}: {name:9} {run.rate:5.0f} items/s, {1 / cpu:5.0f} per CPU second,"
-                f" {run.wall:5.1f} s and {run.cpu:5.1f} CPU s in all"
+                f"round {number + 1}: {name:9} {run.rate:5.0f} items/s, {rate}"
+                f"{run.wall:5.1f} s ({run.wall - n / run.rate:.1f} s without the items) and {run.cpu:5.1f} CPU s in all"
             )
         print(f"round {number + 1}: the same reply on {same} of {n}", flush=True)
-    for name, values in ratios.items():
+    for name, values in ((name, values) for name, values in ratios.items() if values):
         print(f"{name}, ratio: {statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
 
 
@@ -158,7 +168,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="an alias, or the folder of a LLaVA")
     parser.add_argument("-n", type=int, default=200, help="items")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, in either process")
+    parser.add_argument("--threads", type=int, default=0, help="of torch, in either process; 0: as they come")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compare(given.python, given.model, given.n, given.rounds, given.threads, Path(folder))

@@ -12,6 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 from analysis.alignment import alignment
 from analysis.humans import human_answers
 from analysis.kappa import cohen_kappa
+from analysis.sections.people import in_words
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("none", "none", "towers-stability"): 1.0}
@@ -147,3 +148,20 @@ def test_responses_have_to_be_meanings(trials: pd.DataFrame) -> None:
         alignment(trials, words.assign(item_id="x"))
     with pytest.raises(ValueError, match="two answers"):
         human_answers(pd.DataFrame({"item_id": list("abc"), "response": ["left", "right", "even"]}), "left")
+
+
+def test_what_constant_answers_leave_undefined_is_said_in_words(trials: pd.DataFrame) -> None:
+    constant = trials.assign(answer="stands", p_correct=np.nan, success=(trials["truth"] == "stands").astype(int))
+    responses = people(trials, n=3)
+
+    def said(table: pd.DataFrame, responses: pd.DataFrame) -> str:
+        found = alignment(table, responses, resamples=10)
+        return in_words(found.table.iloc[0].to_dict(), found.items)
+
+    assert "r = 0." in said(trials, responses) and "undefined" not in said(trials, responses)
+    # A run that always says the same agrees with people by chance: kappa is 0, and a correlation there is none.
+    text = said(constant, responses)
+    assert "r with the share of people is undefined (the run said the same about every item" in text
+    assert "κ = 0.00 with single people" in text and "nan" not in text
+    text = said(constant, responses.assign(response="stands"))
+    assert "(the run and people said the same" in text and "κ with single people is undefined" in text
