@@ -6,7 +6,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from analysis.responses import (
     by_manner,
     by_margin,
     catch_items,
+    cells,
     failed,
     manner_of,
     plain_rows,
@@ -33,7 +34,10 @@ from analysis.responses import (
     within,
 )
 from analysis.signal_detection import SignalDetection, signal_detection
-from probes.trials import read_run, read_trials
+from probes.trials import RunError, read_run, read_trials
+
+GROUNDING = "grounding"
+"""Folder inside a battery of controls that holds the run of the grounding questions with which it began."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Summary:
         builds: Accuracy per kind of build.
         catch: Proportion right of the items farthest from the boundary, which nobody should miss; of runs in several manners.
         manners: Accuracy per manner of presentation, beside the first; empty if there is only one.
+        grounding: Proportion right of each kind of grounding question that a battery of controls began with; else empty.
         attempts: Success within 1, 2, ... attempts; empty if there was one only.
         memory: What of earlier attempts the model was told.
         guesses: What as many attempts score without looking (see `stimuli.baselines.guesses`).
@@ -95,6 +100,7 @@ class Summary:
     builds: list[Cell] = field(default_factory=list)
     catch: Proportion | None = None
     manners: list[MannerCell] = field(default_factory=list)
+    grounding: list[Cell] = field(default_factory=list)
     attempts: list[Within] = field(default_factory=list)
     memory: str = "none"
     guesses: list[dict[str, Any]] = field(default_factory=list)
@@ -134,6 +140,7 @@ class Summary:
             "catch_accuracy": _number(self.catch.value) if self.catch else None,
             "n_catch": self.catch.n if self.catch else 0,
             "by_manner": [_manner(c) for c in self.manners],
+            "grounding": [_cell(c, "kind") for c in self.grounding],
             "memory": self.memory,
             "by_attempts": [
                 _within(c) | {"independent": _number(self._independent(c.k)), "guesses": guess}
@@ -143,7 +150,10 @@ class Summary:
 
     def __rich__(self) -> RenderableType:
         """The tables that `probe run` prints."""
-        parts: list[RenderableType] = [self._head(), self._measures()]
+        parts: list[RenderableType] = [self._head()]
+        if self.grounding:
+            parts.append(self._grounding())
+        parts.append(self._measures())
         if self.attempts:
             parts += [self._attempts(), self._guesses()]
         if self.manners:
@@ -165,6 +175,12 @@ class Summary:
     def _head(self) -> Text:
         n = f"{self.n} trials" + (f", {self.errors} of them failed" if self.errors else "")
         return Text.assemble((f"{self.name} on {self.task}", "bold"), f"  {n}, readout: {self.readout}\n{self.run}")
+
+    def _grounding(self) -> Table:
+        table = _table("seen in the pictures", "n", "right")
+        for cell in self.grounding:
+            table.add_row(cell.label, str(cell.accuracy.n), str(cell.accuracy))
+        return table
 
     def _measures(self) -> Table:
         table = _table("measure", "value")
@@ -220,7 +236,10 @@ class Summary:
         return table
 
     def _manners(self) -> Table:
-        table = _table("manner", "n", self.headline, "against the first", "same answer", "parse rate")
+        against = "vs intact" if self.manners[0].code == "intact" else "vs the first"
+        table = _table("manner", "n", self.headline, against, "same answer", "parse rate")
+        # In a narrow terminal, long names are broken, and numbers never.
+        table.columns[0].min_width, table.columns[0].no_wrap, table.columns[0].overflow = None, False, "fold"
         for cell in self.manners:
             difference = "" if math.isnan(cell.difference) else f"{cell.difference:+.3f}"
             same = _text(cell.same.value) if cell.same.n else ""
@@ -242,7 +261,18 @@ def summarise(run_dir: str | Path) -> Summary:
         OSError: If the folder or its files cannot be read.
         RunError: If it holds no run (from `probes.trials`).
     """
-    return summarise_rows(read_trials(Path(run_dir)), read_run(Path(run_dir)), run=str(run_dir))
+    folder = Path(run_dir)
+    summary = summarise_rows(read_trials(folder), read_run(folder), run=str(run_dir))
+    return replace(summary, grounding=seen(folder / GROUNDING))
+
+
+def seen(folder: Path) -> list[Cell]:
+    """How many grounding questions of each kind were answered right; nothing, if the folder holds no run."""
+    try:
+        rows = read_trials(folder)
+    except RunError:
+        return []
+    return cells(rows, lambda row: str((row.get("condition") or {}).get("build", "")).partition(":")[0])
 
 
 def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -> Summary:

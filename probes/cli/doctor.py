@@ -115,14 +115,15 @@ def _table(found: Footprint) -> Any:
     published = found.source == "catalogue"
     exact = "published, not checked here" if published else "read from its files"
     counted = "published" if published else "counted with its processor"
-    seen = f", seen as {found.picture}" if found.picture else ""
+    seen = f" seen as {found.picture}" if found.picture else ""
     formats = ", ".join(f"{kind} {_size(number)}" for kind, number in found.weight_bytes.items())
     table = Table(box=None, pad_edge=False, show_header=False)
     rows = [
         ("parameters", f"{found.parameters / 1e6:,.1f} million", exact),
         ("on disk", "not on this machine" if found.stored_bytes is None else _size(found.stored_bytes), ""),
         ("weights in memory", formats, "4bit is an estimate" if not published else "estimate"),
-        ("prompt", f"{found.prompt_tokens} tokens: a question and a picture of 224 x 224{seen}", counted),
+        ("prompt", f"{found.prompt_tokens} tokens: a question and a picture", counted),
+        ("picture", f"224 x 224{seen}", ""),
         ("", "", ""),
         (f"weights, {found.dtype}", _size(found.weight_bytes[found.dtype]), ""),
         (f"keys and values, batch of {found.batch_size}", _size(found.cache_bytes), "estimate"),

@@ -12,21 +12,18 @@ if TYPE_CHECKING:
 
 GROUNDING_N, GROUNDING_SEED = 120, 10_009
 """Size and seed of the grounding set that a battery of controls begins with."""
-FOLDER = "grounding"
-"""Where its run is, inside the folder of the battery's."""
 
 
 def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: Any, jobs: int | None) -> None:
-    """Ask the family's grounding questions and print how many of each kind are right.
+    """Ask the family's grounding questions, and say how many of each kind are right; the battery's summary begins with them, too.
 
     A model that cannot count the blocks is not failing at physics. Nothing is asked for a family without such a task,
     for a grounding set itself, or of an observer, which does not look at pictures.
     """
-    from analysis.responses import cells
+    from analysis.summary import GROUNDING, seen
     from probes.cli.console import progress, tell
     from probes.cli.resources import cores
     from probes.run import run
-    from probes.trials import read_trials
     from stimuli.standard import further_set
     from stimuli.tasks import get_task, task_names
 
@@ -39,7 +36,6 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
         items = further_set(task, GROUNDING_N, GROUNDING_SEED, size=size, jobs=jobs or cores(), progress=step)
     plain = replace(config, stimuli=task, design="plain", examples=(0,), examples_from=None, limit=None, style="")
     with progress("grounding first") as step:
-        run(plain, items, folder / FOLDER, model=model, progress=step)
-    found = cells(read_trials(folder / FOLDER), lambda row: str(row["condition"]["build"]).partition(":")[0])
-    seen = ", ".join(f"{cell.label} {cell.accuracy.value:.2f}" for cell in found)
-    tell(f"grounding ({task}, {len(items)} items, share right): {seen}")
+        run(plain, items, folder / GROUNDING, model=model, progress=step)
+    right = ", ".join(f"{cell.label} {cell.accuracy.value:.2f}" for cell in seen(folder / GROUNDING))
+    tell(f"grounding ({task}, {len(items)} items, share right): {right}")

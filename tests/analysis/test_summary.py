@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import norm
 
 from analysis.responses import by_condition, proportion, two_options
-from analysis.summary import summarise_rows
+from analysis.summary import summarise, summarise_rows
+from tests.analysis.conftest import run_rows, write_run
 
 Make = Callable[..., list[dict[str, Any]]]
 RECORD = {
@@ -67,6 +69,27 @@ def test_catch_items_come_first_where_there_are_several_manners(judgements: Make
     assert found.to_dict()["n_catch"] == len(outer) == 20
     assert found.to_dict()["catch_accuracy"] == sum(row["success"] for row in outer) / 20
     assert str(found).index("catch items right") < str(found).index("accuracy ")
+
+
+def test_a_battery_begins_with_what_was_seen(tmp_path: Path) -> None:
+    """The run of the grounding questions, inside the folder of the battery, by kind of question."""
+    rows = run_rows(n=80)
+    run = write_run(tmp_path / "run", rows + run_rows(n=80, manner="blank"))
+    assert summarise(run).grounding == [] and "seen in the pictures" not in str(summarise(run))
+    kinds = ("count:3", "exists")
+    asked = [row | {"condition": row["condition"] | {"build": kinds[i % 2]}} for i, row in enumerate(rows)]
+    write_run(run / "grounding", asked)
+    found = summarise(run)
+    assert [(cell["kind"], cell["n"]) for cell in found.to_dict()["grounding"]] == [("count", 40), ("exists", 40)]
+    text = str(found)
+    assert text.index("seen in the pictures") < text.index("catch items right") < text.index("vs intact")
+
+
+def test_no_number_is_cut_in_a_narrow_terminal(tmp_path: Path) -> None:
+    manners = ("", "blank", "paraphrase3_polarity1_order1_examples3")
+    rows = [row for manner in manners for row in run_rows(n=80, manner=manner)]
+    text = str(summarise(write_run(tmp_path / "run", rows)))
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_unread_replies_are_wrong_and_failed_trials_are_neither(judgements: Make) -> None:
