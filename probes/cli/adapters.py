@@ -230,9 +230,14 @@ def _described(trained: Any, row: dict[str, Any]) -> dict[str, Any]:
         size = f"a whole model ({row['where']}), {size}: give it as --model"
     steps = [f"{step.get('method')} on {', '.join(step.get('tasks', []))}" for step in row["lineage"]]
     config = training.get("config") or {}
-    special = {
-        name: config[name] for name in ("shift", "curriculum", "diversity", "memory", "auxiliary") if config.get(name)
-    }
+    names = (
+        "shift",
+        "curriculum",
+        "diversity",
+        "auxiliary",
+        *(("attempts", "memory") if config.get("attempts", 1) > 1 else ()),
+    )
+    special = {name: config[name] for name in names if config.get(name)}
     return {
         "adapter": row["path"],
         "sha256": row["adapter_sha256"],

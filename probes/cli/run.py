@@ -85,7 +85,7 @@ def run(
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
-    from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS
+    from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError
     from probes.cli.grounding import ask_grounding
     from probes.cli.references import reference_runs
     from probes.cli.resources import (
@@ -98,7 +98,7 @@ def run(
         shifted_name,
     )
     from probes.cli.results import write_figure, write_summary
-    from probes.presentation import manners
+    from probes.presentation import PresentationError, manners
     from probes.run import RunConfig
     from probes.sharding import join
 
@@ -126,7 +126,10 @@ def run(
         "base_url": base_url,
         "concurrency": concurrency,
     }
-    manners(design, settings["examples"], style)
+    try:
+        manners(design, settings["examples"], style)
+    except PresentationError as error:
+        raise UsageError(str(error)) from error
     if base_url is None:
         check_model_name(model)
     task = check_stimuli_name(stimuli)
@@ -230,13 +233,13 @@ def _load(config: RunConfig) -> Any:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas. Raises CommandError if they are not."""
-    from probes.cli.errors import CommandError
+    """Whole numbers separated by commas. Raises UsageError if they are not."""
+    from probes.cli.errors import UsageError
 
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise CommandError(f"--examples takes whole numbers separated by commas, such as 0,1,3; got {text!r}") from None
+        raise UsageError(f"--examples takes whole numbers separated by commas, such as 0,1,3; got {text!r}") from None
 
 
 def _ask(

@@ -365,14 +365,13 @@ class ServedModel:
             raise ModelError(
                 f"the server at {self._endpoint.url} answers for the adapter {self._adapter} as it does for {self._name}"
                 f" ({worded} to {PROBES} made-up questions): it leaves the adapter out, as servers do with adapters of the"
-                " vision tower, or the adapter is untrained; merge it into the model (merge_and_unload of PEFT) and serve"
-                " that"
+                " vision tower, or the adapter is untrained; merge it (`probe adapters merge DIR --out MODEL`) and serve MODEL"
             )
         outside = _tower_tensors(str(card.get("root") or ""))
         if outside:
             log.warning(
                 "%d tensors of the adapter %s are outside the language model (such as %s), where some servers leave them"
-                " out without a word: merge it into the model and serve that, or compare with a local run",
+                " out without a word: merge it (`probe adapters merge DIR --out MODEL`) and serve that, or compare with a local run",
                 len(outside),
                 self._adapter,
                 outside[0],

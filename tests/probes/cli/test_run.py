@@ -169,9 +169,11 @@ def test_several_attempts_from_the_command_line(capsys: pytest.CaptureFixture[st
         (["--stimuli", "towers-grounding", "--attempts", "2"], "use towers-topblock"),
         (["--stimuli", "towers-topblock", "--attempts", "2", "--memory", "some"], "last-1"),
         (["--stimuli", "towers-topblock", "--attempts", "0"], "--attempts"),
+        (["--stimuli", "towers", "--design", "blnk"], "there are intact, blank"),
+        (["--stimuli", "towers", "--examples", "one"], "whole numbers separated by commas"),
     ],
 )
-def test_attempts_at_what_is_no_action_are_a_usage_error(
+def test_what_does_not_go_together_is_a_usage_error(
     given: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, err = run(capsys, "run", "--model", "chance", *given)
