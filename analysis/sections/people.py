@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -40,7 +41,7 @@ def section(material: Material) -> Section:
     )
 
 
-def in_words(row: dict[str, Any], items: pd.DataFrame) -> str:
+def in_words(row: Mapping[Any, Any], items: pd.DataFrame) -> str:
     """What a run has in common with people, as a sentence; or why that cannot be said.
 
     Args:
