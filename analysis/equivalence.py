@@ -16,7 +16,6 @@ from scipy.stats import t as student
 
 MEDIUM = math.sqrt(2) / 2
 """Scale of the Cauchy prior on the effect size that R's BayesFactor calls "medium"."""
-SCALES = {"medium": MEDIUM, "wide": 1.0, "ultrawide": math.sqrt(2)}
 
 
 @dataclass(frozen=True)

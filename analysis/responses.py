@@ -233,7 +233,14 @@ def cells(
     x: Callable[[Row], float] | None = None,
     signal: str | None = None,
 ) -> list[Cell]:
-    """Trials that took place, grouped by the level of a factor; levels in natural order, rows without one left out."""
+    """Trials that took place, grouped by the level of a factor; levels in natural order, rows without one left out.
+
+    Args:
+        rows: Of a log.
+        level: Of the factor; None leaves the row out.
+        x: Where a row lies on the abscissa; the cell has the mean.
+        signal: The answer that is counted as such.
+    """
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         key = level(row)

@@ -33,10 +33,6 @@ class Result:
     how: str
     notes: tuple[str, ...] = ()
 
-    def to_frame(self) -> pd.DataFrame:
-        """A copy of the table."""
-        return self.table.copy()
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data; see `plain` for numbers that JSON does not have."""
         return {

@@ -114,6 +114,12 @@ def who(model: str, training: Training, sample: int, record: Mapping[str, Any]) 
 
     Samples of an untrained model with different seeds are runs of their own, because nothing else varies between them;
     samples of an adapter are repeated measures of it.
+
+    Args:
+        model: What the model is called.
+        training: How it was trained.
+        sample: Seed of its sampled replies.
+        record: The contents of `run.json`.
     """
     facts = record.get("model") or {}
     parts = [str(facts.get(name) or "") for name in ("name", "revision", "weights_sha256", "adapter_sha256")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import json
 import os
@@ -13,7 +12,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,13 +21,10 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 SEED = 90_210
 """Of everything that is sampled here: no document's numbers come from it."""
-TRAINED = {"towers-topblock": 1500, "towers-stability": 1500}
-TESTED = {"towers-topblock": 300, "towers-stability": 600}
-"""Items of the trainings whose scenes are looked for, and of the test sets, whose seed is `TEST_SEED`."""
-TEST_SEED = 77
+STUDY = ROOT / "paper" / "results"
 PRETRAINED = 2_000
 """Scenes of pretraining that are drawn again: the first ones."""
-KILLS = 6
+KILLS = 12
 
 
 @functools.cache
@@ -192,128 +187,68 @@ def perception(family: str, ask: str, n: int = 64) -> float:
     return float(accuracies(_tiny(), family, n, seed=SEED, asks=[ask])[ask]["accuracy"])
 
 
-def scenes_of(task: str, n: int, seed: int) -> list[Any]:
-    """The scenes of a set or a training with that seed, without simulating or drawing them."""
-    from stimuli import design
-    from stimuli.tasks import get_task
+@functools.cache
+def _asked() -> set[str]:
+    from benchmarks import leakage
 
-    the_task = get_task(task)
-    made: list[Any] = []
-    for plan in design.plan(the_task, -(-n // design.group_size(the_task)), seed):
-        for attempt in range(30):
-            try:
-                members = design.members(the_task, plan, design.group_rng(the_task, seed, plan.index, attempt))
-            except ValueError:
-                continue
-            made += [member.scene for member in members]
-            break
-    return made[:n]
+    return set().union(*leakage.asked(STUDY).values())
 
 
-def geometry(scene: Any) -> tuple[Any, ...]:
-    """What a scene is built of and where, whatever it looks like."""
-
-    def rounded(numbers: Iterable[float]) -> tuple[float, ...]:
-        return tuple(round(number, 4) for number in numbers)
-
-    return tuple(
-        sorted(
-            (body.shape, rounded(body.size), rounded(body.position), rounded(body.orientation), round(body.mass, 4))
-            for body in scene.bodies
-        )
-    )
+def asked_scenes() -> float:
+    """Scenes that the committed study has asked about."""
+    return len(_asked())
 
 
 @functools.cache
-def _scenes(task: str) -> tuple[list[Any], list[Any]]:
-    """Training scenes with their mirror images, and test scenes."""
-    from finetune.data import FIRST_SEED
-    from stimuli.scene import mirror
+def _shared() -> Any:
+    """What its tests share with a sample of its trainings: every family, every kind of question, the varied pictures."""
+    from benchmarks import leakage
 
-    trained = scenes_of(task, TRAINED[task], FIRST_SEED)
-    return [*trained, *map(mirror, trained)], scenes_of(task, TESTED[task], TEST_SEED)
+    registration = json.loads((STUDY / "registration.json").read_text(encoding="utf-8"))
+    recipes = [r for r in leakage.training_recipes(registration) if r.seed == leakage.FIRST_SEED]
+    tests = [s for r in leakage.test_recipes(STUDY) for s in leakage.drawn(r) if s.content_hash in _asked()]
+    return leakage.shared((s for r in recipes for s in leakage.drawn(r)), _asked(), tests)
 
 
 def shared_scenes() -> float:
-    """Test scenes that a training has seen, or whose mirror image it has seen."""
-    shared = 0
-    for task in TRAINED:
-        trained, tested = _scenes(task)
-        known = {scene.content_hash for scene in trained}
-        shared += sum(scene.content_hash in known for scene in tested)
-    return shared
+    """Scenes asked about that a training was shown, or whose mirror image or foil it was shown."""
+    return float(_shared().scenes)
 
 
 def shared_geometry() -> float:
-    """Test towers of the judgement that are built as one that was trained on, or as its mirror image, in another look."""
-    trained, tested = _scenes("towers-stability")
-    known = {geometry(scene) for scene in trained}
-    return sum(geometry(scene) in known for scene in tested)
+    """Scenes asked about that are built as one that was trained on, or as its mirror image, in another look."""
+    return float(_shared().alike)
 
 
 def pretraining_scenes() -> float:
     """Scenes of the embedded model's pretraining, or mirror images of them, that are in a test or standard set."""
-    from probes.tiny.pictures import CHUNK, sample_scene
-    from stimuli.scene import mirror
+    from benchmarks import leakage
     from stimuli.tasks import task_names
 
-    known: set[str] = set()
-    for chunk in range(PRETRAINED // CHUNK):
-        rng = np.random.default_rng([0, 1, chunk])  # as pretraining draws them
-        for _ in range(CHUNK):
-            scene = sample_scene(rng)[1]
-            known |= {scene.content_hash, mirror(scene).content_hash}
-    sets = [scenes_of(task, 100, seed) for task in task_names() for seed in (0, TEST_SEED)]
-    return sum(scene.content_hash in known for scenes in sets for scene in scenes)
+    standard = [s for task in task_names() for s in leakage.drawn(leakage.Recipe(task, 100, leakage.STANDARD_SEED))]
+    tests = _asked() | {scene.content_hash for scene in standard}
+    return leakage.shared(leakage.pretrained(PRETRAINED), tests, ()).scenes
 
 
 def irreproducible() -> float:
-    """Files that come out differently when commands are given again: a set, a run and an analysis, by one process and by two."""
-    with tempfile.TemporaryDirectory() as home:
-        made = []
-        for number, jobs in enumerate((1, 2)):
-            place = Path(home) / str(number)
-            place.mkdir()
-            _probe(place, f"stimuli make towers-stability -n 16 --size 48 --jobs {jobs} --out set")
-            _probe(place, "run --model heuristic --stimuli set --out run --no-references")
-            for log in place.glob("run/trials.jsonl"):
-                rows = [json.loads(line) for line in log.read_text().splitlines()]
-                kept = [{k: v for k, v in row.items() if k not in ("latency_s", "time")} for row in rows]
-                record = json.loads((log.parent / "run.json").read_text())
-                # So that the analysis reads the same bytes, as it does of one run.
-                for row in rows:
-                    row |= {"latency_s": 0.0, "time": ""}
-                log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                (log.parent / "rows.json").write_text(json.dumps(kept))
-                record["trials_sha256"] = hashlib.sha256(log.read_bytes()).hexdigest()
-                (log.parent / "run.json").write_text(json.dumps(record))
-            _probe(place, "analyze run --out analysis")
-            made.append(_files(place))
-    names = {name for files in made for name in files}
-    return sum(len({files.get(name) for files in made}) > 1 for name in names)
+    """Files that come out differently when commands are given again: see `again.py`."""
+    from benchmarks.again import differing
 
-
-def _files(place: Path) -> dict[str, str]:
-    """Hash by name of what should be the same: everything but the records of when and where a run was."""
-    return {
-        str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(place.rglob("*"))
-        if path.is_file() and path.name not in ("run.json", "config.toml", ".lock", "summary.json")
-    }
-
-
-def _probe(place: Path, arguments: str) -> None:
-    command = [sys.executable, "-m", "probes", *arguments.split()]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PROBE_CACHE": str(place / "cache")}
-    subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True)
+    return len(differing())
 
 
 def faults_after_kills() -> float:
-    """Faults that a small campaign of kills finds; see `reliability.py` for the whole one."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "reliability.py"), "--kills", str(3 * KILLS)]
-    done = subprocess.run(
-        [*command, "--only", "probing", "generation"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    """Faults that a small campaign of kills finds: see `kills.py`."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "kills.py"),
+        "--kills",
+        str(KILLS),
+        "--only",
+        "probing",
+        "generation",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode and "FAULTS" not in done.stdout:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return float(done.stdout.count("\n  "))

@@ -125,6 +125,9 @@ class AuxiliaryObjective:
         Args:
             items: (rows,) which item each row of the forward pass shows.
             last: (rows,) place of the last token of each prompt.
+
+        Raises:
+            RuntimeError: If the layer was not run while listening.
         """
         if not self._heard:
             raise RuntimeError("no hidden states were kept: the forward pass did not go through the layer")

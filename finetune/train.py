@@ -34,6 +34,7 @@ from finetune.course import Course
 from finetune.curves import draw_curves
 from finetune.data import TrainingSet, check_tasks, training_set
 from finetune.data import rows as make_rows
+from finetune.disk import check_room, saving
 from finetune.grpo import TRAINERS, make_reinforced
 from finetune.kernels import score_replies_only
 from finetune.monitor import Monitor, Progress, last_checkpoint
@@ -52,8 +53,6 @@ CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"
 LOG_ROWS = 200
 """Rows of the record that a supervised run has; a reinforced one has a row for every rollout."""
 CHECKPOINTS_KEPT = 2
-DISK = 50_000_000
-"""Bytes that must be free beside what the checkpoints take."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _train(
     table = make_rows(data, config)
     lengths = _sample_tokens(policy.processor, data)
     planned = plan(config, lengths)
-    _check_disk(folder, policy)
+    check_room(folder, policy.model, CHECKPOINTS_KEPT)
     monitor = Monitor(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
@@ -160,7 +159,7 @@ def _train(
         logging.getLogger(__name__).info("going on from %s", checkpoint)
     started = datetime.now(UTC)
     monitor.start()
-    with _quiet():
+    with _quiet(), saving(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         trainer.save_model(str(folder))
     result = _result(config, policy, data, course, monitor, planned, started)
@@ -231,19 +230,6 @@ def _held(folder: Path, state: PartialState) -> Iterator[None]:
     finally:
         if lock >= 0:
             os.close(lock)
-
-
-def _check_disk(folder: Path, policy: Policy) -> None:
-    """Raise TrainingError if the checkpoints would not fit on the disk."""
-    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    # Weights and Adam's two moments, for each checkpoint and the one that is being written.
-    needed = DISK + 3 * 4 * trained * (CHECKPOINTS_KEPT + 1)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise TrainingError(
-            f"{folder} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} GB for its checkpoints: free some"
-            " space, or choose another --out"
-        )
 
 
 def _sample_tokens(processor: Any, data: TrainingSet, n: int = 8) -> float:

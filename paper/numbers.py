@@ -91,7 +91,7 @@ class Numbers:
         self._put(name, Value(text))
 
     def count(self, name: str, value: int) -> None:
-        """A whole number; NAME.word writes small ones in letters."""
+        """A whole number; NAME.word writes small ones in letters. Raises NumberError if it is none."""
         if value != int(value):
             raise NumberError(f"{name} is no whole number: {value}")
         value = int(value)

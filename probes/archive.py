@@ -108,7 +108,7 @@ def archived_record(folder: Path) -> str | None:
 
 
 def archived_rows(folder: Path) -> list[dict[str, Any]] | None:
-    """The rows of an archived run; None if there is no such run."""
+    """The rows of an archived run; None if there is no such run. Raises ArchiveError if the archive is damaged."""
     found = _find(folder)
     try:
         return None if found is None else found[0].rows(found[1])

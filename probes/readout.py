@@ -62,6 +62,9 @@ class Scorer:
         """The columns that follow from the log-probabilities of all legal answers: the likeliest one is the answer.
 
         A tie is broken by the item's id, so that a model without a preference is not credited with a constant answer.
+
+        Raises:
+            ValueError: If there is not one finite log-probability per legal answer.
         """
         candidates = item.question.grammar.candidates()
         logprobs = np.round(logprobs, 6)  # as logged, so that scoring the log again gives the same

@@ -119,7 +119,12 @@ class RunError(RuntimeError):
 def trial_key(identity: Identity, item: Item, readout: str, settings: Generation, manner: Sequence[Any] = ()) -> str:
     """The hash that identifies a trial: who answered, what was shown and asked, and how the answer was read.
 
-    `manner` names everything about the presentation that is not in the item; empty for the plain one.
+    Args:
+        identity: Of the model that answered, down to its weights.
+        item: What was shown and asked.
+        readout: "generate" or "options".
+        settings: Of generation; they do not matter to options.
+        manner: Everything about the presentation that is not in the item; empty for the plain one.
     """
     question = item.question
     asked = [question.prompt, question.grammar.to_dict(), question.style]
@@ -224,7 +229,11 @@ class TrialLog:
         write_json(self.folder / RUN, self.run)
 
     def close(self) -> None:
-        """Force everything to the disk and let other processes have the folder. The second time, nothing."""
+        """Force everything to the disk and let other processes have the folder. The second time, nothing.
+
+        Raises:
+            RunError: If the disk does not take it.
+        """
         if self._file < 0:
             return
         try:

@@ -36,7 +36,19 @@ def convert(
     report: Report,
     wrong: Callable[[str, str], None],
 ) -> Picture | None:
-    """A picture as a square RGB PNG, turned as its camera was; None, with the problem reported, if it cannot be had."""
+    """A picture as a square RGB PNG, turned as its camera was.
+
+    Args:
+        folder: That of the table, which no picture may lie outside of.
+        file: The picture's name in the table.
+        size: Edge to which it is scaled, pixels; None leaves it as it is.
+        loaded: Pictures that have been converted already, by name; this one is added.
+        report: Where what was done to it is noted.
+        wrong: Told a column's role and what is wrong, if it cannot be had.
+
+    Returns:
+        The picture; None if it cannot be had.
+    """
     if file in loaded:
         return loaded[file]
     try:

@@ -56,8 +56,16 @@ def plan(
 ) -> Iterator[Group]:
     """The plans of that many groups. A pure function of the task's version, the other arguments and the index.
 
-    Shifts change the conditions and nothing else, so that shifted sets have the same plan. Where only some of the task's
-    conditions or wordings are given, the groups are laid over these.
+    Shifts change the conditions and nothing else, so that shifted sets have the same plan.
+
+    Args:
+        task: The task.
+        groups: How many.
+        seed: Of the set.
+        style: "direct" or "think" (the wording of the answer format).
+        shifts: Of all groups.
+        conditions: Those over which the groups are laid; by default all of the task.
+        variants: The wordings, likewise.
     """
     conditions, variants = conditions or task.conditions(), variants or task.variants()
     rng = np.random.default_rng([seed, _code(task), 1])
@@ -82,8 +90,16 @@ def members(
 ) -> list[Member]:
     """The scenes of a group: base, foils, then the mirror image of each in the same order.
 
-    Shifts, where the condition has any, come before the mirror and are alike for all; `shifting` decides what they are
-    within their levels (by default, `rng`).
+    Shifts, where the condition has any, come before the mirror and are alike for all.
+
+    Args:
+        task: The task.
+        group: The plan of the group.
+        rng: Draws the scenes (`group_rng`).
+        shifting: Decides what the shifts are within their levels (`shift_rng`); by default, `rng`.
+
+    Raises:
+        Unsatisfiable: If this draw has no such scenes; the next attempt may.
     """
     scenes = task.sample_matched(rng, group.condition)
     if group.condition.shifts:
@@ -98,7 +114,7 @@ def members(
 
 
 def group_rng(task: Task, seed: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """The generator from which the scenes of one group are drawn."""
+    """The generator from which the scenes of one group are drawn, by seed of the set, index of the group and attempt."""
     return np.random.default_rng([seed, _code(task), 2, index, attempt])
 
 

@@ -357,7 +357,13 @@ class _Unreadable(ValueError):
 
 
 def read_answer(grammar: Grammar, text: str, role: str = "answer", strict: bool = False) -> Answer:
-    """An answer as a table has it: the meaning of an option, or (unless `strict`) its word; or whole numbers.
+    """An answer as a table has it: the meaning of an option, or its word; or whole numbers.
+
+    Args:
+        grammar: The legal answers.
+        text: The cell.
+        role: What the column is for, for messages.
+        strict: Whether an option must be given by its meaning.
 
     Raises:
         ValueError: If it is not a legal answer.

@@ -74,6 +74,15 @@ def further_set(
 ) -> StimulusSet:
     """A set of the task beside the standard one, from the cache or made now: worked examples, grounding checks.
 
+    Args:
+        task: Registered task name.
+        n: Number of items.
+        seed: Of the set; another than that of the standard sets.
+        size: Edge of the pictures, pixels.
+        shifts: Visual and physical shifts.
+        jobs: Processes that make it.
+        progress: Called with (items done, n).
+
     Raises:
         StimulusError: If the cache cannot be written.
     """

@@ -89,7 +89,18 @@ def _cell(value: Any) -> str:
 def find_columns(
     table: Path, header: Sequence[str], mapping: Mapping[str, str], roles: Mapping[str, str], needed: Sequence[str]
 ) -> dict[str, str]:
-    """Role -> column, for the roles that this table has. Raises StimulusError."""
+    """Role -> column, for the roles that this table has.
+
+    Args:
+        table: Its file, for messages.
+        header: Its columns.
+        mapping: Role -> column where a column is not called like its role.
+        roles: All roles, each with what it means.
+        needed: Roles without which the table is of no use.
+
+    Raises:
+        StimulusError: If a role or column is unknown, or a needed one is missing.
+    """
     for role, column in mapping.items():
         if role not in roles:
             raise StimulusError(f"there is no role {role!r} for a column: there are {', '.join(roles)}")

@@ -188,6 +188,7 @@ class Mover:
             shifts: What is added, (trials, width).
 
         Raises:
+            ValueError: If there is not one shift per trial.
             RuntimeError: If the shifts never reached the model, so that its answers would be the unmoved ones.
         """
         network, site = _network(self._model), self._site

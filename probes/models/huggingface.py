@@ -349,7 +349,11 @@ def weights_hash(folder: Path) -> str:
 
 
 def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
-    """The tokens that end a reply: those of the model's generation settings, then the tokenizer's."""
+    """The tokens that end a reply: those of the model's generation settings, then the tokenizer's.
+
+    Raises:
+        ModelError: If neither names one, so that no reply would ever end.
+    """
     configured = model.generation_config.eos_token_id
     ends = list(configured) if isinstance(configured, list | tuple) else [configured]
     known = [int(token) for token in dict.fromkeys([*ends, tokenizer.eos_token_id]) if token is not None]

@@ -183,7 +183,14 @@ class Design:
         return asdict(self)
 
     def training_settings(self, model: Model, training: Training, method: str, seed: int) -> dict[str, Any]:
-        """The settings that are given for one training: those of all, of the method, and of the condition, later ones first."""
+        """The settings that are given for one training: those of all, of the method, and of the condition, later ones first.
+
+        Args:
+            model: What is trained.
+            training: The condition.
+            method: "sft", "ppo" and so on.
+            seed: Of the training.
+        """
         general = {name: value for name, value in self.settings.items() if name not in METHODS}
         budget = {"budget": self.budgets[method]} if method in self.budgets else {}
         loading = {name: value for name, value in model.loading.items() if name != "revision"}

@@ -55,7 +55,7 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
 
 class Fields:
-    """A mapping of a YAML file, read key by key.
+    """A mapping of a YAML file, read key by key; every reader raises StudyError, with the place, for what is not of its kind.
 
     Args:
         data: What stands there.

@@ -25,6 +25,7 @@ class Overview:
         cells: Its cells.
         looks: Cell -> what it looks like.
         estimate: Of the seconds that a step takes.
+        done: Whether a step is done.
         size: Cells that are done at a time, for the time that is left.
     """
 
@@ -120,7 +121,15 @@ def look_at(
     size: int = 1,
     queued: Sequence[str] = (),
 ) -> Overview:
-    """Look at a study."""
+    """Look at a study.
+
+    Args:
+        cells: All of its design.
+        store: Where they are.
+        estimate: Seconds that a step will take; None where that is not known.
+        size: Cells that are done at the same time.
+        queued: Cells that wait in Slurm.
+    """
     looks = {}
     for cell in cells:
         look = store.look(cell)

@@ -191,7 +191,7 @@ class SubmititPool:
         return list(self._jobs)
 
     def start(self, cells: Sequence[str]) -> None:
-        """Submit them, as one array where there are several."""
+        """Submit them, as one array where there are several. Raises StudyError if Slurm does not take them."""
         folder = self.store.folder.resolve()
         work = [CellJob(folder, cell) for cell in cells]
         try:

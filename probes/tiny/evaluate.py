@@ -117,7 +117,14 @@ def accuracies(
 
 
 def single_shifts(loaded: Loaded, family: str, per_shift: int, seed: int = SEED + 3) -> dict[str, float]:
-    """Accuracy over the designed questions of a family's grounding task under each visual shift alone, in two levels."""
+    """Accuracy over the designed questions of a family's grounding task under each visual shift alone, in two levels.
+
+    Args:
+        loaded: The model.
+        family: Whose grounding task is asked.
+        per_shift: Questions per shift and level.
+        seed: Of the scenes.
+    """
     task, results = grounding(family), {}
     conditions, variants = task.conditions(), task.variants()
     for number, name in enumerate(SINGLE_SHIFTS):
@@ -131,7 +138,14 @@ def single_shifts(loaded: Loaded, family: str, per_shift: int, seed: int = SEED 
 
 
 def parse_rates(loaded: Loaded, name: str, per_style: int, seed: int = SEED + 1) -> dict[str, float]:
-    """Share of replies to a task that the question's own parser accepts, for each style, over all wordings."""
+    """Share of replies to a task that the question's own parser accepts, for each style, over all wordings.
+
+    Args:
+        loaded: The model.
+        name: Of the task.
+        per_style: Replies of each style.
+        seed: Of the scenes.
+    """
     task, rates = get_task(name), {}
     for style in ("direct", "think"):
         rng, items = np.random.default_rng(seed), []
@@ -155,6 +169,12 @@ def judgement(loaded: Loaded, name: str, scenes: int, seed: int = SEED + 2) -> d
 
     Scenes come with their foils as in the designed set, which balances the answers. The answer is the option whose first token
     is the likeliest. The area is that of each answer's log-odds against the truth, averaged over the answers.
+
+    Args:
+        loaded: The model.
+        name: Of the task.
+        scenes: How many are asked about, at least.
+        seed: Of the scenes.
     """
     task = get_task(name)
     rng = np.random.default_rng(seed)

@@ -67,7 +67,14 @@ class Encoder:
 
 
 def pack(pictures: Sequence[Picture], ask: Ask, encoder: Encoder, length: int) -> Pack:
-    """Ask about every picture until the next question would not fit into `length` tokens."""
+    """Ask about every picture until the next question would not fit.
+
+    Args:
+        pictures: One per row of the result.
+        ask: Gives a question about a picture with its answer, another one every time.
+        encoder: Makes tokens of them.
+        length: Tokens per row.
+    """
     shape = (len(pictures), length)
     ids, segments = np.full(shape, encoder.eos), np.zeros(shape, np.int64)
     labels, positions = np.full(shape, IGNORED), np.zeros(shape, np.int64)
@@ -99,7 +106,17 @@ def see(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Ten
 def read(
     model: LlavaForConditionalGeneration, features: torch.Tensor, questions: Pack, encoder: Encoder
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decoder states of the text, (n, t, `HIDDEN`): after `WORD_LAYER` layers, and at the end."""
+    """Decoder states of the text after `WORD_LAYER` layers, and at the end.
+
+    Args:
+        model: The model.
+        features: Of its eye, per picture (n, patches, width).
+        questions: What is asked of each picture.
+        encoder: Knows the tokens that come before.
+
+    Returns:
+        Two tensors (n, t, `HIDDEN`).
+    """
     decoder = model.model.language_model
     count = len(features)
     start = decoder.embed_tokens(torch.tensor([encoder.bos, encoder.user])).expand(count, -1, -1)

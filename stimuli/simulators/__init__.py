@@ -104,7 +104,14 @@ class Simulator(Protocol):
     def simulate(
         self, scene: Scene, *, stop: Stop | None = None, min_duration: float = ..., max_duration: float = ...
     ) -> Outcome:
-        """Run until `stop` is met, until everything rests (but at least `min_duration`), or for `max_duration` seconds."""
+        """Run until `stop` is met, until everything rests, or until time is up.
+
+        Args:
+            scene: What is simulated, from its start.
+            stop: Called with the positions (bodies, 3) in metres; true once what matters is decided.
+            min_duration: Seconds before which nothing counts as resting.
+            max_duration: Seconds after which it ends in any case.
+        """
         ...
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:

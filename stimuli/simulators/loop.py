@@ -49,9 +49,15 @@ def steps_per_frame(scene: Scene, coarsest: float) -> int:
 def run(
     world: World, scene: Scene, per_frame: int, stop: Stop | None, min_duration: float, max_duration: float
 ) -> Outcome:
-    """Run until `stop` is met, until everything rests (but at least `min_duration`), or for `max_duration` seconds.
+    """Run until `stop` is met, until everything rests, or until time is up.
 
-    `stop` and rest are looked at once per `FRAME_INTERVAL`.
+    Args:
+        world: The engine's world, with the bodies in their places.
+        scene: What is in it.
+        per_frame: Steps of the engine per `FRAME_INTERVAL`, after each of which `stop` and rest are looked at.
+        stop: When what matters is decided; None if it is not known beforehand.
+        min_duration: Seconds before which nothing counts as resting.
+        max_duration: Seconds after which it ends in any case.
     """
     positions, orientations = world.state()
     path, turns = [positions], [orientations]

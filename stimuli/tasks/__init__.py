@@ -104,6 +104,12 @@ class Task(ABC):
         A judgement is worth 1 if it is what `solve` gives and 0 otherwise, so that a stored solution can stand in for
         the simulation. An action must say for itself what works.
 
+        Args:
+            scene: What was shown.
+            question: What was asked.
+            answer: What was said, a legal answer.
+            simulator: Engine that tries it out; by default the standard one.
+
         Raises:
             TypeError: If an action task has no scorer of its own.
         """

@@ -268,8 +268,12 @@ def bystanders(
     """Still balls for which there is no part in what happens: in nobody's way, and clear of each other; None if there is no room.
 
     Args:
+        rng: Draws their places.
         ways: What moves, or lies, where (see `Way`).
+        stuff: What they are made of.
+        look: Their colours.
         first: Index of the first bystander in `stuff` and `look`.
+        tries: Places that are drawn for each.
     """
     taken, found = list(ways), []
     for index in range(first, len(stuff.radii)):
