@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
 from stimuli.bins import with_bins
 from stimuli.condition import Condition
 from stimuli.conversion import SMALLEST, Picture, convert
 from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
-from stimuli.question import THINK, Answer, Grammar, Integers, Option, Options, Question, Variant
+from stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
+from stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
 from stimuli.responses import RESPONSES, Response, to_csv
 from stimuli.signs import contradictions, signs
 from stimuli.tables import Report, Row, find_columns, number, read_table
@@ -41,14 +42,6 @@ ROLES = {
     "count": "number of objects",
     "mirrored": "whether it is a mirror image (yes or no)",
 }
-RESPONSE_ROLES = {
-    "item": "the item's id, or its picture",
-    "participant": "who answered",
-    "response": "what was answered",
-    "rt": "reaction time, seconds",
-}
-COUNT_PREFIXES = ("n_", "response_")
-"""Columns of the table that hold how many people gave an answer: n_yes, response_stands, ..."""
 SHOWN_PROBLEMS = 20
 YES = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False, "": False}
 PROBED = 4
@@ -95,7 +88,7 @@ def import_set(
         columns: Role -> the column's name in this table.
         conditions: Columns that are factors of the design; they go into `Condition.build`.
         options: The legal answers of all rows, where the table has no column for them and the task does not say.
-        responses: CSV, TSV or JSONL with one row per human response; see `RESPONSE_ROLES`.
+        responses: CSV, TSV or JSONL with one row per human response; see `RESPONSE_ROLES` in `stimuli.imported_responses`.
         response_columns: Role -> the column's name in that table.
         wordings: "first": the task's first wording for all; "all": its wordings in turn, one per group.
         style: "think" adds the request to reason first.
@@ -138,10 +131,10 @@ def import_set(
         item = reader.item(row)
         if item is not None:
             items.append(item)
-            counted += _counts(source, row, header, item, report)
+            counted += counted_responses(source, row, header, item, report)
         if progress is not None:
             progress(done, len(rows))
-    given = _long(Path(responses), response_columns or {}, items, report) if responses is not None else []
+    given = listed_responses(Path(responses), response_columns or {}, items, report) if responses is not None else []
     if given and counted:
         report.problems.append(
             f"{source.name}: responses are given twice, as counts here and one by one in {responses}"
@@ -204,15 +197,15 @@ class _Asker:
             self.usual = {v: _usual_question(task, v) for v in self.variants}
 
     def ask(self, row: Row, group: int) -> tuple[Question, Variant]:
-        """The question about a row. Raises _Unreadable if its prompt or options cannot be read."""
+        """The question about a row. Raises Unreadable if its prompt or options cannot be read."""
         variant = self.variants[group % len(self.variants)]
         grammar = self._grammar(row) or (self.usual[variant].grammar if self.usual else None)
         if grammar is None:
-            raise _Unreadable("options", "is empty")
+            raise Unreadable("options", "is empty")
         if "prompt" in self.places:
             prompt = row.cells.get(self.places["prompt"], "")
             if not prompt:
-                raise _Unreadable("prompt", "is empty")
+                raise Unreadable("prompt", "is empty")
             return Question(prompt + (THINK if self.style == "think" else ""), grammar, self.style), variant
         return Question(self.usual[variant].prompt, grammar, self.style), variant
 
@@ -221,28 +214,7 @@ class _Asker:
         try:
             return read_grammar(text) if text else None
         except ValueError as error:
-            raise _Unreadable("options", str(error)) from error
-
-
-def read_grammar(text: str) -> Grammar:
-    """A grammar from text: `yes|no`, `yes=stands|no=falls`, `-20..20`, or `-30..30, 0..50`.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    if re.fullmatch(r"\s*-?\d+\s*\.\.\s*-?\d+\s*(,\s*-?\d+\s*\.\.\s*-?\d+\s*)?", text):
-        bounds = [int(bound) for bound in re.findall(r"-?\d+", text)]
-        return Integers(tuple(zip(bounds[::2], bounds[1::2], strict=True)))
-    options = []
-    for part in text.split("|"):
-        word, equals, value = (piece.strip() for piece in part.partition("="))
-        options.append(Option(word, value if equals else word))
-    words, values = [o.text.lower() for o in options], [o.value.lower() for o in options]
-    if len(options) < 2 or not all(words + values) or len(set(words)) < len(words) or len(set(values)) < len(values):
-        raise ValueError(
-            f"the options {text!r} are not at least two different words separated by | (yes|no), nor a range (-20..20)"
-        )
-    return Options(tuple(options))
+            raise Unreadable("options", str(error)) from error
 
 
 def _usual_question(task: Task, variant: Variant) -> Question:
@@ -308,8 +280,8 @@ class _Reader:
         try:
             question, variant = self.asker.ask(row, self.groups.setdefault(group, len(self.groups)))
             answer = read_answer(question.grammar, cell("answer"), strict=len(self.asker.variants) > 1)
-            working = _working(question.grammar, answer, cell("working"), cell("tolerance"))
-        except _Unreadable as error:
+            working = read_working(question.grammar, answer, cell("working"), cell("tolerance"))
+        except Unreadable as error:
             wrong(error.role, str(error))
             return None
         grammar = question.grammar
@@ -346,126 +318,6 @@ class _Reader:
             scene_sha256="",
             certificate={"working": [list(w) if isinstance(w, tuple) else w for w in working]},
         )
-
-
-class _Unreadable(ValueError):
-    """A cell that is no answer; `role` is the column's."""
-
-    def __init__(self, role: str, text: str) -> None:
-        super().__init__(text)
-        self.role = role
-
-
-def read_answer(grammar: Grammar, text: str, role: str = "answer", strict: bool = False) -> Answer:
-    """An answer as a table has it: the meaning of an option, or its word; or whole numbers.
-
-    Args:
-        grammar: The legal answers.
-        text: The cell.
-        role: What the column is for, for messages.
-        strict: Whether an option must be given by its meaning.
-
-    Raises:
-        ValueError: If it is not a legal answer.
-    """
-    if not text:
-        raise _Unreadable(role, "is empty")
-    if isinstance(grammar, Integers):
-        value, status = grammar.read(text)
-        if value is None:
-            ranges = " and ".join(f"{low} to {high}" for low, high in grammar.ranges)
-            what = f"{len(grammar.ranges)} whole number(s) from {ranges}"
-            raise _Unreadable(role, f"{text!r} is not {what} ({status.replace('_', ' ')})")
-        return value
-    by_value = {option.value.lower(): option.value for option in grammar.options}
-    by_text = {option.text.lower(): option.value for option in grammar.options}
-    plain = text.lower()
-    if plain in by_value:
-        return by_value[plain]
-    if plain in by_text and not strict:
-        return by_text[plain]
-    legal = ", ".join(o.value if strict or o.text == o.value else f"{o.value} ({o.text})" for o in grammar.options)
-    why = ": a word means different things in different wordings" if plain in by_text else ""
-    raise _Unreadable(role, f"{text!r} is not one of {legal}{why}")
-
-
-def _working(grammar: Grammar, answer: Answer, listed: str, tolerance: str) -> list[Answer]:
-    """All right answers: the listed ones, those within the tolerance, or the one."""
-    if listed:
-        found = [read_answer(grammar, part.strip(), "working") for part in listed.split(";") if part.strip()]
-        if answer not in found:
-            raise _Unreadable("working", f"{listed!r} does not contain the answer {grammar.text(answer)}")
-        return found
-    if not tolerance:
-        return [answer]
-    if not isinstance(grammar, Integers) or not tolerance.isdecimal():
-        raise _Unreadable("tolerance", f"{tolerance!r} is not a whole number, or the answers are words")
-    centre = np.atleast_1d(np.array(answer))
-    near = [v for _, v in grammar.candidates() if (np.abs(np.atleast_1d(np.array(v)) - centre) <= int(tolerance)).all()]
-    return near
-
-
-def _counts(table: Path, row: Row, header: Sequence[str], item: Item, report: Report) -> Iterator[Response]:
-    """Responses that the table gives as counts, in columns like n_yes."""
-    for column in header:
-        prefix = next((p for p in COUNT_PREFIXES if column.startswith(p)), None)
-        text = row.cells.get(column, "")
-        if prefix is None or not text:
-            continue
-        try:
-            answer = read_answer(item.question.grammar, column.removeprefix(prefix), column)
-        except ValueError as error:
-            report.problem(table, row, column, f"counts an answer that does not exist: {error}")
-            continue
-        if not text.isdecimal():
-            report.problem(table, row, column, f"{text!r} is not a count (a whole number from 0)")
-        elif int(text):
-            yield Response(item.item_id, "", _meaning(item.question.grammar, answer), None, int(text))
-
-
-def _long(path: Path, mapping: Mapping[str, str], items: Sequence[Item], report: Report) -> list[Response]:
-    """Responses from a table with one row each."""
-    rows, header = read_table(path)
-    places = find_columns(path, header, mapping, RESPONSE_ROLES, ("item", "participant", "response"))
-    by_name: dict[str, Item | None] = {}
-    for item in items:
-        source = str(item.question.about["source"])
-        # A picture names its item as long as it has only one.
-        by_name[source] = item if source not in by_name else None
-    by_name |= {item.item_id: item for item in items}
-    found = []
-    for row in rows:
-        cells = {role: row.cells.get(column, "") for role, column in places.items()}
-        known = by_name.get(cells["item"])
-        if known is None:
-            close = difflib.get_close_matches(cells["item"], by_name, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            report.problem(path, row, places["item"], f"there is no item {cells['item']!r}{hint}")
-            continue
-        if not cells["participant"]:
-            report.problem(path, row, places["participant"], "is empty")
-            continue
-        if not cells["response"]:
-            report.notes["human responses left out, because they are empty"] += 1
-            continue
-        grammar = known.question.grammar
-        try:
-            answer = read_answer(grammar, cells["response"], "response")
-        except ValueError as error:
-            report.problem(path, row, places["response"], str(error))
-            continue
-        seconds: float | None = None
-        if cells.get("rt"):
-            seconds = number(cells["rt"], 0.0, lambda text, row=row: report.problem(path, row, places["rt"], text))  # type: ignore[misc]
-            if seconds < 0:
-                report.problem(path, row, places["rt"], f"{cells['rt']!r} is negative")
-        found.append(Response(known.item_id, cells["participant"], _meaning(grammar, answer), seconds))
-    return found
-
-
-def _meaning(grammar: Grammar, answer: Answer) -> str:
-    """An answer as responses store it: the value of an option, or the numbers as written."""
-    return str(answer) if isinstance(grammar, Options) else grammar.text(answer)
 
 
 def _card(

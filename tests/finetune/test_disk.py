@@ -40,7 +40,7 @@ def write_text(file: Path) -> None:
 @pytest.mark.usefixtures("no_room")
 @pytest.mark.parametrize("write", [write_safetensors, write_checkpoint, write_text])
 def test_a_disk_without_room_is_told(tmp_path: Path, write: Callable[[Path], None]) -> None:
-    with pytest.raises(TrainingError, match="cannot write to .*make room") as told, saving(tmp_path):
+    with pytest.raises(TrainingError, match=r"cannot write to .*make room") as told, saving(tmp_path):
         write(tmp_path / "file")
     assert "\n" not in str(told.value)
 

@@ -14,9 +14,10 @@ from probes.models.observers import make_observer
 from probes.readout import Scorer
 from probes.run import RunConfig, run
 from probes.trials import read_trials
+from stimuli.answer_cells import read_answer, read_grammar
 from stimuli.audit import audit
 from stimuli.dataset import StimulusError, StimulusSet
-from stimuli.importing import ImportProblems, import_set, read_answer, read_grammar
+from stimuli.importing import ImportProblems, import_set
 from stimuli.question import Integers, Options
 from stimuli.sheet import contact_sheet
 
