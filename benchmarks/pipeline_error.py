@@ -1,12 +1,12 @@
 """Error rates of the whole way from trial logs to the planned contrasts: simulated studies with and without transfer.
 
-    python benchmarks/pipeline_error.py [--studies 200] [--runs 5] [--jobs 2] [--markdown]
+    python benchmarks/pipeline_error.py [--studies 200] [--runs 5] [--jobs 2] [--rows FILE]
 
 A study is an untrained model and `--runs` PPO adapters that learned their own task, all asked the same 60 items of another task of the
 family. What is written is what `probe run` writes, `run.json` and `trials.jsonl`; what is read is `analysis.frame.load` and then the
 planned contrast PPO - untrained at the level cross-task, as `probe analyze` reports it. Success has a logit of 0 in the untrained model;
 standard deviations of 0.3 (runs) and 0.7 (items). Without transfer the adapters have the same mean; with transfer 0.6 more.
-Every study has a seed of its own.
+Every study has a seed of its own; with `--rows` each goes into a file as soon as it is done, and what is there is not done again.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ def study(number: int, runs: int) -> dict[str, float]:
     (row,) = table[table["transfer"] == "cross-task"].to_dict("records")
     truth = true_difference(effect)
     return {
+        "number": number,
+        "runs": runs,
         "effect": effect,
         "model": float(row["p"] < ALPHA),
         "run_means": float(row["p_runs"] < ALPHA),
@@ -138,17 +140,9 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200, help="with transfer, and as many without")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rows", type=Path, help="file for one JSON object per study")
     options = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        one = functools.partial(study, runs=options.runs)
-        rows = []
-        for row in pool.imap_unordered(one, range(2 * options.studies)):
-            rows.append(row)
-            if options.json:
-                print(json.dumps(row), flush=True)
-    if options.json:
-        return
+    rows = simulate(options.studies, options.runs, options.jobs, options.rows)
     print(f"| {options.runs} runs | studies | rejected, model | rejected, run means | coverage | bias | no fit |")
     print("|---|---|---|---|---|---|---|")
     for effect, name in ((0.0, "no transfer"), (TRANSFER, f"transfer of {true_difference(TRANSFER):.3f}")):
@@ -156,6 +150,29 @@ def main() -> None:
         cells = [_share([row[key] for row in own if not row["failed"]]) for key in ("model", "run_means", "covers")]
         bias = float(np.nanmean([row["difference"] for row in own]))
         print(f"| {name} | {len(own)} | {' | '.join(cells)} | {bias:+.3f} | {sum(r['failed'] for r in own):.0f} |")
+
+
+def simulate(studies: int, runs: int, jobs: int, kept: Path | None) -> list[dict[str, float]]:
+    """All studies, with transfer and without: read from a file as far as they are there, else done now.
+
+    Args:
+        studies: How many of each kind.
+        runs: Trained runs per study.
+        jobs: Processes.
+        kept: The file; None keeps nothing.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    if kept is not None and kept.exists():
+        found = [json.loads(line) for line in kept.read_text().splitlines() if line.endswith("}")]
+        rows = {row["number"]: row for row in found if row["runs"] == runs}
+    left = [number for number in range(2 * studies) if number not in rows]
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for row in pool.imap_unordered(functools.partial(study, runs=runs), left):
+            rows[int(row["number"])] = row
+            if kept is not None:
+                with kept.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    return [row for number, row in sorted(rows.items()) if number < 2 * studies]
 
 
 def _share(values: list[float]) -> str:
