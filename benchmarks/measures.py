@@ -203,9 +203,10 @@ def asked_scenes() -> float:
 def _shared() -> Any:
     """What its tests share with a sample of its trainings: every family, every kind of question, the varied pictures."""
     from benchmarks import leakage
+    from finetune.data import FIRST_SEED
 
     registration = json.loads((STUDY / "registration.json").read_text(encoding="utf-8"))
-    recipes = [r for r in leakage.training_recipes(registration) if r.seed == leakage.FIRST_SEED]
+    recipes = [r for r in leakage.training_recipes(registration) if r.seed == FIRST_SEED]
     tests = [s for r in leakage.test_recipes(STUDY) for s in leakage.drawn(r) if s.content_hash in _asked()]
     return leakage.shared((s for r in recipes for s in leakage.drawn(r)), _asked(), tests)
 
@@ -223,9 +224,10 @@ def shared_geometry() -> float:
 def pretraining_scenes() -> float:
     """Scenes of the embedded model's pretraining, or mirror images of them, that are in a test or standard set."""
     from benchmarks import leakage
+    from stimuli.standard import STANDARD_SEED
     from stimuli.tasks import task_names
 
-    standard = [s for task in task_names() for s in leakage.drawn(leakage.Recipe(task, 100, leakage.STANDARD_SEED))]
+    standard = [s for task in task_names() for s in leakage.drawn(leakage.Recipe(task, 100, STANDARD_SEED))]
     tests = _asked() | {scene.content_hash for scene in standard}
     return leakage.shared(leakage.pretrained(PRETRAINED), tests, ()).scenes
 

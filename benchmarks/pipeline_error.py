@@ -126,6 +126,7 @@ def study(number: int, runs: int) -> dict[str, float]:
         "runs": runs,
         "effect": effect,
         "model": float(row["p"] < ALPHA),
+        "means": float(row["p_means"] < ALPHA),
         "run_means": float(row["p_runs"] < ALPHA),
         "covers": float(row["difference_low"] <= truth <= row["difference_high"]),
         "difference": float(row["difference"]) - truth,
@@ -143,11 +144,12 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="file for one JSON object per study")
     options = parser.parse_args()
     rows = simulate(options.studies, options.runs, options.jobs, options.rows)
-    print(f"| {options.runs} runs | studies | rejected, model | rejected, run means | coverage | bias | no fit |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| {options.runs} runs | studies | rejected, model | means | run means | coverage | bias | no fit |")
+    print("|---|---|---|---|---|---|---|---|")
     for effect, name in ((0.0, "no transfer"), (TRANSFER, f"transfer of {true_difference(TRANSFER):.3f}")):
         own = [row for row in rows if row["effect"] == effect]
-        cells = [_share([row[key] for row in own if not row["failed"]]) for key in ("model", "run_means", "covers")]
+        keys = ("model", "means", "run_means", "covers")
+        cells = [_share([row[key] for row in own if not row["failed"]]) for key in keys]
         bias = float(np.nanmean([row["difference"] for row in own]))
         print(f"| {name} | {len(own)} | {' | '.join(cells)} | {bias:+.3f} | {sum(r['failed'] for r in own):.0f} |")
 
