@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,11 @@ def trained_name(model: Model, training: Training, method: str, seed: int) -> st
 def trials(cells: Sequence[Cell]) -> int:
     """Trials that cells ask for."""
     return sum(step.amount for cell in cells for step in cell.steps if step.unit == "trials")
+
+
+def count_by_kind(cells: Sequence[Cell]) -> Counter[str]:
+    """Number of cells of every kind."""
+    return Counter(cell.kind for cell in cells)
 
 
 class _Maker:
