@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from tests.analysis.conftest import run_rows, write_run
 from tests.analysis.mixed_effects.conftest import simulate
 from tests.docs.blocks import ROOT
+from tests.paper.conftest import write_study
 
 MINE = """
 from inclined_plane import InclineSlide
@@ -19,6 +20,14 @@ from inclined_plane import InclineSlide
 class Mine(InclineSlide):
     def demonstrate(self, scene, question, rng):
         return "stays"
+"""
+
+MANUSCRIPT = r"""
+\documentclass{article}
+\input{generated/numbers}
+\begin{document}
+Of \val{trials} trials.
+\end{document}
 """
 
 
@@ -76,6 +85,13 @@ def trials(folder: Path) -> None:
     simulate(runs=5, items=30, per_run=30).to_csv(folder / "trials.csv", index=False)
 
 
+def paper(folder: Path) -> None:
+    """A study that was run, and a manuscript about it."""
+    write_study(folder / "studies" / "mine")
+    (folder / "text").mkdir()
+    (folder / "text" / "main.tex").write_text(MANUSCRIPT, encoding="utf-8")
+
+
 def studies(folder: Path) -> None:
     """The studies of the repository."""
     shutil.copytree(ROOT / "examples" / "study", folder / "examples" / "study")
@@ -85,6 +101,7 @@ MATERIAL: dict[str, Callable[[Path], None]] = {
     "from-lme4.md": trials,
     "own-set.md": own_set,
     "own-task.md": own_task,
+    "paper.md": paper,
     "reading-statistics.md": runs,
     "report.md": runs,
     "slurm.md": studies,

@@ -26,6 +26,7 @@ SLOW = {
     "decoding.md",
     "designs.md",
     "interaction.md",
+    "paper.md",
     "shifts.md",
     "training-ablations.md",
     "tutorial.md",
