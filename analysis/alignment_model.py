@@ -56,6 +56,9 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
     for key, own in cells(found, [*columns, "run"]):
         *cell, run = key
         item = own.groupby("item_id")[["_p", "_t"]].mean()
+        if item["_p"].nunique() < 2:
+            notes.append(f"{run}: it said the same about every item, from which nothing can be predicted")
+            continue
         data = _data(people, item, str(own["signal"].iloc[0]))
         for predictors in ("model", "model + truth"):
             row = {**dict(zip(columns, cell, strict=True)), "run": run, "predictors": predictors}
@@ -63,6 +66,9 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
                 fitted = _fit(predictors, data)
             except FitError as error:
                 notes.append(f"{run}, {predictors}: {error}")
+                continue
+            if "model" not in fitted.coefficients.index:
+                notes.append(f"{run}, {predictors}: the run says nothing beyond the truth that could be told from it")
                 continue
             told: dict[Any, Any] = fitted.coefficients.to_dict("index")["model"]
             rows.append(

@@ -29,7 +29,7 @@ def section(material: Material) -> Section:
     adjusted = _adjusted(material)
     if adjusted is None:
         answer.append(
-            "The stimulus sets are not where the runs found them, so that shortcut rules cannot be adjusted for."
+            "The stimulus sets are not where the runs found them, or have no scenes, so that shortcut rules cannot be adjusted for."
         )
     else:
         results["adjusted"] = adjusted

@@ -31,13 +31,14 @@ def section(material: Material) -> Section:
     settings = material.settings
     found = alignment(asked, responses, by=CELL, resamples=settings.resamples, seed=settings.seed)
     ceilings = Result(title="What people reach among each other", table=found.ceilings, how=found.how)
+    predicted = alignment_model(asked, responses)
     answer = [in_words(row, found.items) for row in found.table.head(8).to_dict("records")]
     return Section(
         "people",
         "Agreement with people",
         "Do models answer as people do, item by item, and as well as people predict each other?",
         tuple(answer),
-        {"runs": found, "ceilings": ceilings, "predicted": alignment_model(asked, responses)},
+        {"runs": found, "ceilings": ceilings} | ({"predicted": predicted} if len(predicted.table) else {}),
     )
 
 

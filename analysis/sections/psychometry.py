@@ -33,10 +33,11 @@ def section(material: Material) -> Section:
         " slope, p < .05).",
     )
     points = _points(judged)
-    reach = float(points["margin"].abs().max())
+    # Margins of 0 alone, or of a table that has no bins, are fitted and not drawn.
+    reach = float(points["margin"].abs().max()) if len(points) else 1.0
     curves = with_test(result.curves(np.linspace(-1.04 * reach, 1.04 * reach, 81)))
     figures = []
-    for model, training in _groups(points):
+    for model, training in _groups(points) if len(points) else ():
         shown = points[(points["model"] == model) & points["train_tasks"].isin([training, "none"])]
         lines = curves[(curves["model"] == model) & curves["train_tasks"].isin([training, "none"])]
         trials = int(shown["n_trials"].sum())

@@ -42,6 +42,15 @@ def test_a_model_with_the_errors_of_people_predicts_them_beyond_the_truth(
     assert "(1 | item)" in alone["formula"] and "participant" in alone["formula"] and np.isfinite(alone["df"])
 
 
+def test_a_run_that_says_the_same_about_every_item_predicts_nothing_and_that_is_said(
+    both: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    trials, responses = both
+    found = alignment_model(trials.assign(answer="stands", p_correct=np.nan), responses)
+    assert found.table.empty
+    assert "said the same about every item" in found.notes[0]
+
+
 def test_counts_have_item_effects_alone(both: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     trials, responses = both
     counts = responses.groupby(["item_id", "response"]).size().rename("count").reset_index()
