@@ -10,8 +10,12 @@ import statsmodels.api as sm
 from scipy.optimize import minimize
 from scipy.stats import norm
 
+from analysis.frame import load
+from analysis.material import Settings, select
 from analysis.psychometric import psychometric
 from analysis.psychometric_fit import MAX_LAPSE, fit_functions, probability, steepest
+from analysis.sections.psychometry import section
+from tests.analysis.conftest import run_rows, write_run
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("sft", "towers-stability", "towers-stability"): 0.0}
@@ -135,3 +139,13 @@ def test_tasks_without_sides_are_named(simulated: Make) -> None:
     assert len(found.table) == 1 and any("support-hold" in note for note in found.notes)
     with pytest.raises(ValueError, match="both sides of margin 0"):
         psychometric(odd, resamples=20)
+
+
+def test_margins_without_bins_are_fitted_and_not_drawn(tmp_path):
+    rows = run_rows(n=24)
+    for row in rows:
+        row["condition"] = row["condition"] | {"margin_bin": [0.0, 0.0]}
+    material = select(load([write_run(tmp_path / "run", rows)]), Settings(resamples=5), None)
+    made = section(material)
+    assert made.figures == ()
+    assert "depend on the margin" in made.answer[0]
