@@ -38,9 +38,8 @@ def attach_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         placed = get_peft_model_state_dict(adapted)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise ModelError(
-            f"the adapter {folder} does not fit this model ({reason}); use the base model that it was trained on"
+            f"the adapter {folder} does not fit this model ({_reason(error)}); use the base model that it was trained on"
         ) from error
     lost = sorted(set(stored) ^ set(placed))
     lost += [name for name in set(stored) & set(placed) if not _same(stored[name], placed[name])]
@@ -73,6 +72,12 @@ def check_effect(model: Any, inputs: Any, folder: Path) -> float:
     if torch.equal(with_adapter, without):
         raise ModelError(f"the adapter {folder} changes nothing: it is untrained, or was saved without its weights")
     return float((with_adapter.float().log_softmax(-1) - without.float().log_softmax(-1)).abs().max())
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something: torch puts a heading above the tensors that do not fit."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1 if lines[0].endswith(":") and len(lines) > 1 else 0].rstrip(".")[:200]
 
 
 def _same(stored: torch.Tensor, placed: torch.Tensor) -> bool:
