@@ -60,7 +60,7 @@ def depth(results: Sequence[Result], out: Path) -> Path:
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     data = [label for *_, label in (VISION, *LINES.values()) if label in entries]
     order = data + [label for label in entries if label not in data]
-    figure.legend([entries[label] for label in order], order, loc="outside upper left", ncols=3 if columns == 1 else 5)
+    figure.legend([entries[label] for label in order], order, loc="outside upper left", ncols=2 if columns == 1 else 5)
     return _save(figure, out)
 
 

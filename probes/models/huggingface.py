@@ -109,8 +109,9 @@ class HuggingFaceModel:
         if adapter is not None:
             loaded.adapter_change = check_effect(model, loaded.probe_inputs(), adapter)
         loaded._identity = Identity(
-            # A folder goes by its own name, so that a run can be gone on with from another working directory.
-            name=folder.resolve().name if Path(name).expanduser().is_dir() else name,
+            # A folder goes by its own name, so that a run can be gone on with from another working directory. A short name
+            # goes by itself, even where there happens to be a folder of that name.
+            name=folder.resolve().name if Path(name).expanduser().resolve() == folder.resolve() else name,
             revision=revision,
             weights_sha256=weights,
             adapter_sha256=adapter_hash(adapter) if adapter is not None else "",

@@ -117,6 +117,15 @@ def test_the_identity_says_what_answered(model: Any, llava: Path, save_model: Sa
     assert other.details["chat_template_sha256"] == identity.details["chat_template_sha256"]
 
 
+def test_a_short_name_goes_by_itself_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model: Any = load_model("tiny")
+    assert model.identity.name == "tiny"
+
+
 @pytest.mark.parametrize("readout", ["generate", "options"])
 def test_a_run_goes_from_pictures_to_rows(
     llava: Path, model: Any, stability: StimulusSet, tmp_path: Path, readout: str
