@@ -131,6 +131,10 @@ class FrameError(ValueError):
     """The trials cannot be made into one table; the message says why and what to do."""
 
 
+NAMED = 3
+"""Runs that are named one by one when trials of theirs are left out for the same reason."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     """Trials that are not in the table, and why."""
@@ -159,7 +163,14 @@ class Trials:
     @property
     def notes(self) -> list[str]:
         """What a reader has to know about the data: what was dropped, and runs that are not finished."""
-        lines = [f"{d.n} trials of {d.source} left out ({d.reason})" for d in self.dropped]
+        lines = []
+        for reason in dict.fromkeys(d.reason for d in self.dropped):
+            own = [d for d in self.dropped if d.reason == reason]
+            if len(own) > NAMED:
+                n = sum(d.n for d in own)
+                lines.append(f"{n} trials of {len(own)} runs, {own[0].source} first, left out ({reason})")
+            else:
+                lines += [f"{d.n} trials of {d.source} left out ({reason})" for d in own]
         lines += [
             f"{source.path} was edited by hand before it was finished" for source in self.sources if source.edited
         ]

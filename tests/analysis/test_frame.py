@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.frame import COLUMNS, FrameError, from_table, load
+from analysis.frame import COLUMNS, Dropped, FrameError, Trials, from_table, load
 from analysis.levels import TRANSFER, transfer_level
 from probes.trials import RUN, TRIALS, RunError, read_run
 from stimuli.tasks import task_names
@@ -201,3 +201,10 @@ def test_every_test_has_one_level(test: str, trained: list[str], shifts: tuple[t
         assert test in trained and shifts == (("camera", 3),)
     if level == "within":
         assert test in trained
+
+
+def test_what_is_left_out_of_many_runs_for_one_reason_is_one_note():
+    dropped = tuple(Dropped("failed", 2, f"runs/{number}") for number in range(9))
+    (note,) = Trials(pd.DataFrame(), dropped, ()).notes
+    assert note == "18 trials of 9 runs, runs/0 first, left out (failed)"
+    assert len(Trials(pd.DataFrame(), dropped[:2], ()).notes) == 2
