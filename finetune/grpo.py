@@ -23,8 +23,16 @@ PRIVATE = ("_compute_loss", "_get_per_token_logps_and_entropies")
 """Names of TRL's RLOO trainer that are used here although they are private; tests/finetune/test_contract.py holds TRL to them."""
 
 
+ENOUGH = 1.0
+"""Nats from which on a token of RLOO is unsure enough: the bonus pushes it no farther.
+
+Its advantages are not divided by their spread, and vanish where all replies of a group are worth the same. A bonus without a bound then
+has nothing against it, and has driven a policy from .5 to 5 nats within a thousand samples.
+"""
+
+
 class LeaveOneOutTrainer(WithAuxiliary, Counting, RLOOTrainer):
-    """TRL's RLOO trainer, which counts its tokens, takes an auxiliary objective, and the entropy bonus that TRL's GRPO has."""
+    """TRL's RLOO trainer, which counts its tokens, takes an auxiliary objective, and an entropy bonus as TRL's GRPO has, but bounded."""
 
     entropy_bonus: float = 0.0
     _entropies: torch.Tensor | None = None
@@ -39,7 +47,9 @@ class LeaveOneOutTrainer(WithAuxiliary, Counting, RLOOTrainer):
         if self.entropy_bonus:
             assert self._entropies is not None
             mask = inputs["completion_mask"]
-            loss = loss - self.entropy_bonus * (self._entropies * mask).sum() / mask.sum().clamp(min=1)
+            loss = loss - self.entropy_bonus * (self._entropies.clamp(max=ENOUGH) * mask).sum() / mask.sum().clamp(
+                min=1
+            )
         self._entropies = None
         return loss
 
