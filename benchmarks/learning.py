@@ -30,6 +30,8 @@ CRITERION = 0.6
 WINDOW = 5
 """Rollouts whose mean success has to reach the criterion."""
 TEST_SEED = 77
+VARIANTS = ((0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+"""Lines of a method's runs with other settings than its preset's."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
     if not panels:
         return
     with plt.rc_context(STYLE):
-        size = (PAGE_MM * MM * len(panels) / 2, 62 * MM)
+        size = (PAGE_MM * MM * len(panels) / 2, 78 * MM)
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
         for panel, (title, runs) in zip(axes[0], panels.items(), strict=True):
             labels: set[str] = set()
@@ -195,10 +197,12 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
                     label, (colour, _) = NAMES[run["method"]], look(run["method"])
                     label = " ".join((label, *run["options"]))
                 label = f"{label}, stopped" if "stopped_at" in run else label
-                style = "--" if "stopped_at" in run else "-"
+                others = sorted({tuple(r["options"]) for r in runs if r["method"] == run["method"] and r["options"]})
+                style = VARIANTS[others.index(tuple(run["options"])) % len(VARIANTS)] if is_variant(run, title) else "-"
+                style = "--" if "stopped_at" in run else style
                 samples, success = [x for x, _, _ in run["curve"]], smoothed([y for _, y, _ in run["curve"]])
                 shown = None if label in labels else label
-                (line,) = panel.plot(samples, success, style, color=colour, label=shown, linewidth=1)
+                (line,) = panel.plot(samples, success, linestyle=style, color=colour, label=shown, linewidth=1)
                 labels.add(label)
                 if "constant" in run:
                     grey = "#5A5A5A" if title == run["task"] else line.get_color()
@@ -206,13 +210,16 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
             panel.set_title(title)
             panel.set_xlabel("samples")
             panel.set_ylim(0, 1)
-            # Where no curve is: these rise to the upper right.
-            place = {"loc": "lower right", "bbox_to_anchor": (1, 0.2)} if title in TESTS else {"loc": "upper left"}
-            panel.legend(**place)
+            panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
             proportions(panel)
         axes[0][0].set_ylabel("success of sampled replies")
         save(figure, file)
         plt.close(figure)
+
+
+def is_variant(run: dict[str, Any], panel: str) -> bool:
+    """Whether a run has settings besides its method that the panel tells apart."""
+    return panel == run["task"] and bool(run["options"])
 
 
 def smoothed(values: list[float]) -> list[float]:
