@@ -1,6 +1,6 @@
 """Leakage: scenes of trainings and of pretraining that are asked about in tests, themselves, as mirror images or as foils.
 
-    python benchmarks/leakage.py [STUDY]    # by default the committed one, paper/results
+    python benchmarks/leakage.py [STUDY] [--pretrained 60000]    # by default the committed study, paper/results
 
 Nothing is simulated or drawn. What was asked is read from the logs of the study. What its trainings could have been shown is drawn
 once more from their seeds: of every group of matched scenes (a scene, its foils and their mirror images) as many draws as a training
@@ -162,6 +162,7 @@ def main() -> int:
     """Compare, and print; 1 if a test scene was shown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("study", nargs="?", type=Path, default=ROOT / "paper" / "results")
+    parser.add_argument("--pretrained", type=int, default=PRETRAINED, help="scenes of pretraining, of 60,000")
     options = parser.parse_args()
     begun, leaked = time.process_time(), 0
     hashes = asked(options.study)
@@ -187,7 +188,7 @@ def main() -> int:
         leaked += row(name, drawn(recipe, DRAWS), everything, tests)
     standard = [s for task in task_names() for s in drawn(Recipe(task, STANDARD_N, STANDARD_SEED))]
     both = everything | {scene.content_hash for scene in standard}
-    leaked += row("pretraining; tests and standard sets", pretrained(), both, tests + standard)
+    leaked += row("pretraining; tests and standard sets", pretrained(options.pretrained), both, tests + standard)
     print(f"\n{time.process_time() - begun:.0f} CPU seconds", file=sys.stderr)
     return int(leaked > 0)
 
