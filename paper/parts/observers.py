@@ -5,9 +5,16 @@ from __future__ import annotations
 from analysis.rates import by_cell
 from analysis.section import Unanswerable
 from paper.names import key_of
-from paper.numbers import Numbers, records
+from paper.numbers import Numbers, listed, records
 from paper.part import Part
 from paper.study import Study
+
+WHO = {
+    "observer.noisy-simulation": "who simulates what it sees through noise",
+    "observer.heuristic": "who follows a simple rule without physics",
+    "observer.ideal": "who knows the physics",
+    "observer.chance": "who guesses",
+}
 
 
 def part(study: Study) -> Part:
@@ -23,6 +30,8 @@ def part(study: Study) -> Part:
         )
     for model, own in plain.groupby("model", observed=True):
         numbers.rate(f"observer.{model}", float(own.groupby("test_task", observed=True)["success"].mean().mean()))
+    scored = [f"one {who} scored {numbers[name].text}" for name, who in WHO.items() if name in numbers]
+    numbers.latex("observers.scored", listed(scored).replace("one", "an observer", 1))
     models = study.plain[study.plain["shift"] == "none"]
     base = models[models["method"] == "none"]
     if len(base):
