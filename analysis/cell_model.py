@@ -9,9 +9,10 @@ it is against the untrained model, whose own error is one of items alone):
 
     df = df between runs x (variance of the contrast / its part between runs)^2
 
-Where items settle the answers, as at temperature 0 when all runs of a training answer alike, the model cannot hold the variance of
-items by training, and three equal runs must not count as three: the standard error of a cell is then widened by the design effect
-of answers that repeat within item and training, 1 + (runs - 1) x their intraclass correlation (Kish, 1965, Survey sampling).
+Where items settle answers, as at temperature 0 when runs of a training answer alike, the model cannot hold the variance of items, and
+three equal runs must not count as three: standard errors are then those of the rates over items and runs (`analysis.settled`). In cells
+without variation, to which these do not apply, standard errors are widened by the design effect of answers that repeat,
+1 + (runs - 1) x their intraclass correlation (Kish, 1965, Survey sampling).
 
 Where a cell has nothing but right or nothing but wrong answers, as at the ceiling, its standard error says next to nothing. Contrasts with such
 cells are tested by the signed root of the likelihood ratio at the variances that were estimated, and have profile intervals; the
@@ -37,6 +38,7 @@ from analysis.mixed_effects.fitting import solve
 from analysis.mixed_effects.profile import Profile
 from analysis.random_effects import choose, standard_deviation
 from analysis.selection import Floats
+from analysis.settled import Spread, spread
 
 TERMS = ("(0 + trained | run)", "(0 + trained | run:test)", "(1 | item)", "(1 | item:training)")
 UNTRAINED = "none"
@@ -98,8 +100,10 @@ class CellModel:
         regularised: Whether estimates are drawn to 0 by a weak prior.
         shares: Which part of a cell's trials is from which trained run (runs, cells).
         counts: Trials of every cell (cells,).
-        widening: What standard errors of the cells are multiplied by, because answers repeat (cells,); 1 as a rule.
-        constant: Whether all answers of a cell, at least `FEW` independent ones, are right or all wrong (cells,).
+        widening: What standard errors of the fit are multiplied by, because answers repeat (cells,); 1 as a rule.
+        fixed: Whether all answers of a cell are right or all wrong (cells,).
+        constant: Whether, and there are enough of them for a likelihood ratio: at least `FEW` independent ones (cells,).
+        settled: How rates vary, where items settle the answers; None as a rule.
     """
 
     fit: FitResult
@@ -111,12 +115,23 @@ class CellModel:
     shares: Floats
     counts: Floats
     widening: Floats
+    fixed: NDArray[np.bool_]
     constant: NDArray[np.bool_]
+    settled: Spread | None = None
 
-    @property
+    @cached_property
     def covariance(self) -> Floats:
         """Of the log odds (cells, cells)."""
-        return np.asarray(self.fit.solution.covariance * np.outer(self.widening, self.widening))
+        own: Floats = np.asarray(self.fit.solution.covariance * np.outer(self.widening, self.widening))
+        if self.settled is None:
+            return own
+        slopes = [rate_slope(eta, self._sd(name)) for name, eta in zip(self.cells, self.log_odds, strict=True)]
+        found: Floats = self.settled.items / np.outer(slopes, slopes)
+        found += self.settled.run_sd**2 * self.shares.T @ self.shares
+        # Answers that never vary say nothing of how they would: the fit does, or its prior.
+        found[self.fixed, :] = found[:, self.fixed] = 0.0
+        found[self.fixed, self.fixed] = np.diag(own)[self.fixed]
+        return found
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -128,9 +143,10 @@ class CellModel:
             "answers repeat:",
         )
         steps = list(self.steps)
-        if (self.widening > 1).any():
+        if self.settled is not None:
             steps.append(
-                f"answers repeat within item and training: standard errors are widened by up to {self.widening.max():.2f}"
+                "items settle most answers: log odds are those of the rates over these items, not of an item in the middle, and standard"
+                " errors are those of rates over items and runs"
             )
         return (*steps, *(text for text in self.fit.warnings if text.startswith(doubts)))
 
@@ -223,7 +239,8 @@ class CellModel:
         if not np.any(weights[trained]) or math.isinf(self.df):
             return math.inf
         p = expit(self.log_odds)
-        of_run = standard_deviation(self.fit, ["run"]) ** 2 * float(((self.shares @ weights) ** 2).sum())
+        run_sd = standard_deviation(self.fit, ["run"]) if self.settled is None else self.settled.run_sd
+        of_run = run_sd**2 * float(((self.shares @ weights) ** 2).sum())
         of_test = standard_deviation(self.fit, ["run:test"]) ** 2 * float(((self.shares * weights) ** 2).sum())
         chance = float((weights**2 / (self.counts * p * (1 - p)))[trained].sum())
         between = of_run + of_test + chance
@@ -283,7 +300,8 @@ def fit_cells(
     counts: Floats = np.asarray(data["cell"].value_counts().reindex(list(order)), dtype=float)
     runs = data[data["trained"] == 1]
     shares = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=list(order)).to_numpy(float) / counts
-    widening = _widening(data, order) if set(chosen.settled) & {"item", "item:training"} else np.ones(len(order))
+    repeats = bool(set(chosen.settled) & {"item", "item:training"})
+    widening = _widening(data, order) if repeats else np.ones(len(order))
     rates = data.groupby("cell", observed=True)["success"].mean().reindex(list(order)).to_numpy()
     return CellModel(
         chosen.fit,
@@ -295,18 +313,20 @@ def fit_cells(
         shares,
         counts,
         widening,
+        np.isin(rates, (0.0, 1.0)),
         np.isin(rates, (0.0, 1.0)) & (counts / widening**2 >= FEW),
+        spread(data) if repeats else None,
     )
 
 
 def _widening(data: pd.DataFrame, order: Sequence[str]) -> Floats:
-    """Square roots of the design effects of answers that repeat within item and training, by cell."""
+    """Square roots of the design effects of answers that repeat within items, by cell."""
     return np.array([math.sqrt(_design_effect(data[data["cell"] == name])) for name in order])
 
 
 def _design_effect(own: pd.DataFrame) -> float:
     """Of one cell, with the intraclass correlation of an analysis of variance; answers that never vary are all repetitions."""
-    groups = own.groupby(["item", "training"], observed=True)["success"]
+    groups = own.groupby("item", observed=True)["success"]
     sizes, means = groups.size().to_numpy(float), groups.mean().to_numpy(float)
     n, q = sizes.sum(), len(sizes)
     size = float((sizes**2).sum() / n)

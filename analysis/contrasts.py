@@ -14,12 +14,12 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, Estimate, fit_cells
 from analysis.effect_sizes import cohen_h
-from analysis.equivalence import BayesFactor, bic_bayes_factor, equivalence, jzs
+from analysis.equivalence import VERDICT, BayesFactor, at_odds, bic_bayes_factor, equivalence, jzs, verdicts
 from analysis.levels import TRANSFER
 from analysis.mixed_effects import FitError
 from analysis.random_effects import RULE
 from analysis.result import Result, plain
-from analysis.run_means import contrast_of_means, run_means
+from analysis.run_means import HOW, contrast_of_means, run_means
 from analysis.selection import cells
 from analysis.style import name_of
 from analysis.transfer import with_names
@@ -34,7 +34,7 @@ class Contrasts(Result):
 
     Attributes:
         omnibus: Likelihood-ratio test of training as a whole (methods, and methods by tests), per model and level.
-        run_means: The difference from the untrained model of every run: what the tests on run means are made of.
+        run_means: Success rate of every run on every test, beside the untrained model's.
     """
 
     omnibus: pd.DataFrame
@@ -57,14 +57,13 @@ def planned_contrasts(
 
     Within each level (within-task, shifted, cross-task, cross-family, zero-shot): every method against the untrained model, and
     the mean of the reinforcement methods against imitation (SFT). Contrasts are means over the tests on which both sides
-    were tested, each with the same weight. The p-value of record is that of the mixed-effects model with t between runs; the
-    t test on run means, which assumes least, stands beside it. Holm's correction is over the contrasts of a model and level: the
-    family of one hypothesis.
+    were tested, each with the same weight. The p-value of record is that of the mixed-effects model with t between runs. Holm's
+    correction is over the contrasts of a model and level: the family of one hypothesis.
 
-    The two tests differ in what they generalise to. The model takes items at random, and the untrained model's answers to them
-    with the error of a sample. On run means, items and the untrained model's answers are what they are, so that with few
-    items this test finds more, but about these items. That a method makes no difference is tested, not inferred: TOST of the difference in rates within
-    the bound, and by Bayes factors: JZS of the run means, and the BIC approximation of the mixed model.
+    Tests on means, which assume nothing about log odds, stand beside it (`analysis.run_means`): over runs and items, which is
+    about the same as the model, and on these items, the t test on run means. That a method makes no difference is tested, not
+    inferred: TOST of the difference in rates within the bound, and by Bayes factors: JZS of the means over runs and items, and
+    the BIC approximation of the mixed model.
 
     Args:
         trials: A trial table.
@@ -101,7 +100,7 @@ def planned_contrasts(
             try:
                 fitted = fit_cells(tested, ["method", "test"])
             except FitError as error:
-                notes.append(f"{where}: no model could be fitted ({error}); run means only")
+                notes.append(f"{where}: no model could be fitted ({error}); tests on means only")
             if fitted is not None:
                 formulas.append(fitted.fit.formula)
                 notes += [f"{where}: {note}" for note in fitted.notes]
@@ -111,7 +110,7 @@ def planned_contrasts(
             for name, weights in (_planned(tested) if wanted is None else wanted[level]).items():
                 rows.append(
                     {"model": model, "transfer": level, "contrast": name}
-                    | _tested(fitted, per_run, weights, bound, alpha)
+                    | _tested(fitted, tested, per_run, weights, bound, alpha)
                 )
         if base.empty:
             notes.append(
@@ -123,15 +122,20 @@ def planned_contrasts(
             " (`probe run` without --adapter)"
         )
     frame = _holm(pd.DataFrame(rows))
+    frame["verdict"] = verdicts(frame, alpha)
+    notes += [
+        f"{row['model']}, {row['transfer']}, {row['contrast']}: {note}"
+        for row in frame.to_dict("records")
+        if (note := at_odds(row, alpha))
+    ]
     return Contrasts(
         title="Planned contrasts by level of transfer, with 95 % intervals",
         table=frame,
         how=(
             "; ".join(dict.fromkeys(formulas))
             + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {INTERVALS}; {RULE}; cells are methods by tests, contrasts means over the tests of"
-            f" both sides; Holm within model and level; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); p_runs: t test of the"
-            " runs' mean differences, pooled within training; bf01: JZS Bayes factor of these for no difference, Cauchy prior"
-            f" .707; bf01_bic: that of the mixed model, BIC approximation with the squared t for the likelihood ratio and n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}, on the two sides of the interval of the difference; h: Cohen's, of the counted rates;"
+            f" both sides; Holm within model and level; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); {HOW}; bf01: JZS Bayes factor"
+            f" of p_means' t for no difference, Cauchy prior .707; bf01_bic: that of the mixed model, BIC approximation with the squared t for the likelihood ratio and n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}, on the two sides of the interval of the difference; {VERDICT}; h: Cohen's, of the counted rates;"
             f" {len(table)} trials of {table['run'].nunique()} runs"
         ),
         notes=tuple(dict.fromkeys(notes)),
@@ -154,20 +158,25 @@ def _planned(tested: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _tested(
-    fitted: CellModel | None, per_run: pd.DataFrame, weights: Mapping[str, float], bound: float, alpha: float
+    fitted: CellModel | None,
+    tested: pd.DataFrame,
+    per_run: pd.DataFrame,
+    weights: Mapping[str, float],
+    bound: float,
+    alpha: float,
 ) -> dict[str, Any]:
-    """One contrast: by the model, on the run means, equivalence and effect sizes."""
+    """One contrast: by the model, on means, equivalence and effect sizes."""
     tests = _common_tests(per_run, weights)
     row: dict[str, Any] = {}
     if fitted is not None and tests:
         over = {f"{method} | {test}": weight / len(tests) for method, weight in weights.items() for test in tests}
         log_odds, rates = fitted.contrast(over), fitted.rate_contrast(over)
-        same = equivalence(rates.value, rates.sides, bound, rates.df, alpha, log_odds.p)
+        same = equivalence(rates.value, rates.sides, bound, rates.df, alpha)
         row["interval"] = log_odds.interval
         row |= _named("b", log_odds) | {"odds_ratio": math.exp(log_odds.value)}
         row |= {"odds_low": math.exp(log_odds.low), "odds_high": math.exp(log_odds.high)}
         row |= {"difference": rates.value, "difference_low": rates.low, "difference_high": rates.high}
-        row |= {"p_equivalence": same.p, "verdict": same.verdict, "bf01_bic": _bic(log_odds, per_run["run"].nunique())}
+        row |= {"p_equivalence": same.p, "verdict": None, "bf01_bic": _bic(log_odds, per_run["run"].nunique())}
     else:
         row |= dict.fromkeys(
             ("b", "se", "df", "statistic", "p", "b_low", "b_high", "odds_ratio", "odds_low", "odds_high"), math.nan
@@ -177,18 +186,25 @@ def _tested(
             "verdict": None
         }
     own = per_run[per_run["test"].isin(tests)]
-    value, n = contrast_of_means(own, weights)
-    factor = jzs(value.value / value.se, value.df, n) if value.p == value.p else BayesFactor(math.nan, math.nan, "")
+    means = contrast_of_means(tested[tested["test"].isin(tests)], weights)
+    here, both = means.on_these_items, means.over_items
+    factor = BayesFactor(math.nan, math.nan, "")
+    if both.p == both.p and means.runs == means.runs:
+        factor = jzs(both.statistic, both.df, means.runs)
     positive, negative = ([m for m, w in weights.items() if (w > 0) == up] for up in (True, False))
     counted = [
         float(own[own["method"].isin(side)].groupby(["method", "test"])["rate"].mean().mean())
         for side in (positive, negative)
     ]
     return row | {
-        "run_difference": value.value,
-        "run_se": value.se,
-        "run_df": value.df,
-        "p_runs": value.p,
+        "run_difference": both.value,
+        "means_se": both.se,
+        "means_df": both.df,
+        "p_means": both.p,
+        "about": means.about,
+        "run_se": here.se,
+        "run_df": here.df,
+        "p_runs": here.p,
         "bf01": factor.bf01 if factor.log_bf10 == factor.log_bf10 else math.nan,
         "evidence": factor.evidence,
         "h": cohen_h(*counted) if tests else math.nan,
@@ -231,7 +247,7 @@ def _omnibus(fitted: CellModel, tested: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"chi2": math.nan, "df": math.nan, "p": math.nan}
     tests = [name.partition(" | ")[2] for name in fitted.cells]
     parameters = len(tests) - len(set(tests))
-    if not fitted.regularised and parameters and (fitted.widening == 1).all():
+    if not fitted.regularised and parameters and fitted.settled is None:
         of_test = np.array([[float(own == test) for test in dict.fromkeys(tests)] for own in tests])
         statistic = 2 * (fitted.fit.log_likelihood - fitted.restricted(of_test))
         row |= {"chi2": max(0.0, statistic), "df": parameters, "p": float(chi2.sf(statistic, parameters))}

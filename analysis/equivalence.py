@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.stats import chi2, norm
@@ -16,6 +17,56 @@ from scipy.stats import t as student
 
 MEDIUM = math.sqrt(2) / 2
 """Scale of the Cauchy prior on the effect size that R's BayesFactor calls "medium"."""
+
+
+VERDICT = (
+    "verdict: different if p (Holm) < alpha, equivalent if p (equivalence) < alpha, trivial if both, undecided if neither; intervals are"
+    " not corrected, and decide nothing"
+)
+"""The one rule by which tables, sentences and figures say what came out."""
+
+
+def verdict(p_difference: float, p_equivalence: float, alpha: float = 0.05) -> str:
+    """What follows from two tests, in the four words that Lakens (2017) distinguishes: equivalent, different, trivial, undecided.
+
+    "trivial" is a difference from 0 that is smaller than the bound; "undecided" is neither: the data do not say.
+
+    Args:
+        p_difference: That there is no difference, corrected for how many were tested.
+        p_equivalence: That it is outside the bound; nan where nothing can be tested.
+        alpha: Level of both tests.
+    """
+    if math.isnan(p_equivalence) and math.isnan(p_difference):
+        return "undefined"
+    different = p_difference < alpha
+    if p_equivalence < alpha:
+        return "trivial" if different else "equivalent"
+    return "different" if different else "undecided"
+
+
+def verdicts(table: pd.DataFrame, alpha: float) -> list[str | None]:
+    """The verdict of every row with `p_holm` and `p_equivalence`; None where nothing could be tested."""
+    rows = zip(table["p_holm"], table["p_equivalence"], strict=True)
+    found = [verdict(float(p_holm), float(p), alpha) for p_holm, p in rows]
+    return [None if word == "undefined" else word for word in found]
+
+
+def at_odds(row: Mapping[Any, Any], alpha: float) -> str:
+    """Where the interval of a difference of rates and its verdict seem to say different things, why they do; else empty."""
+    clear = not row["difference_low"] <= 0 <= row["difference_high"]
+    told = row["p_holm"] < alpha
+    if row["verdict"] is None or clear == told:
+        return ""
+    if clear and row["p"] < alpha:
+        return (
+            "the interval of the difference, which is not corrected, leaves out 0; after Holm's correction it is not told from 0, and"
+            " this decides"
+        )
+    return (
+        f"the interval of the difference of rates {'leaves out' if clear else 'contains'} 0, and the test of log odds"
+        f" {'does not tell it' if clear else 'tells it'} from 0: the test decides; with rates near 0 or 1, or several tests, the two"
+        " scales weigh them differently"
+    )
 
 
 @dataclass(frozen=True)
@@ -55,16 +106,8 @@ class Equivalence:
 
     @property
     def verdict(self) -> str:
-        """What follows, in the four words that Lakens (2017) distinguishes: equivalent, different, trivial, undecided.
-
-        "trivial" is a difference from 0 that is smaller than the bound; "undecided" is neither: the data do not say.
-        """
-        if math.isnan(self.p):
-            return "undefined"
-        different = self.p_difference < self.alpha
-        if self.equivalent:
-            return "trivial" if different else "equivalent"
-        return "different" if different else "undecided"
+        """What follows; see `verdict`."""
+        return verdict(self.p_difference, self.p, self.alpha)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, verdict included."""
@@ -77,7 +120,6 @@ def equivalence(
     bound: float | tuple[float, float],
     df: float = math.inf,
     alpha: float = 0.05,
-    p_difference: float | None = None,
 ) -> Equivalence:
     """Two one-sided t tests (TOST; Schuirmann, 1987; Lakens, 2017, Soc Psychol Pers Sci 8:355-362).
 
@@ -88,7 +130,6 @@ def equivalence(
             stated before the data are seen.
         df: Degrees of freedom; for run-level contrasts those between runs.
         alpha: Level of each one-sided test.
-        p_difference: Of a test of the same effect that is to decide whether there is a difference; None for the t test of the estimate.
 
     Raises:
         ValueError: If the bound is empty or the standard error negative.
@@ -107,8 +148,6 @@ def equivalence(
     p_low = float(student.sf((estimate - low) / below, df))
     p_high = float(student.cdf((estimate - high) / above, df))
     critical = float(student.ppf(1 - alpha, df))
-    if p_difference is None:
-        p_difference = 2 * float(student.sf(abs(estimate) / toward_0, df))
     return Equivalence(
         estimate=estimate,
         se=toward_0,
@@ -118,7 +157,7 @@ def equivalence(
         p_low=p_low,
         p_high=p_high,
         p=max(p_low, p_high),
-        p_difference=p_difference,
+        p_difference=2 * float(student.sf(abs(estimate) / toward_0, df)),
         ci_low=estimate - critical * below,
         ci_high=estimate + critical * above,
         alpha=alpha,

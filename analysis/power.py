@@ -4,9 +4,9 @@ What is simulated is the data of the planned contrast: every run answers every i
 
     mean of the method + effect of the run + effect of the item + effect of the item for this method
 
-all normal. What is computed of every data set is the test of that contrast in its fast form: the difference of mean
-success rates with the variance of crossed random effects, runs + items - residual (Clark, 1973; Baayen, Davidson & Bates,
-2008), and t with Satterthwaite's degrees of freedom from those between runs. `check` fits the mixed-effects model itself to
+all normal. What is computed of every data set is the test of that contrast over runs and items on means (`analysis.run_means`): the
+difference of mean success rates with the variance of crossed random effects, runs + items - residual (Clark, 1973; Baayen,
+Davidson & Bates, 2008), and t with Satterthwaite's degrees of freedom. `check` fits the mixed-effects model itself to
 some of the data sets.
 """
 
@@ -26,6 +26,7 @@ from scipy.stats import t as student
 
 from analysis.effect_sizes import log_odds_of
 from analysis.result import Result
+from analysis.run_means import crossed
 from analysis.selection import Floats
 
 CHUNK = 4_000_000
@@ -133,7 +134,7 @@ def power(
         progress: Told how many cells are done.
 
     Returns:
-        One row per cell: `power` of the test over runs and items, `power_runs` of the t test on run means, `type_1` and
+        One row per cell: `power` of the test over runs and items, `power_runs` of the t test of runs on these items, `type_1` and
         `type_1_runs`, how often they reject without an effect, and `power_equivalence`, how often TOST then finds equivalence.
     """
     cells = [(r, i) for i in items for r in runs]
@@ -239,9 +240,8 @@ def _tests(of_runs: list[Floats], of_items: list[Floats], scenario: Scenario) ->
         between, df = between + second.var(1, ddof=1) / runs, float(2 * runs - 2)
         residual = residual + (of_items[1] * (1 - of_items[1])).mean(1) / (runs - 1) / items
     within = (of_items[0] - of_items[1]).var(1, ddof=1) / items
-    variance = np.maximum(between + within - residual, between)
-    # As in `analysis.cell_model`: of the variance, the part between runs alone is uncertain.
-    freedom = np.where(between > 0, df * (variance / np.where(between > 0, between, 1.0)) ** 2, 1e9)
+    variance, freedom = crossed((between, df), (within, items - 1), (residual, df * (items - 1)))
+    freedom = np.where(np.isnan(freedom), 1e9, freedom)
     se, se_runs = np.sqrt(variance), np.sqrt(between)
     return {
         "rejected": np.abs(difference) > student.ppf(1 - scenario.alpha / 2, freedom) * se,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 P_VALUES = (
-    "p", "p_holm", "p_difference", "p_equivalence", "p_runs", "p_shortcut", "p_shortcut_holm", "p_slope", "area_p",
+    "p", "p_holm", "p_difference", "p_equivalence", "p_means", "p_runs", "p_shortcut", "p_shortcut_holm", "p_slope", "area_p",
     "area_p_holm", "samples_p", "samples_p_holm",
 )  # fmt: skip
 """Columns that are p-values, and are printed as such."""

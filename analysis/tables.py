@@ -41,7 +41,9 @@ HEADERS = {
     "statistic": "t",
     "p": "p",
     "p_holm": "p (Holm)",
-    "p_runs": "p (run means)",
+    "p_means": "p (runs and items)",
+    "p_runs": "p (runs, these items)",
+    "about": "About",
     "p_difference": "p (difference)",
     "p_equivalence": "p (equivalence)",
     "odds_ratio": "OR",
@@ -75,12 +77,12 @@ HEADERS = {
     "verdict": "Verdict",
     "interval": "Interval",
 }
-P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|difference|equivalence|slope|value|shortcut))*$|_p(_holm)?$")
+P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|means|difference|equivalence|slope|value|shortcut))*$|_p(_holm)?$")
 PROPORTIONS = re.compile(
     r"accuracy|probability|proportion|rate|share|chance|constant|shortcut|lapse|kappa|^r$|correlation|r_squared|success|ceiling"
     r"|_right$|^same_answer$|^net$|^adjusted$|^where_|^p_at|^area|^final$|confidence|calibration_error|brier"
 )
-DEGREES = re.compile(r"^df(_|$)")
+DEGREES = re.compile(r"^df(_|$)|_df$")
 MINUS, EMPTY = "−", "–"
 
 _LATEX = {

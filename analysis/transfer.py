@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, fit_cells
 from analysis.effect_sizes import cohen_h
-from analysis.equivalence import equivalence
+from analysis.equivalence import VERDICT, equivalence, verdicts
 from analysis.mixed_effects import FitError
 from analysis.random_effects import RULE
 from analysis.result import Result
@@ -90,6 +90,7 @@ def transfer_matrix(
             chosen = (frame["model"] == model) & frame[name].notna()
             if chosen.any():
                 frame.loc[chosen, f"{name}_holm"] = multipletests(frame.loc[chosen, name], method="holm")[1]
+    frame["verdict"] = verdicts(frame, alpha)
     if not (frame["method"].astype(str) == UNTRAINED).any():
         notes.append("there is no run of the untrained model: differences from it are not known")
     if (frame["df"] == math.inf)[frame["method"].astype(str) != UNTRAINED].any():
@@ -103,7 +104,7 @@ def transfer_matrix(
             "rate: mean of the runs' rates; estimated rate, difference, odds_ratio: mixed-effects model per test, "
             + "; ".join(f"{formula} ({', '.join(tests)})" for formula, tests in formulas.items())
             + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {INTERVALS}; {RULE}; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); Holm over"
-            f" all trainings and tests of a model; equivalence: TOST of the difference within +-{bound:g}, alpha {alpha:g}, on the two sides of its interval;"
+            f" all trainings and tests of a model; equivalence: TOST of the difference within +-{bound:g}, alpha {alpha:g}, on the two sides of its interval; {VERDICT};"
             f" h: Cohen's, of the counted rates; {len(table)} trials of {table['run'].nunique()} runs"
         ),
         notes=tuple(dict.fromkeys(notes)),
@@ -143,7 +144,7 @@ def _numbers(
         return row
     weights = {training: 1.0, against: -1.0}
     difference, ratio = fitted.rate_contrast(weights), fitted.contrast(weights)
-    same = equivalence(difference.value, difference.sides, bound, difference.df, alpha, ratio.p)
+    same = equivalence(difference.value, difference.sides, bound, difference.df, alpha)
     return row | {
         "difference": difference.value,
         "difference_low": difference.low,
@@ -156,7 +157,6 @@ def _numbers(
         "interval": "profile" if "profile" in (rate.interval, ratio.interval) else rate.interval,
         "h": cohen_h(_mean_of_runs(own), _mean_of_runs(other)),
         "p_equivalence": same.p,
-        "verdict": same.verdict,
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+from analysis.equivalence import verdict as decided
 
 VERDICTS = ("higher", "lower", "trivial", "equivalent", "undecided")
 """higher, lower: told from 0 after Holm's correction. trivial: told from 0, and within the bound of what would matter. equivalent:
@@ -30,13 +31,10 @@ def verdict(difference: float, p_holm: float, p_equivalence: float, alpha: float
         p_equivalence: That it is outside the bound.
         alpha: Level of both tests.
     """
-    told = math.isfinite(p_holm) and p_holm < alpha
-    within = math.isfinite(p_equivalence) and p_equivalence < alpha
-    if told and within:
-        return "trivial"
-    if told:
+    word = decided(p_holm, p_equivalence, alpha)
+    if word == "different":
         return "higher" if difference > 0 else "lower"
-    return "equivalent" if within else "undecided"
+    return "undecided" if word == "undefined" else word
 
 
 def improves(verdicts: Sequence[str]) -> str:

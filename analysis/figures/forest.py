@@ -13,10 +13,11 @@ LINE_MM = 6.5
 
 
 def forest(estimates: pd.DataFrame, stem: Path, axis: str, bound: float | None = None) -> None:
-    """Filled symbols are estimates whose interval does not contain 0.
+    """Filled symbols are estimates that a test tells from 0, or, without one, those whose interval does not contain 0.
 
     Args:
-        estimates: `label`, `estimate`, `low`, `high`; optionally `group`, whose name stands above its lines.
+        estimates: `label`, `estimate`, `low`, `high`; optionally `group`, whose name stands above its lines, and `told`,
+            whether a test tells them from 0.
         stem: Where to write, without suffix.
         axis: What the estimates are, with their unit.
         bound: Half width of the band around 0 that is shaded, if there is one.
@@ -40,6 +41,8 @@ def forest(estimates: pd.DataFrame, stem: Path, axis: str, bound: float | None =
                 axes.text(0, place, "not estimable", ha="center", va="center", fontsize=6.5, color=GREY, bbox=box)
                 continue
             clear = np.isfinite([low, high]).all() and not low <= 0 <= high
+            if "told" in estimates:
+                clear = bool(estimates.loc[index, "told"])
             if np.isfinite([low, high]).all():
                 axes.plot([low, high], [place, place], color=PALETTE[0], lw=1.1, zorder=2)
             axes.plot(

@@ -17,7 +17,7 @@ from analysis.mixed_effects.errors import FitError
 from analysis.mixed_effects.solution import Solution
 from analysis.mixed_effects.terms import RandomTerm
 
-WIDE = 5.0
+WIDE = 3.0
 """A standard deviation on the scale of log-odds beyond which answers are all but settled by the level."""
 
 

@@ -301,7 +301,9 @@ class FitResult:
     ) -> pd.DataFrame:
         """The same contrasts by a t test on one mean response per run (or other group), with pooled variance.
 
-        With few runs it is the plainer test; report it beside the model's.
+        With few runs it is the plainer test; report it beside the model's. It is about runs on these items: what else the
+        formula takes at random, such as items, is as it is, so that effects of items that a condition's runs share
+        count as effects of the condition.
 
         Args:
             of: Factors that are the same for all rows of a group.

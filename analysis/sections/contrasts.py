@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.contrasts import planned_contrasts
 from analysis.figures.forest import forest
 from analysis.labels import file_part, joined
-from analysis.material import Material
+from analysis.material import Material, Settings
 from analysis.result import Result
 from analysis.section import Figure, Section, Unanswerable, some_columns
 from analysis.tables import interval, number, p_value
@@ -40,7 +40,18 @@ SIZE = [
     "evidence",
     "bf01_bic",
 ]
-RUNS = ["run_difference", "run_se", "run_df", "p_runs", "n_tests", "n_runs"]
+MEANS = [
+    "run_difference",
+    "means_se",
+    "means_df",
+    "p_means",
+    "about",
+    "run_se",
+    "run_df",
+    "p_runs",
+    "n_tests",
+    "n_runs",
+]
 
 
 def section(material: Material) -> Section:
@@ -58,13 +69,17 @@ def section(material: Material) -> Section:
         "sizes": some_columns(
             found, [*CELL, *SIZE], "Effect sizes of the planned contrasts, and evidence for no difference"
         ),
-        "run_means": some_columns(found, [*CELL, *RUNS], "The planned contrasts tested on run means"),
+        "run_means": some_columns(
+            found,
+            [*CELL, *MEANS],
+            "The planned contrasts tested on means: over runs and items, and over runs on these items",
+        ),
     }
     if len(found.omnibus):
         results["omnibus"] = Result(
             title="Likelihood-ratio tests of training as a whole", table=found.omnibus, how=found.how
         )
-    figures = tuple(_figure(table[table["model"] == model], settings.bound) for model in dict.fromkeys(table["model"]))
+    figures = tuple(_figure(table[table["model"] == model], settings) for model in dict.fromkeys(table["model"]))
     return Section(
         "contrasts",
         "Planned contrasts",
@@ -81,13 +96,13 @@ def sentences(table: pd.DataFrame) -> list[str]:
     for row in table.to_dict("records"):
         if row["difference"] != row["difference"]:
             lines.append(
-                f"{row['transfer']}, {row['contrast']}: could not be estimated by the mixed model; see the run means."
+                f"{row['transfer']}, {row['contrast']}: could not be estimated by the mixed model; see the tests on means."
             )
             continue
         lines.append(
             f"{row['transfer']}, {row['contrast']}: difference in success rate {number(row['difference'])}"
-            f" {interval(row['difference_low'], row['difference_high'])}, p (Holm) {_equals(row['p_holm'])}; verdict of the"
-            f" equivalence test: {row['verdict']}."
+            f" {interval(row['difference_low'], row['difference_high'])}, p (Holm) {_equals(row['p_holm'])}, p (equivalence)"
+            f" {_equals(row['p_equivalence'])}: {row['verdict']}."
         )
     return lines
 
@@ -97,20 +112,22 @@ def _equals(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _figure(table: pd.DataFrame, bound: float) -> Figure:
+def _figure(table: pd.DataFrame, settings: Settings) -> Figure:
     model = str(table["model"].iloc[0])
     lines = table.rename(columns={"difference_low": "low", "difference_high": "high", "contrast": "label"})
     lines = lines.rename(columns={"difference": "estimate", "transfer": "group"})
-    shown = lines[["group", "label", "estimate", "low", "high"]].reset_index(drop=True)
+    lines = lines.assign(told=(table["p_holm"] < settings.alpha).to_numpy(bool))
+    shown = lines[["group", "label", "estimate", "low", "high", "told"]].reset_index(drop=True)
     told = table[table["n_tests"] > 0] if (table["n_tests"] > 0).any() else table
     caption = (
         f"Planned contrasts of {model} by level of transfer: differences in success rate with 95 % intervals from those of the"
         f" rates (Zou & Donner, 2008), t between runs"
-        f" ({int(told['n_runs'].min())} to {int(told['n_runs'].max())} runs of trained models a contrast). Filled: the interval does"
-        f" not contain 0. Grey band: differences within ±{bound:g}, too small to matter."
+        f" ({int(told['n_runs'].min())} to {int(told['n_runs'].max())} runs of trained models a contrast). Filled: told from 0"
+        f" (log odds, Holm, p < {settings.alpha:g}; intervals are not corrected). Grey band: differences within ±{settings.bound:g}, too small to"
+        " matter."
     )
     return Figure(
         joined("contrasts", file_part(model)),
         caption,
-        partial(forest, shown, axis="Difference in success rate", bound=bound),
+        partial(forest, shown, axis="Difference in success rate", bound=settings.bound),
     )

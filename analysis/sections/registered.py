@@ -6,7 +6,7 @@ from analysis.material import Material
 from analysis.registration import registered_contrasts
 from analysis.result import Result
 from analysis.section import Section, Unanswerable, some_columns
-from analysis.sections.contrasts import MODEL, RUNS, SIZE, sentences
+from analysis.sections.contrasts import MEANS, MODEL, SIZE, sentences
 
 CELL = ["model", "training", "transfer", "contrast"]
 
@@ -23,7 +23,11 @@ def section(material: Material) -> Section:
         "sizes": some_columns(
             found, [*CELL, *SIZE], "Effect sizes of the registered contrasts, and evidence for no difference"
         ),
-        "run_means": some_columns(found, [*CELL, *RUNS], "The registered contrasts tested on run means"),
+        "run_means": some_columns(
+            found,
+            [*CELL, *MEANS],
+            "The registered contrasts tested on means: over runs and items, and over runs on these items",
+        ),
     }
     lines = [f"Registered on {registration.registered}, SHA-256 {registration.sha256[:16]}."]
     for training in dict.fromkeys(found.table["training"]):

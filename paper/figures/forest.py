@@ -14,10 +14,10 @@ LINE_MM, SPREAD = 3.3, 0.17
 
 
 def forest(estimates: pd.DataFrame, runs: pd.DataFrame, stem: Path, bound: float) -> None:
-    """Filled symbols are estimates whose interval does not contain 0; small dots are runs, against the untrained model.
+    """Filled symbols are estimates that the test tells from 0; small dots are runs, against the untrained model.
 
     Args:
-        estimates: `level`, `side` (the method, or "rl" against SFT), `difference`, `difference_low`, `difference_high`.
+        estimates: `level`, `side` (the method, or "rl" against SFT), `difference`, `difference_low`, `difference_high`, `told`.
         runs: `level`, `method`, `difference` of every run.
         stem: Where to write, without suffix.
         bound: Half width of the band of differences too small to matter.
@@ -56,7 +56,7 @@ def forest(estimates: pd.DataFrame, runs: pd.DataFrame, stem: Path, bound: float
             if np.isfinite([low, high]).all():
                 axes.plot([low, high], [place, place], color=colour, lw=1.1, zorder=3)
             if np.isfinite(value):
-                fill = colour if not low <= 0 <= high else "white"
+                fill = colour if row["told"] else "white"
                 axes.plot(value, place, ls="", marker=marker, ms=4.4, mew=0.9, mec=colour, mfc=fill, zorder=4)
                 axes.plot([], [], ls="", marker=marker, ms=4.4, color=colour, label=label)
                 named.add(side)

@@ -53,7 +53,10 @@ def part(study: Study) -> Part:
     for name, levels in SINGLE.items():
         there = all(f"registered.{name}.{level}.rl-sft.verdict" in numbers for level in levels)
         numbers.verdict(f"registered.{name}.there", "yes" if there else "no", ("yes", "no"))
-    shown = [row | {"side": _key(study, row).partition("-")[0]} for row in rows]
+    shown = [
+        row | {"side": _key(study, row).partition("-")[0], "told": bool(row["p_holm"] < study.settings.alpha)}
+        for row in rows
+    ]
     estimates = pd.DataFrame(shown).assign(level=lambda t: t["transfer"].map(LEVELS))
     numbers.count("contrasts.tested", len(rows) + len(single))
     numbers.verdict("contrasts.status", status(study), ("registered", "exploratory"))
@@ -97,7 +100,7 @@ def status(study: Study) -> str:
 
 
 def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
-    """The numbers of one contrast, under a name; where no model could be fitted, the text says so, and gives the run means."""
+    """The numbers of one contrast, under a name; where no model could be fitted, the text says so, and gives the mean difference of runs."""
     came_out = verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)
     numbers.verdict(f"{name}.verdict", came_out, VERDICTS)
     numbers.phrase(f"{name}.effect", EFFECTS[came_out])
@@ -111,7 +114,7 @@ def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
     numbers.latex(f"{name}.df", math(tables.degrees(row["df"])))
     numbers.p(f"{name}.p", row["p_holm"])
     numbers.p(f"{name}.equivalence", row["p_equivalence"])
-    numbers.p(f"{name}.runmeans", row["p_runs"])
+    numbers.p(f"{name}.means", row["p_means"])
     numbers.number(f"{name}.bf", row["bf01"])
 
 
