@@ -209,7 +209,7 @@ def _tested(
         "evidence": factor.evidence,
         "h": cohen_h(*counted) if tests else math.nan,
         "n_tests": len(tests),
-        "n_runs": int(own.loc[own["method"] != UNTRAINED, "run"].nunique()),
+        "n_runs": int(own.loc[own["method"].isin(set(weights) - {UNTRAINED}), "run"].nunique()),
     }
 
 

@@ -33,3 +33,9 @@ def file_part(text: object) -> str:
 def joined(*parts: str) -> str:
     """Parts of a file's name."""
     return "-".join(part for part in parts if part)
+
+
+def span(counts: pd.Series[int]) -> str:
+    """The smallest and the largest of counts in words: "2 to 5", or "3" if all are the same."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low} to {high}" if low < high else str(low)

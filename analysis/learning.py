@@ -178,6 +178,8 @@ def _by_kind(runs: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(columns, key, strict=True))
         for name in ("area", "final", "samples_to_criterion"):
             mean, low, high = mean_over_runs(own[name].to_numpy(float))
+            # A t interval of a few runs knows no bounds of what it is about.
+            low, high = max(low, 0.0), high if name == "samples_to_criterion" else min(high, 1.0)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         reached = own["reached"].to_numpy(bool)
         row |= {

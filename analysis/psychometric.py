@@ -130,7 +130,7 @@ def psychometric(
             " bias at which Phi is .75; slope_per_sd: slope per standard deviation of the margins"
             + ("; graded answer probabilities (quasi-likelihood)" if graded else "")
             + f"; runs: percentile bootstrap over {cluster}, {resamples} samples, seed {seed}; cells: mean of runs, t interval"
-            f" with runs - 1 df (one run: its own interval); {int(frame['n'].sum())} trials"
+            f" with runs - 1 df, never narrower than that of runs that do not differ (one run: its own interval); {int(frame['n'].sum())} trials"
         ),
         notes=tuple(notes),
         runs=frame,
@@ -213,7 +213,10 @@ def _over_runs(runs: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
                     f"{name}_{end}": own[f"{name}_{end}"].iloc[0] for end in ("low", "high")
                 }
             else:
-                mean, low, high = mean_over_runs(own[name].to_numpy(float))
+                widths = (own[f"{name}_high"] - own[f"{name}_low"]).to_numpy(float) / 2
+                mean, low, high = mean_over_runs(own[name].to_numpy(float), np.nan_to_num(widths, posinf=0.0))
+                if name in ("lapse", "p_at_0"):
+                    low, high = max(low, 0.0), min(high, 1.0)
                 row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         # From the mean slope, for the threshold of a run that is nearly flat would swallow all others.
         row["slope_per_sd"] = float(own["slope_per_sd"].mean())

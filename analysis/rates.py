@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from scipy.stats import t as student
 
 from analysis.pooling import pool
 from analysis.responses import proportion
@@ -18,7 +17,7 @@ from analysis.selection import Floats, cells, present
 HOW = (
     "rate: successes of trials, unread replies being wrong, trials that failed left out. One run: 95 % Wilson interval, which"
     " covers the sampling of items. Several runs: the mean of their log odds ((successes + .5) / (failures + .5)), random"
-    " effects by REML, with a 95 % t interval, runs - 1 df (Hartung & Knapp), never narrower than the sampling of items allows"
+    " effects by REML, with a 95 % t interval, runs - 1 df (Hartung & Knapp), never narrower than the z interval of runs that do not differ"
 )
 
 
@@ -46,10 +45,7 @@ def rate_over_runs(successes: Sequence[int] | Floats, trials: Sequence[int] | Fl
     log_odds = np.log((s + 0.5) / (n - s + 0.5))
     variance = 1 / (s + 0.5) + 1 / (n - s + 0.5)
     pooled = pool(log_odds, variance)
-    # Runs that happen to agree (all perfect, say) would give an interval of no width.
-    se = max(pooled.se, math.sqrt(1 / float((1 / variance).sum())))
-    half = float(student.ppf(0.975, len(n) - 1)) * se
-    low, high = float(expit(pooled.mean - half)), float(expit(pooled.mean + half))
+    low, high = float(expit(pooled.low)), float(expit(pooled.high))
     mean = float((s / n).mean())
     # The mean of the rates is what readers expect, and near 0 and 1 it can lie outside an interval of log odds.
     return Rate(mean, min(low, mean), max(high, mean), len(n), total)

@@ -11,6 +11,8 @@ from analysis.style import COLUMN_MM, GREY, PAGE_MM, PALETTE, drawing, signed
 
 NAMED = 24
 """Levels that are named on the axis; more would not be legible."""
+NONE = 1e-3
+"""Effects (log odds) below which there are none."""
 
 
 def caterpillar(effects: pd.DataFrame, stem: Path) -> None:
@@ -48,6 +50,10 @@ def caterpillar(effects: pd.DataFrame, stem: Path) -> None:
             axes.set_ylim(-0.8, count - 0.2)
             axes.set_title(str(group) if name in ("1", "(Intercept)", "Intercept") else f"{group}: {name}", loc="left")
             axes.set_xlabel("Effect (log odds)")
+            if np.abs(mode).max() + half.max() < NONE:
+                # The axis would be stretched to rounding errors.
+                axes.set_xlim(-1, 1)
+                axes.set_title("variance estimated as 0", loc="right", fontsize=6.5, color=GREY)
             ticks = axes.get_xticks()
             low, high = axes.get_xlim()
             axes.set_xticks(ticks, [signed(round(float(tick), 10)) for tick in ticks])

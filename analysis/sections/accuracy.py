@@ -16,6 +16,11 @@ from analysis.style import name_of
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
 
+PAIRS = (
+    "cells with two runs: the interval knows how runs differ from these two alone (t with 1 df), and is wide; those of contrasts and of the"
+    " transfer matrix take it from all trained runs, and are narrower"
+)
+
 
 def section(material: Material) -> Section:
     """Success rates. Raises Unanswerable if no model was asked a physics task."""
@@ -28,8 +33,11 @@ def section(material: Material) -> Section:
         of_test = baselines.drop_duplicates(["test_task", "shift", "shift_level"]).drop(columns="stimuli")
         table = table.merge(of_test, on=["test_task", "shift", "shift_level"], how="left")
     how = f"{HOW}; {len(plain)} trials of {plain['run'].nunique()} runs"
+    notes = (PAIRS,) if (table["n_runs"] == 2).any() else ()
     results = {
-        "cells": Result(title="Success rate by training and test, with 95 % intervals", table=table, how=how),
+        "cells": Result(
+            title="Success rate by training and test, with 95 % intervals", table=table, how=how, notes=notes
+        ),
         "runs": Result(title="Success rate of every run, with 95 % Wilson intervals", table=runs, how=how),
     }
     if len(material.observers):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.contrasts import planned_contrasts
 from analysis.figures.forest import forest
-from analysis.labels import file_part, joined
+from analysis.labels import file_part, joined, span
 from analysis.material import Material, Settings
 from analysis.result import Result
 from analysis.section import Figure, Section, Unanswerable, some_columns
@@ -122,7 +122,7 @@ def _figure(table: pd.DataFrame, settings: Settings) -> Figure:
     caption = (
         f"Planned contrasts of {model} by level of transfer: differences in success rate with 95 % intervals from those of the"
         f" rates (Zou & Donner, 2008), t between runs"
-        f" ({int(told['n_runs'].min())} to {int(told['n_runs'].max())} runs of trained models a contrast). Filled: told from 0"
+        f" ({span(told['n_runs'])} runs of trained models a contrast). Filled: told from 0"
         f" (log odds, Holm, p < {settings.alpha:g}; intervals are not corrected). Grey band: differences within ±{settings.bound:g}, too small to"
         " matter."
     )

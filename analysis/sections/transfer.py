@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.figures.heatmap import heatmap
 from analysis.frame import METHODS
-from analysis.labels import file_part, joined, training_name, with_test
+from analysis.labels import file_part, joined, span, training_name, with_test
 from analysis.levels import TRANSFER
 from analysis.material import Material
 from analysis.section import Figure, Section, Unanswerable, some_columns
@@ -95,7 +95,7 @@ def _figure(table: pd.DataFrame, alpha: float) -> Figure:
     trainings = list(dict.fromkeys(sorted(cells["training"], key=lambda name: _place(cells, name))))
     first = first.sort_values("training", key=lambda names: names.map(trainings.index), kind="stable")
     shown = first[["training", "test", "rate", "difference", "reliable", "within"]].reset_index(drop=True)
-    runs = f"{int(table['n_runs'].min())} to {int(table['n_runs'].max())} runs a cell, {int(table['n_trials'].sum())} trials"
+    runs = f"{span(table['n_runs'])} runs a cell, {int(table['n_trials'].sum())} trials"
     caption = (
         f"Transfer matrix of {model}: success rate of every training (rows) on every test (columns); colour: difference from the"
         " untrained model, estimated by a mixed-effects model per test; bold: the difference is told from 0"
