@@ -26,6 +26,8 @@ from analysis.transfer import with_names
 
 REINFORCEMENT = ("ppo", "grpo", "rloo")
 IMITATION = "sft"
+UNREAD = 0.05
+"""Share of replies without a legal answer from which contrasts say so."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,6 +107,7 @@ def planned_contrasts(
                 formulas.append(fitted.fit.formula)
                 notes += [f"{where}: {note}" for note in fitted.notes]
                 omnibus.append({"model": model, "transfer": level, **_omnibus(fitted, tested)})
+            notes += [f"{where}: {note}" for note in _unread(tested)]
             per_run = run_means(tested)
             means.append(per_run.assign(model=str(model), transfer=level))
             for name, weights in (_planned(tested) if wanted is None else wanted[level]).items():
@@ -211,6 +214,19 @@ def _tested(
         "n_tests": len(tests),
         "n_runs": int(own.loc[own["method"].isin(set(weights) - {UNTRAINED}), "run"].nunique()),
     }
+
+
+def _unread(tested: pd.DataFrame) -> list[str]:
+    """Methods with many replies that state no legal answer: what looks like a loss of physics may be one of form."""
+    if "status" not in tested:
+        return []
+    lost = (tested["status"].astype(str) != "ok").groupby(tested["method"].astype(str), sort=False).mean()
+    return [
+        f"{share:.0%} of the replies of {name_of(str(method))} state no legal answer and count as wrong: part of a difference from others is one"
+        " of the form of answers, not of judgement"
+        for method, share in lost.items()
+        if share > UNREAD
+    ]
 
 
 def _named(name: str, value: Estimate) -> dict[str, float]:

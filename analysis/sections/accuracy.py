@@ -16,6 +16,8 @@ from analysis.style import name_of
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
 
+LEGAL = 0.95
+"""Share of replies with a legal answer below which a cell is named."""
 PAIRS = (
     "cells with two runs: the interval knows how runs differ from these two alone (t with 1 df), and is wide; those of contrasts and of the"
     " transfer matrix take it from all trained runs, and are narrower"
@@ -28,6 +30,9 @@ def section(material: Material) -> Section:
     if plain.empty:
         raise Unanswerable("no model was asked a physics task in the plain manner: give runs of `probe run` with one")
     table, runs = by_cell(plain, CELL), by_run(plain, CELL)
+    if "status" in plain:
+        read = plain.assign(parse_rate=plain["status"].astype(str) == "ok")
+        table = table.merge(read.groupby(list(CELL), observed=True)["parse_rate"].mean().reset_index(), on=list(CELL))
     baselines = material.baselines()
     if len(baselines):
         of_test = baselines.drop_duplicates(["test_task", "shift", "shift_level"]).drop(columns="stimuli")
@@ -48,7 +53,7 @@ def section(material: Material) -> Section:
         "accuracy",
         "Success rates",
         "How often is each test solved, and how often could it be without physics?",
-        _answer(table),
+        (*_answer(table), *_unread(table)),
         results,
         tuple(figures),
     )
@@ -69,6 +74,22 @@ def _figure(table: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, mo
     reference = with_test(baselines) if len(baselines) else pd.DataFrame({"test": []})
     name = f"means-{file_part(str(model))}" if several else "means"
     return Figure(name, caption, partial(means, own, single, reference))
+
+
+def _unread(table: pd.DataFrame) -> tuple[str, ...]:
+    """Where many replies state no legal answer, and a low rate is not one of judgement alone."""
+    lost = table[table["parse_rate"] < LEGAL] if "parse_rate" in table else table[:0]
+    if lost.empty:
+        return ()
+    named = "; ".join(
+        f"{name_of(str(r.method))} trained on {r.train_tasks}, tested on {r.test_task} ({r.parse_rate:.0%})"
+        for r in lost.nsmallest(6, "parse_rate").itertuples()
+    )
+    more = f", and {len(lost) - 6} more" if len(lost) > 6 else ""
+    return (
+        f"Less than {LEGAL:.0%} of the replies state a legal answer in {len(lost)} of {len(table)} cells: {named}{more}. The others count as wrong,"
+        " so that these rates are of the form of answers, too.",
+    )
 
 
 def _answer(table: pd.DataFrame) -> tuple[str, ...]:
