@@ -19,7 +19,7 @@ from analysis.levels import TRANSFER
 from analysis.mixed_effects import FitError
 from analysis.random_effects import RULE
 from analysis.result import Result, plain
-from analysis.run_means import HOW, contrast_of_means, run_means
+from analysis.run_means import HOW, contrast_of_means, per_item, run_means
 from analysis.selection import cells
 from analysis.style import name_of
 from analysis.transfer import with_names
@@ -108,12 +108,12 @@ def planned_contrasts(
                 notes += [f"{where}: {note}" for note in fitted.notes]
                 omnibus.append({"model": model, "transfer": level, **_omnibus(fitted, tested)})
             notes += [f"{where}: {note}" for note in _unread(tested)]
-            per_run = run_means(tested)
+            per_run, answers = run_means(tested), per_item(tested)
             means.append(per_run.assign(model=str(model), transfer=level))
             for name, weights in (_planned(tested) if wanted is None else wanted[level]).items():
                 rows.append(
                     {"model": model, "transfer": level, "contrast": name}
-                    | _tested(fitted, tested, per_run, weights, bound, alpha)
+                    | _tested(fitted, answers, per_run, weights, bound, alpha)
                 )
         if base.empty:
             notes.append(
@@ -162,7 +162,7 @@ def _planned(tested: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def _tested(
     fitted: CellModel | None,
-    tested: pd.DataFrame,
+    answers: pd.DataFrame,
     per_run: pd.DataFrame,
     weights: Mapping[str, float],
     bound: float,
@@ -189,7 +189,7 @@ def _tested(
             "verdict": None
         }
     own = per_run[per_run["test"].isin(tests)]
-    means = contrast_of_means(tested[tested["test"].isin(tests)], weights)
+    means = contrast_of_means(answers[answers["test"].isin(tests)], weights)
     here, both = means.on_these_items, means.over_items
     factor = BayesFactor(math.nan, math.nan, "")
     if both.p == both.p and means.runs == means.runs:

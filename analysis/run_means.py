@@ -62,24 +62,33 @@ def run_means(tested: pd.DataFrame) -> pd.DataFrame:
     return rates.assign(untrained=rates["test"].map(base))
 
 
-def contrast_of_means(tested: pd.DataFrame, weights: Mapping[str, float]) -> MeansTests:
+def per_item(tested: pd.DataFrame) -> pd.DataFrame:
+    """Success of every run at every item (`y`), with numbers for the names of runs, trainings and items.
+
+    Args:
+        tested: `run`, `method`, `training`, `test`, `item` and `success`, one row per trial.
+    """
+    numbered = {name: pd.factorize(tested[name].astype(str))[0] for name in ("training", "run", "item")}
+    named = {name: tested[name].astype(str) for name in ("method", "test")}
+    keys = [*TRAINING, "run", "test", "item"]
+    return tested.assign(**numbered, **named).groupby(keys, sort=False)["success"].mean().rename("y").reset_index()
+
+
+def contrast_of_means(answers: pd.DataFrame, weights: Mapping[str, float]) -> MeansTests:
     """Test a contrast of the methods' mean success rates.
 
     A run counts with its mean over tests. Trainings of a method on different tasks are different kinds of run: they
     count equally, and the variance between runs is pooled within them, over all methods that are there.
 
     Args:
-        tested: `run`, `method`, `training`, `test`, `item` and `success` of the tests that all sides took.
+        answers: Of `per_item`, on the tests that all sides took.
         weights: Method -> weight; those above 0 and those below sum to 1 each.
     """
-    keys = [*TRAINING, "run", "test", "item"]
-    text = tested.assign(**{name: tested[name].astype(str) for name in keys})
-    answers = text.groupby(keys, sort=False)["success"].mean().rename("y").reset_index()
     trained = (answers["method"] != UNTRAINED).to_numpy()
     if not trained.any():
         nothing = estimate(math.nan, math.nan, math.nan)
         return MeansTests(nothing, nothing, math.nan, "")
-    answers["weight"] = _weights(answers, trained, weights)
+    answers = answers.assign(weight=_weights(answers, trained, weights))
     value = float(answers["weight"].to_numpy(float) @ answers["y"].to_numpy(float))
     of_runs, df, runs = _between_runs(answers, trained, weights)
     items = _between_items(answers)
