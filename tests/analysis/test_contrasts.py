@@ -93,7 +93,12 @@ def test_answers_of_the_untrained_model_are_a_sample_of_items() -> None:
 
 def test_one_run_of_a_kind_is_about_items_alone() -> None:
     row = planned_contrasts(answers({"none": [1, 0] * 30, "sft-0": [1, 1, 0] * 20})).table.iloc[0]
-    assert row["about"] == "items" and row["means_df"] == pytest.approx(59) and np.isnan(row["p_runs"]) and np.isnan(row["bf01"])
+    assert (
+        row["about"] == "items"
+        and row["means_df"] == pytest.approx(59)
+        and np.isnan(row["p_runs"])
+        and np.isnan(row["bf01"])
+    )
     paired = ttest_1samp(np.array([1, 1, 0] * 20) - np.array([1, 0] * 30), 0)
     assert row["p_means"] == pytest.approx(paired.pvalue)
 
