@@ -76,10 +76,9 @@ def share(place: Path, arguments: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     ranks = [
-        subprocess.Popen(
-            **_call(place, arguments, common | {"RANK": rank, "LOCAL_RANK": rank}), stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(**_call(place, arguments, common | {"RANK": rank, "LOCAL_RANK": rank}), **pipes)
         for rank in ("0", "1")
     ]
     told = [process.communicate()[1] for process in ranks]
