@@ -113,6 +113,9 @@ def analyse(
     lock = lock_folder(out)
     try:
         _write(out, sections, data, step)
+    except OSError as error:
+        # A disk that is full does not say where.
+        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
     finally:
         os.close(lock)
     return Report(tuple(sections), tuple(failed), data, out)
