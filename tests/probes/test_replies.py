@@ -146,7 +146,8 @@ def check(item: Item, scorer: Scorer, worth: set[object], reply: str) -> None:
 
 
 def put_through(name: str, n: int) -> None:
-    item, scorer, worth = item_of(name), Scorer(), {None}
+    item, scorer = item_of(name), Scorer()
+    worth: set[object] = {None}
 
     @settings(max_examples=n, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(replies(item))
