@@ -192,14 +192,12 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
         for panel, (title, runs) in zip(axes[0], panels.items(), strict=True):
             labels: set[str] = set()
             for run in runs:
-                label, colour = run["task"], None
+                label, colour, style = run["task"], None, "-"
                 if title == run["task"]:
-                    label, (colour, _) = NAMES[run["method"]], look(run["method"])
+                    label, (colour, _), style = NAMES[run["method"]], look(run["method"]), line_style(run, runs)
                     label = " ".join((label, *run["options"]))
-                label = f"{label}, stopped" if "stopped_at" in run else label
-                others = sorted({tuple(r["options"]) for r in runs if r["method"] == run["method"] and r["options"]})
-                style = VARIANTS[others.index(tuple(run["options"])) % len(VARIANTS)] if is_variant(run, title) else "-"
-                style = "--" if "stopped_at" in run else style
+                if "stopped_at" in run:
+                    label, style = f"{label}, stopped", "--"
                 samples, success = [x for x, _, _ in run["curve"]], smoothed([y for _, y, _ in run["curve"]])
                 shown = None if label in labels else label
                 (line,) = panel.plot(samples, success, linestyle=style, color=colour, label=shown, linewidth=1)
@@ -217,9 +215,12 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
         plt.close(figure)
 
 
-def is_variant(run: dict[str, Any], panel: str) -> bool:
-    """Whether a run has settings besides its method that the panel tells apart."""
-    return panel == run["task"] and bool(run["options"])
+def line_style(run: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
+    """Solid for a method's preset, one of `VARIANTS` for each of its other settings among the runs."""
+    others = sorted(
+        {tuple(other["options"]) for other in runs if other["method"] == run["method"] and other["options"]}
+    )
+    return VARIANTS[others.index(tuple(run["options"])) % len(VARIANTS)] if run["options"] else "-"
 
 
 def smoothed(values: list[float]) -> list[float]:
