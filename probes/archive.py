@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probes.rows import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
 from stimuli.plain_json import parse
 
 if TYPE_CHECKING:
@@ -22,29 +23,18 @@ if TYPE_CHECKING:
 
 LOGS, RUNS = "logs.parquet", "runs.parquet"
 FOLDER, RECORD = "folder", "run_json"
-TEXTS = (
-    *("key", "item_id", "task", "model", "readout", "prompt", "raw", "answer_text", "status", "memory"),
-    *("pair_id", "group_id", "role", "image_sha256", "scene_sha256", "error", "time"),
-)
-NUMBERS = ("p_correct", "reward", "chance", "margin", "latency_s")
-WHOLES = ("task_version", "n_candidates", "attempt", "attempts")
-TRUTHS = ("correct", "success")
-"""Columns with types of their own; all others hold JSON as text."""
 
 
 class ArchiveError(ValueError):
     """Logs cannot be archived, or an archive cannot be read; the message says which and what to do."""
 
 
-def write_archive(
-    out: Path, runs: Iterable[tuple[str, str, Sequence[Mapping[str, Any]], bytes]], columns: Sequence[str]
-) -> int:
+def write_archive(out: Path, runs: Iterable[tuple[str, str, Sequence[Mapping[str, Any]], bytes]]) -> int:
     """Write the archive of some runs.
 
     Args:
         out: Folder of the archive; made if it is not there.
         runs: Folder (relative, as it will be named), text of run.json, rows, and the log that must come back.
-        columns: Of a row, in their order.
 
     Returns:
         Number of rows.
@@ -61,12 +51,12 @@ def write_archive(
         records[FOLDER].append(folder)
         records[RECORD].append(record)
         try:
-            arrays = [_array(name, [row[name] for row in rows]) for name in columns]
+            arrays = [_array(name, [row[name] for row in rows]) for name in COLUMNS]
         except (pa.ArrowException, KeyError) as error:
             raise ArchiveError(
                 f"{folder}: its rows cannot be archived ({error}); do it anew with this version"
             ) from error
-        made = pa.Table.from_arrays([pa.array([folder] * len(rows), pa.string()), *arrays], [FOLDER, *columns])
+        made = pa.Table.from_arrays([pa.array([folder] * len(rows), pa.string()), *arrays], [FOLDER, *COLUMNS])
         if "".join(map(line_of, _rows(made))).encode() != log:
             raise ArchiveError(
                 f"{folder}: its log would not come back as it is, since another version wrote it: score it anew with"
@@ -84,11 +74,6 @@ def write_archive(
         partial.replace(out / name)
     _open.cache_clear()
     return int(rows_of_all.num_rows)
-
-
-def line_of(row: Mapping[str, Any]) -> str:
-    """A row as a line of a log, its columns in their order."""
-    return json.dumps(dict(row), allow_nan=False) + "\n"
 
 
 def archived_runs(folder: Path) -> list[Path]:

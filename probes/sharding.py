@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from probes.trials import RunError, TrialLog, open_append
+from probes.trials import RunError, ShardLog, TrialLog
 
 Value = TypeVar("Value")
 
@@ -145,18 +144,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-class ShardLog(TrialLog):
-    """The log of a process that is not the first: rows only. Nothing is read from it before it is taken over."""
-
-    def __init__(self, folder: Path, rank: int, run: Mapping[str, Any], done: set[str]) -> None:
-        self.folder, self.run, self.done = folder, dict(run), done
-        self._lock, self._file, self._end = open_append(folder, f"trials.{rank}.jsonl")
-        self._synced = time.monotonic()
-
-    def update(self, **changes: Any) -> None:
-        """Nothing: `run.json` is the first process's."""
 
 
 def join() -> Processes:

@@ -1,0 +1,38 @@
+"""The trial log: `RUN/trials.jsonl`, one row per trial, appended as it happens, and `RUN/run.json`, what made it.
+
+A row is on its way to the disk before the next trial is asked, so a run that is killed at any byte goes on where it
+was: a torn last line is cut off and its trial asked again. A trial that failed has an `error` and is asked again on
+resume; the later row then stands for it. Runs in an archive (`probes.archive`) are read like those on the disk. Everything
+here works without torch, and without pandas but for `load_frame`.
+"""
+
+from probes.rows import COLUMNS
+from probes.trials.archiving import archive_runs
+from probes.trials.edits import trials_hash, was_edited
+from probes.trials.folder import LOCK, RUN, TRIALS, RunError, lock_folder, write_json
+from probes.trials.key import trial_key
+from probes.trials.reading import is_run, load_frame, read_run, read_trials, runs_below
+from probes.trials.rewriting import rewrite_trials
+from probes.trials.writing import ShardLog, TrialLog
+
+__all__ = [
+    "COLUMNS",
+    "LOCK",
+    "RUN",
+    "TRIALS",
+    "RunError",
+    "ShardLog",
+    "TrialLog",
+    "archive_runs",
+    "is_run",
+    "load_frame",
+    "lock_folder",
+    "read_run",
+    "read_trials",
+    "rewrite_trials",
+    "runs_below",
+    "trial_key",
+    "trials_hash",
+    "was_edited",
+    "write_json",
+]

@@ -1,0 +1,156 @@
+"""Reading runs: their rows and their run.json, from the disk or from an archive, checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
+from probes.rows import COLUMNS, KINDS, Kinds, check_kinds, row_of
+from probes.trials.folder import RUN, SHARDS, TRIALS, RunError
+from stimuli.plain_json import parse_object
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RUN_KINDS: Kinds = {
+    **dict.fromkeys(("status", "trials_sha256"), (str, type(None))),
+    **dict.fromkeys(("config", "model", "stimuli", "versions", "fingerprint", "observed"), (dict,)),
+    **dict.fromkeys(("training", "git", "hardware"), (dict, type(None))),
+    **dict.fromkeys(("n", "n_errors", "resumed", "seed"), (int,)),
+    "edited": (list,),
+}
+"""What the entries of `run.json` hold that the program reads."""
+
+
+def read_trials(folder: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run, one per trial: of a trial that was asked again, the last, but no error in place of an answer.
+
+    A torn last line, as a run that is going on or was killed may have, is left out.
+
+    Raises:
+        RunError: If there is no log, or a line in its middle is damaged.
+    """
+    path = Path(folder) / TRIALS
+    if path.is_file():
+        logs = [read_log(file)[0] for file in (path, *sorted(Path(folder).glob(SHARDS)))]
+    else:
+        found = in_archive(archived_rows, folder)
+        if found is None:
+            raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
+        try:
+            for row in found:
+                check_kinds(row, KINDS)
+        except ValueError as error:
+            raise RunError(f"the archived log of {folder} is damaged ({error}): restore it") from error
+        logs = [found]
+    rows: dict[str, dict[str, Any]] = {}
+    for row in (row for log in logs for row in log):
+        if row["error"] is None or rows.get(row["key"], row)["error"] is not None:
+            rows[row["key"]] = row
+    return list(rows.values())
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The contents of a run's `run.json`.
+
+    Raises:
+        RunError: If it is missing or damaged.
+    """
+    path = Path(folder) / RUN
+    try:
+        text = None if path.is_file() else in_archive(archived_record, folder)
+        run = parse_object(path.read_bytes() if text is None else text)
+        check_kinds(run, _RUN_KINDS)
+    except OSError as error:
+        raise RunError(f"{folder} is not a run: cannot read its {RUN} ({error.strerror})") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); restore it, or make the run anew with another --out") from error
+    return run
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder, on the disk or in an archive, is one of a run."""
+    return (Path(folder) / TRIALS).is_file() or in_archive(archived_record, folder) is not None
+
+
+def runs_below(folder: str | Path) -> list[Path]:
+    """The folders of all runs below a folder, on the disk and in archives, sorted."""
+    found = {path.parent for path in Path(folder).rglob(TRIALS)} | set(in_archive(archived_runs, folder))
+    return sorted(found)
+
+
+def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """The trials of several runs as one table.
+
+    Args:
+        folders: The runs.
+
+    Returns:
+        A row per trial. Beside `COLUMNS` it has `run` (the folder's path), `adapter` (hash, or ""), `seed`, and every entry
+        of `condition`, `variant` and `manner` as a column of its own (`condition_count`, `variant_polarity`,
+        `manner_control`, ...).
+
+    Raises:
+        RunError: If a folder holds no run, or a damaged one.
+    """
+    import pandas as pd
+
+    rows = []
+    for folder in folders:
+        run = read_run(folder)
+        of_run = {
+            "run": str(folder),
+            "adapter": run.get("model", {}).get("adapter_sha256", ""),
+            "seed": run.get("seed", 0),
+        }
+        for row in read_trials(folder):
+            levels = {
+                f"{of}_{k}": v for of in ("condition", "variant", "manner") for k, v in (row.get(of) or {}).items()
+            }
+            rows.append({**of_run, **row, **levels})
+    return pd.DataFrame(rows, columns=None if rows else ["run", "adapter", "seed", *COLUMNS])
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All whole rows of one file, as they were appended: a trial that was asked again has several.
+
+    Returns:
+        The rows, and where they end (bytes).
+
+    Raises:
+        RunError: If a line in its middle is damaged.
+        OSError: If it cannot be read.
+    """
+    data = path.read_bytes()
+    rows: list[dict[str, Any]] = []
+    end = 0
+    while (newline := data.find(b"\n", end)) >= 0:
+        try:
+            rows.append(row_of(data[end:newline]))
+        except ValueError as error:
+            # A power cut can leave a block of zeros at the end; anywhere else this is not our doing.
+            if data.find(b"\n", newline + 1) < 0:
+                break
+            raise RunError(
+                f"{path}, line {len(rows) + 1}: damaged ({error}); remove the line to have its trial asked again"
+            ) from error
+        end = newline + 1
+    return rows, end
+
+
+def in_archive(look: Callable[[Path], Any], folder: str | Path) -> Any:
+    """What an archive says of a folder.
+
+    Args:
+        look: One of the functions of `probes.archive`.
+        folder: Of a run, or of many.
+
+    Raises:
+        RunError: If the archive is damaged.
+    """
+    try:
+        return look(Path(folder))
+    except ArchiveError as error:
+        raise RunError(str(error)) from error

@@ -1,0 +1,199 @@
+"""Writing runs: rows are appended as trials happen, by one process per log, and none is lost or doubled by a kill."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from probes.rows import brief, line_of, whole
+from probes.trials.edits import noting_edits
+from probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json
+from probes.trials.reading import read_log, read_run
+
+SYNC_INTERVAL = 2.0
+"""Seconds between two forced writes to the disk. A row outlives its process at once, a power cut after this time."""
+
+
+class TrialLog:
+    """The log of one run, open for appending, by one process at a time. A context manager.
+
+    Args:
+        folder: The run's folder; made if it is not there.
+        run: What goes into `run.json`. Its "fingerprint" (flat) must equal that of the run which is there already.
+
+    Attributes:
+        done: Keys of the trials that need not be asked again.
+
+    Raises:
+        RunError: If the folder cannot be written, another process has it open, or it holds another run.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(folder)
+        except OSError as error:
+            raise RunError(
+                f"cannot write a run to {folder}: {error.strerror}; choose another folder with --out"
+            ) from error
+        self._file = -1
+        try:
+            self.run = noting_edits(folder, self._adopt(dict(run)))
+            rows = self._open(TRIALS)
+            self.done = {row["key"] for row in rows if row["error"] is None}
+            self.absorb()
+        except (OSError, RunError) as error:
+            self._release()
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"cannot write to {folder}: {error.strerror}") from error
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row.
+
+        Args:
+            row: All columns of `probes.rows`.
+
+        Raises:
+            RunError: If the disk does not take it; the rows before it stay.
+        """
+        data = line_of(whole(row)).encode()
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
+            if time.monotonic() - self._synced > SYNC_INTERVAL:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+        except OSError as error:
+            # Half a line in the middle of the log would damage it once there is room again.
+            os.ftruncate(self._file, self._end)
+            raise RunError(
+                f"cannot write to {self._path}: {error.strerror}; the rows written so far are kept:"
+                " make room and give the same command again"
+            ) from error
+        self._end += len(data)
+
+    def absorb(self) -> None:
+        """Take over the rows of further processes that have ended, and remove their logs.
+
+        Raises:
+            RunError: If one of them is still writing.
+        """
+        for path in sorted(self.folder.glob(SHARDS)):
+            lock = lock_folder(self.folder, path.name)
+            try:
+                # A kill may have come after some rows were taken over, and before the log was removed.
+                known = {line_of(whole(row)) for row in read_log(self._path)[0]}
+                for row in read_log(path)[0]:
+                    if line_of(whole(row)) not in known:
+                        self.append(row)
+                    if row["error"] is None:
+                        self.done.add(row["key"])
+                os.fsync(self._file)
+                path.unlink()
+            except OSError as error:
+                raise RunError(f"cannot take over {path}: {error.strerror}") from error
+            finally:
+                os.close(lock)
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of `run.json`.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        self.run.update(changes)
+        write_json(self.folder / RUN, self.run)
+
+    def close(self) -> None:
+        """Force everything to the disk and let other processes have the folder. The second time, nothing.
+
+        Raises:
+            RunError: If the disk does not take it.
+        """
+        if self._file < 0:
+            return
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise RunError(f"cannot write to {self._path}: {error.strerror}") from error
+        finally:
+            self._release()
+
+    def __enter__(self) -> TrialLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, name: str) -> list[dict[str, Any]]:
+        """Open one of the folder's logs, without its torn last line if it has one, and give its rows."""
+        self._path = self.folder / name
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        rows, self._end = read_log(self._path)
+        os.ftruncate(self._file, self._end)
+        self._synced: float = time.monotonic()
+        return rows
+
+    def _release(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        os.close(self._lock)
+        self._file = -1
+
+    def _adopt(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The description of the run that is here already, if it is the same one; else the new one, written."""
+        if not (self.folder / RUN).exists():
+            if (self.folder / TRIALS).exists() and (self.folder / TRIALS).stat().st_size:
+                raise RunError(
+                    f"{self.folder} has {TRIALS} but no {RUN}: not a run to go on with; choose another --out"
+                )
+            write_json(self.folder / RUN, run)
+            return run
+        found = read_run(self.folder)
+        old, new = found.get("fingerprint", {}), run["fingerprint"]
+        differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if differ:
+            changes = ", ".join(f"{name} ({brief(old.get(name))}, now {brief(new.get(name))})" for name in differ)
+            raise RunError(f"{self.folder} holds a run with another configuration: {changes}; choose another --out")
+        return found
+
+
+class ShardLog(TrialLog):
+    """The log of a further process of a run (`probes.sharding`): rows only, beside the run's own log.
+
+    Nothing is read from it before the first process takes it over.
+
+    Args:
+        folder: The run's folder, as the first process has made it.
+        rank: Number of the process.
+        run: What the first process has in `run.json`.
+        done: Keys of the trials that need not be asked again, as the first process has them.
+
+    Raises:
+        RunError: If another process has the log, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, rank: int, run: Mapping[str, Any], done: set[str]) -> None:
+        self.folder, self.run, self.done = folder, dict(run), done
+        name = SHARDS.replace("*", str(rank))
+        self._file = -1
+        try:
+            self._lock = lock_folder(folder, name)
+        except OSError as error:
+            raise RunError(f"cannot write to {folder / name}: {error.strerror}") from error
+        try:
+            self._open(name)
+        except (OSError, RunError) as error:
+            self._release()
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"cannot write to {folder / name}: {error.strerror}") from error
+
+    def update(self, **changes: Any) -> None:
+        """Nothing: `run.json` is the first process's."""
