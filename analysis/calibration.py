@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.pooling import mean_over_runs
-from analysis.responses import proportion
+from analysis.proportions import wilson
 from analysis.result import Result, plain
 from analysis.selection import CELL, cells, need, plain_trials, present
 
@@ -73,7 +73,7 @@ def calibration(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Calibration:
             }
         )
         for number, own in members.groupby("_bin"):
-            rate = proportion(float(own["success"].sum()), len(own))
+            rate = wilson(float(own["success"].sum()), len(own))
             bins.append(
                 cell
                 | {

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.labels import natural_key
 from analysis.levels import TRANSFER, families, family_of
 from analysis.logs import GROUNDING, Source, find, read_log
 from analysis.training import CURVE_COLUMNS, read_curves
@@ -371,14 +372,9 @@ def _ordered(name: str, levels: Sequence[str]) -> list[str]:
     """The levels of a factor in the order in which tables and figures show them."""
     fixed = {"method": METHODS, "transfer": TRANSFER}.get(name, ("none", ""))
     known = [level for level in fixed if level in levels]
-    return known + sorted(set(levels) - set(known), key=_by_number if name == "margin_bin" else _natural)
+    return known + sorted(set(levels) - set(known), key=_by_number if name == "margin_bin" else natural_key)
 
 
 def _by_number(level: str) -> tuple[float, str]:
     number = re.match(r"[+-]?[0-9.]+", level)
     return (float(number.group()) if number else float("inf"), level)
-
-
-def _natural(level: str) -> list[tuple[int, int, str]]:
-    """Sort key under which "seed 2" comes before "seed 10"."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", level) if part]

@@ -1,6 +1,8 @@
-"""What trainings and tests are called in figures, tables and file names."""
+"""What trainings and tests are called in figures, tables and file names, and the order in which names stand."""
 
 from __future__ import annotations
+
+import re
 
 import pandas as pd
 
@@ -39,3 +41,8 @@ def span(counts: pd.Series[int]) -> str:
     """The smallest and the largest of counts in words: "2 to 5", or "3" if all are the same."""
     low, high = int(counts.min()), int(counts.max())
     return f"{low} to {high}" if low < high else str(low)
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which "seed 2" comes before "seed 10", and "5to7cm" before "11to13cm"."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.levels import family_of, shift_name, transfer_level
-from analysis.responses import Row, attempt_of, failed, manner_of, succeeded, two_options
+from analysis.rows import Row, attempt_of, failed, manner_of, succeeded, two_options
 from analysis.training import TRAINING, model_name, training_of, who
 from probes.trials import RUN, TRIALS, RunError, is_run, read_run, read_trials, runs_below, trials_hash, was_edited
 

@@ -13,6 +13,11 @@ from scipy.stats import t as student
 
 from analysis.selection import Floats
 
+OVER_RUNS = (
+    "runs pooled by random effects (REML, Hartung-Knapp t interval); one run: z interval from its groups of items"
+)
+"""What `pool` does, for the notes of tables whose runs have standard errors from groups of items."""
+
 
 @dataclass(frozen=True)
 class Pooled:

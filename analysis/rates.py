@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit
 
 from analysis.pooling import pool
-from analysis.responses import proportion
+from analysis.proportions import wilson
 from analysis.selection import Floats, cells, present
 
 HOW = (
@@ -40,7 +40,7 @@ def rate_over_runs(successes: Sequence[int] | Floats, trials: Sequence[int] | Fl
         return Rate(math.nan, math.nan, math.nan, 0, 0)
     total = int(n.sum())
     if len(n) == 1:
-        single = proportion(float(s[0]), total)
+        single = wilson(float(s[0]), total)
         return Rate(single.value, single.low, single.high, 1, total)
     log_odds = np.log((s + 0.5) / (n - s + 0.5))
     variance = 1 / (s + 0.5) + 1 / (n - s + 0.5)
@@ -56,7 +56,7 @@ def by_run(trials: pd.DataFrame, by: Sequence[str], outcome: str = "success") ->
     rows = []
     for key, members in cells(trials, [*present(trials, by), "run"]):
         n, s = len(members), int(members[outcome].sum())
-        single = proportion(s, n)
+        single = wilson(s, n)
         names = [*present(trials, by), "run"]
         rows.append(
             dict(zip(names, key, strict=True))

@@ -14,30 +14,22 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analysis.responses import (
+from analysis.logs import GROUNDING
+from analysis.proportions import (
     Cell,
     MannerCell,
     Proportion,
-    Row,
     Within,
     by_condition,
+    by_level,
     by_manner,
     by_margin,
-    catch_items,
-    cells,
-    failed,
-    manner_of,
-    plain_rows,
-    proportion,
-    succeeded,
-    two_options,
+    wilson,
     within,
 )
+from analysis.rows import Row, catch_items, failed, manner_of, plain_rows, succeeded, two_options
 from analysis.signal_detection import SignalDetection, signal_detection
 from probes.trials import RunError, read_run, read_trials
-
-GROUNDING = "grounding"
-"""Folder inside a battery of controls that holds the run of the grounding questions with which it began."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +264,7 @@ def seen(folder: Path) -> list[Cell]:
         rows = read_trials(folder)
     except RunError:
         return []
-    return cells(rows, lambda row: str((row.get("condition") or {}).get("build", "")).partition(":")[0])
+    return by_level(rows, lambda row: str((row.get("condition") or {}).get("build", "")).partition(":")[0])
 
 
 def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -> Summary:
@@ -302,7 +294,7 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         readout=str(first.get("readout", "")),
         n=len(rows),
         errors=len(rows) - n,
-        accuracy=proportion(sum(map(succeeded, held)), n),
+        accuracy=wilson(sum(map(succeeded, held)), n),
         parse_rate=len(answered) / n if n else math.nan,
         statuses=dict(Counter(str(row.get("status")) for row in held).most_common()),
         reward=sum(float(row.get("reward") or 0.0) for row in held) / n if n else math.nan,
@@ -347,7 +339,7 @@ def _yes_bias(answered: Sequence[Row]) -> float:
 
 def _catch(held: Sequence[Row]) -> Proportion | None:
     rows = catch_items(held)
-    return proportion(sum(map(succeeded, rows)), len(rows)) if rows else None
+    return wilson(sum(map(succeeded, rows)), len(rows)) if rows else None
 
 
 def _pairs(held: Sequence[Row]) -> Proportion:
@@ -356,7 +348,7 @@ def _pairs(held: Sequence[Row]) -> Proportion:
         if row.get("pair_id"):
             pairs.setdefault(str(row["pair_id"]), []).append(succeeded(row))
     whole = [members for members in pairs.values() if len(members) > 1]
-    return proportion(sum(map(all, whole)), len(whole))
+    return wilson(sum(map(all, whole)), len(whole))
 
 
 def _table(*headers: str) -> Table:

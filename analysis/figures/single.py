@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.responses import Cell, Row, by_answer_size, by_condition, by_margin, plain_rows, two_options
+from analysis.proportions import Cell, by_answer_size, by_condition, by_margin
+from analysis.rows import Row, plain_rows, two_options
 from analysis.style import (
     COLUMN_MM,
     GREY,

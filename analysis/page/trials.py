@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.frame import Trials
 from analysis.levels import shift_name
-from analysis.responses import Row, attempt_of, failed, manner_of, succeeded
+from analysis.rows import Row, attempt_of, failed, manner_of, succeeded
 from probes.trials import is_run, read_trials
 from stimuli.question import Grammar
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.foils import controls
+from analysis.controls import controls
 from analysis.material import Material
 from analysis.section import Section, Unanswerable
 from analysis.style import name_of

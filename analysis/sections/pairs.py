@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.foils import adjusted_accuracy, item_rules, pairs
 from analysis.material import Material
+from analysis.minimal_pairs import pairs
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
 from analysis.selection import cells
+from analysis.shortcut_rules import adjusted_accuracy, item_rules
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
 

@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from analysis.figures.curves import psychometric_curves
+from analysis.figures.psychometric import psychometric_curves
 from analysis.labels import file_part, joined, with_test
 from analysis.material import Material
+from analysis.proportions import wilson
 from analysis.psychometric import psychometric
-from analysis.responses import proportion
 from analysis.section import Figure, Section, Unanswerable
 from analysis.selection import cells, said_signal, signed_margin
 
@@ -96,7 +96,7 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
     read = read[read["_said"].notna() & read["margin_bin"].notna()]
     rows = []
     for key, own in cells(read, [*CELL, "signal", "margin_bin"]):
-        rate = proportion(float(own["_said"].sum()), len(own))
+        rate = wilson(float(own["_said"].sum()), len(own))
         cell = dict(zip((*CELL, "signal", "margin_bin"), key, strict=True))
         others = sorted(set(own["truth"].dropna().astype(str)) - {str(cell["signal"])})
         rows.append(

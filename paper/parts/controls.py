@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 
 from analysis import tables
-from analysis.foils import controls
+from analysis.controls import controls
 from analysis.section import Unanswerable
 from analysis.style import name_of
 from paper import latex

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.figures.curves import psychometric_curves
+from analysis.figures.psychometric import psychometric_curves
 from analysis.levels import held_out
+from analysis.proportions import wilson
 from analysis.psychometric import psychometric
-from analysis.responses import proportion
 from analysis.section import Unanswerable
 from analysis.selection import cells, said_signal, signed_margin
 from paper.names import condition_keys, key_of, task_name, training_name
@@ -79,7 +79,7 @@ def _points(judged: pd.DataFrame) -> pd.DataFrame:
     for (panel, method, _), own in cells(
         said[said["_said"].notna() & said["margin_bin"].notna()], ["panel", "method", "margin_bin"]
     ):
-        rate = proportion(float(own["_said"].sum()), len(own))
+        rate = wilson(float(own["_said"].sum()), len(own))
         margin = float(own["_margin"].mean())
         rows.append((panel, method, signal, other, margin, rate.value, rate.low, rate.high))
     order = list(dict.fromkeys(judged["panel"]))

@@ -349,3 +349,15 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     write_study(folder, shifts=(("camera", 2),))
     return folder
+
+
+def saying(trials: pd.DataFrame, answer: np.ndarray) -> pd.DataFrame:
+    """The trials with these answers instead."""
+    right = (answer == trials["truth"].to_numpy()).astype(int)
+    return trials.assign(answer=answer, correct=right, success=right)
+
+
+def answering(trials: pd.DataFrame, p_stands: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """The trials with answers drawn with these probabilities of "stands"."""
+    said = np.random.default_rng(seed).random(len(trials)) < p_stands
+    return saying(trials, np.where(said, "stands", "falls"))

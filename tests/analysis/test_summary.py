@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from scipy.stats import norm
 
-from analysis.responses import by_condition, proportion, two_options
+from analysis.proportions import by_condition, wilson
+from analysis.rows import two_options
 from analysis.summary import summarise, summarise_rows
 from tests.analysis.conftest import run_rows, write_run
 
@@ -139,10 +140,10 @@ def test_the_signal_does_not_depend_on_the_wording_of_the_first_item(judgements:
 
 def test_wilson_stays_inside_the_unit_interval() -> None:
     for successes, n in ((0, 5), (5, 5), (1, 1), (3, 7)):
-        found = proportion(successes, n)
+        found = wilson(successes, n)
         assert 0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1
     # Brown, Cai & DasGupta (2001): 0 of 10 gives an upper limit of .278.
-    assert proportion(0, 10).high == pytest.approx(0.2775, abs=1e-3)
+    assert wilson(0, 10).high == pytest.approx(0.2775, abs=1e-3)
 
 
 def test_levels_are_in_natural_order() -> None:

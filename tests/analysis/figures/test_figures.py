@@ -13,11 +13,11 @@ from scipy.special import expit
 
 from analysis.figures.calibration import calibration
 from analysis.figures.caterpillar import caterpillar
-from analysis.figures.curves import psychometric_curves
 from analysis.figures.forest import forest
 from analysis.figures.heatmap import heatmap
 from analysis.figures.learning import learning_curves
 from analysis.figures.means import means
+from analysis.figures.psychometric import psychometric_curves
 from analysis.style import COLUMN_MM, DPI, PAGE_MM
 
 METHODS = ("none", "sft", "grpo")

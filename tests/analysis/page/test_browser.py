@@ -13,7 +13,7 @@ from analysis.page.build import build
 from analysis.page.motion import Motions
 from analysis.page.pictures import Pictures
 from analysis.page.server import View, make_server
-from analysis.responses import proportion
+from analysis.proportions import wilson
 from probes.models.observers import make_observer
 from probes.run import RunConfig, run
 from stimuli.dataset import StimulusSet
@@ -63,7 +63,7 @@ def test_a_study_is_explored(chromium: Browser, tmp_path: Path) -> None:
 
     # The overview states what the log says, with the interval that `analysis` computes.
     own = table[(table["run"] == "tiny sft towers-stability seed 1") & (table["test_task"] == "towers-stability")]
-    expected = proportion(own["success"].sum(), len(own))
+    expected = wilson(own["success"].sum(), len(own))
     row = chromium.run(
         "return [...document.querySelectorAll('#table tbody tr')].map((r) => [...r.children].map((c) => c.textContent))"
         ".find((r) => r[0] === 'tiny sft towers-stability seed 1' && r[1] === 'towers-stability')"

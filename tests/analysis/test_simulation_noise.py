@@ -8,20 +8,13 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import norm
-from sklearn.metrics import cohen_kappa_score
 
-from analysis.observers import error_consistency, fit_noise
+from analysis.simulation_noise import fit_noise
+from tests.analysis.conftest import answering
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("none", "none", "towers-stability"): 1.0}
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-
-
-def saying(trials: pd.DataFrame, p_stands: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    said = np.random.default_rng(seed).random(len(trials)) < p_stands
-    answer = np.where(said, "stands", "falls")
-    right = (answer == trials["truth"].to_numpy()).astype(int)
-    return trials.assign(answer=answer, correct=right, success=right)
 
 
 def tabulated(trials: pd.DataFrame) -> pd.DataFrame:
@@ -34,7 +27,7 @@ def tabulated(trials: pd.DataFrame) -> pd.DataFrame:
 
 def test_the_noise_of_a_simulated_observer_comes_back(simulated: Make) -> None:
     trials = simulated(CELL, items=1000)
-    found = fit_noise(saying(trials, norm.cdf(trials["margin"] / 0.3)), tabulated(trials), resamples=200)
+    found = fit_noise(answering(trials, norm.cdf(trials["margin"] / 0.3)), tabulated(trials), resamples=200)
     row = found.table.iloc[0]
     assert row["sigma"] == pytest.approx(0.3, rel=0.15) and row["sigma_low"] < 0.3 < row["sigma_high"]
     assert row["lapse"] < 0.04 and row["inside"] and row["bits"] > 0.3
@@ -43,7 +36,7 @@ def test_the_noise_of_a_simulated_observer_comes_back(simulated: Make) -> None:
 
 def test_the_noise_is_that_of_a_direct_search(simulated: Make) -> None:
     trials = simulated(CELL, items=400)
-    answered = saying(trials, 0.05 + 0.9 * norm.cdf(trials["margin"] / 0.3), seed=2)
+    answered = answering(trials, 0.05 + 0.9 * norm.cdf(trials["margin"] / 0.3), seed=2)
     y, margin = (answered["answer"] == "stands").to_numpy(), trials["margin"].to_numpy()
 
     def minus(q: np.ndarray) -> float:
@@ -62,27 +55,10 @@ def test_the_noise_is_that_of_a_direct_search(simulated: Make) -> None:
 
 def test_an_answer_beyond_the_tabulated_noise_is_a_limit(simulated: Make) -> None:
     trials = simulated(CELL, items=200)
-    found = fit_noise(saying(trials, (trials["margin"] > 0).to_numpy(float)), tabulated(trials), resamples=20)
+    found = fit_noise(answering(trials, (trials["margin"] > 0).to_numpy(float)), tabulated(trials), resamples=20)
     assert found.table["sigma"].iloc[0] == pytest.approx(min(SIGMAS)) and not found.table["inside"].iloc[0]
     assert "a limit, no estimate" in found.notes[0]
-    blind = fit_noise(saying(trials, np.full(200, 0.5)), tabulated(trials), resamples=20).table.iloc[0]
+    blind = fit_noise(answering(trials, np.full(200, 0.5)), tabulated(trials), resamples=20).table.iloc[0]
     assert blind["bits"] < 0.03
     with pytest.raises(ValueError, match="three sigmas"):
         fit_noise(trials, tabulated(trials).query("sigma < .15"))
-
-
-def test_error_consistency_is_cohens_kappa_of_being_right(simulated: Make) -> None:
-    trials = saying(simulated(CELL, items=300), np.full(300, 0.5), seed=3)
-    p = norm.cdf(trials["margin"] / 0.5)
-    observer = saying(trials, p, seed=4).assign(model="noisy-simulation", run="noisy")
-    ideal = saying(trials, (trials["margin"] > 0).to_numpy(float)).assign(model="ideal", run="ideal")
-    found = error_consistency(trials, pd.concat([observer, ideal]), resamples=200)
-    noisy, perfect = (found.table[found.table["observer"] == n].iloc[0] for n in ("noisy-simulation", "ideal"))
-    assert noisy["kappa"] == pytest.approx(cohen_kappa_score(trials["success"], observer["success"]))
-    assert noisy["kappa_low"] < 0 < noisy["kappa_high"]
-    assert noisy["agreement"] == pytest.approx((trials["success"] == observer["success"]).mean())
-    assert np.isnan(perfect["kappa"]) and perfect["agreement"] == pytest.approx(trials["success"].mean())
-    twin = error_consistency(observer.assign(model="tiny"), observer, resamples=50).table.iloc[0]
-    assert twin["kappa"] == twin["agreement"] == 1
-    with pytest.raises(ValueError, match="no observer"):
-        error_consistency(trials, observer.assign(item_id="x"))

@@ -1,0 +1,115 @@
+"""Shortcut rules: what is left of an accuracy once the rules of a set's audit are taken into account."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.clustered import clustered
+from analysis.pooling import OVER_RUNS, pool
+from analysis.result import Result
+from analysis.selection import CELL, Floats, cells, need, plain_trials, present
+
+
+def adjusted_accuracy(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
+    """Accuracy as it would be if the shortcut rules were right on half of the items.
+
+    The mean of the accuracy where a rule is right and where it is wrong: who follows the rule gets .5 however well the rule
+    does on the set, who knows the physics 1, who guesses .5. For all rules at once it is the intercept of a linear
+    regression of success on the rules, coded +-1/2; for one rule this is the same number.
+
+    Args:
+        trials: A trial table.
+        rules: `item_id`, and one boolean column per rule: whether its answer to the item is right (see `item_rules`).
+        by: Columns that make a cell.
+
+    Raises:
+        ValueError: If no trial is about an item whose rules are known.
+    """
+    need(trials, "run", "item_id", "success")
+    names = [name for name in rules.columns if name != "item_id"]
+    plain = plain_trials(trials)
+    plain = plain.assign(item_id=plain["item_id"].astype(str))
+    known = plain.merge(rules.assign(item_id=rules["item_id"].astype(str)), on="item_id")
+    if known.empty or not names:
+        raise ValueError("the rules are about none of the items that were asked: give those of the same stimulus sets")
+    columns, rows, notes = present(known, by), [], []
+    for key, members in cells(known, columns):
+        cell = dict(zip(columns, key, strict=True))
+        varying = [name for name in names if members[name].notna().all() and members[name].nunique() == 2]
+        fixed = [n for n in names if members[n].notna().all() and members[n].nunique() == 1]
+        if fixed:
+            notes.append(
+                f"{cell.get('test_task', '')}: always right or always wrong, so nothing to adjust for: {', '.join(fixed)}"
+            )
+        kept = _independent(members[varying].to_numpy(float), varying)
+        if len(kept) < len(varying):
+            same = [name for name in varying if name not in kept]
+            notes.append(f"{cell.get('test_task', '')}: says the same as other rules on these items: {', '.join(same)}")
+        for label, chosen in [*((name, [name]) for name in varying), *([("all rules", kept)] if len(kept) > 1 else [])]:
+            found = []
+            for _, own in cells(members, ["run"]):
+                design = np.column_stack([np.ones(len(own)), own[chosen].to_numpy(float) - 0.5])
+                groups = own["group_id"] if "group_id" in own else own["item_id"]
+                found.append(clustered(own["success"].to_numpy(float), design, groups.astype(str).to_numpy()))
+            value = pool(*zip(*found, strict=True))
+            right = members[chosen[0]].to_numpy(bool)
+            success = members["success"].to_numpy(float)
+            one = len(chosen) == 1
+            rows.append(
+                cell
+                | {
+                    "rule": label,
+                    "rate": float(success.mean()),
+                    "rule_rate": float(right.mean()) if one else math.nan,
+                    "where_right": float(success[right].mean()) if one else math.nan,
+                    "where_wrong": float(success[~right].mean()) if one else math.nan,
+                    "adjusted": value.mean,
+                    "adjusted_low": value.low,
+                    "adjusted_high": value.high,
+                    "n_runs": value.n,
+                    "n_trials": len(members),
+                }
+            )
+    return Result(
+        title="Success adjusted for shortcut rules, with 95 % intervals",
+        table=pd.DataFrame(rows),
+        how=(
+            "adjusted: mean of the success where the rule is right and where it is wrong; all rules: intercept of a linear regression on"
+            f" all of them, coded +-1/2, cluster-robust over groups of items; {OVER_RUNS}; {len(known)} trials"
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def item_rules(folder: str | Path) -> pd.DataFrame:
+    """Which of its task's shortcut rules are right on every item of a set, for `adjusted_accuracy`.
+
+    Raises:
+        StimulusError: If the folder is no stimulus set.
+    """
+    from stimuli.baselines import item_cues
+    from stimuli.dataset import StimulusSet
+    from stimuli.tasks import get_task
+
+    items = StimulusSet.load(folder).items
+    tasks = {item.task: get_task(item.task) for item in items if item.scene is not None}
+    rows: list[dict[str, Any]] = [
+        {"item_id": item.item_id, **item_cues(tasks[item.task], item).rules} for item in items if item.scene is not None
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["item_id"])
+
+
+def _independent(values: Floats, names: Sequence[str]) -> list[str]:
+    """Columns that add something to those before them and to a constant."""
+    kept: list[int] = []
+    for column in range(values.shape[1]):
+        chosen = np.column_stack([np.ones(len(values)), values[:, [*kept, column]]])
+        if np.linalg.matrix_rank(chosen) == chosen.shape[1]:
+            kept.append(column)
+    return [names[column] for column in kept]
