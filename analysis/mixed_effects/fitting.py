@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.mixed_effects.degrees_of_freedom import strata
-from analysis.mixed_effects.design import Column, Design, build
+from analysis.mixed_effects.design import Design, build
 from analysis.mixed_effects.errors import FitError, FitWarning
 from analysis.mixed_effects.guards import check_design, check_repeats, check_solution, check_strata, check_terms
+from analysis.mixed_effects.response import Column
 from analysis.mixed_effects.separation import check_separation
 from analysis.mixed_effects.solution import Solution
 

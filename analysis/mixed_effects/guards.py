@@ -48,7 +48,7 @@ def check_design(design: Design, prior_sd: float | None = None) -> list[str]:
         FitError: If there are too few rows, or responses do not vary.
     """
     found = [f"{_counted(count, 'row')} left out: {reason}" for reason, count in design.dropped.items()]
-    for column, reason in design.aliased.items():
+    for column, reason in design.matrix.aliased.items():
         found.append(_alias(design, column, reason))
     if design.n <= design.x.shape[1]:
         raise FitError(

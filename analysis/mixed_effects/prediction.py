@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.design import effects_matrix, evaluate
 from analysis.mixed_effects.errors import FitError
+from analysis.mixed_effects.random_parts import codes_of
+from analysis.mixed_effects.response import evaluate
 
 if TYPE_CHECKING:
     from analysis.mixed_effects.result import FitResult
@@ -32,40 +33,31 @@ def predict(result: FitResult, data: pd.DataFrame | None, *, random: bool, scale
     return predictor if scale == "link" else np.asarray(design.family.inverse_link(predictor))
 
 
-def _of_rows(result: FitResult, data: pd.DataFrame, *, random: bool) -> Array:
+def _of_rows(result: FitResult, rows: pd.DataFrame, *, random: bool) -> Array:
+    """The linear predictor of other rows, (n,)."""
     design, solution = result.design, result.solution
     if np.any(design.offset) and not design.formula.offsets:
         raise FitError(
             "the model has an offset: predict the rows of the fit (data=None), or write it into the formula, offset(log(x))"
         )
-    needed = [*design.matrix.factors, *design.matrix.numeric]
-    missing = [name for name in needed if name not in data.columns]
+    parts = [design.matrix.coded, *(one.coded for one in design.effects if random and one.coded is not None)]
+    predictors = list(dict.fromkeys(name for part in parts for name in part.variables))
+    groups = [name for one in design.effects if random for name in one.part.group]
+    missing = [name for name in (*predictors, *groups) if name not in rows.columns]
     if missing:
         raise FitError(f"the rows to predict lack the column {missing[0]!r}")
-    if needed and data[needed].isna().any(axis=None):
+    if predictors and rows[predictors].isna().any(axis=None):
         raise FitError("the rows to predict have missing values: leave them out first")
-    full = design.matrix.full(data[needed] if needed else pd.DataFrame(index=range(len(data))))
-    predictor = full[:, design.matrix.kept] @ solution.beta
+    predictor = design.matrix.full(rows)[:, design.matrix.kept] @ solution.beta
     for expression in design.formula.offsets:
-        predictor = predictor + evaluate(data, expression)
+        predictor = predictor + evaluate(rows, expression, "offset")
     if not random:
-        return predictor
+        return np.asarray(predictor)
     modes = {term.group: (term, mode) for term, mode in zip(solution.terms, solution.modes, strict=True)}
-    for part in design.formula.random:
-        term, mode = modes[":".join(part.group)]
-        frame = data.copy()
-        for name in design.frame.columns:
-            if isinstance(design.frame[name].dtype, pd.CategoricalDtype) and name in frame and name not in part.group:
-                frame[name] = pd.Categorical(frame[name], categories=design.frame[name].cat.categories)
-        labels, values = effects_matrix(part.effects, frame)
-        place = {str(level): index for index, level in enumerate(term.levels)}
-        keys = data[part.group[0]].astype(str)
-        for name in part.group[1:]:
-            keys = keys + ":" + data[name].astype(str)
-        codes = keys.map(place).to_numpy(dtype=float)
-        known = np.isfinite(codes)
-        for label, column in zip(labels, values.T, strict=True):
-            if label in term.names:
-                effect = mode[:, term.names.index(label)]
-                predictor[known] += column[known] * effect[codes[known].astype(int)]
-    return predictor
+    for one in design.effects:
+        term, mode = modes[":".join(one.part.group)]
+        codes = codes_of(one.part.group, term, design.frame, rows)
+        known = codes >= 0
+        for name, column in zip(one.names, one.matrix(rows).T, strict=True):
+            predictor[known] += column[known] * mode[codes[known], term.names.index(name)]
+    return np.asarray(predictor)
