@@ -22,13 +22,13 @@ def compare(first: FitResult, second: FitResult) -> pd.DataFrame:
 
     Returns:
         One row per model, the smaller first: n_parameters, log_likelihood, aic, bic; and for the larger chi2, df, p.
+
+    Raises:
+        FitError: If the models are of other rows or families, have a prior, or as many parameters.
     """
-    if (
-        first.family != second.family
-        or first.n_rows != second.n_rows
-        or not np.array_equal(first.design.y, second.design.y)
-    ):
-        raise FitError("the models have different families or responses: compare fits of the same rows")
+    rows = [(fit.design.y, fit.design.trials, fit.design.weights) for fit in (first, second)]
+    if first.family != second.family or not all(map(np.array_equal, *rows)):
+        raise FitError("the models have different families, responses or weights: compare fits of the same rows")
     if first.prior_sd is not None or second.prior_sd is not None:
         raise FitError("likelihood-ratio tests need maximum likelihood: fit without prior_sd")
     both = sorted((_by_ml(first), _by_ml(second)), key=lambda fit: fit.n_parameters)
@@ -51,7 +51,10 @@ def omnibus(result: FitResult) -> pd.DataFrame:
     """See `FitResult.omnibus`.
 
     Returns:
-        By term: chi2, df, p.
+        By term: chi2, df, p. A term without which nothing is left, not even an intercept, has no row.
+
+    Raises:
+        FitError: If the fit has a prior.
     """
     if result.prior_sd is not None:
         raise FitError("likelihood-ratio tests need maximum likelihood: fit without prior_sd")
@@ -64,7 +67,7 @@ def omnibus(result: FitResult) -> pd.DataFrame:
             fits[terms] = (_without(result, kept), int(kept.sum()))
         return fits[terms]
 
-    rows = []
+    tested, rows = [], []
     for term, factors in parts.items():
         larger = frozenset(other for other, its in parts.items() if not its > factors)
         smaller = larger - {term}
@@ -72,8 +75,9 @@ def omnibus(result: FitResult) -> pd.DataFrame:
             continue
         (high, p_high), (low, p_low) = of(larger), of(smaller)
         chi2, df = max(2 * (high - low), 0.0), p_high - p_low
+        tested.append(term)
         rows.append([chi2, float(df), float(scipy.stats.chi2.sf(chi2, df))])
-    return pd.DataFrame(rows, columns=["chi2", "df", "p"], index=pd.Index(list(parts)[: len(rows)], name="term"))
+    return pd.DataFrame(rows, columns=["chi2", "df", "p"], index=pd.Index(tested, name="term"))
 
 
 def _without(result: FitResult, kept: NDArray[Any]) -> float:

@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.mixed_effects import marginal_means
 from analysis.mixed_effects.degrees_of_freedom import Stratum
 from analysis.mixed_effects.design import Design
+from analysis.mixed_effects.errors import FitError
 from analysis.mixed_effects.inference import estimates, with_odds_ratios
 from analysis.mixed_effects.solution import Solution
 
@@ -144,7 +145,11 @@ class FitResult:
         return pd.DataFrame(rows, columns=["group", "name", "sd", "correlation"])
 
     def correlations(self, group: str) -> pd.DataFrame:
-        """Correlations of all random effects of a grouping factor, (k, k)."""
+        """Correlations of all random effects of a grouping factor, (k, k); NaN with an effect whose variance is 0.
+
+        Raises:
+            FitError: If the model has no such grouping factor.
+        """
         for term, factor in zip(self.solution.terms, self.solution.factors, strict=True):
             if term.group == group:
                 covariance = factor @ factor.T
@@ -152,7 +157,7 @@ class FitResult:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     matrix = covariance / np.outer(sds, sds)
                 return pd.DataFrame(matrix, index=list(term.names), columns=list(term.names))
-        raise KeyError(f"{group!r} is no grouping factor of {self.formula!r}; those are {', '.join(self.n_groups)}")
+        raise FitError(f"{group!r} is no grouping factor of {self.formula!r}; those are {', '.join(self.n_groups)}")
 
     @property
     def sigma(self) -> float:
@@ -322,9 +327,16 @@ class FitResult:
         """Predictions for the rows of the fit, or of another table.
 
         Args:
-            data: Rows with the predictors; None for the rows of the fit.
-            random: Whether to add the conditional modes; 0 for levels that were not in the data.
+            data: Rows with the predictors, and with the grouping factors where `random`; None for the rows of the fit. They are
+                coded as the rows of the fit were, knots of splines and means of scales included.
+            random: Whether to add the conditional modes; 0 for levels of grouping factors that were not in the data.
             scale: "response" or "link".
+
+        Returns:
+            One prediction per row, (n,).
+
+        Raises:
+            FitError: If rows lack a column or a value, or have a level of a predictor that was not in the data.
         """
         from analysis.mixed_effects.prediction import predict
 

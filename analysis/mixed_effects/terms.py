@@ -64,11 +64,6 @@ class RandomTerm:
         factor[self.rows, self.columns] = parameters
         return factor
 
-    def covariance(self, factor: Array) -> Array:
-        """Covariance of a level's effects, (k, k), in the units of the data."""
-        unscaled = factor / self.scale[:, None]
-        return unscaled @ unscaled.T
-
     def product(self, effects: Array) -> Array:
         """`Z @ b` (n,) for effects `b` (q, k) of the scaled design."""
         if self.k == 1:

@@ -223,3 +223,23 @@ def test_a_response_of_two_names_is_the_second_of_them(trials, kind):
     sign = -1 if kind == "reversed" else 1
     np.testing.assert_allclose(result.coefficients["estimate"], sign * plain.coefficients["estimate"], atol=1e-4)
     assert f"said = {levels[1]} counts as success" in str(result)
+
+
+def test_omnibus_tests_carry_the_name_of_their_own_term(trials):
+    # Without method nothing is left of the smaller model, so that it has no test; its interaction has.
+    result = quietly("rt ~ 0 + method + method:margin + (1|run)", trials)
+    smaller = quietly("rt ~ 0 + method + (1|run)", trials)
+    table = result.omnibus()
+    assert list(table.index) == ["method:margin"]
+    assert table.loc["method:margin", "chi2"] == pytest.approx(result.compare(smaller)["chi2"].iloc[1], abs=1e-4)
+
+
+def test_only_models_of_the_same_rows_and_trials_are_compared(trials, logistic):
+    cells = trials.groupby(["method", "run"], observed=True)["correct"].agg(["sum", "size"]).reset_index()
+    one = quietly("sum ~ method + (1|run)", cells, family="binomial", trials="size")
+    more = cells.assign(size=cells["size"] + 1)
+    for other in (logistic, quietly("sum ~ 1 + (1|run)", more, family="binomial", trials="size")):
+        with pytest.raises(FitError, match="same rows"):
+            one.compare(other)
+    with pytest.raises(FitError, match="no grouping factor"):
+        one.correlations("item")
