@@ -31,6 +31,10 @@ class TrialLog:
         RunError: If the folder cannot be written, another process has it open, or it holds another run.
     """
 
+    _path: Path
+    _end: int
+    _synced: float
+
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder = folder
         try:
@@ -137,7 +141,7 @@ class TrialLog:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         rows, self._end = read_log(self._path)
         os.ftruncate(self._file, self._end)
-        self._synced: float = time.monotonic()
+        self._synced = time.monotonic()
         return rows
 
     def _release(self) -> None:
