@@ -26,7 +26,15 @@ AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Ask:
-    """An item in one manner, after earlier attempts if there were any: what one trial asks."""
+    """An item in one manner, after earlier attempts if there were any: what one trial asks.
+
+    Attributes:
+        presenter: Makes the trial.
+        item: Of the set, as it is there.
+        manner: In which it is asked.
+        memory: How often the item may be tried, and what is remembered.
+        past: Earlier attempts at it, the earliest first.
+    """
 
     presenter: Presenter
     item: Item
@@ -55,11 +63,21 @@ class Ask:
         return self.presenter.example_ids(self.item, self.manner)
 
     def trial(self, with_picture: bool) -> Trial:
-        """What the model is shown. Raises StimulusError if a picture cannot be read."""
+        """What the model is shown.
+
+        Raises:
+            StimulusError: If a picture cannot be read.
+        """
         return self.memory.trial(self.presenter.trial(self.item, self.manner, with_picture), self.past)
 
     def key(self, model: Model, readout: str, settings: Generation) -> str:
-        """The key of the trial in the log."""
+        """The key of the trial in the log.
+
+        Args:
+            model: That is asked.
+            readout: "generate" or "options".
+            settings: Of generation.
+        """
         manner: list[Any] = [self.manner.code, self.example_ids] if self.manner.code else []
         if self.memory.attempts > 1:
             manner += ["attempt", self.attempt, self.memory.attempts, self.memory.kept]
@@ -108,7 +126,12 @@ class Episodes:
         return replace(ask, past=(*ask.past, past))
 
     def resumed(self, first: Ask, drawn: bool = True) -> Ask | None:
-        """Where an episode goes on after the rows of the log; None if it is over."""
+        """Where an episode goes on after the rows of the log; None if it is over.
+
+        Args:
+            first: The first attempt.
+            drawn: Whether the next attempt is to be asked, so that the pictures of what happened are needed.
+        """
         ask: Ask | None = first
         while ask is not None and (row := self._known.get(self.key(ask))) is not None:
             ask = self.following(ask, row, drawn)
@@ -128,6 +151,12 @@ class Episodes:
 
 def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: Sequence[Manner]) -> None:
     """Refuse what cannot be tried several times.
+
+    Args:
+        memory: How often items may be tried.
+        stimuli: The set.
+        items: Of it, those that are asked.
+        manners: In which they are asked.
 
     Raises:
         PresentationError: If an item is no action with a scene, its pictures are drawn by another renderer than what happens

@@ -42,7 +42,12 @@ class Past:
 
     @classmethod
     def of(cls, reply: str, attempt: Attempt) -> Past:
-        """The attempt that a reply made."""
+        """The attempt that a reply made.
+
+        Args:
+            reply: What the model said.
+            attempt: What came of it.
+        """
         picture = None if attempt.picture is None else Image.fromarray(attempt.picture)
         return cls(reply, attempt.words, picture)
 
@@ -95,7 +100,12 @@ ONCE = Memory()
 
 
 def recall(first: Trial, past: Sequence[Past]) -> Trial:
-    """A trial that begins with earlier attempts; with none of them, the trial itself."""
+    """A trial that begins with earlier attempts; with none of them, the trial itself.
+
+    Args:
+        first: The trial of the first attempt.
+        past: The attempts that are remembered, the earliest first.
+    """
     turns = list(first.context)
     asked = Turn("user", first.prompt, () if first.image is None else (first.image,))
     for one in past:
@@ -108,7 +118,12 @@ def recall(first: Trial, past: Sequence[Past]) -> Trial:
 
 
 def told(item: Item, past: Past) -> str:
-    """What a model is told after an attempt: what happened, and the question once more."""
+    """What a model is told after an attempt: what happened, and the question once more.
+
+    Args:
+        item: That was tried.
+        past: The attempt.
+    """
     return _before(past) + item.question.prompt
 
 

@@ -50,6 +50,9 @@ class Manner:
         examples: Number of worked examples that come first, with pictures and right answers.
         style: "direct" or "think" (reason first); empty for the item's own.
         paraphrase, polarity, order: Wording; None for the item's own.
+
+    Raises:
+        PresentationError: If there is no such control or style, or the number of examples is negative.
     """
 
     control: str = "intact"
@@ -151,7 +154,12 @@ class Presenter:
         return "" if self._example_set is None else self._example_set.content_sha256
 
     def asked(self, item: Item, manner: Manner) -> Item:
-        """The item as it is asked in that manner: with another wording, or as its mirror image."""
+        """The item as it is asked in that manner: with another wording, or as its mirror image.
+
+        Args:
+            item: Of the set.
+            manner: One of the presenter's.
+        """
         if item.scene is not None and manner.control == "mirrored":
             item = _mirrored(item)
         if not manner.rewords:
@@ -165,6 +173,11 @@ class Presenter:
 
     def trial(self, item: Item, manner: Manner, with_picture: bool = True) -> Trial:
         """What the model is shown and asked.
+
+        Args:
+            item: Of the set.
+            manner: One of the presenter's.
+            with_picture: Whether the model looks at pictures.
 
         Raises:
             StimulusError: If the picture cannot be read.
@@ -180,7 +193,12 @@ class Presenter:
         return Trial(asked, image, self._context(asked, manner, with_picture), preamble, manner.code)
 
     def example_ids(self, item: Item, manner: Manner) -> list[str]:
-        """Ids of the worked examples that come before an item."""
+        """Ids of the worked examples that come before an item.
+
+        Args:
+            item: Of the set.
+            manner: One of the presenter's.
+        """
         return [example.item_id for example in self._drawn(item, manner)]
 
     def _check(self) -> None:

@@ -35,6 +35,10 @@ class Scorer:
         (imported) has nothing but the answers that its table calls right; and the stored answer of a judgement item *is* the simulated
         outcome, with which its task would compare the answer, as long as the task's version is the one that made the
         item.
+
+        Args:
+            item: What was asked.
+            answer: A legal answer.
         """
         task = get_task(item.task) if item.scene is not None else None
         if task is None or (task.kind == "judgement" and task.version == item.task_version):
@@ -44,11 +48,29 @@ class Scorer:
         return self._known.score(task, item.scene, item.question, answer, scene_hash=item.scene_sha256)
 
     def row(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
-        """All columns that follow from an item and what was given to it: a reply, else log-probabilities."""
+        """All columns that follow from an item and what was given to it: a reply, else log-probabilities.
+
+        Args:
+            item: What was asked.
+            raw: The reply; None where log-probabilities were read.
+            logprobs: Of every legal answer, nats; None where a reply was read.
+
+        Raises:
+            ValueError: If there is not one finite log-probability per legal answer.
+        """
         return self.describe(item) | self.scored(item, raw, logprobs)
 
     def scored(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
-        """The columns that follow from what was given to an item: a reply, else log-probabilities."""
+        """The columns that follow from what was given to an item: a reply, else log-probabilities.
+
+        Args:
+            item: What was asked.
+            raw: The reply; None where log-probabilities were read.
+            logprobs: Of every legal answer, nats; None where a reply was read.
+
+        Raises:
+            ValueError: If there is not one finite log-probability per legal answer.
+        """
         return self.reply(item, raw) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
 
     def reply(self, item: Item, raw: str) -> Columns:
@@ -62,6 +84,10 @@ class Scorer:
         """The columns that follow from the log-probabilities of all legal answers: the likeliest one is the answer.
 
         A tie is broken by the item's id, so that a model without a preference is not credited with a constant answer.
+
+        Args:
+            item: What was asked.
+            logprobs: (candidates,) nats, in the order of the grammar's candidates.
 
         Raises:
             ValueError: If there is not one finite log-probability per legal answer.
@@ -82,7 +108,13 @@ class Scorer:
         return answered | {"logprobs": logprobs.tolist(), "p_correct": p_correct}
 
     def attempt(self, item: Item, row: Columns, size: int) -> Attempt:
-        """What became of the answer in a scored row, with a picture of `size` pixels. The item is one of an action task."""
+        """What became of the answer in a scored row, with a picture.
+
+        Args:
+            item: Of an action task, with a scene.
+            row: Its row in the log.
+            size: Edge of the picture, pixels.
+        """
         assert item.scene is not None  # actions without a scene are refused before the run
         parsed = item.question.parse(reply_of(item, row))
         return carry_out(
@@ -145,7 +177,12 @@ class Scorer:
 
 
 def reply_of(item: Item, row: Columns) -> str:
-    """What the model said in a scored row; where log-probabilities were read, the likeliest reply."""
+    """What the model said in a scored row; where log-probabilities were read, the likeliest reply.
+
+    Args:
+        item: What was asked.
+        row: Its row in the log.
+    """
     if row["raw"] is not None:
         return str(row["raw"])
     answer = row["answer"]

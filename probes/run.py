@@ -60,6 +60,9 @@ class RunConfig:
         style: "direct" or "think"; empty for the items' own.
         attempts: How often an item of an action task may be tried, until it succeeds.
         memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
+
+    Raises:
+        RunError: If a setting is out of its range.
     """
 
     model: str
@@ -242,7 +245,16 @@ def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) ->
 
 
 def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
-    """The manners of a run's design, over its set. Raises PresentationError if they cannot be had."""
+    """The manners of a run's design, over its set.
+
+    Args:
+        config: Of the run.
+        stimuli: Its set.
+        examples: The set that worked examples come from, if the design has any.
+
+    Raises:
+        PresentationError: If they cannot be had with this set.
+    """
     tasks = list(dict.fromkeys(item.task for item in stimuli.items)) if config.design == "variants" else []
     if len(tasks) > 1:
         raise PresentationError(

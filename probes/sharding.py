@@ -46,7 +46,11 @@ class Processes:
         return list(everything[self.rank :: self.count])
 
     def in_turn(self, make: Callable[[], Value]) -> Value:
-        """Do something in the first process, and then in the others, which find what it has made."""
+        """Do something in the first process, and then in the others, which find what it has made.
+
+        Raises:
+            RunError: If a process has ended.
+        """
         if not self.first:
             self.broadcast(None)
         value = make()
@@ -55,7 +59,11 @@ class Processes:
         return value
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value, in every process. Raises RunError if a process has ended."""
+        """The first process's value, in every process.
+
+        Raises:
+            RunError: If a process has ended.
+        """
         if self.count == 1:
             return value
         box = [value]
@@ -63,7 +71,11 @@ class Processes:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """All processes' values in the first one, an empty list in the others. Raises RunError if one has ended."""
+        """All processes' values in the first one, an empty list in the others.
+
+        Raises:
+            RunError: If one has ended.
+        """
         if self.count == 1:
             return [value]
         values: list[Any] | None = [None] * self.count if self.first else None
@@ -74,6 +86,10 @@ class Processes:
         """The log that this process appends to: the run's own in the first, one beside it in the others.
 
         Its `done` is the same everywhere.
+
+        Args:
+            folder: Of the run.
+            run: What goes into `run.json`, the same in all processes.
 
         Raises:
             RunError: If it cannot be opened, or a process would ask something else than the first one.

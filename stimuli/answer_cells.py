@@ -10,7 +10,12 @@ from stimuli.question import Answer, Grammar, Integers, Option, Options
 
 
 class Unreadable(ValueError):
-    """A cell that is no answer; `role` is the column's."""
+    """A cell that is no answer; `role` is the column's.
+
+    Args:
+        role: The column's.
+        text: What is wrong with the cell.
+    """
 
     def __init__(self, role: str, text: str) -> None:
         super().__init__(text)
@@ -98,5 +103,10 @@ def read_working(grammar: Grammar, answer: Answer, listed: str, tolerance: str) 
 
 
 def meaning(grammar: Grammar, answer: Answer) -> str:
-    """An answer as responses store it: the value of an option, or the numbers as written."""
+    """An answer as responses store it: the value of an option, or the numbers as written.
+
+    Args:
+        grammar: The legal answers.
+        answer: One of them.
+    """
     return str(answer) if isinstance(grammar, Options) else grammar.text(answer)

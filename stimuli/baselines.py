@@ -49,7 +49,12 @@ class ItemCues:
 
 
 def item_cues(task: Task, item: Item) -> ItemCues:
-    """Cues and rules of one item; an item without a scene (imported) has neither."""
+    """Cues and rules of one item; an item without a scene (imported) has neither.
+
+    Args:
+        task: That asks; an imported item's need not be registered.
+        item: The item.
+    """
     scene, question = item.scene, item.question
     listed = item.certificate.get("working")
     working = tuple(tuple(w) if isinstance(w, list) else w for w in listed) if listed else (item.answer,)
@@ -151,6 +156,10 @@ class CueTable:
 def guesses(cues: Sequence[ItemCues], attempts: int) -> list[dict[str, Any]]:
     """What 1, 2, ... attempts at every item would score without looking at it.
 
+    Args:
+        cues: Of all items.
+        attempts: At every item.
+
     Returns:
         For every number of attempts k, {"attempts": k, "chance", "constants": {"answers", "score"}}: k independent draws from the
         legal answers; and k different answers, the same for all items, each chosen so that it works on most of the items on which
@@ -170,12 +179,22 @@ def guesses(cues: Sequence[ItemCues], attempts: int) -> list[dict[str, Any]]:
 
 
 def limit_of(task: Task, chance: float) -> float | None:
-    """What a shortcut may score on a judgement without being named in the card; None for other kinds of task."""
+    """What a shortcut may score on a judgement without being named in the card; None for other kinds of task.
+
+    Args:
+        task: That asks.
+        chance: What a random legal answer scores.
+    """
     return round(chance + LEEWAY, 4) if task.kind == "judgement" else None
 
 
 def reason_of(task: Task, name: str) -> str:
-    """Why a shortcut scores well, in the task's own words, or that the task does not say."""
+    """Why a shortcut scores well, in the task's own words, or that the task does not say.
+
+    Args:
+        task: That asks.
+        name: Of the rule, cue or classifier.
+    """
     return task.known_shortcuts.get(name, "not explained by the task")
 
 
@@ -184,6 +203,11 @@ def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], group
 
     Bins and majorities come from one half of the groups and are scored on the other, both ways round, so that foils and
     mirror images never help to answer each other.
+
+    Args:
+        cue: (n,) the number.
+        labels: The n right answers.
+        groups: The n groups; items of one never fall into different halves.
     """
     codes = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
     y = np.array([codes[label] for label in labels])

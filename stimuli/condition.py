@@ -23,6 +23,9 @@ class Condition:
         mirrored: Whether the scene is the left-right mirror image of its base scene.
         shown: How a quantity that a plain picture does not show is given ("arrow", "text", ...); empty where there is none.
         shifts: Visual and physical shifts as (name, level 1 to 3), in the order in which they are applied.
+
+    Raises:
+        ValueError: If the bin is empty, or the count below 1.
     """
 
     count: int
@@ -63,7 +66,11 @@ class Condition:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Condition:
-        """Inverse of `to_dict`. Raises TypeError or ValueError on malformed data."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            TypeError, ValueError, KeyError: On malformed data.
+        """
         low, high = data["margin_bin"]
         # Sets made before shifts could be combined have one, by name, which was always "none".
         data = {name: value for name, value in data.items() if name not in ("shift", "level")}
@@ -72,6 +79,14 @@ class Condition:
 
 
 def in_bin(values: Floats | float, margin_bin: tuple[float, float]) -> npt.NDArray[np.bool_]:
-    """Which values lie inside the bin, edges excluded so that rounding cannot carry an item into the next one."""
+    """Which values lie inside the bin, edges excluded so that rounding cannot carry an item into the next one.
+
+    Args:
+        values: (...,) margins.
+        margin_bin: From, to.
+
+    Returns:
+        (...,).
+    """
     low, high = margin_bin
     return np.asarray((np.asarray(values) > low + 1e-9) & (np.asarray(values) < high - 1e-9))

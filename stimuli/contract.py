@@ -108,7 +108,15 @@ def check_task(task: Task, progress: Callable[[int, int], None] | None = None) -
 
 
 def run_check(name: str, task: Task) -> list[Finding]:
-    """What one of the `CHECKS` finds; an exception from the task's own code is a finding, too. Raises KeyError."""
+    """What one of the `CHECKS` finds; an exception from the task's own code is a finding, too.
+
+    Args:
+        name: Of the check.
+        task: The task; it need not be registered.
+
+    Raises:
+        KeyError: If there is no such check.
+    """
     try:
         return list(CHECKS[name](task))
     except _Impossible as error:

@@ -100,7 +100,11 @@ class Item:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Item:
-        """Inverse of `to_row`. Raises ValueError or KeyError on malformed data."""
+        """Inverse of `to_row`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: On malformed data.
+        """
         grammar: Grammar = grammar_from_dict(row["grammar"])
         variant = Variant(**row["variant"])
         answer, status = grammar.read(row["answer"])
@@ -174,7 +178,11 @@ class StimulusSet:
         return str(self.card["content_sha256"])
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of the metadata as plain data, in order. Raises StimulusError naming the line that cannot be read."""
+        """The rows of the metadata as plain data, in order.
+
+        Raises:
+            StimulusError: If a line cannot be read; the message names it.
+        """
         with (self.path / METADATA).open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
@@ -186,7 +194,11 @@ class StimulusSet:
 
     @cached_property
     def items(self) -> list[Item]:
-        """All items in order. Raises StimulusError naming the line that is not an item."""
+        """All items in order.
+
+        Raises:
+            StimulusError: If a line is no item; the message names it.
+        """
         items = []
         for number, row in enumerate(self.rows(), 1):
             try:

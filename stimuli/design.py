@@ -114,17 +114,36 @@ def members(
 
 
 def group_rng(task: Task, seed: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """The generator from which the scenes of one group are drawn, by seed of the set, index of the group and attempt."""
+    """The generator from which the scenes of one group are drawn.
+
+    Args:
+        task: The task, by its name and version.
+        seed: Of the set.
+        index: Of the group in the set.
+        attempt: Number of the draw, from 0: a draw may have no scenes.
+    """
     return np.random.default_rng([seed, _code(task), 2, index, attempt])
 
 
 def shift_rng(task: Task, seed: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """The generator that decides about the shifts of one group: apart from `group_rng`, so that the scenes stay the same."""
+    """The generator that decides about the shifts of one group: apart from `group_rng`, so that the scenes stay the same.
+
+    Args:
+        task: The task, by its name and version.
+        seed: Of the set.
+        index: Of the group in the set.
+        attempt: Number of the draw, from 0.
+    """
     return np.random.default_rng([seed, _code(task), 3, index, attempt])
 
 
 def describe(task: Task, shifts: Shifts = ()) -> dict[str, Any]:
-    """The design as plain data, for the card of a set."""
+    """The design as plain data, for the card of a set.
+
+    Args:
+        task: The task.
+        shifts: Of all groups.
+    """
     return {
         "conditions": [shifted_condition(task, c, shifts).code for c in task.conditions()],
         "variants": len(task.variants()),

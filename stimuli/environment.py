@@ -154,24 +154,40 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
 
     @property
     def scene(self) -> Scene:
-        """The scene of this episode, before any attempt. Raises RuntimeError before the first reset."""
+        """The scene of this episode, before any attempt.
+
+        Raises:
+            RuntimeError: Before the first reset.
+        """
         if self._scene is None:
             raise RuntimeError("there is no scene yet: call reset() first")
         return self._scene
 
     @property
     def question(self) -> Question:
-        """The question of this episode. Raises RuntimeError before the first reset."""
+        """The question of this episode.
+
+        Raises:
+            RuntimeError: Before the first reset.
+        """
         if self._question is None:
             raise RuntimeError("there is no question yet: call reset() first")
         return self._question
 
     def answer_of(self, action: Any) -> Answer:
-        """The answer that an action of whole numbers stands for. Raises ValueError if it is outside the space."""
+        """The answer that an action of whole numbers stands for.
+
+        Raises:
+            ValueError: If it is outside the space.
+        """
         return to_answer(self._grammar, action)
 
     def action_of(self, answer: Answer) -> Any:
-        """The action that stands for an answer. Raises ValueError if it is not a legal answer."""
+        """The action that stands for an answer.
+
+        Raises:
+            ValueError: If it is not a legal answer.
+        """
         return to_action(self._grammar, answer)
 
     def reset(
@@ -393,7 +409,11 @@ def action_tasks() -> list[str]:
 
 
 def environment_id(task: str) -> str:
-    """The id of a task's environment: "towers-topblock", version 1 -> "VLMProbe/TowersTopblock-v1". Raises UnknownTask."""
+    """The id of a task's environment: "towers-topblock", version 1 -> "VLMProbe/TowersTopblock-v1".
+
+    Raises:
+        UnknownTask: If there is no such task.
+    """
     words = re.split(r"[^0-9a-zA-Z]+", task)
     return f"{NAMESPACE}/{''.join(word.capitalize() for word in words)}-v{get_task(task).version}"
 

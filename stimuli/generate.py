@@ -279,6 +279,11 @@ def shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32])
     """Whether a shifted scene is still what its condition says, and its picture shows everything in it.
 
     A physical shift may carry the margin out of its bin; and what was beside something may be behind it for another camera.
+
+    Args:
+        task: The task.
+        member: The scene and its condition.
+        mask: (size, size) segmentation of its picture.
     """
     scene, (low, high) = member.scene, member.condition.margin_bin
     if task.kind != "grounding" and is_physical(member.condition.shifts):

@@ -52,7 +52,12 @@ Progress = Callable[[int, int], None]
 
 
 class ImportProblems(StimulusError):
-    """A table cannot be imported. `problems` has one line for each thing that is wrong, with row and column."""
+    """A table cannot be imported. `problems` has one line for each thing that is wrong, with row and column.
+
+    Args:
+        table: Where they are.
+        problems: One line for each.
+    """
 
     def __init__(self, table: Path, problems: Sequence[str]) -> None:
         self.problems = list(problems)

@@ -16,6 +16,9 @@ def reach(radius: Floats | float, other: Floats | float) -> Floats:
     """Horizontal distance (...,) in metres between the centres of two balls that stand on the table and touch.
 
     Balls of different radii have their centres at different heights, so that this is less than the sum of the radii.
+
+    Args:
+        radius, other: (...,) metres.
     """
     return np.asarray(2 * np.sqrt(np.multiply(radius, other)))
 
@@ -54,8 +57,10 @@ def meeting(place: Floats, velocity: Floats, other: Floats, distance: Floats | f
 def struck_direction(place: Floats, velocity: Floats, other: Floats, distance: Floats | float) -> Floats:
     """Unit vector (..., 2) along which a still, smooth ball leaves when a moving ball strikes it; NaN where it is missed.
 
-    It is the line of centres at the moment of touch, whatever the masses, the restitution and the speed are. Arguments as
-    for `meeting`.
+    It is the line of centres at the moment of touch, whatever the masses, the restitution and the speed are.
+
+    Args:
+        place, velocity, other, distance: As for `meeting`.
     """
     return _unit(np.asarray(other, dtype=float) - meeting(place, velocity, other, distance))
 
@@ -82,6 +87,11 @@ def crossing(place: Floats, direction: Floats, line: Floats | float) -> Floats:
     """The x (...,) in metres at which a path from `place` along `direction` crosses the line y = `line`.
 
     NaN where it does not, because it leads along the line or away from it.
+
+    Args:
+        place: (..., 2) metres.
+        direction: (..., 2) in any unit.
+        line: (...,) metres.
     """
     place, direction = np.asarray(place, dtype=float), np.asarray(direction, dtype=float)
     ahead = line - place[..., 1]

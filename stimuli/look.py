@@ -18,7 +18,13 @@ class Surroundings:
 
 
 def draw_colours(rng: np.random.Generator, count: int, reserved: str | None = None) -> list[str]:
-    """That many different colour names, in random order, without the reserved one."""
+    """That many different colour names, in random order, without the reserved one.
+
+    Args:
+        rng: Draws them.
+        count: How many, at most as many as there are.
+        reserved: A colour that is left out.
+    """
     names = [name for name in COLOURS if name != reserved]
     return [names[i] for i in rng.permutation(len(names))[:count]]
 

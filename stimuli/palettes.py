@@ -84,7 +84,15 @@ PALETTES: dict[str, dict[str, Vec3]] = {
 
 
 def paint(thing: Body | Marker, palette: str) -> Vec3:
-    """The (red, green, blue) in [0, 1] in which a body or marker is drawn. Raises ValueError for an unknown palette."""
+    """The (red, green, blue) in [0, 1] in which a body or marker is drawn.
+
+    Args:
+        thing: By its colour, and its shade or fade.
+        palette: One of `PALETTES`.
+
+    Raises:
+        ValueError: If there is no such palette.
+    """
     try:
         red, green, blue = PALETTES[palette][thing.colour]
     except KeyError:

@@ -36,7 +36,12 @@ ROUND = 64
 
 
 class Photoreal:
-    """An engine whose pictures are drawn by Blender. Implements `stimuli.simulators.Simulator`."""
+    """An engine whose pictures are drawn by Blender. Implements `stimuli.simulators.Simulator`.
+
+    Args:
+        engine: Simulates, and sees where things are.
+        bpy: Blender's module.
+    """
 
     renderer = "Blender Cycles"
 

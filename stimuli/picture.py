@@ -39,7 +39,12 @@ def draw(simulator: Simulator, scene: Scene, size: int, poses: Poses | None = No
 
 
 def panel_poses(simulator: Simulator, scene: Scene) -> list[Poses]:
-    """Where the bodies are at each moment of `scene.panels`."""
+    """Where the bodies are at each moment of `scene.panels`.
+
+    Args:
+        simulator: Says where they are after the start; before it, they moved uniformly.
+        scene: With panels.
+    """
     start = np.array([body.position for body in scene.bodies])
     turns = np.array([body.orientation for body in scene.bodies])
     velocity = np.array([body.velocity for body in scene.bodies])

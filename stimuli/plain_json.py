@@ -23,7 +23,15 @@ def parse(text: str | bytes, *, finite: bool = True) -> Any:
 
 
 def parse_object(text: str | bytes, *, finite: bool = True) -> dict[str, Any]:
-    """The object that a text in JSON holds. Raises ValueError as `parse`, and if it is no object."""
+    """The object that a text in JSON holds.
+
+    Args:
+        text: UTF-8 where it is bytes.
+        finite: Refuse NaN and infinities.
+
+    Raises:
+        ValueError: As for `parse`, and if it is no object.
+    """
     value = parse(text, finite=finite)
     if not isinstance(value, dict):
         raise ValueError("not an object")

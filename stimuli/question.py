@@ -42,7 +42,11 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A closed list of answers, in the order in which the prompt names them."""
+    """A closed list of answers, in the order in which the prompt names them.
+
+    Raises:
+        ValueError: If there are none, or two of the same word.
+    """
 
     options: tuple[Option, ...]
 
@@ -56,7 +60,11 @@ class Options:
         return [(option.text, option.value) for option in self.options]
 
     def text(self, answer: Answer) -> str:
-        """How that answer is written. Raises ValueError if it is none of the options."""
+        """How that answer is written.
+
+        Raises:
+            ValueError: If it is none of the options.
+        """
         for option in self.options:
             if option.value == answer:
                 return option.text
@@ -98,6 +106,9 @@ class Integers:
     Attributes:
         ranges: One (low, high) or two of them.
         unit: The unit in which the prompt asks, which a reply may repeat ("12 cm").
+
+    Raises:
+        ValueError: If there are neither one range nor two, one is empty, or they have more than `MOST_ANSWERS` answers.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -117,7 +128,11 @@ class Integers:
         return [(f"{x}, {y}", (x, y)) for x, y in itertools.product(*spans)]
 
     def text(self, answer: Answer) -> str:
-        """How that answer is written. Raises ValueError if it is out of range or of the wrong form."""
+        """How that answer is written.
+
+        Raises:
+            ValueError: If it is out of range or of the wrong form.
+        """
         numbers = (answer,) if isinstance(answer, int) else answer
         if isinstance(numbers, str) or len(numbers) != len(self.ranges):
             raise ValueError(f"{answer!r} is not {len(self.ranges)} whole number(s)")
@@ -164,7 +179,11 @@ Grammar = Options | Integers
 
 
 def grammar_from_dict(data: dict[str, Any]) -> Grammar:
-    """Inverse of the grammars' `to_dict`. Raises ValueError on malformed data."""
+    """Inverse of the grammars' `to_dict`.
+
+    Raises:
+        ValueError: On malformed data.
+    """
     try:
         if data["kind"] == "options":
             return Options(tuple(Option(str(text), str(value)) for text, value in data["options"]))
@@ -219,7 +238,11 @@ class Question:
         return parse(reply, self.grammar, self.style)
 
     def reply(self, answer: Answer) -> str:
-        """The shortest correct form of an answer: what a demonstration says."""
+        """The shortest correct form of an answer: what a demonstration says.
+
+        Raises:
+            ValueError: If it is no legal answer.
+        """
         text = self.grammar.text(answer)
         return text if self.style == "direct" else f"<answer>{text}</answer>"
 
@@ -234,6 +257,11 @@ def parse(reply: str, grammar: Grammar, style: str = "direct") -> Parsed:
 
     An <answer></answer> block, where there is one, is the answer. With style "think" it is required. Otherwise the whole
     reply must be the answer, begin with it ("Yes, ..."), or state it ("the answer is ...").
+
+    Args:
+        reply: Any text.
+        grammar: The legal answers.
+        style: "direct" or "think".
     """
     if not reply.strip():
         return Parsed(reply, None, "empty")
@@ -263,7 +291,12 @@ def _blocks(reply: str) -> list[str]:
 
 
 def named_options(options: Sequence[Option], order: int) -> tuple[tuple[Option, ...], str]:
-    """Options in the requested order, and the clause that names them in a prompt ("yes or no")."""
+    """Options in the requested order, and the clause that names them in a prompt ("yes or no").
+
+    Args:
+        options: All of them.
+        order: 0, or 1 for the reverse.
+    """
     ordered = tuple(options) if order == 0 else tuple(reversed(options))
     words = [option.text for option in ordered]
     clause = " or ".join(words) if len(words) == 2 else ", ".join(words[:-1]) + " or " + words[-1]

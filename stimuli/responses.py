@@ -45,6 +45,10 @@ def to_csv(responses: Iterable[Response]) -> str:
 def read_csv(path: Path, sha256: str) -> Iterator[Response]:
     """Responses as `to_csv` wrote them.
 
+    Args:
+        path: The file.
+        sha256: Its hash, as the card states it.
+
     Raises:
         ValueError: If the file is missing or not the one with that hash.
     """

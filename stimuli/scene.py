@@ -62,6 +62,9 @@ class Body:
         shade: Brightness multiplier of the colour, dimensionless.
         fixed: Never moves.
         texture: Name of a procedural texture (`stimuli.textures`), or empty for a plain surface.
+
+    Raises:
+        ValueError: If the shape or colour does not exist, or size or mass is not positive.
     """
 
     name: str
@@ -99,6 +102,9 @@ class Marker:
         orientation: Quaternion (x, y, z, w).
         fade: How far the colour is mixed with white, 0 to 1: ghosts are paler than what they are ghosts of.
         texture: As for a body.
+
+    Raises:
+        ValueError: If the shape or colour does not exist, or size or fade is out of its range.
     """
 
     name: str
@@ -212,14 +218,26 @@ class Scene:
                 raise ValueError(f"a push names the body {push.body!r}, which is not in the scene ({', '.join(names)})")
 
     def body(self, name: str) -> Body:
-        """The body of that name. Raises KeyError if there is none."""
+        """The body of that name.
+
+        Raises:
+            KeyError: If there is none.
+        """
         for body in self.bodies:
             if body.name == name:
                 return body
         raise KeyError(f"no body {name!r} in the scene; there are {', '.join(b.name for b in self.bodies)}")
 
     def moved(self, name: str, dx: float = 0.0, dz: float = 0.0) -> Scene:
-        """A copy in which one body is displaced by (dx, dz) metres in the picture plane."""
+        """A copy in which one body is displaced by (dx, dz) metres in the picture plane.
+
+        Args:
+            name: Of the body.
+            dx, dz: Metres to the right and up.
+
+        Raises:
+            KeyError: If there is no such body.
+        """
         target = self.body(name)
         x, y, z = target.position
         # Rounded to a micrometre so that a displaced scene hashes alike however the sum was formed.

@@ -26,7 +26,15 @@ ARROW_HEAD, ARROW_SHAFT = 0.35, 0.4
 
 
 def volume(shape: str, size: Vec3) -> float:
-    """Volume of a body, cubic metres. Raises ValueError for a shape that is no body."""
+    """Volume of a body, cubic metres.
+
+    Args:
+        shape: One of `SHAPES`.
+        size: Full extents, metres.
+
+    Raises:
+        ValueError: For a shape that is no body.
+    """
     x, y, z = size
     if shape == "box":
         return x * y * z
@@ -56,7 +64,12 @@ def cradle_boards(size: Vec3) -> list[tuple[Vec3, Vec3]]:
 
 
 def bottom(shape: str, size: Vec3) -> float:
-    """How far the centre of mass of an upright body lies above its underside, metres."""
+    """How far the centre of mass of an upright body lies above its underside, metres.
+
+    Args:
+        shape: One of `SHAPES`.
+        size: Full extents, metres.
+    """
     if shape == "wedge":
         return size[2] / 3
     if shape == "cradle":
@@ -67,6 +80,10 @@ def bottom(shape: str, size: Vec3) -> float:
 
 def mesh(shape: str, size: Vec3) -> tuple[Floats, Triangles]:
     """Vertices (n, 3) in metres and triangles (outward, counter-clockwise) of a wedge or an arrow.
+
+    Args:
+        shape: "wedge" or "arrow".
+        size: Full extents, metres.
 
     Raises:
         ValueError: For any other shape.

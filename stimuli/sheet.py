@@ -54,6 +54,11 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
 def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
     """Write a PNG of every shift (rows) at every level (columns, after the unshifted picture) on one scene of a task.
 
+    Args:
+        task: Its name.
+        out: The PNG to write.
+        seed: Of the scene and the shifts.
+
     Raises:
         UnknownTask: If there is no such task.
         OSError: If the file cannot be written.

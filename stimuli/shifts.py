@@ -134,6 +134,11 @@ def is_physical(shifts: Shifts) -> bool:
 def shifted_condition(task: Task, condition: Condition, shifts: Shifts) -> Condition:
     """The condition on which scenes are sampled, with the shifts written down in it.
 
+    Args:
+        task: That has the condition.
+        condition: Without shifts.
+        shifts: From `parse_shifts`.
+
     Raises:
         Unsatisfiable: If the task has no scenes with as many objects as the shift `count` asks for.
     """
@@ -145,6 +150,10 @@ def shifted_condition(task: Task, condition: Condition, shifts: Shifts) -> Condi
 
 def check(task: Task, shifts: Shifts) -> None:
     """Refuse what a task cannot do, before any work starts.
+
+    Args:
+        task: The task.
+        shifts: From `parse_shifts`.
 
     Raises:
         Unsatisfiable: If it cannot place as many objects as the shift `count` asks for; the message says how to go on.
@@ -190,7 +199,16 @@ def apply(scene: Scene, shifts: Shifts, rng: np.random.Generator) -> Scene:
 
 
 def apply_alike(scenes: Sequence[Scene], shifts: Shifts, rng: np.random.Generator) -> Scenes:
-    """Shifted copies of scenes that belong together: they get the same camera, light, colours, factors and distractors."""
+    """Shifted copies of scenes that belong together: they get the same camera, light, colours, factors and distractors.
+
+    Args:
+        scenes: A scene, its foils, its mirror images.
+        shifts: From `parse_shifts`.
+        rng: As for `apply`.
+
+    Raises:
+        Unsatisfiable: If there is no room for distractors.
+    """
     key = int(rng.integers(2**62))
     done = tuple(scenes)
     for name, level in sorted(shifts, key=lambda shift: ORDER.index(shift[0])):

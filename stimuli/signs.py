@@ -36,5 +36,10 @@ def signs(task: Task) -> dict[Answer, int]:
 
 
 def contradictions(items: list[Item], expected: dict[Answer, int]) -> list[Item]:
-    """The items whose margin has the sign of another answer than theirs. A margin of 0 has none (it is often just not known)."""
+    """The items whose margin has the sign of another answer than theirs. A margin of 0 has none (it is often just not known).
+
+    Args:
+        items: Of one task.
+        expected: The sign that goes with each answer, from `signs`.
+    """
     return [item for item in items if np.sign(item.margin) == -expected.get(item.answer, 0) != 0]

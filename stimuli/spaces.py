@@ -28,7 +28,15 @@ def answer_space(grammar: Integers) -> spaces.Discrete[Any] | spaces.MultiDiscre
 
 
 def to_answer(grammar: Integers, action: Any) -> Answer:
-    """The answer that an action of `answer_space` stands for. Raises ValueError if it is not in that space."""
+    """The answer that an action of `answer_space` stands for.
+
+    Args:
+        grammar: The legal answers.
+        action: A whole number, or an array of two.
+
+    Raises:
+        ValueError: If it is not in that space.
+    """
     numbers = np.atleast_1d(np.asarray(action))
     sizes = [high - low + 1 for low, high in grammar.ranges]
     whole = np.issubdtype(numbers.dtype, np.integer)
@@ -39,7 +47,15 @@ def to_answer(grammar: Integers, action: Any) -> Answer:
 
 
 def to_action(grammar: Integers, answer: Answer) -> Any:
-    """The action that stands for an answer. Raises ValueError if the answer is not one that the grammar allows."""
+    """The action that stands for an answer.
+
+    Args:
+        grammar: The legal answers.
+        answer: One of them.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
     grammar.text(answer)
     numbers = (answer,) if isinstance(answer, int) else answer
     assert not isinstance(numbers, str)
@@ -98,11 +114,19 @@ def _read_prompts(space: PromptSpace, shared_memory: Any, n: int = 1) -> Any:
 
 
 def prompt_space(task: str) -> PromptSpace:
-    """Texts that hold every prompt of the task. Raises UnknownTask."""
+    """Texts that hold every prompt of the task.
+
+    Raises:
+        UnknownTask: If there is no such task.
+    """
     characters, length = prompt_limits(task)
     return PromptSpace(length, charset=characters)
 
 
 def reply_space(task: str) -> spaces.Text:
-    """Texts as replies; `PhysicsEnv.step` takes any other text, too."""
+    """Texts as replies; `PhysicsEnv.step` takes any other text, too.
+
+    Raises:
+        UnknownTask: If there is no such task.
+    """
     return spaces.Text(MAX_REPLY, min_length=0, charset=prompt_limits(task)[0])

@@ -39,7 +39,9 @@ def stack_margin(x: Floats, width: Floats | float, mass: Floats | float = 1.0) -
     """Signed stability margin (...,) of stacks: positive stands, negative falls, in half widths of the supporting body.
 
     The smallest distance, over the interfaces, of the centre of mass above from the nearer edge of the contact interval.
-    Arguments as for `stack_overshoot`; a stack of one body has margin 1.
+
+    Args:
+        x, width, mass: As for `stack_overshoot`; a stack of one body has margin 1.
     """
     left, right = stack_overshoot(x, width, mass)
     if left.shape[-1] == 0:
@@ -48,7 +50,12 @@ def stack_margin(x: Floats, width: Floats | float, mass: Floats | float = 1.0) -
 
 
 def centre_of_mass(x: Floats, mass: Floats) -> Floats:
-    """Common centre of mass (...,) of bodies with centres `x` (..., n), metres, and masses (..., n), any unit."""
+    """Common centre of mass (...,) of bodies, metres.
+
+    Args:
+        x: (..., n) their centres, metres.
+        mass: (..., n) any unit.
+    """
     x, mass = np.asarray(x, dtype=float), np.asarray(mass, dtype=float)
     return np.asarray((x * mass).sum(axis=-1) / mass.sum(axis=-1))
 

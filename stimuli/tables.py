@@ -33,12 +33,23 @@ class Report:
     notes: Counter[str] = field(default_factory=Counter)
 
     def problem(self, table: Path, row: Row, column: str, text: str) -> None:
-        """Note what is wrong in one cell."""
+        """Note what is wrong in one cell.
+
+        Args:
+            table: Its file.
+            row: Of the table.
+            column: Of the cell.
+            text: What is wrong.
+        """
         self.problems.append(f"{table.name}, line {row.line}, column {column!r}: {text}")
 
 
 def read_table(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a table and its columns. Raises StimulusError if it cannot be read."""
+    """The rows of a table and its columns.
+
+    Raises:
+        StimulusError: If it cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,7 +130,13 @@ def find_columns(
 
 
 def number(text: str, default: float, wrong: Callable[[str], None]) -> float:
-    """A finite number; the default for an empty cell."""
+    """A finite number; the default for an empty cell.
+
+    Args:
+        text: The cell.
+        default: What goes for an empty cell, or one that is wrong.
+        wrong: Told what is wrong, if anything is.
+    """
     if not text:
         return default
     try:

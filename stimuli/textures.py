@@ -69,6 +69,11 @@ def parse_texture(name: str) -> Texture:
 def textured(frame: Frame, scene: Scene, poses: Poses | None = None) -> Frame:
     """The frame with the textures of the scene, whose bodies are at `poses` (by default where they start).
 
+    Args:
+        frame: Without textures.
+        scene: What it shows.
+        poses: Where the bodies are; None where they start.
+
     Raises:
         ValueError: If a texture does not exist.
     """

@@ -26,6 +26,10 @@ def axes(camera: Camera) -> tuple[Floats, Floats, Floats, Floats]:
 def project(camera: Camera, points: Floats) -> Floats:
     """Where world points (n, 3), metres, fall in the picture.
 
+    Args:
+        camera: The camera.
+        points: (n, 3) in the world, metres.
+
     Returns:
         (n, 3): place to the right and up, from -1 to 1 within the picture, and depth along the viewing axis, metres.
     """
@@ -39,7 +43,14 @@ def project(camera: Camera, points: Floats) -> Floats:
 def unproject(
     camera: Camera, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], depth: Floats, size: int
 ) -> Floats:
-    """World points (n, 3), metres, that the centres of pixels of a picture of `size` pixels show at those depths (m)."""
+    """World points (n, 3), metres, that the centres of pixels show.
+
+    Args:
+        camera: The camera.
+        rows, columns: (n,) of the pixels.
+        depth: (n,) metres along the viewing axis.
+        size: Edge of the picture, pixels.
+    """
     eye, right, up, into = axes(camera)
     half = depth * math.tan(math.radians(camera.fov) / 2)
     across = (2 * columns + 1) / size - 1
@@ -49,7 +60,13 @@ def unproject(
 
 
 def fitted(camera: Camera, points: Floats, frame: float) -> Camera:
-    """The camera, moved straight back (to the next millimetre) until all points (n, 3) are within `frame` (0 to 1) of the picture."""
+    """The camera, moved straight back (to the next millimetre) until all points are in the picture.
+
+    Args:
+        camera: The camera.
+        points: (n, 3) in the world, metres.
+        frame: Share of the picture, from its middle, within which they have to be.
+    """
     eye, right, up, into = axes(camera)
     away = points - eye
     aside = np.maximum(np.abs(away @ right), np.abs(away @ up))

@@ -19,6 +19,14 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
 
     A model that cannot count the blocks is not failing at physics. Nothing is asked for a family without such a task,
     for a grounding set itself, or of an observer, which does not look at pictures.
+
+    Args:
+        config: Of the run; the grounding questions are asked of the same model with the same settings, in the plain
+            manner.
+        stimuli: What the battery is about.
+        folder: Of the run; the grounding run goes into a folder inside it.
+        model: The loaded model.
+        jobs: Processes that make the questions' pictures; None takes all cores.
     """
     from analysis.summary import GROUNDING, seen
     from probes.cli.console import progress, tell

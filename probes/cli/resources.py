@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
     """The set of that name: a folder, a task or a family, whose standard set is made and cached when it is not there.
 
+    Args:
+        name: As on the command line.
+        jobs: Processes that make a set that is not there; None takes all cores.
+
     Raises:
         StimulusError, UnknownName, CommandError: If there is no such set.
     """
@@ -33,6 +37,11 @@ EXAMPLES_N, EXAMPLES_SEED = 96, 10_007
 
 def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> StimulusSet:
     """The set that worked examples come from: the named one, or a further set of the same task, made and cached.
+
+    Args:
+        stimuli: The set that is asked.
+        name: Of the set of examples, as on the command line; None makes a further set of the same task.
+        jobs: Processes that make a set that is not there; None takes all cores.
 
     Raises:
         StimulusError, UnknownName, CommandError: If there is no such set, or none can be made for an imported one.
@@ -76,6 +85,10 @@ def check_stimuli_name(name: str) -> str:
 def shifted_name(name: str, shift: str | None) -> str:
     """A set's name with `--shift` written behind it, as in `towers@camera:2`.
 
+    Args:
+        name: Of the set.
+        shift: What `--shift` says; empty or None for nothing.
+
     Raises:
         CommandError: If it is a folder, whose pictures are drawn already.
     """
@@ -90,7 +103,15 @@ def shifted_name(name: str, shift: str | None) -> str:
 
 
 def check_shifts(task: str, text: str) -> Shifts:
-    """The shifts of a text, which the task can do. Raises CommandError if there are no such shifts, or it cannot."""
+    """The shifts of a text, which the task can do.
+
+    Args:
+        task: Name of the task.
+        text: Shifts as on the command line.
+
+    Raises:
+        CommandError: If there are no such shifts, or the task cannot do them.
+    """
     from stimuli.shifts import check, parse_shifts
     from stimuli.tasks import get_task
 
@@ -103,7 +124,11 @@ def check_shifts(task: str, text: str) -> Shifts:
 
 
 def task_name(name: str) -> str:
-    """The task that a task or family name stands for. Raises UnknownName with the closest names."""
+    """The task that a task or family name stands for.
+
+    Raises:
+        UnknownName: If there is none, with the closest names.
+    """
     import difflib
 
     from stimuli.tasks import FAMILIES, task_names
@@ -117,7 +142,11 @@ def task_name(name: str) -> str:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that is no alias and can be no folder or hub id either. Raises UnknownName with the closest."""
+    """Refuse a name that is no alias and can be no folder or hub id either.
+
+    Raises:
+        UnknownName: With the closest names.
+    """
     from probes.models import ModelError
     from probes.models.catalog import lookup
 
@@ -131,6 +160,10 @@ def check_model_name(name: str) -> None:
 
 def check_writable(folder: Path, resume: bool) -> None:
     """Refuse a run folder that can be seen to be unusable, before anything slow happens.
+
+    Args:
+        folder: Of the run.
+        resume: Whether a run that is there may be gone on with.
 
     Raises:
         CommandError: If it cannot be made or written, or holds a run that is not to be resumed.

@@ -181,7 +181,12 @@ def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None
 
 
 def run_name(config: RunConfig, task: str) -> str:
-    """The default folder of a run: model, stimuli, and every setting that makes it another run."""
+    """The default folder of a run: model, stimuli, and every setting that makes it another run.
+
+    Args:
+        config: Of the run.
+        task: That its set stands for.
+    """
     stimuli = Path(config.stimuli)
     parts = [_short(config.model), stimuli.resolve().name if stimuli.is_dir() else task + _shifts(config.stimuli)]
     if config.adapter:

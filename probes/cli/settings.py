@@ -46,7 +46,16 @@ class Sources:
         return iter((self.environment, self.config_file, self.pyproject))
 
     def environment(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Fill options from variables: PROBE_RUN_SEED for one command, PROBE_SEED for every one that has --seed."""
+        """Fill options from variables: PROBE_RUN_SEED for one command, PROBE_SEED for every one that has --seed.
+
+        Args:
+            app: The command's app.
+            commands: Names of the command and its groups.
+            arguments: Those of the command; values are added to those that have none.
+
+        Raises:
+            CycloptsError: If a variable is nearly, but not quite, called like an option.
+        """
         for name, argument in _options(arguments).items():
             for variable in (_variable((*commands, name)), _variable((name,))):
                 # An empty variable counts as unset, as it does for most Unix tools.
@@ -64,7 +73,16 @@ class Sources:
                 raise _mistake(f"unknown variable {name}: did you mean {close[0]}?", commands)
 
     def config_file(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Fill options from the file that --config (or PROBE_CONFIG) names."""
+        """Fill options from the file that --config (or PROBE_CONFIG) names.
+
+        Args:
+            app: The command's app.
+            commands: Names of the command and its groups.
+            arguments: Those of the command; values are added to those that have none.
+
+        Raises:
+            CycloptsError: If the file cannot be read, or has a key that is no option.
+        """
         config = _options(arguments).get("config")
         if config is None or not config.tokens:
             return
@@ -78,7 +96,16 @@ class Sources:
         _fill(_every_option(self.program()), commands, arguments, data, str(path), shared=False)
 
     def pyproject(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Fill options from [tool.probe] in the pyproject.toml of the working directory."""
+        """Fill options from [tool.probe] in the pyproject.toml of the working directory.
+
+        Args:
+            app: The command's app.
+            commands: Names of the command and its groups.
+            arguments: Those of the command; values are added to those that have none.
+
+        Raises:
+            CycloptsError: If the file is not TOML, or the table has a key that is no option.
+        """
         path = Path("pyproject.toml")
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("probe", {})

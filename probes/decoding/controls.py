@@ -25,13 +25,28 @@ def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> Floats:
 
 
 def permutations(items: Sequence[Item], groups: Ints, draws: int, rng: np.random.Generator) -> list[Ints]:
-    """Orders of the items in which scenes have the values of others (`crossval.permuted`)."""
+    """Orders of the items in which scenes have the values of others (`crossval.permuted`).
+
+    Args:
+        items: The items, whose roles and mirroring are kept together.
+        groups: (n,) running number of each item's group.
+        draws: How many orders.
+        rng: Draws them.
+
+    Returns:
+        The orders, each (n,) indices of items.
+    """
     cells = [(item.role, item.condition.mirrored) for item in items]
     return [permuted(groups, cells, rng) for _ in range(draws)]
 
 
 def permuted_columns(values: npt.NDArray[np.generic], orders: Sequence[Ints]) -> npt.NDArray[np.generic]:
-    """(n, orders) the values in these orders."""
+    """(n, orders) the values in these orders.
+
+    Args:
+        values: (n,) of the items.
+        orders: Each (n,) indices of items.
+    """
     return np.stack([values[order] for order in orders], axis=1) if orders else values[:, None][:, :0]
 
 
@@ -42,6 +57,12 @@ def arbitrary_columns(
 
     A probe that does well on these has learnt an arbitrary table, so that only what it does better on the real values
     (its selectivity) speaks of what the states represent. Draws in which all types got the same value are drawn again.
+
+    Args:
+        values: (n,) of the items, from which the arbitrary ones are drawn.
+        types: (n,) type of each item's scene.
+        draws: How many tasks.
+        rng: Draws them.
     """
     names, numbers = np.unique(types, return_inverse=True)
     columns: list[npt.NDArray[np.generic]] = []
@@ -53,6 +74,11 @@ def arbitrary_columns(
 
 
 def types_shared(types: npt.NDArray[np.str_], groups: npt.NDArray[np.int64]) -> float:
-    """Share of the items whose type of scene comes in more than one group, so that it can be learnt and tested."""
+    """Share of the items whose type of scene comes in more than one group, so that it can be learnt and tested.
+
+    Args:
+        types: (n,) type of each item's scene.
+        groups: (n,) running number of each item's group.
+    """
     several = {kind for kind in set(types.tolist()) if len(set(groups[types == kind].tolist())) > 1}
     return float(np.mean([kind in several for kind in types.tolist()]))

@@ -152,7 +152,16 @@ def logistic(x: Floats, y: Ints, classes: int, folds: Folds) -> tuple[Floats, Fl
 
 
 def logistic_model(x: Floats, y: Ints, strength: float) -> Any:
-    """A logistic regression with balanced class weights, fitted to standardised features."""
+    """A logistic regression with balanced class weights, fitted to standardised features.
+
+    Args:
+        x: (n, features), standardised.
+        y: (n,) class numbers, each of which occurs.
+        strength: C, the inverse of the penalty.
+
+    Returns:
+        A fitted classifier of scikit-learn.
+    """
     from sklearn import config_context
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -224,14 +233,27 @@ class Sums:
 
 
 def r2_sums(y: Floats, predictions: Floats, groups: Ints) -> Sums:
-    """The sums of which R2 is made: n, y, y^2 and squared errors."""
+    """The sums of which R2 is made: n, y, y^2 and squared errors.
+
+    Args:
+        y: (n,) values.
+        predictions: (n,) out of fold.
+        groups: (n,) running number of each item's group.
+    """
     errors = (y - predictions) ** 2
     centred = y - y.mean()  # for precision: the spread about the mean does not depend on it
     return Sums(_by_group(np.stack([np.ones_like(y), centred, centred**2, errors], axis=1), groups), "number")
 
 
 def accuracy_sums(y: Ints, guessed: Ints, classes: int, groups: Ints) -> Sums:
-    """The sums of which balanced accuracy is made: hits and items per class."""
+    """The sums of which balanced accuracy is made: hits and items per class.
+
+    Args:
+        y: (n,) class numbers.
+        guessed: (n,) class numbers, out of fold.
+        classes: How many there are.
+        groups: (n,) running number of each item's group.
+    """
     is_class = np.eye(classes)[y]
     return Sums(_by_group(np.concatenate([is_class * (guessed == y)[:, None], is_class], axis=1), groups), "label")
 

@@ -125,6 +125,9 @@ def direction(x: Floats, y: npt.NDArray[Any], penalty: float, labels: bool) -> t
     Returns:
         The unit vector of the weights, and the step: what is added to a state to move its decoded value by one standard
         deviation along the pattern. (width,) each.
+
+    Raises:
+        DecodingError: If what the probe decodes does not vary at all.
     """
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler

@@ -218,7 +218,15 @@ def familywise(readings: Sequence[Reading]) -> list[float | None]:
 
 
 def difference(base: Reading, other: Reading) -> dict[str, Any]:
-    """How much better another reading of the same problem is, with its paired bootstrap interval over groups."""
+    """How much better another reading of the same problem is, with its paired bootstrap interval over groups.
+
+    Args:
+        base: What is compared with.
+        other: Its problem is the same, so that both have the same bootstrap.
+
+    Returns:
+        {"difference", "ci": [low, high]}.
+    """
     draws = other.bootstrap - base.bootstrap
     low, high = interval(draws)
     return {"difference": other.score - base.score, "ci": [low, high]}

@@ -55,7 +55,13 @@ class Activations:
 
 
 def identify(model: Any, stimuli: StimulusSet, items: Sequence[Item]) -> dict[str, Any]:
-    """What activations depend on: the model, its adapter and numerics, the pictures and the prompts."""
+    """What activations depend on: the model, its adapter and numerics, the pictures and the prompts.
+
+    Args:
+        model: A model with weights.
+        stimuli: The set that the items are of.
+        items: What is asked, in order.
+    """
     identity = model.identity
     shown = [[item.item_id, item.image_sha256, item.question.prompt] for item in items]
     return {

@@ -50,6 +50,9 @@ class DecodeConfig:
         seed: Of everything that is drawn.
         batch_size: Items per batch; 0 = what suits the model. Results do not depend on it.
         revision, dtype, device, load_in_4bit: Of the model.
+
+    Raises:
+        DecodingError: If the settings do not go together, or one is out of its range.
     """
 
     model: str
@@ -83,6 +86,10 @@ class DecodeConfig:
 def prepare(config: DecodeConfig, stimuli: StimulusSet) -> tuple[list[Item], Problem]:
     """The items and the problem: everything that can be wrong before a model is loaded.
 
+    Args:
+        config: What is decoded.
+        stimuli: From which the items are.
+
     Raises:
         DecodingError: If the target cannot be decoded from these items.
     """
@@ -91,7 +98,16 @@ def prepare(config: DecodeConfig, stimuli: StimulusSet) -> tuple[list[Item], Pro
 
 
 def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> Path:
-    """The folder of the results. Raises RunError if it holds results of other settings, which would be lost."""
+    """The folder of the results.
+
+    Args:
+        config: What is decoded.
+        stimuli: From what.
+        out: The folder that holds those of all targets.
+
+    Raises:
+        RunError: If it holds results of other settings, which would be lost.
+    """
     folder = out / result_name(config)
     if (folder / RESULT).is_file():
         try:

@@ -143,6 +143,10 @@ def available(items: Sequence[Item]) -> dict[str, Target]:
 def find_target(name: str, items: Sequence[Item]) -> Target:
     """The target of that name, for these items.
 
+    Args:
+        name: As on the command line.
+        items: From which it is to be decoded.
+
     Raises:
         DecodingError: If they have none, with the names of those that they have.
     """
@@ -161,7 +165,15 @@ def find_target(name: str, items: Sequence[Item]) -> Target:
 
 
 def target_values(target: Target, items: Sequence[Item]) -> npt.NDArray[Any]:
-    """The values of all items: float64, or for labels their text."""
+    """The values of all items: float64, or for labels their text.
+
+    Args:
+        target: What is decoded.
+        items: For all of which it is defined.
+
+    Returns:
+        (n,).
+    """
     values = [target.of(item) for item in items]
     return np.array(values, dtype=np.float64) if target.kind == "number" else np.array(values, dtype=str)
 

@@ -59,7 +59,13 @@ class Trial:
 
 
 def trial_id(item_id: str, manner: str, attempt: int) -> tuple[str, str]:
-    """What tells the trials of one run apart. A first attempt is what the same trial without further ones is."""
+    """What tells the trials of one run apart. A first attempt is what the same trial without further ones is.
+
+    Args:
+        item_id: Of the item.
+        manner: Code of the manner; empty for the plain one.
+        attempt: Number of the attempt, from 1.
+    """
     return item_id, manner if attempt == 1 else f"{manner}_attempt{attempt}".lstrip("_")
 
 
@@ -103,7 +109,12 @@ class Model(Protocol):
         ...
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial."""
+        """One reply text per trial.
+
+        Args:
+            trials: What is asked.
+            settings: How replies are generated.
+        """
         ...
 
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:

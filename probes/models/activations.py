@@ -171,6 +171,9 @@ class Mover:
         model: A model with weights.
         trials: The batch.
         site: A layer of the language model; at the positions "image" and "question" every one of the tokens is moved.
+
+    Raises:
+        ModelError: If the site is in the vision tower, or a prompt has no such position.
     """
 
     def __init__(self, model: Any, trials: Sequence[Trial], site: Site) -> None:

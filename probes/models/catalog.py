@@ -57,6 +57,10 @@ ENTRIES: tuple[Entry, ...] = (
 def lookup(name: str, base_url: str | None = None) -> Entry:
     """What a name stands for: an alias, a folder, or a hub id, in this order; with a server, whatever that calls so.
 
+    Args:
+        name: As on the command line.
+        base_url: Address of a server, which then decides what names mean.
+
     Raises:
         ModelError: If it is none of these; the message lists the closest aliases.
     """
@@ -87,7 +91,12 @@ def is_available(entry: Entry) -> bool:
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
-    """The folder of the local Hugging Face cache with all weights of a model, if there is one. Asks no network."""
+    """The folder of the local Hugging Face cache with all weights of a model, if there is one. Asks no network.
+
+    Args:
+        hub_id: The model.
+        revision: Branch, tag or commit; None for the default.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(hub_id, "config.json", revision=revision)

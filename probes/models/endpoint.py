@@ -36,6 +36,10 @@ class RequestFailed(RuntimeError):
 
     Attributes:
         refused: Whether the server understood the request and refused it, so that trying again cannot help.
+
+    Args:
+        message: What the server, or the connection, said.
+        refused: See the attribute.
     """
 
     def __init__(self, message: str, *, refused: bool) -> None:

@@ -45,7 +45,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class HuggingFaceModel:
-    """A vision-language model and its processor. Implements `probes.models.Model`."""
+    """A vision-language model and its processor. Implements `probes.models.Model`.
+
+    Args:
+        model: The network, with an adapter on it or without, in evaluation mode.
+        processor: Its processor.
+        name: As the user gave it.
+
+    Raises:
+        ModelError: If nothing says which token ends a reply.
+    """
 
     needs_images = True
 
@@ -128,6 +137,10 @@ class HuggingFaceModel:
     def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
         """Refuse conversations that do not fit into the model's context, with the longest replies that there may be.
 
+        Args:
+            trials: The longest ones.
+            settings: How replies are generated.
+
         Raises:
             ModelError: If one does not fit.
         """
@@ -141,6 +154,10 @@ class HuggingFaceModel:
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         """One reply text per trial, greedy unless `settings` has a temperature.
+
+        Args:
+            trials: What is asked.
+            settings: How replies are generated.
 
         Raises:
             ModelError: If a trial has no picture, and the model's processor cannot do without.
@@ -351,6 +368,11 @@ def weights_hash(folder: Path) -> str:
 
 def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     """The tokens that end a reply: those of the model's generation settings, then the tokenizer's.
+
+    Args:
+        model: The network, for its generation settings.
+        tokenizer: Its tokenizer.
+        name: Of the model, for the message.
 
     Raises:
         ModelError: If neither names one, so that no reply would ever end.

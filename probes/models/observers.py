@@ -53,7 +53,13 @@ class Noise:
 
 
 class Observer:
-    """Answers items from their scenes. Implements `probes.models.Model`."""
+    """Answers items from their scenes. Implements `probes.models.Model`.
+
+    Args:
+        name: Of the catalogue.
+        respond: From an item to the probabilities of all legal answers, in the order of `candidates()`.
+        parameters: What decides the answers beside the engine; hashed into the identity.
+    """
 
     needs_images = False
 
@@ -70,7 +76,11 @@ class Observer:
         return self._identity
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuse items that this observer cannot answer, before any is asked. Raises ModelError."""
+        """Refuse items that this observer cannot answer, before any is asked.
+
+        Raises:
+            ModelError: If an item has no scene or its task does not exist.
+        """
         for item in items:
             if item.scene is None and self.identity.name != "chance":
                 raise ModelError(
@@ -102,7 +112,11 @@ class Observer:
 
 
 def make_observer(name: str) -> Observer:
-    """The observer of that name (one of the catalogue's). Raises KeyError if there is none."""
+    """The observer of that name (one of the catalogue's).
+
+    Raises:
+        KeyError: If there is none.
+    """
     noise = Noise()
     makers: dict[str, Callable[[], Observer]] = {
         "chance": lambda: Observer("chance", _chance, {}),

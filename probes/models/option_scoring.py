@@ -46,6 +46,10 @@ class OptionScorer:
 
     A decoder that cannot take an attention mask of its own (or keeps its past in some other form) fails that check
     and is served by plain generation from then on: as exact, but slower.
+
+    Args:
+        model: The network.
+        pad_token: What fills up short prompts.
     """
 
     def __init__(self, model: Any, pad_token: int) -> None:
@@ -273,6 +277,10 @@ def last_words_only(model: Any, words: int = 1) -> Iterator[None]:
     Nothing else of it is needed to go on from a prompt padded on the left; for the small model it is a tenth of the
     computation. What its parts add to their input is nothing at the other positions: wrong there, and unused. Whether a model
     is built like that has to be checked.
+
+    Args:
+        model: The network.
+        words: Number of last positions.
     """
     decoder = model.get_base_model().get_decoder() if hasattr(model, "get_base_model") else model.get_decoder()
     last = decoder.layers[-1]

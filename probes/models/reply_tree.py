@@ -94,7 +94,12 @@ def groups(trees: Sequence[Tree]) -> list[list[int]]:
 
 
 def part_of_tree(tree: Tree, nodes: Sequence[int]) -> Part:
-    """The part of a tree that those nodes are, which come with all their ancestors."""
+    """The part of a tree that those nodes are, which come with all their ancestors.
+
+    Args:
+        tree: The tree.
+        nodes: Of it, each after its parent.
+    """
     place = {node: i for i, node in enumerate(nodes)}
     related = np.eye(len(nodes), dtype=bool)
     for i, node in enumerate(nodes):
@@ -113,7 +118,12 @@ def part_of_tree(tree: Tree, nodes: Sequence[int]) -> Part:
 
 
 def divide(tree: Tree, limit: int) -> list[list[int]]:
-    """The inner nodes, with all their ancestors, in groups of at most `limit` (or of one node and its ancestors)."""
+    """The inner nodes, with all their ancestors, in groups of at most `limit` (or of one node and its ancestors).
+
+    Args:
+        tree: The tree.
+        limit: Nodes of a group.
+    """
     parts: list[list[int]] = []
     members: set[int] = set()
     for node in tree.inner.tolist():
@@ -145,7 +155,15 @@ def stack(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 
 
 def sums(tree: Tree, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The log-probability of every candidate, from those of its tokens."""
+    """The log-probability of every candidate, from those of its tokens.
+
+    Args:
+        tree: The tree.
+        steps: (nodes,) log-probability of each node's token, given those before it.
+
+    Returns:
+        (candidates,).
+    """
     totals = steps.copy()
     for depth in range(1, int(tree.depths.max()) + 1):
         nodes = np.flatnonzero(tree.depths == depth)

@@ -116,7 +116,11 @@ class ServedModel:
         return self._identity
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuse items whose options the server's log-probabilities cannot tell apart. Raises ModelError."""
+        """Refuse items whose options the server's log-probabilities cannot tell apart.
+
+        Raises:
+            ModelError: If there is one.
+        """
         if self._kind != "first-token":
             return
         for item in items:
@@ -131,6 +135,10 @@ class ServedModel:
 
     def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
         """Refuse conversations that the server does not take, by asking the longest ones.
+
+        Args:
+            trials: The longest one last.
+            settings: How replies are generated.
 
         Raises:
             ModelError: If it refuses one, or says that it has no room for the replies.
@@ -189,11 +197,25 @@ class ServedModel:
                 )
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial. Raises the first trial's exception if one fails."""
+        """One reply text per trial.
+
+        Args:
+            trials: What is asked.
+            settings: How replies are generated.
+
+        Raises:
+            RequestFailed: If a trial fails: that of the first one.
+            ModelError: If the server fails for all of them.
+        """
         return self._all(trials, "generate", settings)
 
     def score_options(self, trials: Sequence[Trial]) -> list[Floats]:
-        """Log-probabilities of every legal reply, as exact as the server allows (see `docs/served.md`)."""
+        """Log-probabilities of every legal reply, as exact as the server allows (see `docs/served.md`).
+
+        Raises:
+            RequestFailed: If a trial fails: that of the first one.
+            ModelError: If the server gives no log-probabilities, or fails for all trials.
+        """
         if not self._kind:
             self._kind = self._find_logprobs()
         return self._all(trials, "options", Generation())

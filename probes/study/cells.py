@@ -99,7 +99,14 @@ def make_cells(design: Design, make_config: MakeConfig) -> list[Cell]:
 
 
 def trained_name(model: Model, training: Training, method: str, seed: int) -> str:
-    """What a trained model is called in folders."""
+    """What a trained model is called in folders.
+
+    Args:
+        model: The base.
+        training: The condition.
+        method: "sft", "ppo" and so on.
+        seed: Of the training.
+    """
     return f"{model.short}_{method}_{training.name}_s{seed}"
 
 

@@ -32,7 +32,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The contents of a YAML file. Raises StudyError if it cannot be read."""
+    """The contents of a YAML file.
+
+    Raises:
+        StudyError: If it cannot be read, is no YAML, or names a key twice.
+    """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except RecursionError as error:
@@ -49,7 +53,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What was probably meant, or else what there is."""
+    """What was probably meant, or else what there is.
+
+    Args:
+        name: What was given.
+        known: What there is.
+    """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
 
@@ -84,34 +93,60 @@ class Fields:
         return self.data.get(key) is not None
 
     def get(self, key: str) -> Any:
-        """The value as it stands there. Raises StudyError if there is none."""
+        """The value as it stands there.
+
+        Raises:
+            StudyError: If there is none.
+        """
         if not self.has(key):
             raise StudyError(f"{self.where}: {key} is missing")
         return self.data[key]
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text; numbers are no texts, since YAML would change how they are written."""
+        """A text; numbers are no texts, since YAML would change how they are written.
+
+        Args:
+            key: The key.
+            default: What goes where there is none; None if there must be one.
+        """
         value = self.get(key) if default is None else self.data.get(key, default)
         if not isinstance(value, str):
             raise StudyError(f"{self.at(key)} must be a text, got {_shown(value)}")
         return value
 
     def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number."""
+        """A whole number.
+
+        Args:
+            key: The key.
+            default: What goes where there is none; None if there must be one.
+            least: The smallest number that it may be.
+        """
         value = self.get(key) if default is None else self.data.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise StudyError(f"{self.at(key)} must be a whole number, at least {least}, got {_shown(value)}")
         return value
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
-        """A number between two others."""
+        """A number between two others.
+
+        Args:
+            key: The key.
+            default: What goes where there is none.
+            low, high: What it must lie between.
+        """
         value = self.data.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
             raise StudyError(f"{self.at(key)} must be a number between {low:g} and {high:g}, got {_shown(value)}")
         return float(value)
 
     def texts(self, key: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
-        """A list of texts, each once; a single one may stand without brackets."""
+        """A list of texts, each once; a single one may stand without brackets.
+
+        Args:
+            key: The key.
+            default: What goes where there is none; None if there must be one.
+        """
         value = self.get(key) if default is None else self.data.get(key, list(default))
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
@@ -121,7 +156,12 @@ class Fields:
         return _once(listed, self.at(key))
 
     def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers from 0, each once."""
+        """A list of whole numbers from 0, each once.
+
+        Args:
+            key: The key.
+            default: What goes where there is none; None if there must be one.
+        """
         value = self.get(key) if default is None else self.data.get(key, list(default))
         if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
             raise StudyError(f"{self.at(key)} must be a list of whole numbers, such as [0, 1, 2], got {_shown(value)}")
@@ -140,7 +180,17 @@ class Fields:
 
 
 def one_of(value: str, known: Collection[str], where: str, what: str) -> str:
-    """The value, if it is one of those. Raises StudyError with the closest ones."""
+    """The value, if it is one of those.
+
+    Args:
+        value: What was given.
+        known: What there is.
+        where: Its place in the file, for the message.
+        what: What such a value is called.
+
+    Raises:
+        StudyError: If it is none, with the closest ones.
+    """
     if value not in known:
         raise StudyError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, known)}")
     return value

@@ -47,6 +47,10 @@ def launch_names() -> list[str]:
 def find_launch(name: str, processes: int) -> Launch:
     """A configuration by its name, or by the path of its file.
 
+    Args:
+        name: Of the configuration; empty for none.
+        processes: Number of processes (GPUs); 0: as the file says.
+
     Raises:
         StudyError: If there is no such thing.
     """

@@ -140,7 +140,12 @@ def look_at(
 
 
 def failure_lines(failures: Sequence[Failure], folder: str) -> list[str]:
-    """What failed, why, and how to repeat it by hand."""
+    """What failed, why, and how to repeat it by hand.
+
+    Args:
+        failures: Steps that failed.
+        folder: Of the study.
+    """
     lines = []
     for failure in failures:
         lines += [
@@ -164,7 +169,12 @@ def duration(seconds: float) -> str:
 
 
 def left_text(seconds: float, known: bool) -> str:
-    """A time that is left, marked where not everything in it is known."""
+    """A time that is left, marked where not everything in it is known.
+
+    Args:
+        seconds: That are known to be left.
+        known: Whether that is all of it.
+    """
     text = duration(seconds)
     return text if known else (f"> {text}" if text else "?")
 

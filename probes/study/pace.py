@@ -73,7 +73,12 @@ def fit(points: Sequence[Mapping[str, Any]], whole: bool = False) -> Pace:
 
 
 def paces(cells: Iterable[Cell], store: Store) -> dict[str, Pace]:
-    """Pace of every kind of step: of steps that are done, else of the pilot."""
+    """Pace of every kind of step: of steps that are done, else of the pilot.
+
+    Args:
+        cells: Of the study.
+        store: Where they are.
+    """
     points: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for cell in cells:
         for step in cell.steps:
@@ -90,7 +95,12 @@ def read_pilot(folder: Path) -> dict[str, Pace]:
 
 
 def seconds_of(found: Mapping[str, Pace], step: Step) -> float | None:
-    """Seconds that a step will take, the start of its process apart; None if nothing like it was timed."""
+    """Seconds that a step will take, the start of its process apart; None if nothing like it was timed.
+
+    Args:
+        found: The paces.
+        step: What is to be done.
+    """
     pace = found.get(step.pace)
     if pace is None:
         return None
@@ -99,12 +109,22 @@ def seconds_of(found: Mapping[str, Pace], step: Step) -> float | None:
 
 
 def bytes_of(found: Mapping[str, Pace], step: Step) -> float | None:
-    """Bytes that a step will leave; None if nothing like it was timed."""
+    """Bytes that a step will leave; None if nothing like it was timed.
+
+    Args:
+        found: The paces.
+        step: What is to be done.
+    """
     pace = found.get(step.pace)
     return None if pace is None else pace.size(step.amount)
 
 
 def start_of(found: Mapping[str, Pace], cell: Cell) -> float:
-    """Seconds that a cell's process waits for imports, unless they are in the paces of its steps."""
+    """Seconds that a cell's process waits for imports, unless they are in the paces of its steps.
+
+    Args:
+        found: The paces.
+        cell: What is to be done.
+    """
     known = [found[step.pace].whole for step in cell.steps if step.pace in found]
     return 0.0 if cell.kind == "adapters" or any(known) or START not in found else found[START].seconds_fixed

@@ -57,7 +57,15 @@ class Pool(Protocol):
 
 @dataclass
 class LocalPool:
-    """Processes of this machine."""
+    """Processes of this machine.
+
+    Attributes:
+        store: The study.
+        size: Cells at a time.
+        processes: That each may start for stimuli.
+        threads: Of each.
+        launch: How accelerate starts their steps, if it does.
+    """
 
     store: Store
     size: int
@@ -113,6 +121,10 @@ class CellJob:
 
     When a job is preempted or its time is over, submitit asks for a checkpoint and puts the job back into the queue; steps
     go on where they were, so that there is nothing to hand over.
+
+    Attributes:
+        folder: Of the study.
+        cell: Its id.
     """
 
     folder: Path
@@ -191,7 +203,11 @@ class SubmititPool:
         return list(self._jobs)
 
     def start(self, cells: Sequence[str]) -> None:
-        """Submit them, as one array where there are several. Raises StudyError if Slurm does not take them."""
+        """Submit them, as one array where there are several.
+
+        Raises:
+            StudyError: If Slurm does not take them.
+        """
         folder = self.store.folder.resolve()
         work = [CellJob(folder, cell) for cell in cells]
         try:
@@ -237,7 +253,12 @@ class SubmititPool:
 
 
 def worker_command(folder: Path, cell: str) -> list[str]:
-    """The command line of a cell's process."""
+    """The command line of a cell's process.
+
+    Args:
+        folder: Of the study.
+        cell: Its id.
+    """
     return [sys.executable, "-m", "probes.study.worker", str(folder.resolve()), cell]
 
 

@@ -66,7 +66,11 @@ def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = 
 
 
 def read_registration(store: Store) -> dict[str, Any]:
-    """The registration of a study; empty if there is none. Raises StudyError if it was edited."""
+    """The registration of a study; empty if there is none.
+
+    Raises:
+        StudyError: If it was edited.
+    """
     path = store.folder / REGISTRATION
     if not path.exists():
         return {}
@@ -83,7 +87,13 @@ def record_hash(record: Mapping[str, Any]) -> str:
 
 
 def deviations(record: Mapping[str, Any], design: Design, cells: Sequence[Cell]) -> list[str]:
-    """What of a study is not as it was registered, one line each: of the design, and of what it rests on."""
+    """What of a study is not as it was registered, one line each: of the design, and of what it rests on.
+
+    Args:
+        record: What was registered.
+        design: As it is now.
+        cells: Of that design.
+    """
     now, then = _planned(design, cells), record
     lines = []
     for key in sorted(now["design"].keys() | then["design"].keys()):

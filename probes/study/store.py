@@ -135,7 +135,13 @@ class Store:
         return False
 
     def write_ended(self, cell_id: str, sha256: str, ended: Ended) -> None:
-        """Note how a try of a cell ended."""
+        """Note how a try of a cell ended.
+
+        Args:
+            cell_id: The cell.
+            sha256: The fingerprint of its steps.
+            ended: How the try ended.
+        """
         write_json(self.cell_folder(cell_id) / ENDED, {"sha256": sha256, **asdict(ended)})
 
     def tidy(self, cells: Sequence[Cell]) -> list[str]:
@@ -188,7 +194,11 @@ class Store:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other drivers away while this one is at work. Raises StudyError if there is one."""
+        """Keep other drivers away while this one is at work.
+
+        Raises:
+            StudyError: If there is one, or the folder cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / LOCK).open("a+b")
@@ -203,7 +213,12 @@ class Store:
 
 
 def take(descriptor: int, patience: float) -> bool:
-    """Lock a file for this process; whether that could be done within so many seconds."""
+    """Lock a file for this process; whether that could be done within so many seconds.
+
+    Args:
+        descriptor: Of the open file.
+        patience: Seconds to wait for whoever has it.
+    """
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -234,7 +249,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file whole, or not at all."""
+    """Write a JSON file whole, or not at all.
+
+    Args:
+        path: The file; its folder is made if it is not there.
+        data: What goes into it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

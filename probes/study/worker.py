@@ -122,7 +122,12 @@ def _steps(store: Store, cell: Cell, processes: int, launch: Launch) -> tuple[li
 
 
 def is_there(store: Store, step_id: str) -> bool:
-    """Whether a step of that name is done; that it is the right one, whoever starts the work has looked after."""
+    """Whether a step of that name is done; that it is the right one, whoever starts the work has looked after.
+
+    Args:
+        store: The study.
+        step_id: Of the step.
+    """
     return bool(read_json(store.folder / step_id / MARK).get("done"))
 
 

@@ -20,7 +20,13 @@ _ROWS, _COLUMNS = np.mgrid[:PIXELS, :PIXELS].astype(np.float32)
 
 
 def disguised(rng: np.random.Generator, picture: Picture, other: Picture) -> Picture:
-    """The same scene, looking otherwise; `other` may lend what stands about in it."""
+    """The same scene, looking otherwise; `other` may lend what stands about in it.
+
+    Args:
+        rng: Draws the disguise.
+        picture: The scene to show.
+        other: Any other picture.
+    """
     things = picture.things
     gain = np.ones((PIXELS, PIXELS, 3), np.float32)
     for thing in np.unique(things):

@@ -68,7 +68,12 @@ def load(folder: Path = WEIGHTS) -> Loaded:
 
 
 def replies(loaded: Loaded, items: Sequence[Item]) -> list[str]:
-    """Greedy replies."""
+    """Greedy replies.
+
+    Args:
+        loaded: Model and processor.
+        items: What is asked.
+    """
     out: list[str] = []
     for start in range(0, len(items), BATCH):
         inputs = _inputs(loaded, items[start : start + BATCH])

@@ -43,7 +43,11 @@ class Pack:
 
 
 class Encoder:
-    """Encodes questions and answers, remembering the few thousand different ones."""
+    """Encodes questions and answers, remembering the few thousand different ones.
+
+    Raises:
+        ValueError: If a colour is not one token.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
@@ -62,7 +66,12 @@ class Encoder:
         return self._known[text]
 
     def turn(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """The tokens after the picture up to the reply, and the reply's."""
+        """The tokens after the picture up to the reply, and the reply's.
+
+        Args:
+            question: The prompt.
+            answer: The reply.
+        """
         return [*self.text(question), self.assistant], [*self.text(answer), self.eos]
 
 
@@ -95,7 +104,12 @@ def pack(pictures: Sequence[Picture], ask: Ask, encoder: Encoder, length: int) -
 
 
 def see(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """(n, `TOKENS`, `HIDDEN`) what LLaVA takes from the vision tower, before the projector."""
+    """(n, `TOKENS`, `HIDDEN`) what LLaVA takes from the vision tower, before the projector.
+
+    Args:
+        model: The network.
+        pixels: (n, 3, `PIXELS`, `PIXELS`) as the processor makes them.
+    """
     tower = model.model.vision_tower
     hidden: torch.Tensor = tower.embeddings(pixels)
     for layer in tower.encoder.layers:
@@ -134,7 +148,13 @@ def read(
 
 
 def answer_loss(model: LlavaForConditionalGeneration, final: torch.Tensor, questions: Pack) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens."""
+    """Mean cross-entropy of the answers' tokens.
+
+    Args:
+        model: The network.
+        final: (n, t, `HIDDEN`) states of the decoder at its end.
+        questions: What was asked.
+    """
     inside = questions.labels != IGNORED
     return F.cross_entropy(model.lm_head(final[inside]).float(), questions.labels[inside])
 

@@ -64,7 +64,12 @@ def physics_tasks() -> list[Task]:
 
 
 def sample_scene(rng: np.random.Generator, shifted: bool = True) -> tuple[str, Scene]:
-    """A scene of any family with the name of the task that it comes from, usually shifted."""
+    """A scene of any family with the name of the task that it comes from, usually shifted.
+
+    Args:
+        rng: Draws family, task, scene and shifts.
+        shifted: Whether it may be shifted at all.
+    """
     while True:
         family = list(FAMILIES)[rng.integers(len(FAMILIES))]
         if rng.random() < GROUNDING_SHARE:
@@ -82,14 +87,29 @@ def sample_scene(rng: np.random.Generator, shifted: bool = True) -> tuple[str, S
 
 
 def draw_scene(rng: np.random.Generator, task: Task, condition: Condition) -> Scene:
-    """A scene on the condition or one of its foils, or the mirror image of one."""
+    """A scene on the condition or one of its foils, or the mirror image of one.
+
+    Args:
+        rng: Draws it.
+        task: Whose sampler makes it.
+        condition: One of the task's.
+
+    Raises:
+        Unsatisfiable: If this draw has none; the next one may.
+    """
     scenes = task.sample_matched(rng, condition)
     scene = scenes[rng.integers(len(scenes))]
     return mirror(scene) if rng.random() < 0.5 else scene
 
 
 def shift_if_possible(rng: np.random.Generator, scene: Scene, shifts: Shifts) -> Scene:
-    """The shifted scene; without distractors where there is no room for them."""
+    """The shifted scene; without distractors where there is no room for them.
+
+    Args:
+        rng: Decides what the shifts are within their levels.
+        scene: The scene.
+        shifts: Visual ones.
+    """
     try:
         return apply(scene, shifts, rng)
     except Unsatisfiable:
@@ -97,7 +117,14 @@ def shift_if_possible(rng: np.random.Generator, scene: Scene, shifts: Shifts) ->
 
 
 def see(task: str, scene: Scene, frame: Frame, processor: LlavaProcessor) -> Picture:
-    """Shrink a rendered frame with the processor, and note what is where from its segmentation."""
+    """Shrink a rendered frame with the processor, and note what is where from its segmentation.
+
+    Args:
+        task: Name of the task whose sampler made the scene.
+        scene: The scene.
+        frame: Its picture.
+        processor: That ships with the model.
+    """
     values = processor.image_processor(images=[frame.rgb], return_tensors="pt")["pixel_values"][0]
     pixels = ((values + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     size = len(frame.segmentation)
@@ -116,14 +143,27 @@ def see(task: str, scene: Scene, frame: Frame, processor: LlavaProcessor) -> Pic
 
 
 def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProcessor) -> list[Picture]:
-    """That many pictures of new scenes."""
+    """That many pictures of new scenes.
+
+    Args:
+        rng: Draws the scenes.
+        count: How many.
+        processor: That ships with the model.
+    """
     simulator = get_simulator()
     made = (sample_scene(rng) for _ in range(count))
     return [see(task, scene, draw(simulator, scene, RENDER_PIXELS), processor) for task, scene in made]
 
 
 def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: LlavaProcessor) -> list[Picture]:
-    """`CHUNK` pictures from a file that an earlier call wrote, or rendered now and written there."""
+    """`CHUNK` pictures from a file that an earlier call wrote, or rendered now and written there.
+
+    Args:
+        folder: Of the files; made if it is not there.
+        seed: Of the pictures.
+        chunk: Number of the file.
+        processor: That ships with the model.
+    """
     path = folder / f"{'-'.join(map(str, seed))}-{chunk}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +203,13 @@ def _pictures(arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[Picture]:
 
 
 def batches(rng: np.random.Generator, pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
-    """Endless batches: every picture once per pass, in new order, half of them flipped."""
+    """Endless batches: every picture once per pass, in new order, half of them flipped.
+
+    Args:
+        rng: Draws order and flips.
+        pictures: To choose from.
+        size: Of a batch.
+    """
     while True:
         order = rng.permutation(len(pictures))
         for start in range(0, len(order) - size + 1, size):
@@ -178,7 +224,12 @@ def pixel_values(pictures: Sequence[Picture]) -> torch.Tensor:
 
 
 def relit(rng: np.random.Generator, pixels: torch.Tensor) -> torch.Tensor:
-    """The pictures in slightly other light: brightness, contrast and tint of each vary, and every pixel a little."""
+    """The pictures in slightly other light: brightness, contrast and tint of each vary, and every pixel a little.
+
+    Args:
+        rng: Draws the light.
+        pixels: (n, 3, `PIXELS`, `PIXELS`) in [-1, 1].
+    """
     gain = rng.uniform(0.85, 1.15, (len(pixels), 1, 1, 1)) * rng.uniform(0.94, 1.06, (len(pixels), 3, 1, 1))
     shift = rng.uniform(-0.08, 0.08, (len(pixels), 1, 1, 1))
     noise = 0.015 * rng.standard_normal(pixels.shape, dtype=np.float32)

@@ -374,7 +374,13 @@ class _Worker:
 
 
 def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Write model (float16) and processor in the hub layout."""
+    """Write model (float16) and processor in the hub layout.
+
+    Args:
+        model: In any precision.
+        processor: That ships with it.
+        folder: Made if it is not there.
+    """
     half = LlavaForConditionalGeneration(model.config)
     half.load_state_dict(model.state_dict())
     half.generation_config = model.generation_config

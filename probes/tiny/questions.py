@@ -110,14 +110,24 @@ def named(scene: Scene) -> dict[str, Body]:
 
 
 def possible_asks(task: str, scene: Scene) -> list[str]:
-    """The kinds of question of the family's grounding task that can be asked about a scene of a task."""
+    """The kinds of question of the family's grounding task that can be asked about a scene of a task.
+
+    Args:
+        task: Name of the task whose sampler made the scene.
+        scene: The scene.
+    """
     if not named(scene):
         return []
     return [ask for ask in seen_by(task).possible_asks(scene) if ask not in LEFT_OUT.get(task, ())]
 
 
 def draw_ask(rng: np.random.Generator, asks: list[str]) -> str:
-    """One of the kinds of question."""
+    """One of the kinds of question.
+
+    Args:
+        rng: Draws it.
+        asks: To choose from, as often as `ASK_WEIGHTS` says.
+    """
     weights = np.array([ASK_WEIGHTS[a] for a in asks])
     return asks[rng.choice(len(asks), p=weights / weights.sum())]
 
@@ -159,7 +169,12 @@ def perception(
 
 
 def place(rng: np.random.Generator, picture: Picture) -> Exchange | None:
-    """Where in the picture the thing of some colour is; in a strip, in its last moment. None if nothing can be named."""
+    """Where in the picture the thing of some colour is; in a strip, in its last moment. None if nothing can be named.
+
+    Args:
+        rng: Draws the thing.
+        picture: What is asked about.
+    """
     things = named(picture.scene)
     visible = [c for c, body in things.items() if not np.isnan(picture.boxes[-1, picture.scene.bodies.index(body), 0])]
     if not visible:
@@ -179,7 +194,13 @@ def sayable(answer: Answer, question: Question) -> bool:
 
 
 def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> Exchange:
-    """A prompt of the physics task that the scene is from, with an answer drawn uniformly from its grammar."""
+    """A prompt of the physics task that the scene is from, with an answer drawn uniformly from its grammar.
+
+    Args:
+        rng: Draws wording and answer.
+        task: With physics.
+        scene: Made by its sampler.
+    """
     variants = task.variants()
     variant = variants[rng.integers(len(variants))]
     if rng.random() < FORMAT_THINKING:
@@ -195,7 +216,12 @@ def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> Exchan
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> Exchange:
-    """A request to describe the picture, and a list of what has a colour, from left to right."""
+    """A request to describe the picture, and a list of what has a colour, from left to right.
+
+    Args:
+        rng: Draws the request.
+        scene: What is described.
+    """
     things = sorted(named(scene).values(), key=lambda body: body.position[0])
     text = ", ".join(f"a {body.colour} {SHAPE_NAMES[body.shape]}" for body in things)
     return Exchange(CAPTION_REQUESTS[rng.integers(len(CAPTION_REQUESTS))], f"{text} .")

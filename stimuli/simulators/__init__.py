@@ -115,7 +115,13 @@ class Simulator(Protocol):
         ...
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
-        """A square picture of the scene at its start, or with the bodies at `poses`."""
+        """A square picture of the scene at its start, or with the bodies at `poses`.
+
+        Args:
+            scene: What is drawn.
+            size: Edge of the picture, pixels.
+            poses: Where the bodies are; by default where they start.
+        """
         ...
 
 

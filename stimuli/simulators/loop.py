@@ -23,7 +23,12 @@ class World(Protocol):
     """A scene inside an engine, in motion."""
 
     def advance(self, frame: int, steps: int) -> None:
-        """Take the steps that lead from recorded pose number `frame` to the next, with the pushes that act meanwhile."""
+        """Take the steps that lead from recorded pose number `frame` to the next, with the pushes that act meanwhile.
+
+        Args:
+            frame: Number of the pose that was recorded last, from 0.
+            steps: Of the engine, per `FRAME_INTERVAL`.
+        """
         ...
 
     def state(self) -> tuple[Floats, Floats]:
@@ -40,7 +45,12 @@ class World(Protocol):
 
 
 def steps_per_frame(scene: Scene, coarsest: float) -> int:
-    """Engine steps between two recorded poses, for an engine whose coarsest step is that many seconds."""
+    """Engine steps between two recorded poses, for an engine whose coarsest step is that many seconds.
+
+    Args:
+        scene: Whose fastest body says how fine they are.
+        coarsest: Seconds.
+    """
     fastest = max((math.hypot(*body.velocity) for body in scene.bodies), default=0.0)
     finer = max(1, math.ceil(fastest * coarsest / RESOLUTION - 1e-9))
     return round(FRAME_INTERVAL / coarsest) * finer

@@ -103,7 +103,13 @@ class MuJoCoSimulator:
 
 
 def model_xml(scene: Scene, *, size: int = 64, step: float = STEP) -> str:
-    """The scene in MuJoCo's own format (MJCF), for pictures of `size` pixels and steps of `step` seconds."""
+    """The scene in MuJoCo's own format (MJCF), for pictures of `size` pixels and steps of `step` seconds.
+
+    Args:
+        scene: The scene.
+        size: Edge of its pictures, pixels.
+        step: Of the integration, seconds.
+    """
     light = scene.light
     things = _things(scene)
     meshes = "".join(_mesh_xml(thing) for thing in things if thing.shape in ("wedge", "arrow"))

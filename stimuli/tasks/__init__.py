@@ -79,7 +79,14 @@ class Task(ABC):
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene, ...]:
         """Scenes that belong together: the one on the condition, then its foils, which differ in one body only.
 
-        The condition's `mirrored` is ignored here. Raises `Unsatisfiable` if there is no such scene.
+        The condition's `mirrored` is ignored here.
+
+        Args:
+            rng: All that is drawn comes from it.
+            condition: Of the first scene.
+
+        Raises:
+            Unsatisfiable: If there is no such scene, or this draw found none.
         """
 
     @abstractmethod
@@ -92,11 +99,25 @@ class Task(ABC):
 
     @abstractmethod
     def question(self, scene: Scene, variant: Variant) -> Question:
-        """What is asked about the scene, in that wording."""
+        """What is asked about the scene, in that wording.
+
+        Args:
+            scene: What is asked about.
+            variant: The wording.
+
+        Raises:
+            ValueError: If that cannot be asked of this scene.
+        """
 
     @abstractmethod
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
-        """The correct answer; for actions the one in the middle of those that work."""
+        """The correct answer; for actions the one in the middle of those that work.
+
+        Args:
+            scene: What was shown.
+            question: What was asked.
+            simulator: Engine that says what happens; by default the standard one.
+        """
 
     def score(self, scene: Scene, question: Question, answer: Answer, simulator: Simulator | None = None) -> Score:
         """What an answer is worth. Pure and bounded: the same scene and answer always give the same score.
@@ -119,20 +140,42 @@ class Task(ABC):
         return Score(answer == truth, float(answer == truth), {"truth": truth})
 
     def sample(self, rng: np.random.Generator, condition: Condition) -> Scene:
-        """One scene on the condition, mirrored if it says so."""
+        """One scene on the condition, mirrored if it says so.
+
+        Args:
+            rng: All that is drawn comes from it.
+            condition: Of the scene.
+
+        Raises:
+            Unsatisfiable: If there is no such scene, or this draw found none.
+        """
         scene = self.sample_matched(rng, condition)[0]
         return mirror(scene) if condition.mirrored else scene
 
     def enlarged(self, condition: Condition, level: int) -> Condition:
         """The condition with more objects than any of the designed set has, for level 1 to 3 of the shift `count`.
 
-        A family whose conditions name more than the count (how many of them fall, say) changes that here too. Raises
-        `Unsatisfiable` where there are no such scenes; the sampler may raise it as well.
+        A family whose conditions name more than the count (how many of them fall, say) changes that here too.
+
+        Args:
+            condition: Of the designed set.
+            level: 1 to 3.
+
+        Raises:
+            Unsatisfiable: If there are no such scenes; the sampler may raise it as well.
         """
         return replace(condition, count=max(c.count for c in self.conditions()) + level)
 
     def apply(self, scene: Scene, answer: Answer) -> Scene:
-        """The scene with the answer of an action carried out, as it is simulated. Raises TypeError for other kinds."""
+        """The scene with the answer of an action carried out, as it is simulated.
+
+        Args:
+            scene: What was shown.
+            answer: A legal answer.
+
+        Raises:
+            TypeError: If the task is no action task, or the answer is of another form.
+        """
         raise TypeError(f"{self.name} is a {self.kind} task: its answers change nothing in the scene")
 
     def mirrored(self, answer: Answer) -> Answer:
@@ -144,7 +187,13 @@ class Task(ABC):
         return -answer if isinstance(answer, int) else (-answer[0], answer[1])
 
     def demonstrate(self, scene: Scene, question: Question, rng: np.random.Generator) -> Answer:
-        """What an expert would answer, for supervised training. Always gets reward 1."""
+        """What an expert would answer, for supervised training. Always gets reward 1.
+
+        Args:
+            scene: What is shown.
+            question: What is asked.
+            rng: Chooses among several right answers.
+        """
         return self.solve(scene, question)
 
     def variants(self) -> tuple[Variant, ...]:
@@ -169,7 +218,15 @@ class Task(ABC):
         return {}
 
     def certify(self, scene: Scene, question: Question) -> dict[str, Any]:
-        """Facts about an item that its card needs, found by the simulator (solvability of actions, say)."""
+        """Facts about an item that its card needs, found by the simulator (solvability of actions, say).
+
+        Args:
+            scene: What is shown.
+            question: What is asked.
+
+        Returns:
+            Plain data; "working" lists all answers that work, where they were looked for.
+        """
         return {}
 
 

@@ -63,10 +63,27 @@ class GroundingTask(Task):
 
     @abstractmethod
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:
-        """Any scene of the family with that count and layout, without regard to what would happen in it."""
+        """Any scene of the family with that count and layout, without regard to what would happen in it.
+
+        Args:
+            rng: Draws it.
+            condition: Its count, and its layout.
+
+        Raises:
+            Unsatisfiable: If there is no such scene, or this draw found none.
+        """
 
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
-        """One scene about which the question can be asked."""
+        """One scene about which the question can be asked.
+
+        Args:
+            rng: Draws it.
+            condition: Its build is the question.
+
+        Raises:
+            ValueError: If there is no such question.
+            Unsatisfiable: If it cannot be asked of any of a hundred scenes.
+        """
         ask = condition.build.partition(":")[0]
         if ask not in self.asks:
             raise ValueError(f"{self.name} knows no question {ask!r}; use one of {', '.join(self.asks)}")
@@ -81,7 +98,11 @@ class GroundingTask(Task):
         return condition
 
     def enlarged(self, condition: Condition, level: int) -> Condition:
-        """More objects, as long as each can have a colour of its own."""
+        """More objects, as long as each can have a colour of its own.
+
+        Raises:
+            Unsatisfiable: If there are more objects than colours.
+        """
         larger = super().enlarged(condition, level)
         if larger.count > len(COLOURS):
             raise Unsatisfiable(
@@ -103,6 +124,10 @@ class GroundingTask(Task):
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """A question of kind `variant.ask` (by default the first); `variant.detail` picks what it is about.
+
+        Args:
+            scene: What is asked about.
+            variant: The wording.
 
         Raises:
             ValueError: If that cannot be asked about the scene.
@@ -154,7 +179,12 @@ def number_of(objects: Objects) -> Callable[[Scene, int], tuple[Grammar, str]]:
 
 
 def count(noun: str, objects: Objects) -> Ask:
-    """How many objects are there?"""
+    """How many objects are there?
+
+    Args:
+        noun: What one of them is called.
+        objects: What is counted.
+    """
     texts = (
         f"How many {noun}s are there?",
         f"Count the {noun}s in the picture.",
@@ -165,7 +195,12 @@ def count(noun: str, objects: Objects) -> Ask:
 
 
 def exists(noun: str, objects: Objects) -> Ask:
-    """Is there an object of that colour? Half of the colours asked about are there."""
+    """Is there an object of that colour? Half of the colours asked about are there.
+
+    Args:
+        noun: What one of them is called.
+        objects: What is looked among.
+    """
     texts = (
         f"Is there a {{a}} {noun}?",
         f"Does the picture show a {{a}} {noun}?",
@@ -188,7 +223,12 @@ def exists(noun: str, objects: Objects) -> Ask:
 
 
 def left_right(noun: str, objects: Objects) -> Ask:
-    """Is one object left or right of another, as seen in the picture?"""
+    """Is one object left or right of another, as seen in the picture?
+
+    Args:
+        noun: What one of them is called.
+        objects: What is compared.
+    """
     texts = (
         f"Is the {{a}} {noun} left or right of the {{b}} {noun}?",
         f"Seen in the picture, where is the {{a}} {noun}: left or right of the {{b}} {noun}?",
@@ -221,6 +261,12 @@ def nth_colour(
     """What colour is the n-th object? `objects` lists them in that order; asked where `clear` says that it can be told.
 
     An observer whose view of a scene is noisy answers from the order that it sees, however unclear.
+
+    Args:
+        noun: What one of them is called.
+        objects: In the order in which they are counted.
+        where: That order, in words.
+        clear: Whether the order can be told in a scene.
     """
     texts = (
         f"What colour is {noun} {{n}} {where}?",
@@ -237,7 +283,14 @@ def nth_colour(
 
 
 def shape(noun: str, objects: Objects, shape_word: Callable[[Body], str], shape_words: Sequence[str]) -> Ask:
-    """What shape has the object of that colour?"""
+    """What shape has the object of that colour?
+
+    Args:
+        noun: What one of them is called.
+        objects: What may be asked about.
+        shape_word: What the shape of a body is called.
+        shape_words: All such words, in the order of the options.
+    """
     texts = (
         f"What shape is the {{a}} {noun}?",
         f"Which shape does the {{a}} {noun} have?",

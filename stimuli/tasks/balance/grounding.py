@@ -163,7 +163,16 @@ class BalanceGrounding(GroundingTask):
         return (*plain, *down)
 
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:
-        """Any objects on a plank, without regard to where it would tilt. Raises Unsatisfiable if they do not fit."""
+        """Any objects on a plank, without regard to where it would tilt.
+
+        Args:
+            rng: Draws it.
+            condition: Its count, and its layout.
+
+        Raises:
+            Unsatisfiable: If that many objects do not fit.
+            ValueError: If there is no such layout.
+        """
         layout_name = condition.build.partition(":")[2]
         if layout_name not in ("", "down"):
             raise ValueError(f"{self.name} knows no layout {layout_name!r}; use down, or none")

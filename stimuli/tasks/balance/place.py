@@ -207,7 +207,12 @@ def answer_range(scene: Scene) -> tuple[int, int]:
 
 
 def in_the_way(scene: Scene, answer: int) -> str:
-    """What keeps the counterweight from being put there: the name of an object, "end of the plank", or nothing."""
+    """What keeps the counterweight from being put there: the name of an object, "end of the plank", or nothing.
+
+    Args:
+        scene: The scene.
+        answer: Centimetres to the right of the fulcrum's middle.
+    """
     plank, weight = scene.body("plank"), scene.body("counterweight")
     x, half = scene.body("fulcrum").position[0] + answer / 100, weight.size[0] / 2
     if abs(x - plank.position[0]) + half > plank.size[0] / 2 + 1e-9:

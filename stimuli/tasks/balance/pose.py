@@ -16,6 +16,10 @@ def come_down(scene: Scene, side: int) -> Scene:
 
     The plank turns about the edge of the fulcrum on that side until its lower corner touches the floor; friction keeps
     everything where it is on the plank.
+
+    Args:
+        scene: With its plank level.
+        side: -1 or 1.
     """
     fulcrum, plank = scene.body("fulcrum"), scene.body("plank")
     edge = fulcrum.position[0] + side * fulcrum.size[0] / 2

@@ -100,7 +100,13 @@ class Layout:
     places: tuple[float, ...]
 
     def with_load(self, index: int, load: Load, place: float) -> Layout:
-        """A copy in which one load is another one, or stands elsewhere."""
+        """A copy in which one load is another one, or stands elsewhere.
+
+        Args:
+            index: Of the load.
+            load: What stands there instead.
+            place: The middle of what it covers, from the fulcrum's, metres.
+        """
         loads, places = list(self.loads), list(self.places)
         loads[index], places[index] = load, place
         return replace(self, loads=tuple(loads), places=tuple(places))
@@ -111,7 +117,13 @@ class Layout:
         return replace(self, offset=round(self.offset - fulcrum, 6), places=places)
 
     def free(self, index: int, width: Floats | float, places: Floats | float) -> npt.NDArray[np.bool_]:
-        """(k,) whether load `index` could stand at each of the places, with that width, clear of the ends and the others."""
+        """(k,) whether load `index` could stand at each of the places, with that width, clear of the ends and the others.
+
+        Args:
+            index: Of the load.
+            width: (k,) metres.
+            places: (k,) the middle of what it would cover, from the fulcrum's, metres.
+        """
         places = np.asarray(places, dtype=float)
         clear = np.abs(places - self.offset) <= LENGTH / 2 - GAP - np.asarray(width) / 2 + 1e-9
         for other, (load, place) in enumerate(zip(self.loads, self.places, strict=True)):
@@ -151,17 +163,36 @@ def cradle_size(diameter: float) -> Vec3:
 
 
 def load_volume(shape: str, size: Vec3) -> float:
-    """Of a load, a ball together with its cradle, cubic metres."""
+    """Of a load, a ball together with its cradle, cubic metres.
+
+    Args:
+        shape: Of the load.
+        size: Full extents, metres (of the ball alone).
+    """
     return volume(shape, size) + (volume("cradle", cradle_size(size[0])) if shape == "sphere" else 0.0)
 
 
 def whole(shape: str, size: Vec3, facing: int = 1) -> Load:
-    """A load of the common material."""
+    """A load of the common material.
+
+    Args:
+        shape: Of the load.
+        size: Full extents, metres (of the ball alone).
+        facing: Of a wedge: 1 if it slopes down to the right, -1 to the left.
+    """
     return Load(shape, size, round(DENSITY * load_volume(shape, size), 6), facing)
 
 
 def scatter(rng: np.random.Generator, loads: Sequence[Load]) -> tuple[float, ...] | None:
-    """Random places for the loads, in their order, from the plank's middle; None if they do not fit on it."""
+    """Random places for the loads, in their order, from the plank's middle; None if they do not fit on it.
+
+    Args:
+        rng: Draws the gaps.
+        loads: From left to right.
+
+    Returns:
+        The middle of what each covers, metres; None if they do not fit.
+    """
     widths = np.array([load.width for load in loads])
     room = LENGTH - 2 * GAP - widths.sum() - GAP * (len(loads) - 1)
     if room < 0:
@@ -173,7 +204,12 @@ def scatter(rng: np.random.Generator, loads: Sequence[Load]) -> tuple[float, ...
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils."""
+    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils.
+
+    Args:
+        rng: Draws it.
+        reserved: A colour that is left out.
+    """
 
     def __init__(self, rng: np.random.Generator, reserved: str | None = None) -> None:
         self.colours = draw_colours(rng, 6, reserved)
@@ -189,7 +225,13 @@ class Look:
         self.light, self.background = surroundings.light, surroundings.background
 
     def scene(self, layout: Layout, shown: str, colours: Sequence[str] | None = None) -> Scene:
-        """The scene of a layout, its loads named load1, load2, ... from left to right, in those colours."""
+        """The scene of a layout, its loads named load1, load2, ... from left to right, in those colours.
+
+        Args:
+            layout: What is shown.
+            shown: How weight is shown (`SHOWN`); empty where it does not matter.
+            colours: Of the loads; by default this look's own.
+        """
         origin = round(self.place - layout.offset, 6)
         bodies = [
             Body(
@@ -220,7 +262,15 @@ class Look:
 
 
 def load_bodies(load: Load, number: str, place: Vec3, colour: str, shade: float = 1.0) -> list[Body]:
-    """The bodies of a load (a ball has a cradle) on the ground at `place`, the middle of what it covers, metres."""
+    """The bodies of a load (a ball has a cradle) on the ground at `place`, the middle of what it covers, metres.
+
+    Args:
+        load: The load.
+        number: Ends the names of its bodies.
+        place: The middle of what it covers, metres.
+        colour: Of its body; cradles are black.
+        shade: Brightness of that colour.
+    """
     x, y, z = place
     # Exact, where about_z(180) would leave a cosine of 6e-17.
     turn = (0.0, 0.0, 1.0, 0.0) if load.shape == "wedge" and load.facing < 0 else (0.0, 0.0, 0.0, 1.0)

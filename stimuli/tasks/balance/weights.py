@@ -33,6 +33,10 @@ HALF_WIDTHS = (10, 14)
 def draw_load(rng: np.random.Generator, shown: str) -> Load:
     """A load of random shape whose weight is shown that way.
 
+    Args:
+        rng: Draws it.
+        shown: One of `SHOWN`.
+
     Raises:
         ValueError: If there is no such way.
     """
@@ -50,6 +54,12 @@ def draw_layout(
 ) -> Layout | None:
     """A plank with that many random loads, measured from its middle, or None if they do not fit on it.
 
+    Args:
+        rng: Draws it.
+        count: How many loads.
+        shown: How weight is shown, one of `SHOWN`.
+        half_widths: Least and greatest half width of the fulcrum's top, millimetres.
+
     Raises:
         Unsatisfiable: If weights are stated for more objects than there are colours to name them by.
     """
@@ -64,7 +74,13 @@ def draw_layout(
 
 
 def load_colours(layout: Layout, look: Look, shown: str) -> list[str]:
-    """The colour of each load: of its weight where weight is colour, else its own."""
+    """The colour of each load: of its weight where weight is colour, else its own.
+
+    Args:
+        layout: Whose loads.
+        look: Of the picture.
+        shown: How weight is shown.
+    """
     if shown == "colour":
         return [look.colours[MATERIALS.index(load.mass)] for load in layout.loads]
     return [look.colours[i % len(look.colours)] for i in range(len(layout.loads))]

@@ -190,6 +190,10 @@ def shot_crossings(scene: Scene, angles: Floats) -> Floats:
     """Where the struck ball crosses the line of the gate, x in metres (...,), after shots at `angles` degrees (...,).
 
     NaN where the shot misses, or the struck ball goes elsewhere.
+
+    Args:
+        scene: The scene.
+        angles: (...,) degrees by which the shot is turned to the right.
     """
     cue, target = scene.body("cue"), scene.body("target")
     start, place = plane(cue.position), plane(target.position)

@@ -186,7 +186,12 @@ class CollisionOutcome(Task):
 
 
 def gate_at(x: float, edges: Floats) -> str:
-    """The gate at `x` metres, between four posts; the outer gates are open to their sides."""
+    """The gate at `x` metres, between four posts; the outer gates are open to their sides.
+
+    Args:
+        x: Metres.
+        edges: (4,) the x of the posts from left to right, metres.
+    """
     return GATES[int(np.searchsorted(edges[1:3], x))]
 
 

@@ -75,7 +75,12 @@ def struck_crossing(scene: Scene) -> float:
 
 
 def crossed(scene: Scene, outcome: Outcome) -> float:
-    """Where the struck ball crossed the line of the gates in a simulation: x in metres; NaN if it did not."""
+    """Where the struck ball crossed the line of the gates in a simulation: x in metres; NaN if it did not.
+
+    Args:
+        scene: As it was at the start.
+        outcome: Of its simulation.
+    """
     path = outcome.positions[:, outcome.names.index("target"), :2]
     line = gate_edges(scene)[1]
     beyond = np.flatnonzero(path[:, 1] >= line)
@@ -172,7 +177,12 @@ def ghosts(ball: Body) -> tuple[Marker, ...]:
 
 
 def gates(edges: Sequence[float], line: float) -> tuple[Marker, ...]:
-    """Posts at the x of `edges` (metres, from left to right), and a mat in every gate between two neighbours."""
+    """Posts at the x of `edges` (metres, from left to right), and a mat in every gate between two neighbours.
+
+    Args:
+        edges: The x of the posts, metres, from left to right.
+        line: The y on which they stand, metres.
+    """
     posts = tuple(
         Marker(f"post{i + 1}", "cylinder", (POST, POST, POST_HEIGHT), (x, line, POST_HEIGHT / 2), "brown")
         for i, x in enumerate(edges)
@@ -191,7 +201,17 @@ def gates(edges: Sequence[float], line: float) -> tuple[Marker, ...]:
 
 
 def ball(name: str, place: Point, radius: float, colour: str, mass: float, restitution: float, shade: float) -> Body:
-    """A smooth ball that lies still with its centre over `place`, metres."""
+    """A smooth ball that lies still with its centre over `place`, metres.
+
+    Args:
+        name: Of the body.
+        place: Of its centre on the table, metres.
+        radius: Metres.
+        colour: A key of `COLOURS`.
+        mass: Kilograms.
+        restitution: 0 to 1.
+        shade: Brightness of the colour.
+    """
     size = round(2 * radius, 4)
     return Body(
         name,
@@ -207,7 +227,12 @@ def ball(name: str, place: Point, radius: float, colour: str, mass: float, resti
 
 
 def moving(body: Body, velocity: Sequence[float] | Floats) -> Body:
-    """The ball with a velocity (2,) on the table, metres per second, rounded to a millimetre per second."""
+    """The ball with a velocity (2,) on the table, metres per second, rounded to a millimetre per second.
+
+    Args:
+        body: The ball.
+        velocity: (2,) metres per second.
+    """
     return replace(body, velocity=(round(float(velocity[0]), 3) + 0.0, round(float(velocity[1]), 3) + 0.0, 0.0))
 
 
@@ -221,14 +246,24 @@ class Stuff:
 
 
 def draw_stuff(rng: np.random.Generator, count: int) -> Stuff:
-    """Balls of 7 to 9 cm whose masses do not follow from their sizes, and give back half to all of an impact's speed."""
+    """Balls of 7 to 9 cm whose masses do not follow from their sizes, and give back half to all of an impact's speed.
+
+    Args:
+        rng: Draws it.
+        count: How many balls.
+    """
     radii = np.round(rng.uniform(0.036, 0.046, count), 3)
     masses = np.round(rng.uniform(0.3, 0.6, count), 2)
     return Stuff(tuple(radii.tolist()), tuple(masses.tolist()), float(np.round(rng.uniform(0.72, 1.0), 2)))
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light. Drawn once, shared by foils."""
+    """Everything about a picture that is not physics: colours, camera, light. Drawn once, shared by foils.
+
+    Args:
+        rng: Draws it.
+        colours: How many are needed.
+    """
 
     def __init__(self, rng: np.random.Generator, colours: int) -> None:
         self.colours = draw_colours(rng, colours)
@@ -243,7 +278,13 @@ class Look:
         self.light, self.background = surroundings.light, surroundings.background
 
     def scene(self, balls: Sequence[Body], markers: Sequence[Marker] = (), shown: str = "") -> Scene:
-        """The scene of these balls and markers; the velocities of all moving balls are shown in the given way."""
+        """The scene of these balls and markers; the velocities of all moving balls are shown in the given way.
+
+        Args:
+            balls: From the moving one on.
+            markers: Of the table, such as posts.
+            shown: One of `SHOWN`, or empty.
+        """
         signs: list[Marker] = []
         for body in balls:
             if any(body.velocity) and shown == "arrow":

@@ -323,7 +323,12 @@ def _sound(s: dict[str, Floats], critical: Floats) -> Mask:
 
 
 def friction_needed(s: dict[str, Floats], push: Floats) -> Floats:
-    """(batch,) the largest friction that the top of a post needs when two posts rock; infinite if one carries nothing."""
+    """(batch,) the largest friction that the top of a post needs when two posts rock; infinite if one carries nothing.
+
+    Args:
+        s: Structures, columns by name, each (batch,) or (batch, posts).
+        push: (batch,) newtons.
+    """
     above = s["plank_weight"] + s["load_weight"]
     start = s["x"] - s["width"] / 2
     gap = np.where(start[:, 1] > start[:, 0], start[:, 1] - start[:, 0], 1.0)

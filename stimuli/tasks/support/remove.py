@@ -155,7 +155,12 @@ def candidates(scene: Scene) -> list[Body]:
 
 
 def without(scene: Scene, name: str) -> Scene:
-    """The scene without one body."""
+    """The scene without one body.
+
+    Args:
+        scene: The scene.
+        name: Of the body.
+    """
     bodies = tuple(body for body in scene.bodies if body.name != name)
     return replace(scene, bodies=bodies, pushes=tuple(push for push in scene.pushes if push.body != name))
 

@@ -70,7 +70,12 @@ def direction(scene: Scene) -> int:
 
 
 def weight(scene: Scene, body: Body) -> float:
-    """Newtons."""
+    """Of a body in a scene, newtons.
+
+    Args:
+        scene: For its gravity.
+        body: Of it.
+    """
     return body.mass * scene.gravity
 
 
@@ -130,7 +135,12 @@ def _quotient(capacity: Floats, lever: Floats) -> Floats:
 
 
 def margin_of(push: Floats | float, weakest: Floats | float, strongest: Floats | float) -> Floats:
-    """(strongest - push) / strongest, or (push - weakest) / weakest if that is less; from -1 to 1."""
+    """(strongest - push) / strongest, or (push - weakest) / weakest if that is less; from -1 to 1.
+
+    Args:
+        push: (...,) newtons.
+        weakest, strongest: (...,) newtons that the structure withstands, from `withstood`.
+    """
     above = np.where(np.asarray(strongest) > 0, 1 - push / np.where(np.asarray(strongest) > 0, strongest, 1.0), -1.0)
     below = np.where(np.asarray(weakest) > 0, push / np.where(np.asarray(weakest) > 0, weakest, 1.0) - 1, 1.0)
     return np.clip(np.minimum(above, below), -1.0, 1.0)
@@ -212,7 +222,12 @@ def come_down(scene: Scene) -> Stop:
 
 
 def simulate(scene: Scene, simulator: Simulator | None = None) -> Outcome:
-    """What happens to a structure; `decided` says that it came down."""
+    """What happens to a structure; `decided` says that it came down.
+
+    Args:
+        scene: With or without a push.
+        simulator: Engine; by default the standard one.
+    """
     return simulator_or_default(simulator).simulate(scene, stop=come_down(scene), min_duration=SETTLING)
 
 
@@ -262,7 +277,12 @@ class Structure:
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils."""
+    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils.
+
+    Args:
+        rng: Draws it.
+        colours: How many are needed.
+    """
 
     def __init__(self, rng: np.random.Generator, colours: int) -> None:
         self.colours = draw_colours(rng, colours)

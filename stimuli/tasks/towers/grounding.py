@@ -198,7 +198,11 @@ class TowersGrounding(GroundingTask):
         return (*towers, *scattered)
 
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:
-        """One tower, standing or not, or blocks scattered on the floor."""
+        """One tower, standing or not, or blocks scattered on the floor.
+
+        Raises:
+            ValueError: If there is no such layout.
+        """
         layout = condition.build.partition(":")[2]
         if layout not in ("", "scattered"):
             raise ValueError(f"{self.name} knows no layout {layout!r}; it knows scattered, and towers without a name")
@@ -206,7 +210,12 @@ class TowersGrounding(GroundingTask):
 
 
 def any_tower(rng: np.random.Generator, count: int) -> Scene:
-    """A tower without regard to physics; every fifth has a further block on the floor beside it."""
+    """A tower without regard to physics; every fifth has a further block on the floor beside it.
+
+    Args:
+        rng: Draws it.
+        count: Blocks in all.
+    """
     beside = rng.random() < 0.2 and count > 2
     look = Look(rng, count)
     x = draw_towers(rng, count - beside, 1)[0]
@@ -221,7 +230,12 @@ def any_tower(rng: np.random.Generator, count: int) -> Scene:
 
 
 def scattered_blocks(rng: np.random.Generator, count: int) -> Scene:
-    """Blocks side by side on the floor, with gaps, in random order of colour."""
+    """Blocks side by side on the floor, with gaps, in random order of colour.
+
+    Args:
+        rng: Draws them.
+        count: How many.
+    """
     look = Look(rng, count)
     free = max(0.2, 5.2 - 1.08 * count)
     gaps = rng.dirichlet(np.ones(count + 1)) * free

@@ -48,7 +48,12 @@ TEXTS = (
 
 
 def ask(wide: float, blocks: int) -> str:
-    """The sentences of the prompt that state scale and ranges, for a tower of so many blocks `wide` centimetres wide."""
+    """The sentences of the prompt that state scale and ranges.
+
+    Args:
+        wide: Width of a block, centimetres.
+        blocks: Of the tower.
+    """
     (left, right), (low, high) = answer_ranges(wide, blocks)
     return (
         f" Each block is {wide:g} cm wide and high; right and up are positive, left is negative; let go at most"
@@ -58,7 +63,12 @@ def ask(wide: float, blocks: int) -> str:
 
 
 def answer_ranges(wide: float, blocks: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Whole centimetres to the right and up that an answer may state, for such a tower."""
+    """Whole centimetres to the right and up that an answer may state.
+
+    Args:
+        wide: Width of a block, centimetres.
+        blocks: Of the tower.
+    """
     return (-round(REACH * wide), round(REACH * wide)), (0, round(max(RISE, blocks + 1) * wide))
 
 

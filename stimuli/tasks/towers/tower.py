@@ -82,7 +82,14 @@ def fallen(scene: Scene) -> Stop:
 
 
 def draw_towers(rng: np.random.Generator, count: int, batch: int, largest: float | None = None) -> Floats:
-    """(batch, count) block centres in blocks, on a grid of a hundredth, bottom block at 0; steps up to `largest`."""
+    """(batch, count) block centres in blocks, on a grid of a hundredth, bottom block at 0; steps up to `largest`.
+
+    Args:
+        rng: Draws them.
+        count: Blocks of each.
+        batch: How many towers.
+        largest: Largest shift between neighbours, in blocks; by default small ones and large ones are mixed.
+    """
     # By default half the batch has small steps, because leaning towers are rare among uniform ones.
     scale = np.where(rng.random((batch, 1)) < 0.5, MAX_STEP, SMALL_STEP) if largest is None else largest
     steps = np.round(rng.uniform(-1, 1, (batch, count - 1)) * scale, 2)
@@ -90,7 +97,17 @@ def draw_towers(rng: np.random.Generator, count: int, batch: int, largest: float
 
 
 def first_tower(rng: np.random.Generator, count: int, accept: Accept, what: str, batch: int = 512) -> Floats:
-    """The first drawn tower that `accept` (a vectorised test on (batch, count) centres) lets through.
+    """The first drawn tower that a test lets through.
+
+    Args:
+        rng: Draws them.
+        count: Blocks of a tower.
+        accept: A vectorised test on (batch, count) centres, in blocks.
+        what: Which towers are sought, for the message.
+        batch: Towers that are drawn at once, at first.
+
+    Returns:
+        (count,) centres, in blocks.
 
     Raises:
         Unsatisfiable: After about 200,000 towers; `what` says which were sought.
@@ -105,7 +122,13 @@ def first_tower(rng: np.random.Generator, count: int, accept: Accept, what: str,
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils."""
+    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils.
+
+    Args:
+        rng: Draws it.
+        colours: How many blocks need one.
+        reserved: A colour that is left out.
+    """
 
     def __init__(self, rng: np.random.Generator, colours: int, reserved: str | None = None) -> None:
         self.colours = draw_colours(rng, colours, reserved)
@@ -123,7 +146,12 @@ class Look:
         self.light, self.background = surroundings.light, surroundings.background
 
     def scene(self, x: Floats, side: tuple[str, float] | None = None) -> Scene:
-        """The scene of a tower with centres `x` (blocks), and of a block on the floor (`side`: colour, centre)."""
+        """The scene of a tower, and of a block on the floor.
+
+        Args:
+            x: Centres of the tower's blocks, in blocks, from bottom to top.
+            side: Colour and centre of the block on the floor, if there is one.
+        """
         blocks = [
             block(f"block{i + 1}", float(centre), i, colour, shade)
             for i, (centre, colour, shade) in enumerate(zip(x, self.colours, self.shades, strict=False))
@@ -136,6 +164,9 @@ class Look:
         """What to subtract from all centres (blocks) so that those from `left` to `right` stand at this look's place.
 
         The place gives way where the outermost blocks would otherwise leave the picture.
+
+        Args:
+            left, right: Outermost centres, in blocks.
         """
         room = max(0.0, HALF_PICTURE - 0.5 - (right - left) / 2)
         # On the grid, so that moving a tower never changes the steps between its blocks.
@@ -147,7 +178,15 @@ class Look:
 
 
 def block(name: str, x: float, level: int, colour: str, shade: float = 1.0) -> Body:
-    """A block of the tower's size with its centre at `x` (blocks) on the given level (0 = on the floor)."""
+    """A block of the tower's size.
+
+    Args:
+        name: Of the body.
+        x: Its centre, in blocks.
+        level: 0 on the floor.
+        colour: A key of `COLOURS`.
+        shade: Brightness of the colour.
+    """
     return Body(
         name=name,
         shape="box",
