@@ -19,7 +19,11 @@ BINS = 10
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration(Result):
-    """Calibration by cell of the design. The table has one row per cell, `bins` one per cell and class of confidence."""
+    """Calibration by cell of the design. The table has one row per cell.
+
+    Attributes:
+        bins: One row per cell and class of confidence: mean confidence, success rate with its Wilson interval, trials.
+    """
 
     bins: pd.DataFrame
 

@@ -79,7 +79,16 @@ class Estimate:
 
 
 def estimate(value: float, se: float, df: float) -> Estimate:
-    """An estimate with everything that follows from its standard error."""
+    """An estimate with everything that follows from its standard error.
+
+    Args:
+        value: The estimate.
+        se: Its standard error.
+        df: Degrees of freedom of the t distribution; inf for z.
+
+    Returns:
+        The estimate with its test and interval; both nan where there is no standard error or no degree of freedom.
+    """
     if not (math.isfinite(value) and math.isfinite(se) and se > 0 and df > 0):
         return Estimate(value, se, df, math.nan, math.nan, math.nan)
     half, statistic = float(student.ppf(0.975, df)) * se, value / se
@@ -156,7 +165,14 @@ class CellModel:
         return np.asarray(self.fit.solution.beta, dtype=float)
 
     def contrast(self, weights: Mapping[str, float]) -> Estimate:
-        """A weighted sum of log odds."""
+        """A weighted sum of log odds.
+
+        Args:
+            weights: Cell -> weight; cells that are not named have none.
+
+        Raises:
+            KeyError: If there is no such cell.
+        """
         return self._estimate(self._vector(weights))
 
     def _estimate(self, vector: Floats, null: float = 0.0) -> Estimate:
@@ -196,6 +212,12 @@ class CellModel:
 
         Near 0 and 1, where the delta method knows no bounds, the interval of the sum follows from how far each rate may lie on
         either side (Zou & Donner, 2008, Stat Med 27:1693-1702, for correlated estimates). The test is that of the log odds.
+
+        Args:
+            weights: Cell -> weight; cells that are not named have none.
+
+        Raises:
+            KeyError: If there is no such cell.
         """
         own = {name: weight for name, weight in weights.items() if weight}
         rates = [self.rate(name) for name in own]
@@ -219,7 +241,12 @@ class CellModel:
         return replace(found, interval="Zou–Donner")
 
     def against_rate(self, cell: str, rate: float) -> Estimate:
-        """Log odds of a cell minus those at which its rate over runs and items would be `rate`."""
+        """Log odds of a cell minus those at which its rate over runs and items would be `rate`.
+
+        Args:
+            cell: The cell.
+            rate: What it is compared with, inside (0, 1): the score of a shortcut, say.
+        """
         return self._estimate(self._vector({cell: 1.0}), log_odds_of(rate, self._sd(cell)))
 
     def restricted(self, basis: Floats) -> float:

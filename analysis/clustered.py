@@ -11,7 +11,16 @@ from analysis.selection import Floats
 
 
 def clustered(y: Floats, design: Floats, groups: Any) -> tuple[float, float]:
-    """First coefficient of a linear regression and its variance, robust to dependence within groups (CR1)."""
+    """First coefficient of a linear regression and its variance, robust to dependence within groups (CR1).
+
+    Args:
+        y: Responses (n,).
+        design: Predictors (n, k), the first of which is asked about.
+        groups: The group of each row (n,).
+
+    Returns:
+        The coefficient, and its variance: nan where the rows cannot tell the coefficients, or are of one group alone.
+    """
     bread = np.linalg.pinv(design.T @ design)
     if np.linalg.matrix_rank(design) < design.shape[1]:
         return math.nan, math.nan

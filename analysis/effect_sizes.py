@@ -33,13 +33,23 @@ def rate_of(log_odds: float | Floats, sd: float = 0.0) -> Floats:
 
 
 def rate_slope(log_odds: float, sd: float = 0.0) -> float:
-    """Derivative of `rate_of` with respect to the log odds, for the delta method."""
+    """Derivative of `rate_of` with respect to the log odds, for the delta method.
+
+    Args:
+        log_odds: Mean log odds.
+        sd: Standard deviation of all random effects together.
+    """
     p = expit(log_odds + sd * _NODES)
     return float((p * (1 - p)) @ _SHARES)
 
 
 def log_odds_of(rate: float, sd: float = 0.0) -> float:
-    """Inverse of `rate_of`: the mean log odds at which the mean rate is this one."""
+    """Inverse of `rate_of`: the mean log odds at which the mean rate is this one.
+
+    Args:
+        rate: The mean rate; 0 and 1 have infinite log odds.
+        sd: Standard deviation of all random effects together.
+    """
     if not 0 < rate < 1:
         return math.nan if math.isnan(rate) else math.copysign(math.inf, rate - 0.5)
     return float(brentq(lambda eta: float(rate_of(eta, sd)) - rate, -60 - 10 * sd, 60 + 10 * sd, xtol=1e-12))

@@ -45,14 +45,24 @@ def verdict(p_difference: float, p_equivalence: float, alpha: float = 0.05) -> s
 
 
 def verdicts(table: pd.DataFrame, alpha: float) -> list[str | None]:
-    """The verdict of every row with `p_holm` and `p_equivalence`; None where nothing could be tested."""
+    """The verdict of every row with `p_holm` and `p_equivalence`; None where nothing could be tested.
+
+    Args:
+        table: One row per comparison.
+        alpha: Level of both tests.
+    """
     rows = zip(table["p_holm"], table["p_equivalence"], strict=True)
     found = [verdict(float(p_holm), float(p), alpha) for p_holm, p in rows]
     return [None if word == "undefined" else word for word in found]
 
 
 def at_odds(row: Mapping[Any, Any], alpha: float) -> str:
-    """Where the interval of a difference of rates and its verdict seem to say different things, why they do; else empty."""
+    """Where the interval of a difference of rates and its verdict seem to say different things, why they do; else empty.
+
+    Args:
+        row: `difference_low`, `difference_high`, `p`, `p_holm` and `verdict` of a comparison.
+        alpha: Level of the test.
+    """
     clear = not row["difference_low"] <= 0 <= row["difference_high"]
     told = row["p_holm"] < alpha
     if row["verdict"] is None or clear == told:

@@ -138,7 +138,13 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Dropped:
-    """Trials that are not in the table, and why."""
+    """Trials that are not in the table, and why.
+
+    Attributes:
+        reason: Why.
+        n: How many.
+        source: The log or table that they are in.
+    """
 
     reason: str
     n: int

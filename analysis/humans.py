@@ -49,7 +49,12 @@ class Humans:
             return np.asarray(self.signals / self.answers)
 
     def resampled(self, rng: np.random.Generator, resamples: int) -> tuple[Floats, Floats]:
-        """Signal answers and answers per item (resamples, items), of participants drawn anew; with counts, of answers drawn anew."""
+        """Signal answers and answers per item (resamples, items), of participants drawn anew; with counts, of answers drawn anew.
+
+        Args:
+            rng: Source of the draws.
+            resamples: How many samples.
+        """
         if self.counted:
             n = np.broadcast_to(self.n, (resamples, len(self.items)))
             return rng.binomial(n.astype(int), self.p).astype(float), n.astype(float)

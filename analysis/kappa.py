@@ -15,7 +15,11 @@ FEWEST_SHARED = 10
 
 
 def cohen_kappa(a: Floats, b: Floats) -> float:
-    """Cohen's kappa of two raters with answers 0 or 1, over items that both answered; nan if neither ever varies."""
+    """Cohen's kappa of two raters with answers 0 or 1, over items that both answered; nan if neither ever varies.
+
+    Args:
+        a, b: Answers to the same items (items,); nan where there is none.
+    """
     both = np.isfinite(a) & np.isfinite(b)
     if not both.any():
         return math.nan
@@ -45,7 +49,16 @@ def pairwise_kappas(people: Humans) -> Floats:
 
 
 def kappas_with_each(said: Floats, people: Humans, columns: Any = slice(None)) -> Floats:
-    """The run's kappa with every participant, over the items of `columns`."""
+    """The run's kappa with every participant, over the items of `columns`.
+
+    Args:
+        said: The run's answers to the items (items,): 0, 1 or nan.
+        people: Their answers to the same items.
+        columns: Places of the items that are taken, each as often as it is named.
+
+    Returns:
+        One kappa per participant with enough items in common; with counts, that with a person drawn at random.
+    """
     own = said[columns]
     if people.counted:
         share = people.p[columns]
@@ -69,7 +82,17 @@ def kappas_with_each(said: Floats, people: Humans, columns: Any = slice(None)) -
 
 
 def kappas_of_samples(said: Floats, people: Humans, resamples: int, rng: np.random.Generator) -> Floats:
-    """Mean kappa with people, for participants and items drawn anew."""
+    """Mean kappa with people, for participants and items drawn anew.
+
+    Args:
+        said: The run's answers to the items (items,): 0, 1 or nan.
+        people: Their answers to the same items.
+        resamples: How many samples.
+        rng: Source of the draws.
+
+    Returns:
+        One mean per sample (resamples,); nan where nobody has enough items.
+    """
     found, items = np.full(resamples, np.nan), len(people.items)
     for index in range(resamples):
         kappa = kappas_with_each(said, people, rng.integers(0, items, items))

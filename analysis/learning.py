@@ -48,6 +48,9 @@ def curves_from_trials(trials: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         trials: A trial table with `samples`; all checkpoints of one training (same seed) become one curve.
+
+    Raises:
+        ValueError: If the table has no samples, seeds or successes.
     """
     need(trials, "samples", "seed", "success")
     table = plain_trials(trials)
@@ -236,7 +239,15 @@ def _comparison(
 
 
 def permutation_p(x: Floats, y: Floats, seed: int = 0) -> float:
-    """Two-sided permutation test of a difference of means: exact where the permutations can be counted."""
+    """Two-sided permutation test of a difference of means: exact where the permutations can be counted.
+
+    Args:
+        x, y: The two samples, one number per run.
+        seed: Of the permutations that are drawn, where there are more than `EXACT`.
+
+    Returns:
+        The p-value; nan if a sample is empty, or nothing varies.
+    """
     values, n = np.r_[x, y], len(x)
     if n == 0 or n == len(values) or values.std() == 0:
         return math.nan

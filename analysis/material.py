@@ -103,6 +103,11 @@ def select(trials: Trials, settings: Settings, registration: Registration | None
     Plain trials of physics tasks are what the report compares; control conditions, worked examples, further attempts and
     grounding questions have sections of their own. Where replies and option probabilities were both read, replies count, since
     they are what a user gets; a trial is never counted with both.
+
+    Args:
+        trials: Everything that was read.
+        settings: What a reader can change.
+        registration: What was planned beforehand, if anything was.
     """
     table = trials.table
     choices: list[str] = []

@@ -97,6 +97,10 @@ class Power(Result):
 def grid(text: str, most: int = 8) -> list[int]:
     """The numbers that "3,5,10" or "3..20" stands for; a range by up to `most` numbers in nearly equal ratios.
 
+    Args:
+        text: As a user wrote it.
+        most: How many numbers of a range.
+
     Raises:
         ValueError: If it is neither.
     """

@@ -13,7 +13,12 @@ from analysis.rows import Row, attempt_of, failed, first_attempts, manner_of, ma
 
 @dataclass(frozen=True)
 class Proportion:
-    """A proportion with its 95 % Wilson interval; all three are nan when nothing was counted."""
+    """A proportion with its 95 % Wilson interval.
+
+    Attributes:
+        value, low, high: The proportion and its interval; nan where nothing was counted.
+        n: Of how many.
+    """
 
     value: float
     low: float
@@ -29,6 +34,10 @@ def wilson(successes: float, n: int) -> Proportion:
 
     Trials are taken as independent. Foils and mirror images of one scene are not quite, which the mixed-effects models
     account for and this interval does not.
+
+    Args:
+        successes: How many; may be fractional.
+        n: Of how many; 0 gives nan.
     """
     if n == 0:
         return Proportion(math.nan, math.nan, math.nan, 0)
@@ -204,13 +213,24 @@ def by_level(
 
 
 def by_margin(rows: Sequence[Row], signal: str | None = None) -> list[Cell]:
-    """Cells of the designed margin bins; empty if there are fewer than two of them."""
+    """Cells of the designed margin bins; empty if there are fewer than two of them.
+
+    Args:
+        rows: Of a log.
+        signal: The answer that is counted as such.
+    """
     found = by_level(rows, margin_bin, lambda row: float(row["margin"]), signal)
     return found if len(found) > 1 else []
 
 
 def by_condition(rows: Sequence[Row], factor: str, signal: str | None = None) -> list[Cell]:
-    """Cells of another factor of the condition ("count", "build", "mirrored", ...)."""
+    """Cells of another factor of the condition ("count", "build", "mirrored", ...).
+
+    Args:
+        rows: Of a log.
+        factor: Name of the factor.
+        signal: The answer that is counted as such.
+    """
     return by_level(rows, lambda row: (row.get("condition") or {}).get(factor), None, signal)
 
 

@@ -40,6 +40,7 @@ class Psychometric(Result):
     Attributes:
         runs: Parameters of every run with bootstrap intervals.
         draws: Run and its cell -> bootstrap parameters (resamples, 3), as `analysis.psychometric_fit` has them.
+        columns: That make a cell.
     """
 
     runs: pd.DataFrame

@@ -37,7 +37,12 @@ CLIMBS, FEW_CLIMBS = 16, 3
 
 
 def probability(x: Floats | float, intercept: Floats | float, slope: Floats | float, lapse: Floats | float) -> Floats:
-    """P(signal) at the signed margins x."""
+    """P(signal) at the signed margins x.
+
+    Args:
+        x: Signed margins.
+        intercept, slope, lapse: Parameters, of a shape that goes with that of the margins.
+    """
     return np.asarray(lapse + (1 - 2 * np.asarray(lapse)) * ndtr(intercept + slope * np.asarray(x, dtype=float)))
 
 

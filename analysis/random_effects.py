@@ -119,6 +119,11 @@ def _impossible(group: str, data: pd.DataFrame) -> str:
 
 
 def standard_deviation(found: FitResult, groups: Sequence[str]) -> float:
-    """Standard deviation of the sum of the random effects of these grouping factors."""
+    """Standard deviation of the sum of the random effects of these grouping factors.
+
+    Args:
+        found: The fit, whose random effects are intercepts.
+        groups: Grouping factors; those that it does not have add nothing.
+    """
     table = found.variance_components
     return float((table.loc[table["group"].isin(list(groups)), "sd"] ** 2).sum() ** 0.5)

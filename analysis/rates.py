@@ -23,7 +23,13 @@ HOW = (
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate with its 95 % interval, over runs where there are several."""
+    """A rate with its 95 % interval, over runs where there are several.
+
+    Attributes:
+        value, low, high: The rate and its interval; nan where there are no trials.
+        n_runs: Runs with trials.
+        n_trials: Trials of all of them.
+    """
 
     value: float
     low: float
@@ -33,7 +39,12 @@ class Rate:
 
 
 def rate_over_runs(successes: Sequence[int] | Floats, trials: Sequence[int] | Floats) -> Rate:
-    """The rate of a kind of run, from counts of its runs; see `HOW`."""
+    """The rate of a kind of run, from counts of its runs; see `HOW`.
+
+    Args:
+        successes: Of every run.
+        trials: Of every run; runs with none are left out.
+    """
     s, n = np.asarray(successes, dtype=float), np.asarray(trials, dtype=float)
     s, n = s[n > 0], n[n > 0]
     if len(n) == 0:
@@ -52,7 +63,13 @@ def rate_over_runs(successes: Sequence[int] | Floats, trials: Sequence[int] | Fl
 
 
 def by_run(trials: pd.DataFrame, by: Sequence[str], outcome: str = "success") -> pd.DataFrame:
-    """One row per run and cell: successes, trials, rate with its Wilson interval."""
+    """One row per run and cell: successes, trials, rate with its Wilson interval.
+
+    Args:
+        trials: A trial table.
+        by: Columns that make a cell; those that the table lacks are left out.
+        outcome: Column that is counted, 0 or 1.
+    """
     rows = []
     for key, members in cells(trials, [*present(trials, by), "run"]):
         n, s = len(members), int(members[outcome].sum())
@@ -66,7 +83,13 @@ def by_run(trials: pd.DataFrame, by: Sequence[str], outcome: str = "success") ->
 
 
 def by_cell(trials: pd.DataFrame, by: Sequence[str], outcome: str = "success") -> pd.DataFrame:
-    """One row per cell: the rate over its runs."""
+    """One row per cell: the rate over its runs.
+
+    Args:
+        trials: A trial table.
+        by: Columns that make a cell; those that the table lacks are left out.
+        outcome: Column that is counted, 0 or 1.
+    """
     rows = []
     names = present(trials, by)
     for key, runs in cells(by_run(trials, names, outcome), names):

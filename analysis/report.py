@@ -145,7 +145,12 @@ def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Calla
 
 
 def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:
-    """All sections, and the keys of those that could not be computed although they should."""
+    """All sections, and the keys of those that could not be computed although they should.
+
+    Args:
+        material: What the report is about.
+        step: Called after every section.
+    """
     sections, failed = [], []
     is_registered = material.registration is not None
     for key, title in SECTIONS:

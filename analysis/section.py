@@ -79,6 +79,12 @@ class Section:
 
 
 def some_columns(result: Result, columns: Sequence[str], title: str) -> Result:
-    """Some columns of a table that is too wide for a page, as far as it has them."""
+    """Some columns of a table that is too wide for a page, as far as it has them.
+
+    Args:
+        result: The whole.
+        columns: Which, in their order.
+        title: Of the new table.
+    """
     chosen = [name for name in columns if name in result.table]
     return Result(title=title, table=result.table[chosen], how=result.how, notes=result.notes)

@@ -133,7 +133,13 @@ def signed(value: float) -> str:
 
 
 def legend_above(figure: Figure, axes: Axes | None = None, ncols: int = 3) -> None:
-    """One legend above the whole figure, of one panel or (None) of all together; points with intervals first."""
+    """One legend above the whole figure, of one panel or (None) of all together; points with intervals first.
+
+    Args:
+        figure: The figure.
+        axes: The panel; None for all of them.
+        ncols: Columns of the legend.
+    """
     known: dict[str, Any] = {}
     for panel in [axes] if axes is not None else figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -124,7 +124,12 @@ _LATEX = {
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A number with two decimals, three where two would hide it, and a true minus."""
+    """A number with two decimals, three where two would hide it, and a true minus.
+
+    Args:
+        value: The number; nan becomes a dash.
+        digits: Decimals of numbers from .095 to 100.
+    """
     if value is None or math.isnan(value):
         return EMPTY
     if math.isinf(value):

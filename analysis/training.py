@@ -70,7 +70,12 @@ def training_of(record: Mapping[str, Any]) -> Training:
 
 
 def read_facts(facts: Mapping[str, Any], seed: int = 0) -> Training:
-    """A training from the entries of `training.json`."""
+    """A training from the entries of `training.json`.
+
+    Args:
+        facts: The entries; what is not there has its default.
+        seed: Of the training, where the entries do not say.
+    """
     tasks = facts.get("tasks") or ()
     return Training(
         method=str(facts.get("method") or UNKNOWN),

@@ -40,7 +40,12 @@ Answers = Callable[[np.random.Generator, int, int], list[NDArray[np.bool_]]]
 
 
 def normal(level: float, items: float, runs: float, both: float) -> Answers:
-    """Answers of normal effects of items, of runs, and of items by training, around a level in log-odds."""
+    """Answers of normal effects of items, of runs, and of items by training, around a level in log-odds.
+
+    Args:
+        level: Mean log odds.
+        items, runs, both: Standard deviations of items, of runs, and of items for one training alone.
+    """
 
     def draw(rng: np.random.Generator, n_runs: int, n_items: int) -> list[NDArray[np.bool_]]:
         of_item, found = rng.normal(0, items, n_items), []

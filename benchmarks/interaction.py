@@ -80,7 +80,15 @@ def asked(folder: Path, way: Asked, stimuli: StimulusSet) -> Path:
 
 
 def ask(folder: Path, way: Asked, stimuli: StimulusSet, attempts: int, model: Any) -> Summary:
-    """What an adapter scores when it is asked in that way."""
+    """What an adapter scores when it is asked in that way.
+
+    Args:
+        folder: Of the adapter.
+        way: How it is asked.
+        stimuli: What it is asked.
+        attempts: At most how many.
+        model: The model with the adapter attached.
+    """
     out = asked(folder, way, stimuli)
     settings = {"temperature": way.temperature, "attempts": attempts, "memory": way.memory}
     run(RunConfig("tiny", str(stimuli.path), adapter=str(folder), **settings), stimuli, out, model=model)  # type: ignore[arg-type]

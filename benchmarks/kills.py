@@ -119,7 +119,17 @@ def attempt(campaign: Campaign, folder: Path, log: Path, sign: str, after: float
 
 
 def measure(campaign: Campaign, folder: Path, log: Path, sign: str) -> float:
-    """Run a command line undisturbed: the processor time from a sign until its folder is whole, seconds."""
+    """Run a command line undisturbed: the processor time from a sign until its folder is whole, seconds.
+
+    Args:
+        campaign: Whose command.
+        folder: Where it works.
+        log: Where its output goes.
+        sign: That work has begun.
+
+    Raises:
+        SystemExit: If the command fails.
+    """
     child, last = start(campaign.command(folder), log), 0.0
     for _, worked in watched(campaign, folder, sign, set(), child):
         last = worked if not campaign.ended(folder) else last

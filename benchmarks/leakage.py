@@ -67,7 +67,12 @@ class Shared:
 
 
 def drawn(recipe: Recipe, draws: int = 1) -> Iterator[Scene]:
-    """The scenes of a set or of a training, group by group: the first draws of each that are possible."""
+    """The scenes of a set or of a training, group by group: the first draws of each that are possible.
+
+    Args:
+        recipe: What decides the scenes.
+        draws: Of every group.
+    """
     task = get_task(recipe.task)
     for plan in design.plan(task, -(-recipe.n // design.group_size(task)), recipe.seed, shifts=recipe.shifts):
         left = draws

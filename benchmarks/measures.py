@@ -80,7 +80,13 @@ def pixels(task: str) -> float:
 
 
 def statics_and_bullet(task: str, n: int, least: float = 0.1) -> float:
-    """Share of random scenes beyond a margin on which the closed form and Bullet give the same answer."""
+    """Share of random scenes beyond a margin on which the closed form and Bullet give the same answer.
+
+    Args:
+        task: A task with a closed form.
+        n: Scenes.
+        least: Smallest |margin|.
+    """
     from stimuli.simulators import get_simulator
     from stimuli.tasks import Unsatisfiable, get_task
 
@@ -101,7 +107,13 @@ def statics_and_bullet(task: str, n: int, least: float = 0.1) -> float:
 
 
 def engines(task: str, of: float, n: int = 36) -> float:
-    """On how many of `of` items MuJoCo agrees with Bullet, from a small new set."""
+    """On how many of `of` items MuJoCo agrees with Bullet, from a small new set.
+
+    Args:
+        task: The task.
+        of: What the share is multiplied by.
+        n: Items of the new set.
+    """
     from stimuli.agreement import check
     from stimuli.generate import make_set
 

@@ -43,7 +43,13 @@ ALPHA = 0.05
 
 
 def write_log(folder: Path, success: list[bool], run: int | None) -> None:
-    """The log of one run: of the untrained model, or of the adapter of a seed."""
+    """The log of one run: of the untrained model, or of the adapter of a seed.
+
+    Args:
+        folder: Of the run.
+        success: Of every item.
+        run: Seed of the adapter; None for the untrained model.
+    """
     task, adapter = TESTED, "" if run is None else hashlib.sha256(f"adapter {run}".encode()).hexdigest()
     facts = {"method": "ppo", "tasks": [TRAINED], "seed": run, "budget": {"samples": 6400}}
     record: dict[str, Any] = {

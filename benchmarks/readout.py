@@ -40,7 +40,13 @@ CHECKED = 8
 
 
 def plain_score(model: Any, inputs: dict[str, torch.Tensor], reply: Sequence[int]) -> float:
-    """The log-probability of one reply (nats): prompt and reply read at once, by a plain forward pass."""
+    """The log-probability of one reply (nats): prompt and reply read at once, by a plain forward pass.
+
+    Args:
+        model: The network.
+        inputs: Of one prompt, as the processor makes them.
+        reply: Its tokens.
+    """
     ids = inputs["input_ids"]
     whole = torch.cat([ids, torch.tensor([reply], device=ids.device)], dim=1)
     rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}

@@ -45,7 +45,15 @@ TASK = "towers-stability"
 
 
 def plain_loop(model: Any, processor: Any, stimuli: StimulusSet, batch_size: int, new_tokens: int) -> list[str]:
-    """What one would write by hand."""
+    """What one would write by hand.
+
+    Args:
+        model: The network.
+        processor: Its processor.
+        stimuli: What is asked.
+        batch_size: Items at once.
+        new_tokens: Of a reply, at most.
+    """
     replies: list[str] = []
     ordered = sorted(stimuli.items, key=lambda item: (item.question.style, len(item.question.prompt)))
     for batch in (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)):

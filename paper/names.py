@@ -55,7 +55,15 @@ def key_of(text: str) -> str:
 
 
 def contrast_sides(contrast: str, methods: list[str]) -> tuple[str, str]:
-    """The sides of a contrast as `analysis.contrasts` names it ("SFT − base"), in the words of a study's file ("sft", "none")."""
+    """The sides of a contrast as `analysis.contrasts` names it ("SFT − base"), in the words of a study's file ("sft", "none").
+
+    Args:
+        contrast: Its name.
+        methods: Methods of the study.
+
+    Raises:
+        KeyError: If one of its sides is none of these.
+    """
     known = {name_of(method): method for method in [*methods, "none"]} | {"RL": "rl"}
     left, right = contrast.split(" − ")
     return known[left], known[right]

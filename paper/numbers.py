@@ -91,7 +91,15 @@ class Numbers:
         self._put(name, Value(text))
 
     def count(self, name: str, value: int) -> None:
-        """A whole number; NAME.word writes small ones in letters. Raises NumberError if it is none."""
+        """A whole number; NAME.word writes small ones in letters.
+
+        Args:
+            name: Name of the number.
+            value: The number.
+
+        Raises:
+            NumberError: If it is no whole number, or the name is taken or no name.
+        """
         if value != int(value):
             raise NumberError(f"{name} is no whole number: {value}")
         value = int(value)
@@ -104,7 +112,14 @@ class Numbers:
             self._put(name, Value(_math(tables.number(value, digits)), value))
 
     def rate(self, name: str, value: float, low: float = math.nan, high: float = math.nan, digits: int = 2) -> None:
-        """A proportion, or a difference of two, without a leading zero; with an interval, NAME.ci as well."""
+        """A proportion, or a difference of two, without a leading zero; with an interval, NAME.ci as well.
+
+        Args:
+            name: Name of the number.
+            value: The proportion; one that is not defined is left out.
+            low, high: Its interval, if it has one.
+            digits: Decimals.
+        """
         if math.isfinite(value):
             self._put(name, Value(_math(tables.proportion(value, digits)), value))
         if math.isfinite(low) and math.isfinite(high):
@@ -116,7 +131,16 @@ class Numbers:
             self._put(name, Value(p_text(value), value))
 
     def verdict(self, name: str, came_out: str, among: Sequence[str]) -> None:
-        """A word that `\\case` decides by. Raises NumberError if it is not among the words that it could be."""
+        """A word that `\\case` decides by.
+
+        Args:
+            name: Name of the verdict.
+            came_out: The word.
+            among: The words that it could have been, for each of which a manuscript has to say something.
+
+        Raises:
+            NumberError: If it is not among them.
+        """
         if came_out not in among:
             raise NumberError(f"{name} came out as {came_out!r}, which is not among {', '.join(among)}")
         self._put(name, Value(came_out, came_out, tuple(among)))

@@ -43,7 +43,12 @@ def complete(columns: Mapping[str, Array | pd.Series]) -> tuple[NDArray[np.bool_
 
 
 def with_factors(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """The rows, with those of the columns that are no numbers as categoricals of the levels that occur, in their order."""
+    """The rows, with those of the columns that are no numbers as categoricals of the levels that occur, in their order.
+
+    Args:
+        frame: The rows.
+        names: Columns that are looked at; others stay as they are.
+    """
     frame = frame.copy()
     for name in names:
         values = frame[name]

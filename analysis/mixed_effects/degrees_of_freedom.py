@@ -25,6 +25,10 @@ def satterthwaite(solution: Solution, weights: Array) -> float:
 
     `2 v^2 / Var(v)`, where `v` is the variance of the combination and `Var(v)` follows from the uncertainty of the variance
     parameters by the delta method (Giesbrecht & Burns, 1985).
+
+    Args:
+        solution: Of a linear mixed model.
+        weights: Of the fixed effects, (p,).
     """
     variance = float(weights @ solution.covariance @ weights)
     gradient = np.einsum("i,dij,j->d", weights, solution.derivatives, weights)
@@ -129,6 +133,11 @@ def _indicators(inner: RandomTerm, outer: RandomTerm) -> Array:
 
 
 def between_within(columns: tuple[Stratum, ...], weights: Array) -> float:
-    """Degrees of freedom of a linear combination: the fewest of the columns that it takes."""
+    """Degrees of freedom of a linear combination: the fewest of the columns that it takes.
+
+    Args:
+        columns: The stratum of each fixed effect.
+        weights: Of the fixed effects, (p,).
+    """
     used = np.abs(weights) > 1e-9 * max(float(np.abs(weights).max()), 1e-300)
     return min((stratum.df for stratum, use in zip(columns, used, strict=True) if use), default=float("inf"))

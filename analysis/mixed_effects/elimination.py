@@ -194,7 +194,13 @@ def _blocks(a: RandomTerm, b: RandomTerm, index: Array, count: int, weights: Arr
 
 @dataclass(frozen=True)
 class CrossProducts:
-    """`Z'WZ` by blocks: `diagonal` (q, k, k) per term, `pairs` (m, k_first, k_second) per pair of the layout."""
+    """`Z'WZ` by blocks.
+
+    Attributes:
+        layout: Where the blocks are.
+        diagonal: Diagonal blocks (q, k, k) per term.
+        pairs: Blocks (m, k_first, k_second) per pair of terms.
+    """
 
     layout: Layout
     diagonal: list[Array]

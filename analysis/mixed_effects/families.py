@@ -15,12 +15,19 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Moments:
-    """What Newton's method needs of a family at one linear predictor: all (n,), but the log-likelihood."""
+    """What Newton's method needs of a family at one linear predictor.
+
+    Attributes:
+        mean: Expected responses, (n,).
+        weight: Their variances, which are the derivatives of the mean, (n,).
+        weight_slope: Derivatives of the weights, (n,).
+        log_likelihood: Without the constant that depends on the responses alone.
+    """
 
     mean: Array
-    weight: Array  # variance = derivative of the mean
-    weight_slope: Array  # derivative of the weight
-    log_likelihood: float  # without the constant that depends on the responses alone
+    weight: Array
+    weight_slope: Array
+    log_likelihood: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,13 @@ class Family:
     link_function: Callable[[Array], Array]
 
     def moments(self, response: Array, trials: Array, predictor: Array) -> Moments:
-        """Mean, weight, its slope, and the log-likelihood at a linear predictor (binomial and Poisson)."""
+        """Mean, weight, its slope, and the log-likelihood at a linear predictor (binomial and Poisson).
+
+        Args:
+            response: Successes, or counts, (n,).
+            trials: Numbers of trials, (n,).
+            predictor: The linear predictor, (n,).
+        """
         if self.name == "binomial":
             p = expit(predictor)
             weight = trials * p * (1 - p)
@@ -54,7 +67,12 @@ class Family:
         return Moments(mean, mean, mean, float(response @ predictor - mean.sum()))
 
     def constant(self, response: Array, trials: Array) -> float:
-        """The part of the log-likelihood that depends on the responses alone."""
+        """The part of the log-likelihood that depends on the responses alone.
+
+        Args:
+            response: Successes, or counts, (n,).
+            trials: Numbers of trials, (n,).
+        """
         if self.name == "binomial":
             return float(np.sum(gammaln(trials + 1) - gammaln(response + 1) - gammaln(trials - response + 1)))
         return float(-np.sum(gammaln(response + 1)))

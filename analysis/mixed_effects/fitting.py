@@ -109,7 +109,13 @@ def prior_precision(design: Design, prior_sd: float | None) -> NDArray[np.float6
 
 
 def solve(design: Design, *, reml: bool, prior_sd: float | None = None) -> Solution:
-    """Estimate a design, without any check."""
+    """Estimate a design, without any check.
+
+    Args:
+        design: The model and its data.
+        reml: Whether to restrict the likelihood of a linear mixed model.
+        prior_sd: As for `fit`.
+    """
     precision = prior_precision(design, prior_sd)
     if not design.terms:
         from analysis.mixed_effects.ordinary import fit_ordinary

@@ -25,6 +25,9 @@ def group_means(result: FitResult, group: str, names: Sequence[str]) -> pd.DataF
 
     Returns:
         One row per level and combination: the group, the names, `mean` (share of successes for the binomial family), `n` rows.
+
+    Raises:
+        FitError: If the model has no such grouping factor.
     """
     term = next((term for term in result.design.terms if term.group == group), None)
     if term is None:

@@ -140,6 +140,10 @@ def _check_variation(design: Design, term: RandomTerm) -> None:
 def check_strata(design: Design, columns: Sequence[Stratum]) -> list[str]:
     """Whether there are enough levels of a grouping factor (runs) for the fixed effects that vary between them.
 
+    Args:
+        design: The design.
+        columns: The stratum of each of its fixed effects.
+
     Returns:
         Warnings.
 
@@ -179,6 +183,10 @@ def check_repeats(design: Design, data: pd.DataFrame) -> list[str]:
 
     Looks at cells of two grouping factors, at whole levels of one (runs at temperature 0), and at columns of the table
     that name stimuli.
+
+    Args:
+        design: The design.
+        data: The table that it was made of, with columns that the formula does not name.
 
     Returns:
         Warnings.
@@ -261,7 +269,18 @@ def _repeated_stimuli(design: Design, data: pd.DataFrame) -> list[str]:
 
 
 def check_solution(design: Design, solution: Solution) -> list[str]:
-    """Look at estimates after the fit. Returns warnings; raises FitError if there are no residuals."""
+    """Look at estimates after the fit.
+
+    Args:
+        design: The design.
+        solution: Its estimates.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        FitError: If predictors give a response exactly, so that there are no residuals.
+    """
     found = []
     if design.family.name == "gaussian" and solution.sigma < 1e-7 * float(np.std(design.y)):
         raise FitError(
@@ -286,7 +305,13 @@ def check_solution(design: Design, solution: Solution) -> list[str]:
 
 
 def singular_effects(term: RandomTerm, factor: np.ndarray, sigma: float) -> list[str]:
-    """What is singular about one term, in words."""
+    """What is singular about one term, in words.
+
+    Args:
+        term: The term.
+        factor: The factor `L` (k, k) of the covariance of its effects, in the units of the data.
+        sigma: Residual standard deviation; 1 for families without one.
+    """
     scaled = factor * term.scale[:, None] / sigma
     sds = np.sqrt((scaled**2).sum(axis=1))
     found = [

@@ -22,7 +22,16 @@ METHODS = ("satterthwaite", "between-within", "asymptotic", "residual")
 
 
 def degrees_of_freedom(result: FitResult, weights: Array, method: str) -> float:
-    """Degrees of freedom of `weights @ beta` by one of `METHODS`."""
+    """Degrees of freedom of `weights @ beta` by one of `METHODS`.
+
+    Args:
+        result: The fit.
+        weights: Of the fixed effects, (p,).
+        method: One of `METHODS`.
+
+    Raises:
+        FitError: If there is no such method, or not for this model.
+    """
     if method == "satterthwaite":
         if not len(result.solution.derivatives):
             raise FitError("Satterthwaite's degrees of freedom are for linear mixed models: use df='between-within'")
@@ -50,6 +59,9 @@ def estimates(
 
     Returns:
         `estimate`, `se`, `df`, `statistic` (t, or z where df is infinite), `p`, `ci_low`, `ci_high`, (m, 7).
+
+    Raises:
+        FitError: If the level is no coverage, or there is no such method.
     """
     if not 0 < level < 1:
         raise FitError(f"level is {level}: give a coverage between 0 and 1, such as 0.95")
@@ -80,7 +92,15 @@ def with_odds_ratios(table: pd.DataFrame, family: str) -> pd.DataFrame:
 
 
 def adjusted(p: Sequence[float] | pd.Series, method: str) -> Array:
-    """p values adjusted for the number of tests: "none", "holm", "bonferroni" or "fdr_bh"."""
+    """p values adjusted for the number of tests: "none", "holm", "bonferroni" or "fdr_bh".
+
+    Args:
+        p: p values, of which those that are nan count for nothing and stay.
+        method: How.
+
+    Raises:
+        FitError: If there is no such adjustment.
+    """
     values = np.asarray(p, dtype=float)
     if method == "none":
         return values

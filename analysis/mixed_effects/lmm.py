@@ -196,7 +196,13 @@ class LinearMixedModel:
 
 
 def expected_curvature(layout: Layout, factors: list[Array], factorisation: Factorisation) -> Array:
-    """Expected information about each variance parameter, without what they share: a diagonal matrix."""
+    """Expected information about each variance parameter, without what they share: a diagonal matrix.
+
+    Args:
+        layout: Where the blocks are.
+        factors: The factor `L` (k, k) of every term.
+        factorisation: Of `H` at these factors.
+    """
     values = []
     for term, factor, block in zip(layout.terms, factors, factorisation.inverse_diagonal, strict=True):
         scale = np.maximum(np.sqrt((factor**2).sum(axis=1)), FLOOR)

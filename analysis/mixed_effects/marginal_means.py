@@ -50,6 +50,9 @@ def reference_grid(result: FitResult, names: Sequence[str], at: Mapping[str, Any
         result: The fit.
         names: Predictors that are crossed; factors with all their levels, numeric ones at their mean.
         at: Values (one or several) of predictors instead.
+
+    Raises:
+        FitError: If one of them is no fixed predictor, or a value no level of it.
     """
     matrix = result.design.matrix
     at = dict(at or {})
@@ -140,7 +143,15 @@ def contrast(
 
 
 def of_coefficients(result: FitResult, of: Mapping[str, float]) -> tuple[str, Array]:
-    """A combination of coefficients in words, and its weights (1, p)."""
+    """A combination of coefficients in words, and its weights (1, p).
+
+    Args:
+        result: The fit.
+        of: Weights of coefficients by name.
+
+    Raises:
+        FitError: If there is no such coefficient.
+    """
     unknown = [name for name in of if name not in result.design.names]
     if unknown:
         raise FitError(f"there is no coefficient {unknown[0]!r}; there are {', '.join(result.design.names)}")
@@ -168,7 +179,16 @@ def _of_means(
 
 
 def contrast_weights(of: Sequence[str], levels: list[Any], weights: str | Weights) -> dict[str, dict[Any, float]]:
-    """Contrasts by name, each with the weights of levels: planned ones checked, standard ones by their name."""
+    """Contrasts by name, each with the weights of levels: planned ones checked, standard ones by their name.
+
+    Args:
+        of: Factors that are compared, for errors.
+        levels: Their levels in order; tuples where there are several factors.
+        weights: As for `FitResult.contrast`.
+
+    Raises:
+        FitError: If there are no such contrasts, or no such level.
+    """
     if not isinstance(weights, str):
         for name, by_level in weights.items():
             unknown = [level for level in by_level if level not in levels]

@@ -111,7 +111,14 @@ class Counter:
 def descend(
     objective: Counter, start: Array, curvature: Array, tolerance: float = GRADIENT_TOLERANCE
 ) -> tuple[Array, float]:
-    """Quasi-Newton steps (BFGS) in coordinates in which the curvature at the start is about one; where they end, and the value."""
+    """Quasi-Newton steps (BFGS) in coordinates in which the curvature at the start is about one; where they end, and the value.
+
+    Args:
+        objective: From parameters to value and gradient.
+        start: Parameters (P,) to begin with.
+        curvature: Approximate second derivatives there, (P, P).
+        tolerance: Largest gradient, in those coordinates, at which the search ends.
+    """
     if not len(start):
         return start, objective(start)[0]
     to_x = _inverse_root(curvature)
@@ -180,7 +187,17 @@ def _newton(hessian: Array, gradient: Array) -> tuple[Array, float]:
 
 
 def differentiate(objective: Objective, x: Array, free: Array, curvature: Array) -> Array:
-    """Second derivatives with respect to the parameters `free`, by central differences of the gradient."""
+    """Second derivatives with respect to the parameters `free`, by central differences of the gradient.
+
+    Args:
+        objective: From parameters to value and gradient.
+        x: Where, (P,).
+        free: Places of the parameters, (d,).
+        curvature: Approximate second derivatives, (P, P), which say how long steps are.
+
+    Returns:
+        The second derivatives, (d, d), symmetric.
+    """
 
     def row(place: int, own: float) -> Array:
         step = STEP / np.sqrt(max(own, 1e-8))

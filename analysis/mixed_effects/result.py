@@ -100,7 +100,12 @@ class FitResult:
         return self.coefficient_table()
 
     def coefficient_table(self, level: float = 0.95, df: str | None = None) -> pd.DataFrame:
-        """`coefficients` with intervals of another level, or another method of degrees of freedom."""
+        """`coefficients` with intervals of another level, or another method of degrees of freedom.
+
+        Args:
+            level: Coverage of the Wald intervals.
+            df: Method of the degrees of freedom; None for the fit's own.
+        """
         table = estimates(self, np.eye(len(self.design.names)), level=level, df=df)
         table.index = pd.Index(self.design.names, name="term")
         return with_odds_ratios(table, self.family)
@@ -118,6 +123,9 @@ class FitResult:
 
         Returns:
             By term: estimate, df, statistic (the signed root), p, ci_low, ci_high; and odds or rate ratios.
+
+        Raises:
+            FitError: If the model is an ordinary linear one, whose Wald intervals are exact, or has no such coefficient.
         """
         from analysis.mixed_effects.profile import profile_table
 
@@ -263,6 +271,9 @@ class FitResult:
             One row per combination: the factors, `estimate` on the scale of the link, `se`, `df`, `ci_low`, `ci_high`, and where
             the link is not the identity `response`, `response_se`, `response_low`, `response_high`. NaN where the
             data do not hold what is needed.
+
+        Raises:
+            FitError: If one of the names is no fixed predictor.
         """
         return marginal_means.means(self, of, by=by, at=at, level=level, df=df)
 
@@ -292,6 +303,9 @@ class FitResult:
         Returns:
             One row per contrast: `by`, `contrast`, `estimate` on the scale of the link, `se`, `df`, `statistic`, `p`,
             (`p_adjusted`), `ci_low`, `ci_high`, and odds or rate ratios.
+
+        Raises:
+            FitError: If there is no such factor, level, coefficient, adjustment or kind of contrast.
         """
         return marginal_means.contrast(self, of, weights, by=by, at=at, adjust=adjust, level=level, df=df)
 
@@ -318,6 +332,9 @@ class FitResult:
         Returns:
             One row per contrast: `estimate` as a difference of mean responses (proportions), `se`, `df`, `statistic`,
             `p`, `ci_low`, `ci_high`; NaN where means do not vary between groups.
+
+        Raises:
+            FitError: If `of` varies within every group, or within the one that is named.
         """
         from analysis.mixed_effects.group_means import contrast_of_group_means
 
@@ -343,19 +360,43 @@ class FitResult:
         return predict(self, data, random=random, scale=scale)
 
     def compare(self, other: FitResult) -> pd.DataFrame:
-        """Likelihood-ratio test of two nested models on the same rows. REML fits are refitted by ML."""
+        """Likelihood-ratio test of two nested models on the same rows. REML fits are refitted by ML.
+
+        Args:
+            other: A fit of the same rows, one of the two nested in the other.
+
+        Returns:
+            One row per model, the smaller first: n_parameters, log_likelihood, aic, bic; and for the larger chi2, df, p.
+
+        Raises:
+            FitError: If the models are of other rows or families, have a prior, or as many parameters.
+        """
         from analysis.mixed_effects.comparison import compare
 
         return compare(self, other)
 
     def omnibus(self) -> pd.DataFrame:
-        """Likelihood-ratio test of every term, against the model without it and the interactions that contain it."""
+        """Likelihood-ratio test of every term, against the model without it and the interactions that contain it.
+
+        Returns:
+            By term: chi2, df, p. A term without which nothing is left, not even an intercept, has no row.
+
+        Raises:
+            FitError: If the fit has a prior.
+        """
         from analysis.mixed_effects.comparison import omnibus
 
         return omnibus(self)
 
     def cross_check(self) -> pd.DataFrame:
-        """The same numbers by statsmodels' MixedLM, for small linear models with one grouping factor."""
+        """The same numbers by statsmodels' MixedLM, for small linear models with one grouping factor.
+
+        Returns:
+            By number: ours, statsmodels.
+
+        Raises:
+            FitError: If it is another model.
+        """
         from analysis.mixed_effects.second_opinions import mixedlm
 
         return mixedlm(self)
@@ -369,6 +410,12 @@ class FitResult:
 
         Args:
             group: The grouping factor; None for the one with the fewest levels.
+
+        Returns:
+            By term: estimate, se, statistic, df, p, ci_low, ci_high.
+
+        Raises:
+            FitError: If there is no such grouping factor, or rows are counts or have weights.
         """
         from analysis.mixed_effects.second_opinions import gee
 

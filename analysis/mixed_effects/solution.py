@@ -18,6 +18,7 @@ class Solution:
     """Estimates of one model, with `p` fixed effects and `d` free variance parameters.
 
     Attributes:
+        terms: Random-effect terms, in the order of what follows.
         beta: Fixed effects, `(p,)`.
         covariance: Their covariance, `(p, p)`.
         factors: Per term, the factor `L` (k, k) of the covariance of its effects, in the units of the data.
@@ -56,7 +57,18 @@ class Solution:
 def in_data_units(
     terms: tuple[RandomTerm, ...], factors: list[Array], modes: list[Array], covariances: list[Array], sigma: float
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
-    """Undo the scaling of the random-effect designs, and give every column of `L` a positive diagonal."""
+    """Undo the scaling of the random-effect designs, and give every column of `L` a positive diagonal.
+
+    Args:
+        terms: The terms.
+        factors: The factor `L` (k, k) of each, for its scaled design and a residual standard deviation of 1.
+        modes: Conditional modes (q, k) of each, for its scaled design.
+        covariances: Their conditional covariances (q, k, k).
+        sigma: Residual standard deviation.
+
+    Returns:
+        Factors, modes and covariances in the units of the data.
+    """
     scaled = []
     for term, factor in zip(terms, factors, strict=True):
         signs = np.where(np.diag(factor) < 0, -1.0, 1.0)

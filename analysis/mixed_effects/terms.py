@@ -85,7 +85,12 @@ class RandomTerm:
 
 
 def split(terms: tuple[RandomTerm, ...], parameters: Array) -> list[Array]:
-    """The matrices `L` of all terms, of their parameters one after the other."""
+    """The matrices `L` of all terms, of their parameters one after the other.
+
+    Args:
+        terms: The terms.
+        parameters: Free entries of all of them, (d,).
+    """
     factors, start = [], 0
     for term in terms:
         factors.append(term.factor(parameters[start : start + len(term.free)]))

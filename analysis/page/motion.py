@@ -59,7 +59,12 @@ class Motions:
         self._found: dict[str, Motion | None] = {}
 
     def collect(self, trials: Iterable[Shown], items: Mapping[tuple[str, str], Item]) -> dict[str, Motion]:
-        """Motions of trials by `motion_key`: tests in turn, whole groups of each, so that pairs can be compared."""
+        """Motions of trials by `motion_key`: tests in turn, whole groups of each, so that pairs can be compared.
+
+        Args:
+            trials: Those of the page.
+            items: (hash of the set, item) -> item, of the sets that are there.
+        """
         wanted: dict[str, dict[str, Shown]] = {}
         for trial in trials:
             item = items.get((trial.stimuli, trial.item))

@@ -40,6 +40,11 @@ class Pictures:
         """The pictures of trials whose sets are there, as base64 of WebP, by the first digits of their hash.
 
         One that cannot be read, or is not the one that was shown, is left out.
+
+        Args:
+            trials: Those of the page.
+            sets: Hash -> set, of those that are there.
+            items: (hash of the set, item) -> item of these.
         """
         found: dict[str, str] = {}
         for trial in trials:

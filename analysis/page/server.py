@@ -54,10 +54,11 @@ class View:
 
 
 def make_server(view: View, port: int) -> ThreadingHTTPServer:
-    """A server of the page on loopback; port 0 takes a free one. Call `serve_forever` on it.
+    """A server of the page on loopback. Call `serve_forever` on it.
 
-    Raises:
-        OSError: If the port is taken.
+    Args:
+        view: What is served.
+        port: Where; 0 for a free one.
     """
 
     class Handler(BaseHTTPRequestHandler):

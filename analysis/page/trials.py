@@ -126,6 +126,13 @@ def probabilities(row: Row, grammar: Grammar | None) -> tuple[tuple[tuple[str, f
     """(answer, probability) of the likeliest legal answers out of all of them, and what the rest comes to.
 
     Logs name the options of judgements; numbers are named by the grammar, and without it there is nothing to show.
+
+    Args:
+        row: Of a log.
+        grammar: Of the item's answers, where the set is there.
+
+    Returns:
+        (answer, probability) of at most `MOST_OPTIONS`; and the rest, None if there is none.
     """
     logprobs = row.get("logprobs")
     names = row.get("options") or ([text for text, _ in grammar.candidates()] if grammar is not None else None)

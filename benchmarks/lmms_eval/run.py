@@ -77,7 +77,20 @@ def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int, threads:
 def with_lmms_eval(
     python: str, weights: str, tasks: Path, stimuli: StimulusSet, out: Path, limit: int, threads: int
 ) -> Run:
-    """A run of lmms-eval."""
+    """A run of lmms-eval.
+
+    Args:
+        python: Of the environment in which it is installed.
+        weights: Folder of the model.
+        tasks: Folder of the task.
+        stimuli: The set, whose order it keeps.
+        out: Where it writes.
+        limit: Items.
+        threads: Of torch; 0 for as many as it takes by itself.
+
+    Raises:
+        SystemExit: If it did not finish.
+    """
     command = ["-m", "lmms_eval", "--model", "llava_hf", "--include_path", str(tasks), "--tasks", "probe_set"]
     command += ["--model_args", f"pretrained={weights},device=cpu,device_map=cpu,dtype=float32"]
     command += ["--batch_size", "1", "--output_path", str(out), "--log_samples", "--limit", str(limit)]

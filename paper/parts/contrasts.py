@@ -100,7 +100,16 @@ def status(study: Study) -> str:
 
 
 def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
-    """The numbers of one contrast, under a name; where no model could be fitted, the text says so, and gives the mean difference of runs."""
+    """The numbers of one contrast, under a name.
+
+    Where no model could be fitted, the text says so, and gives the mean difference of runs.
+
+    Args:
+        numbers: Where to.
+        name: Beginning of the names.
+        row: Of the table of `analysis.contrasts`.
+        alpha: Level of the tests.
+    """
     came_out = verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)
     numbers.verdict(f"{name}.verdict", came_out, VERDICTS)
     numbers.phrase(f"{name}.effect", EFFECTS[came_out])

@@ -50,7 +50,13 @@ def part(study: Study) -> Part:
 
 
 def cells(table: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFrame:
-    """The cells of the figure: conditions of training as groups of rows, families as groups of columns."""
+    """The cells of the figure: conditions of training as groups of rows, families as groups of columns.
+
+    Args:
+        table: Of `analysis.transfer.transfer_matrix`.
+        plain: The trials that it is of, for the order of conditions.
+        alpha: Level of the tests.
+    """
     conditions = condition_keys(plain)
     order = list(task_names())
     rows: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
