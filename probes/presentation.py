@@ -304,10 +304,9 @@ def _mirrored(item: Item) -> Item:
     assert item.scene is not None
     task = get_task(item.task)
     scene = mirror(item.scene)
-    working = item.certificate.get("working")
     certificate = item.certificate
-    if working is not None:
-        turned = [task.mirrored(tuple(w) if isinstance(w, list) else w) for w in working]
+    if item.working:
+        turned = [task.mirrored(answer) for answer in item.working]
         certificate = certificate | {"working": [list(w) if isinstance(w, tuple) else w for w in turned]}
     # What is right of a grounding question about the mirror image is read from it.
     answer = task.solve(scene, item.question) if task.kind == "grounding" else task.mirrored(item.answer)

@@ -42,7 +42,7 @@ class Scorer:
         """
         task = get_task(item.task) if item.scene is not None else None
         if task is None or (task.kind == "judgement" and task.version == item.task_version):
-            right = answer in (listed_answers(item) or {item.answer})
+            right = answer in (item.working or [item.answer])
             return Score(right, float(right), {"truth": item.answer})
         assert item.scene is not None
         return self._known.score(task, item.scene, item.question, answer, scene_hash=item.scene_sha256)
@@ -77,7 +77,7 @@ class Scorer:
         """The columns that follow from a reply."""
         parsed = item.question.parse(raw)
         if parsed.value is None:
-            return UNREAD | {"raw": raw, "status": parsed.status}
+            return UNANSWERED | {"raw": raw, "status": parsed.status}
         return self._answered(item, parsed.value) | {"raw": raw}
 
     def options(self, item: Item, logprobs: npt.NDArray[np.float64]) -> Columns:
@@ -131,10 +131,10 @@ class Scorer:
     def right_answers(self, item: Item) -> set[Answer] | None:
         """All answers that succeed, where they are known without trying: certified, stored, or read from the scene."""
         if item.scene is None:
-            return listed_answers(item) or {item.answer}
+            return set(item.working) or {item.answer}
         kind = get_task(item.task).kind
         if kind == "action":
-            return listed_answers(item)
+            return set(item.working) or None
         if kind == "grounding" and isinstance(item.question.grammar, Integers):
             return {value for _, value in item.question.grammar.candidates() if self.score(item, value).success}
         return {item.answer}
@@ -165,7 +165,7 @@ class Scorer:
 
     def _answered(self, item: Item, answer: Answer) -> Columns:
         score = self.score(item, answer)
-        return UNREAD | {
+        return UNANSWERED | {
             "answer": _plain(answer),
             "answer_text": item.question.grammar.text(answer),
             "status": "ok",
@@ -189,13 +189,7 @@ def reply_of(item: Item, row: Columns) -> str:
     return item.question.reply(tuple(answer) if isinstance(answer, list) else answer)
 
 
-def listed_answers(item: Item) -> set[Answer] | None:
-    """The right answers that an item lists (by certificate, or in the table it was imported from); None if it lists none."""
-    working = item.certificate.get("working")
-    return None if working is None else {tuple(a) if isinstance(a, list) else a for a in working}
-
-
-UNREAD: Columns = {
+UNANSWERED: Columns = {
     "raw": None,
     "answer": None,
     "answer_text": None,

@@ -18,7 +18,7 @@ from probes.models import Generation, Model, Trial
 from probes.models.catalog import ENTRIES
 from probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from probes.provenance import git_state, hardware, training_facts, versions
-from probes.readout import UNREAD, Columns, Scorer
+from probes.readout import UNANSWERED, Columns, Scorer
 from probes.sharding import ALONE, Processes
 from probes.trials import RunError, trials_hash
 from stimuli.baselines import guesses, item_cues
@@ -391,7 +391,7 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
 def _columns(scorer: Scorer, answer: _Answer) -> Columns:
     """The columns of a row that do not name the run."""
     item = answer.ask.asked
-    columns = scorer.describe(item) | UNREAD
+    columns = scorer.describe(item) | UNANSWERED
     error = answer.error
     if error is None:
         try:

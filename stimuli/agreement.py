@@ -165,10 +165,8 @@ def _judgement(task: Task, item: Item, simulator: Simulator) -> tuple[str, str]:
 def _action(task: Task, item: Item, simulator: Simulator) -> tuple[str, str]:
     scene, question = item.scene, item.question
     assert scene is not None
-    listed = item.certificate.get("working")
-    working = [tuple(w) if isinstance(w, list) else w for w in listed] if listed else [item.answer]
     tried = [(item.answer, True)]
-    wrong = _wrong(task, item, working)
+    wrong = _wrong(task, item, item.working or [item.answer])
     if wrong is not None:
         tried.append((wrong, False))
     words = {True: "works", False: "fails"}

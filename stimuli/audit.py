@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from stimuli.tasks import Task, get_task, task_names
 log = logging.getLogger(__name__)
 
 PIXELS = 16
-"""The pixel classifier sees pictures of this edge."""
+"""Edge of the pictures that classifiers on pixels see."""
 FOLDS = 5
 MOST_LEVELS = 6
 """A factor with more levels than this gets no columns of its own."""
@@ -169,9 +169,13 @@ def audit(stimuli: StimulusSet) -> Audit:
     labels = [cue.answer for cue in cues]
     if task.kind == "judgement":
         hits["prompt alone", "prompt"] = _classify(_words(items), labels, cues)
-        hits[f"linear classifier on {PIXELS}x{PIXELS} pixels", "pixels"] = _classify(_pixels(stimuli), labels, cues)
+        hits[f"linear classifier on {PIXELS}x{PIXELS} pixels", "pixels"] = _classify(
+            pixel_features(stimuli, items), labels, cues
+        )
     elif task.kind == "action":
-        hits[f"linear regression on {PIXELS}x{PIXELS} pixels", "pixels"] = _regress(_pixels(stimuli), labels, cues)
+        hits[f"linear regression on {PIXELS}x{PIXELS} pixels", "pixels"] = _regress(
+            pixel_features(stimuli, items), labels, cues
+        )
     bin_of = np.array([_bin_name(item.condition.margin_bin) for item in items])
     bins = {name: int((bin_of == name).sum()) for name in sorted(set(bin_of.tolist()) - {""})}
     levels = _levels(items)
@@ -204,6 +208,23 @@ def audit(stimuli: StimulusSet) -> Audit:
         values = np.array([cue.cues[name] for cue in cues])
         rows.append(row(name, "cue", partial(_looked_up, values, labels, groups)))
     return Audit(task.name, len(items), chance, limit, bins, levels, tuple(rows))
+
+
+def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> npt.NDArray[np.float64]:
+    """The pictures, averaged down to `PIXELS` x `PIXELS` pixels.
+
+    Args:
+        stimuli: The set.
+        items: Of it.
+
+    Returns:
+        (n, 768) in [0, 1].
+
+    Raises:
+        StimulusError: If a picture cannot be read.
+    """
+    small = [stimuli.image(item).resize((PIXELS, PIXELS), Image.Resampling.BOX) for item in items]
+    return np.stack([np.asarray(picture, dtype=np.float64).ravel() / 255 for picture in small])
 
 
 def _share(hit: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> float:
@@ -245,15 +266,6 @@ def _bin_name(edges: tuple[float, float]) -> str:
     """The bin of |margin|, e.g. "0.1-0.2"; empty where the margin is not binned by its distance from 0."""
     low, high = sorted(abs(edge) for edge in edges)
     return f"{low:.1f}-{high:.1f}" if edges[0] * edges[1] > 0 else ""
-
-
-def _pixels(stimuli: StimulusSet) -> npt.NDArray[np.float64]:
-    """(n, 768) pixels of the pictures shrunk to `PIXELS`, in [0, 1]."""
-    small = [
-        np.asarray(stimuli.image(item).resize((PIXELS, PIXELS), Image.Resampling.BOX), dtype=float).ravel() / 255
-        for item in stimuli.items
-    ]
-    return np.stack(small)
 
 
 def _words(items: list[Item]) -> npt.NDArray[np.float64]:

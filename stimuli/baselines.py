@@ -56,8 +56,7 @@ def item_cues(task: Task, item: Item) -> ItemCues:
         item: The item.
     """
     scene, question = item.scene, item.question
-    listed = item.certificate.get("working")
-    working = tuple(tuple(w) if isinstance(w, list) else w for w in listed) if listed else (item.answer,)
+    working = tuple(item.working) or (item.answer,)
     low, high = item.condition.margin_bin
     size = (min(abs(low), abs(high)), max(abs(low), abs(high)))
     return ItemCues(

@@ -75,6 +75,11 @@ class Item:
     scene_sha256: str
     certificate: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def working(self) -> list[Answer]:
+        """All answers that work, where they were listed: by the simulator, or in an imported table. Else empty."""
+        return [tuple(w) if isinstance(w, list) else w for w in self.certificate.get("working", ())]
+
     def to_row(self) -> dict[str, Any]:
         """The item as one row of metadata.jsonl."""
         return {
@@ -231,7 +236,7 @@ class StimulusSet:
             grammar, row = item.question.grammar, item.to_row()
             options = "|".join(f"{o.text}={o.value}" for o in grammar.options) if isinstance(grammar, Options) else ""
             ranges = "" if isinstance(grammar, Options) else ", ".join(f"{low}..{high}" for low, high in grammar.ranges)
-            working = [_listed(w) for w in item.certificate.get("working", [])]
+            working = [_listed(w) for w in item.working]
             names = ("file_name", "item_id", "task", "task_version", "prompt", "answer")
             yield (
                 {name: row[name] for name in names}

@@ -339,7 +339,7 @@ def _card(
     edges = Counter(picture.edge for picture in loaded.values())
     if len(edges) > 1:
         report.notes[f"pictures of different sizes, {min(edges)} to {max(edges)} pixels: kept"] += 1
-    rights = [_rights(item) for item in items]
+    rights = [item.working for item in items]
     counts: Counter[Answer] = Counter(answer for right in rights for answer in right)
     best = min(counts, key=lambda a: (-counts[a], str(a)))
     words = all(isinstance(item.question.grammar, Options) for item in items)
@@ -377,10 +377,6 @@ def _card(
             "participants": len({response.participant for response in responses} - {""}),
         }
     return described
-
-
-def _rights(item: Item) -> list[Answer]:
-    return [tuple(w) if isinstance(w, list) else w for w in item.certificate["working"]]
 
 
 def _write(

@@ -21,6 +21,7 @@ from stimuli.palettes import paint
 from stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
 from stimuli.shapes import bottom, corners
 from stimuli.tasks import Task, Unsatisfiable
+from stimuli.tasks.grounding import MIN_SEPARATION
 from stimuli.textures import ON_BODIES, ON_FLOORS, Texture
 from stimuli.viewing import extent, fitted, project, shown, things
 
@@ -38,8 +39,6 @@ ORDER = (*PHYSICAL, *VISUAL)
 
 FRAME = 0.95
 """Share of the picture, from its middle, within which every body and marker stays."""
-MIN_SEPARATION = 0.015
-"""Metres between two centres from which left and right in the picture must be what they are in the scene."""
 STEEPEST = -75.0
 """Degrees of pitch beyond which the camera does not go."""
 

@@ -221,9 +221,10 @@ def _engine() -> Check:
 
 
 def _tiny() -> Check:
-    from probes.models.catalog import TINY_WEIGHTS, weights_complete
+    from probes.models.catalog import weights_complete
+    from probes.tiny import WEIGHTS
 
-    ok = weights_complete(TINY_WEIGHTS)
+    ok = weights_complete(WEIGHTS)
     return {"what": "embedded model", "ok": ok, "found": "tiny" if ok else "weights missing: install the package anew"}
 
 

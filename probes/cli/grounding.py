@@ -28,7 +28,8 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
         model: The loaded model.
         jobs: Processes that make the questions' pictures; None takes all cores.
     """
-    from analysis.summary import GROUNDING, seen
+    from analysis.logs import GROUNDING
+    from analysis.summary import seen
     from probes.cli.console import progress, tell
     from probes.cli.resources import cores
     from probes.run import run

@@ -1,4 +1,4 @@
-"""What decoding is compared with: raw pixels, cues, permuted values, and arbitrary values per type of scene."""
+"""What decoding is compared with: permuted values, and arbitrary values per type of scene."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from probes.decoding.crossval import permuted
-from stimuli.dataset import Item, StimulusSet
-
-PIXELS = 16
-"""Edge of the picture that the pixel probe sees: 16 x 16 x 3 numbers."""
+from stimuli.dataset import Item
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-
-def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> Floats:
-    """The pictures, averaged down to 16 x 16 pixels: (n, 768) in [0, 1]."""
-    small = [stimuli.image(item).resize((PIXELS, PIXELS), Image.Resampling.BOX) for item in items]
-    return np.stack([np.asarray(picture, dtype=np.float64).ravel() / 255 for picture in small])
 
 
 def permutations(items: Sequence[Item], groups: Ints, draws: int, rng: np.random.Generator) -> list[Ints]:

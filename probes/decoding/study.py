@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from probes.decoding import DecodingError
-from probes.decoding.controls import PIXELS, pixel_features
 from probes.decoding.crossval import ALPHAS, INNER, OUTER, STRENGTHS
 from probes.decoding.readings import ARBITRARY, BOOTSTRAP, Problem, Reading, difference, familywise, make_problem, read
 from probes.decoding.targets import cue_values, find_target
 from probes.provenance import git_state, hardware, versions
 from probes.trials import RunError, write_json
+from stimuli.audit import PIXELS, pixel_features
 from stimuli.dataset import Item, StimulusSet
 from stimuli.plain_json import parse_object
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from probes.models import ModelError
+from probes.tiny import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,9 @@ class Entry:
     note: str = ""
 
 
-TINY_WEIGHTS = Path(__file__).resolve().parent.parent / "tiny" / "weights"
-
 _GEMMA = "Gemma terms"
 ENTRIES: tuple[Entry, ...] = (
-    Entry(
-        "tiny", "embedded", str(TINY_WEIGHTS), 0.0022, "Apache-2.0", "model organism: can see, never trained on physics"
-    ),
+    Entry("tiny", "embedded", str(WEIGHTS), 0.0022, "Apache-2.0", "model organism: can see, never trained on physics"),
     Entry("chance", "observer", note="answers at random, every legal answer alike"),
     Entry("heuristic", "observer", note="follows the obvious visual rule of the task"),
     Entry("ideal", "observer", note="knows the scene and simulates it"),

@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Folder in the Hugging Face hub layout: hand it to `AutoProcessor` and `AutoModelForImageTextToText`."""

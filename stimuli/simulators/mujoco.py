@@ -27,6 +27,7 @@ from stimuli.simulators import (
     Stop,
 )
 from stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
+from stimuli.viewing import things
 
 STEP = 1 / 480
 """Coarsest integration step, seconds."""
@@ -95,7 +96,7 @@ class MuJoCoSimulator:
             geoms = renderer.render()[..., 0]
         segmentation = np.full(geoms.shape, BACKGROUND, dtype=np.int32)
         segmentation[geoms == model.geom("floor").id] = FLOOR
-        for index, thing in enumerate(_things(scene)):
+        for index, thing in enumerate(things(scene)):
             address, count = model.body(thing.name).geomadr[0], model.body(thing.name).geomnum[0]
             segmentation[(geoms >= address) & (geoms < address + count)] = index
         rgb[segmentation == BACKGROUND] = np.round(np.array(scene.background.sky) * 255)
@@ -111,9 +112,9 @@ def model_xml(scene: Scene, *, size: int = 64, step: float = STEP) -> str:
         step: Of the integration, seconds.
     """
     light = scene.light
-    things = _things(scene)
-    meshes = "".join(_mesh_xml(thing) for thing in things if thing.shape in ("wedge", "arrow"))
-    bodies = "".join(_body_xml(thing, scene.palette) for thing in things)
+    everything = things(scene)
+    meshes = "".join(_mesh_xml(thing) for thing in everything if thing.shape in ("wedge", "arrow"))
+    bodies = "".join(_body_xml(thing, scene.palette) for thing in everything)
     floor = " ".join(map(str, scene.background.floor))
     toward = " ".join(str(-v) for v in light.direction)
     return f"""<mujoco>
@@ -132,10 +133,6 @@ def model_xml(scene: Scene, *, size: int = 64, step: float = STEP) -> str:
   </worldbody>
   <contact>{_pairs_xml(scene, step)}</contact>
 </mujoco>"""
-
-
-def _things(scene: Scene) -> list[Body | Marker]:
-    return [*scene.bodies, *scene.markers]
 
 
 def _body_xml(thing: Body | Marker, palette: str) -> str:

@@ -24,7 +24,7 @@ About = dict[str, str | int]
 Objects = Callable[[Scene], Sequence[Body]]
 
 MIN_SEPARATION = 0.015
-"""Metres between two centres before left and right of each other are asked about."""
+"""Metres between two centres from which left and right of each other are asked about, and must be the same in the picture."""
 LARGEST_COUNT = 6
 """The largest number that can be answered, unless there are more objects."""
 

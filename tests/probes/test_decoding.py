@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.preprocessing import StandardScaler
 
 from probes.decoding import DecodingError
-from probes.decoding.controls import arbitrary_columns, permuted_columns, pixel_features
+from probes.decoding.controls import arbitrary_columns, permuted_columns
 from probes.decoding.crossval import ALPHAS, _scaled, logistic, logistic_model, make_folds, permuted, r2_sums, ridge
 from probes.decoding.intervention import direction, outcomes
 from probes.decoding.readings import make_problem, read
@@ -26,6 +26,7 @@ from probes.models import ModelError, Trial
 from probes.models.activations import HiddenStates, Mover, Site, choose_sites, depths, hidden_states, untrained
 from probes.models.loading import load_model
 from probes.trials import RunError
+from stimuli.audit import pixel_features
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
 from stimuli.scene import Body, Push, Scene

@@ -678,10 +678,10 @@ def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     """`transformers serve` with the embedded model: (base URL, model id)."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    from probes.models.catalog import TINY_WEIGHTS
+    from probes.tiny import WEIGHTS
 
     folder = tmp_path_factory.mktemp("serve")
-    shutil.copytree(TINY_WEIGHTS, folder / "tiny")
+    shutil.copytree(WEIGHTS, folder / "tiny")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -30,10 +30,10 @@ from stimuli.tasks.collision.table import (
     in_picture,
     moving,
     plane,
-    project,
     settled,
     struck_crossing,
 )
+from stimuli.viewing import project
 
 R = 0.04
 
@@ -158,7 +158,7 @@ def test_projection_is_that_of_the_renderer():
     mask = get_simulator().render(scene, 200).segmentation
     for index, body in enumerate(scene.bodies):
         rows, columns = np.nonzero(mask == index)
-        x, y = project(np.array([body.position]), scene.camera)[0]
+        x, y, _ = project(scene.camera, np.array([body.position]))[0]
         assert columns.mean() == pytest.approx(100 + 100 * x, abs=2)
         assert rows.mean() == pytest.approx(100 - 100 * y, abs=2)
 

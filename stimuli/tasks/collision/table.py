@@ -18,8 +18,9 @@ import numpy.typing as npt
 from stimuli import kinematics
 from stimuli.look import draw_colours, draw_surroundings
 from stimuli.scene import COLOURS, Body, Camera, Marker, Quaternion, Scene, Vec3
-from stimuli.shapes import about_z, corners
+from stimuli.shapes import about_z
 from stimuli.simulators import Outcome, Stop
+from stimuli.viewing import extent, project
 
 SHOWN = ("arrow", "ghost", "strip")
 """How the velocity of the moving ball is shown: by an arrow, by pale balls where it was, or by a strip of four moments."""
@@ -115,24 +116,7 @@ def settled(scene: Scene) -> Stop:
 
 def in_picture(scene: Scene) -> bool:
     """Whether everything is in the picture, the earlier places of moving balls in a strip included."""
-    points = [corners(body) for body in scene.bodies] + [corners(marker) for marker in scene.markers]
-    for body in scene.bodies:
-        for moment in scene.panels:
-            if moment < 0:
-                points.append(corners(body) + moment * np.array(body.velocity))
-    return bool(np.abs(project(np.concatenate(points), scene.camera)).max() < FRAME_MARGIN)
-
-
-def project(points: Floats, camera: Camera) -> Floats:
-    """Where world points (n, 3) appear: (n, 2) to the right and up, in half pictures from the middle."""
-    yaw, pitch = math.radians(camera.yaw), math.radians(camera.pitch)
-    right = np.array([math.cos(yaw), math.sin(yaw), 0.0])
-    forward = np.array([-math.sin(yaw) * math.cos(pitch), math.cos(yaw) * math.cos(pitch), math.sin(pitch)])
-    up = np.cross(right, forward)
-    gaze = points - np.array(camera.target)
-    depth = gaze @ forward + camera.distance
-    scale = math.tan(math.radians(camera.fov) / 2) * depth
-    return np.stack([gaze @ right / scale, gaze @ up / scale], axis=1)
+    return bool(np.abs(project(scene.camera, extent(scene))[:, :2]).max() < FRAME_MARGIN)
 
 
 def flat_arrow(direction: Floats) -> Quaternion:

@@ -255,7 +255,7 @@ def _judge(
 ) -> npt.NDArray[np.int_]:
     """(batch,) index of the only block that can go, posts first, with the load at `load`; -1 where the scene is no good."""
     x, width, length = s["x"], s["width"], s["length"]
-    standing, half = x.shape[1], s["width"].mean(axis=1) / 2
+    standing = x.shape[1]
     items = np.concatenate([load[:, None], s["block"]], axis=1)
     extents = np.concatenate([s["load_width"][:, None], s["block_width"]], axis=1)
     heights = np.concatenate([s["load_height"][:, None], s["block_height"]], axis=1)
@@ -290,7 +290,7 @@ def _judge(
     best = left.argmax(axis=1)
     others = np.sort(left, axis=1)[:, -2]
     smallest = np.minimum(left.max(axis=1), -others)
-    return np.where(good & in_bin(smallest, margin_bin) & (half > 0), np.array(index)[best], -1)
+    return np.where(good & in_bin(smallest, margin_bin), np.array(index)[best], -1)
 
 
 def _structure(s: dict[str, Floats], i: int, load: float) -> Structure:

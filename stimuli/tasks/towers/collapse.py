@@ -10,7 +10,7 @@ import numpy as np
 from stimuli.condition import Condition, in_bin
 from stimuli.question import THINK, Answer, Integers, Option, Options, Question, Variant, named_options
 from stimuli.scene import Scene
-from stimuli.simulators import Outcome, Simulator, get_simulator
+from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin, stack_overshoot
 from stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable, simulator_or_default
 from stimuli.tasks.towers.tower import (
@@ -181,7 +181,7 @@ class TowersCount(Task):
             look = Look(rng, count)
             scene = look.scene(look.centred(first_tower(rng, count, accept, condition.build)))
             nudges = [np.zeros(count), *(rng.choice((-JITTER, JITTER), count) for _ in range(2))]
-            if all(_on_floor(self._settle(_nudged(scene, nudge))) == target for nudge in nudges):
+            if all(_on_floor(_nudged(scene, nudge)) == target for nudge in nudges):
                 return (scene,)
         raise Unsatisfiable(f"found no tower of {count} blocks that leaves {target} on the floor")
 
@@ -197,7 +197,7 @@ class TowersCount(Task):
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """Number of blocks in contact with the floor at rest, by simulation."""
-        return _on_floor(self._settle(scene, simulator))
+        return _on_floor(scene, simulator)
 
     def variants(self) -> tuple[Variant, ...]:
         """One per paraphrase."""
@@ -211,13 +211,10 @@ class TowersCount(Task):
         """Everything falls, or nothing does, by the neighbour rule."""
         return {"neighbour rule": lambda s: len(s.bodies) if largest_step(s) > SMALL_STEP + 1e-9 else 1}
 
-    @staticmethod
-    def _settle(scene: Scene, simulator: Simulator | None = None) -> Outcome:
-        return (simulator or get_simulator()).simulate(scene)
 
-
-def _on_floor(outcome: Outcome) -> int:
-    return len(outcome.on_floor)
+def _on_floor(scene: Scene, simulator: Simulator | None = None) -> int:
+    """Number of blocks in contact with the floor when everything has come to rest."""
+    return len(simulator_or_default(simulator).simulate(scene).on_floor)
 
 
 def _nudged(scene: Scene, dx: Floats) -> Scene:

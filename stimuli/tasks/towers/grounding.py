@@ -23,7 +23,7 @@ from stimuli.tasks.grounding import (
     number_of,
     words,
 )
-from stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower_blocks
+from stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower_blocks, width_cm
 
 ASKS = ("count", "nth-colour", "left-right", "exists", "shift")
 """The questions of the standard set; the others are easier or denser ones about the same pictures, for pretraining."""
@@ -114,7 +114,7 @@ def shift_between() -> Ask:
     """By how many centimetres is one block displaced from another?"""
 
     def abouts(scene: Scene) -> list[About]:
-        reach = PLACE_REACH * _wide(scene) / 100
+        reach = PLACE_REACH * width_cm(scene) / 100
         return [
             {"a": a.colour, "b": b.colour}
             for a in scene.bodies
@@ -147,21 +147,16 @@ def _gap_cm(a: Body, b: Body) -> float:
     return 100 * abs(a.position[0] - b.position[0])
 
 
-def _wide(scene: Scene) -> float:
-    """Width of a block, centimetres."""
-    return round(100 * scene.bodies[0].size[0], 4)
-
-
 def _tolerance(scene: Scene) -> float:
     """Centimetres by which a stated distance may be off."""
-    return TOLERANCE * _wide(scene)
+    return TOLERANCE * width_cm(scene)
 
 
 def _centimetres(reach: int) -> Callable[[Scene, int], tuple[Grammar, str]]:
     """The grammar of a distance of up to `reach` block widths to either side."""
 
     def grammar(scene: Scene, order: int) -> tuple[Grammar, str]:
-        wide = _wide(scene)
+        wide = width_cm(scene)
         far = round(reach * wide)
         sentence = f"{scale(wide)} Answer with one whole number of centimetres from {-far} to {far}."
         return Integers(((-far, far),)), sentence
