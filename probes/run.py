@@ -333,7 +333,7 @@ def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Genera
     name = "raw" if readout == "generate" else "logprobs"
     for trial, value, latency in model.stream(shown(), readout, settings):
         given = {"error": _message(value)} if isinstance(value, Exception) else {name: value}
-        yield _Answer(asks[trial.key], **given, latency_s=latency, ends_batch=True)
+        yield _Answer(asks[trial.id], **given, latency_s=latency, ends_batch=True)
     yield from failed
 
 

@@ -353,10 +353,11 @@ class _Watch:
         import sys
 
         from probes.cli.console import tell
+        from probes.study.store import ASIDE
 
         if self._moved:
             tell(
-                f"the design has changed: {len(self._moved)} results of an earlier one are in {self._store.folder}/aside"
+                f"the design has changed: {len(self._moved)} results of an earlier one are in {self._store.folder}/{ASIDE}"
             )
         missing = sum(not all(map(self._store.done, cell.steps)) for cell in self._cells)
         tell(f"{missing} of {len(self._cells)} cells to do, {self._pool.size} at a time, in {self._store.folder}")

@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import numpy.typing as npt
 
 from probes.models import Trial
 from probes.models.activations import HiddenStates, Site
-from probes.trials import RunError, write_json
+from probes.trials import RunError, lock_folder, write_json
 from stimuli.dataset import Item, StimulusSet
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
@@ -112,8 +111,11 @@ def collect(
     folder = home / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        lock = lock_folder(home, f".{key}.lock")  # beside the folder, which may have to be made anew
+        try:
             _fill(folder, described, model, stimuli, items, sites, batch_size, progress)
+        finally:
+            os.close(lock)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from error
     return Activations(folder, len(items))
@@ -221,18 +223,3 @@ def _save(path: Path, array: npt.NDArray[np.bool_]) -> None:
     with temporary.open("wb") as file:
         np.save(file, array)
     temporary.replace(path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Take the folder for this process, where the file system has locks."""
-    import fcntl
-
-    descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise RunError(f"another process is writing to {folder}: wait for it, or choose another --out") from error
-    finally:
-        os.close(descriptor)

@@ -53,7 +53,7 @@ class Trial:
         return (*self.context, Turn("user", self.prompt, () if self.image is None else (self.image,)))
 
     @property
-    def key(self) -> tuple[str, str]:
+    def id(self) -> tuple[str, str]:
         """What tells the trials of one run apart."""
         return trial_id(self.item.item_id, self.manner, self.attempt)
 
@@ -99,7 +99,19 @@ class Identity:
 
 
 class Model(Protocol):
-    """A model or an observer. Answers do not depend on how items are batched."""
+    """A model or an observer. Answers do not depend on how items are batched.
+
+    A model may also have, and a run then uses:
+        batch_size: Trials per call that suit it.
+        observed: What it has seen so far, as plain data for `run.json`.
+        check(items): Raises ModelError for items that it cannot answer, before any is asked.
+        check_context(trials, settings): Raises ModelError for conversations that are too long for it.
+        prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
+        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order.
+
+    Attributes:
+        needs_images: Whether it looks at pictures; one that does not is given none.
+    """
 
     needs_images: bool
 

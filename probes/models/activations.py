@@ -159,11 +159,6 @@ class HiddenStates:
         return found
 
 
-def hidden_states(model: Any, trials: Sequence[Trial], sites: Sequence[Site]) -> dict[Site, Floats32]:
-    """The hidden states of one batch of trials: for every site (trials, width), float32. See `HiddenStates`."""
-    return HiddenStates(model, sites).read(trials)
-
-
 class Mover:
     """Moves the hidden states of one batch at one site while the model reads the prompts, and scores the options.
 
@@ -222,7 +217,7 @@ class Mover:
             there = torch.nn.functional.pad(at, (0, behind))
             return hidden + there[..., None].to(hidden) * shift[:, None].to(hidden)
 
-        self._model._ready[tuple(trial.key for trial in self._trials)] = self._inputs
+        self._model._ready[tuple(trial.id for trial in self._trials)] = self._inputs
         handle = _decoder(network).register_forward_pre_hook(watch, with_kwargs=True)
         try:
             with _editing(network, site.layer, move):

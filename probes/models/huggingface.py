@@ -150,7 +150,7 @@ class HuggingFaceModel:
 
     def prepare(self, trials: Sequence[Trial]) -> None:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
-        self._ready[tuple(trial.key for trial in trials)] = self._make_inputs(trials)
+        self._ready[tuple(trial.id for trial in trials)] = self._make_inputs(trials)
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         """One reply text per trial, greedy unless `settings` has a temperature.
@@ -177,8 +177,8 @@ class HuggingFaceModel:
         limits = [self._limit(trial, settings) for trial in trials]
         noise = LogitsProcessorList()
         if settings.temperature > 0:
-            ids = [" ".join(part for part in trial.key if part) for trial in trials]
-            noise.append(_Sample(ids, settings, inputs["input_ids"].shape[1]))
+            ids = [" ".join(part for part in trial.id if part) for trial in trials]
+            noise.append(_Sample(ids, settings))
         if self._trimmed is None:
             self._trimmed = self._small and self._can_be_trimmed()
         with torch.inference_mode(), last_words_only(self._model) if self._trimmed else nullcontext():
@@ -255,7 +255,7 @@ class HuggingFaceModel:
         return self.reply_length(trial) + SPARE_TOKENS
 
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, torch.Tensor]:
-        key = tuple(trial.key for trial in trials)
+        key = tuple(trial.id for trial in trials)
         inputs = self._ready.pop(key) if key in self._ready else self._make_inputs(trials)
         seen = {self._seen(trial, image) for trial in trials for turn in trial.turns for image in turn.images}
         self.observed = {
@@ -331,11 +331,11 @@ def load_network(
 class _Sample(LogitsProcessor):
     """Turns greedy search into sampling: the largest of logits / T + Gumbel noise is a draw from the softmax.
 
-    Every item has its own generator, so that its reply is the same in any batch, and when it is asked again.
+    Every trial has its own generator, so that its reply is the same in any batch, and when it is asked again.
     """
 
-    def __init__(self, item_ids: Sequence[str], settings: Generation, prompt: int) -> None:
-        seeds = [zlib.crc32(f"{item_id} {settings.seed}".encode()) for item_id in item_ids]
+    def __init__(self, trial_ids: Sequence[str], settings: Generation) -> None:
+        seeds = [zlib.crc32(f"{trial_id} {settings.seed}".encode()) for trial_id in trial_ids]
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._temperature = settings.temperature
 

@@ -36,7 +36,7 @@ def load_model(
         dtype: "auto" (float32 on a CPU, else that of the checkpoint), "float32", "bfloat16" or "float16".
         device: "auto" (a GPU, if there is one), or a torch device.
         adapter: Folder of a LoRA adapter; of a served model, the adapter's id at the server.
-        load_in_4bit: Quantise the weights to 4 bits; needs bitsandbytes and a GPU.
+        load_in_4bit: Quantise the weights to 4 bits; needs bitsandbytes.
         base_url: Of the server, for a served model.
         concurrency: Trials that a served model is asked at a time.
         readout: What a served model will be asked for: "generate" or "options".

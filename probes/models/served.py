@@ -225,8 +225,8 @@ class ServedModel:
         for trial, value, _ in self.stream(trials, readout, settings):
             if isinstance(value, Exception):
                 raise value
-            found[trial.key] = value
-        return [found[trial.key] for trial in trials]
+            found[trial.id] = value
+        return [found[trial.id] for trial in trials]
 
     def _reply(self, trial: Trial, settings: Generation, cancelled: threading.Event) -> str:
         body = {
@@ -236,7 +236,7 @@ class ServedModel:
         }
         if settings.temperature > 0:
             # Of the trial, so that two trials do not share their luck, and one has the same when it is asked again.
-            name = " ".join(part for part in trial.key if part)
+            name = " ".join(part for part in trial.id if part)
             body["seed"] = zlib.crc32(f"{name} {settings.seed}".encode()) & 0x7FFFFFFF
         reply = self._complete(body, cancelled)
         return _text(reply, trial.item.question.style)

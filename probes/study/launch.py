@@ -39,6 +39,10 @@ class Launch:
         return [*launcher, "-m", "probes", *arguments]
 
 
+IN_PROCESS = Launch()
+"""Without accelerate: steps run in the process of their cell."""
+
+
 def launch_names() -> list[str]:
     """The configurations of accelerate that ship with the package."""
     return sorted(Path(file.name).stem for file in _shipped().iterdir() if file.name.endswith(".yaml"))
@@ -55,7 +59,7 @@ def find_launch(name: str, processes: int) -> Launch:
         StudyError: If there is no such thing.
     """
     if not name:
-        return Launch()
+        return IN_PROCESS
     if name in launch_names():
         return Launch(str(_shipped() / f"{name}.yaml"), processes)
     if Path(name).is_file():

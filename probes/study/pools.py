@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from probes.study.fields import StudyError
-from probes.study.launch import Launch
-from probes.study.store import JOB, LOG, Store, read_json, write_json
+from probes.study.launch import IN_PROCESS, Launch
+from probes.study.store import CELLS, JOB, LOG, Store, read_json, write_json
 
-IN_PROCESS = Launch()
 GRACE = 30.0
 """Seconds that a process has to end before it is killed."""
 SQUEUE_EVERY = 20.0
@@ -182,7 +181,7 @@ class SubmititPool:
             import submitit
         except ModuleNotFoundError as error:
             raise StudyError("jobs need submitit, which is not installed: pip install 'vlm-probe[slurm]'") from error
-        folder = self.store.folder.resolve() / "cells" / ".submitit"
+        folder = self.store.folder.resolve() / CELLS / ".submitit"
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
             self._executor.update_parameters(name=self.store.folder.resolve().name, **self.options)

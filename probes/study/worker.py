@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
 from probes.cli.settings import OTHER_VARIABLES
 from probes.study.cells import Cell, Step
-from probes.study.launch import Launch, call
+from probes.study.launch import IN_PROCESS, Launch, call
 from probes.study.store import (
     ENDED,
     LOCK,
@@ -39,7 +39,6 @@ from probes.study.store import (
 )
 
 AT_WORK = 4
-IN_PROCESS = Launch()
 PATIENCE = 5.0
 """Seconds to wait for a lock that somebody may hold only to look at the cell."""
 ERRORS_KEPT = 4

@@ -54,8 +54,8 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Item:
-    """A picture's scene and a question about it."""
+class Asked:
+    """A question about the picture of a scene."""
 
     scene: Scene
     question: Question
@@ -67,7 +67,7 @@ def load(folder: Path = WEIGHTS) -> Loaded:
     return Loaded(model, AutoProcessor.from_pretrained(folder))
 
 
-def replies(loaded: Loaded, items: Sequence[Item]) -> list[str]:
+def replies(loaded: Loaded, items: Sequence[Asked]) -> list[str]:
     """Greedy replies.
 
     Args:
@@ -163,7 +163,7 @@ def parse_rates(loaded: Loaded, name: str, per_style: int, seed: int = SEED + 1)
                 items.append(_grounding_item(task, rng, condition, variant, ()))
             else:
                 scene = _drawn(rng, task, condition)
-                items.append(Item(scene, task.question(scene, variant)))
+                items.append(Asked(scene, task.question(scene, variant)))
         ok = [item.question.parse(r).status == "ok" for item, r in zip(items, replies(loaded, items), strict=True)]
         rates[style] = round(float(np.mean(ok)), 4)
     return rates
@@ -184,7 +184,7 @@ def judgement(loaded: Loaded, name: str, scenes: int, seed: int = SEED + 2) -> d
     task = get_task(name)
     rng = np.random.default_rng(seed)
     conditions, variants = task.conditions(), task.variants()
-    items: list[Item] = []
+    items: list[Asked] = []
     group = 0
     while len(items) < scenes:
         try:
@@ -193,7 +193,7 @@ def judgement(loaded: Loaded, name: str, scenes: int, seed: int = SEED + 2) -> d
             continue  # a rare draw: the next one is another
         members = tuple(mirror(s) for s in members) if rng.random() < 0.5 else members
         # All members of a group are asked in the same words.
-        items += [Item(scene, task.question(scene, variants[group % len(variants)])) for scene in members]
+        items += [Asked(scene, task.question(scene, variants[group % len(variants)])) for scene in members]
         group += 1
     truth = [task.statics_answer(item.scene) or task.solve(item.scene, item.question) for item in items]
     odds, texts = _option_logits(loaded, items)
@@ -283,7 +283,7 @@ def _conditions(task: GroundingTask, ask: str) -> list[Condition]:
     ]
 
 
-def _marked(loaded: Loaded, task: Task, items: Sequence[Item]) -> tuple[list[bool], list[bool]]:
+def _marked(loaded: Loaded, task: Task, items: Sequence[Asked]) -> tuple[list[bool], list[bool]]:
     """Whether each reply is right, and whether it can be parsed."""
     answers = [item.question.parse(r) for item, r in zip(items, replies(loaded, items), strict=True)]
     right = [
@@ -293,7 +293,7 @@ def _marked(loaded: Loaded, task: Task, items: Sequence[Item]) -> tuple[list[boo
     return right, [a.status == "ok" for a in answers]
 
 
-def _inputs(loaded: Loaded, items: Sequence[Item]) -> Any:
+def _inputs(loaded: Loaded, items: Sequence[Asked]) -> Any:
     simulator = get_simulator()
     pictures = [Image.fromarray(draw(simulator, item.scene, RENDER_PIXELS).rgb) for item in items]
     turns = [
@@ -304,7 +304,7 @@ def _inputs(loaded: Loaded, items: Sequence[Item]) -> Any:
     return loaded.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
 
 
-def _option_logits(loaded: Loaded, items: Sequence[Item]) -> tuple[list[dict[Any, float]], list[str]]:
+def _option_logits(loaded: Loaded, items: Sequence[Asked]) -> tuple[list[dict[Any, float]], list[str]]:
     """For each item the log-probability of the first token of every answer, and the text of the likeliest."""
     found: list[dict[Any, float]] = []
     said: list[str] = []
@@ -335,7 +335,7 @@ def _drawn(rng: np.random.Generator, task: Task, condition: Condition) -> Scene:
 
 def _grounding_item(
     task: GroundingTask, rng: np.random.Generator, condition: Condition, variant: Variant, shifts: Shifts
-) -> Item:
+) -> Asked:
     """A question about a random object of the first drawn scene that allows it."""
     while True:
         scene = _drawn(rng, task, condition)
@@ -343,7 +343,7 @@ def _grounding_item(
             scene = shift_if_possible(rng, scene, shifts)
             question = task.question(scene, replace(variant, detail=int(rng.integers(5040))))
             if sayable(task.solve(scene, question), question):
-                return Item(scene, question)
+                return Asked(scene, question)
 
 
 def _log_odds(row: dict[Any, float], value: Any) -> float:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from probes.models import Generation, ModelError, Trial, Turn
-from probes.models.activations import Site, hidden_states
+from probes.models.activations import HiddenStates, Site
 from probes.models.huggingface import HuggingFaceModel
 from probes.models.loading import load_model
 from stimuli.dataset import StimulusSet
@@ -88,8 +88,8 @@ def test_hidden_states_do_not_depend_on_batches(model: Any, grounding: StimulusS
     trials = conversations(grounding)
     sites = [Site("vision", 2, "image"), *(Site("language", layer, "last") for layer in (0, 1, 2))]
     sites.append(Site("language", 1, "image"))
-    together = hidden_states(model, trials, sites)
-    alone = [hidden_states(model, [trial], sites) for trial in trials]
+    together = HiddenStates(model, sites).read(trials)
+    alone = [HiddenStates(model, sites).read([trial]) for trial in trials]
     for site in sites:
         assert together[site].shape == (5, 32 if site.part == "vision" else 64)
         assert np.abs(together[site] - np.concatenate([one[site] for one in alone])).max() < 1e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from probes.decoding.store import DONE, collect
 from probes.decoding.study import DecodeConfig, decode
 from probes.decoding.targets import TARGETS, available, find_target, scene_types
 from probes.models import ModelError, Trial
-from probes.models.activations import HiddenStates, Mover, Site, choose_sites, depths, hidden_states, untrained
+from probes.models.activations import HiddenStates, Mover, Site, choose_sites, depths, untrained
 from probes.models.loading import load_model
 from probes.trials import RunError
 from stimuli.audit import pixel_features
@@ -54,7 +56,7 @@ def test_hidden_states_are_those_that_transformers_gives(model: Any, grounding: 
     sites = choose_sites(model, "all", ("last", "image", "question"))
     asked = trials(grounding, 4)
     assert len({len(trial.prompt) for trial in asked}) > 1  # so that there is padding
-    found = hidden_states(model, asked, sites)
+    found = HiddenStates(model, sites).read(asked)
     for row, trial in enumerate(asked):
         inputs = model._inputs([trial])
         with torch.inference_mode():
@@ -82,9 +84,9 @@ def test_every_architecture_is_read_alike_in_any_batch_and_can_be_moved(
     assert depths(model) == {"vision": 2, "language": 2}
     sites = choose_sites(model, "all", ("last", "image", "question"))
     asked = trials(grounding, 5)
-    together = hidden_states(model, asked, sites)
+    together = HiddenStates(model, sites).read(asked)
     for row, trial in enumerate(asked):
-        alone = hidden_states(model, [trial], sites)
+        alone = HiddenStates(model, sites).read([trial])
         for site in sites:
             assert np.abs(together[site][row] - alone[site][0]).max() < 1e-4, site.name
     # Different pictures give different states, at every layer that has seen them.
@@ -108,7 +110,7 @@ def test_states_of_an_adapted_model_differ_and_can_be_moved(
     asked = trials(stability, 3)
     for layer, same in ((0, True), (1, False), (2, False)):
         site = Site("language", layer, "last")
-        a, b = hidden_states(model, asked, [site])[site], hidden_states(adapted, asked, [site])[site]
+        a, b = HiddenStates(model, [site]).read(asked)[site], HiddenStates(adapted, [site]).read(asked)[site]
         assert np.allclose(a, b) == same
     site = Site("language", 1, "last")
     mover = Mover(adapted, asked, site)
@@ -133,7 +135,7 @@ def test_a_move_adds_exactly_that_at_the_position(
 
     def spy(inputs: Any, candidates: Any) -> Any:
         model._ready.clear()
-        model._ready[tuple(trial.key for trial in asked)] = mover._inputs
+        model._ready[tuple(trial.id for trial in asked)] = mover._inputs
         seen.append(reader.read(asked)[site])
         return original(inputs, candidates)
 
@@ -151,7 +153,7 @@ def test_moving_the_last_state_onto_another_trials_gives_its_answers(model: Any,
     item = stability.items[0]
     one, other = Trial(item, stability.image(item)), Trial(item, stability.image(stability.items[5]))
     site = Site("language", 2, "last")
-    a, b = (hidden_states(model, [trial], [site])[site] for trial in (one, other))
+    a, b = (HiddenStates(model, [site]).read([trial])[site] for trial in (one, other))
     inputs = [model._inputs([trial]) for trial in (one, other)]
     with torch.inference_mode():
         logits = [model._model(**given).logits[0, -1] for given in inputs]
@@ -189,13 +191,24 @@ def test_layers_and_positions_by_name(model: Any) -> None:
 def test_an_untrained_model_has_other_weights_and_the_same_form(model: Any, stability: StimulusSet) -> None:
     one, same, other = (untrained(model, seed) for seed in (0, 0, 1))
     site, asked = Site("language", 2, "last"), trials(stability, 2)
-    states = [hidden_states(m, asked, [site])[site] for m in (one, same, other, model)]
+    states = [HiddenStates(m, [site]).read(asked)[site] for m in (one, same, other, model)]
     assert np.array_equal(states[0], states[1])
     assert not np.allclose(states[0], states[2]) and not np.allclose(states[0], states[3])
     assert len({m.identity.weights_sha256 for m in (one, other, model)}) == 3
 
 
 # The store
+
+
+def test_a_file_system_without_locks_is_no_reason_not_to_read(
+    model: Any, stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    site = Site("language", 1, "last")
+    assert collect(model, stability, stability.items[:2], [site], tmp_path).load(site).shape[0] == 2
 
 
 def test_activations_are_kept_found_again_and_gone_on_with(
@@ -220,7 +233,7 @@ def test_activations_are_kept_found_again_and_gone_on_with(
     assert asked == [4, 4, 0]
     stored = collect(model, stability, items, sites, tmp_path, batch_size=5)
     assert asked[3:] == [5, 5, 5, 1]  # the eight that were written are not asked again
-    whole = hidden_states(model, trials(stability, len(items)), sites)
+    whole = HiddenStates(model, sites).read(trials(stability, len(items)))
     for site in sites:
         assert stored.load(site).shape == whole[site].shape and stored.load(site).dtype == np.float64
         assert np.abs(stored.load(site) - whole[site]).max() < 1e-4

@@ -50,7 +50,7 @@ def test_what_is_in_the_context_of_each_attempt(topblock: StimulusSet) -> None:
         assert trials[0] == first
         # The question comes last, and attempts are told apart, whatever is remembered.
         assert all(trial.turns[-1].text.endswith(question) for trial in trials)
-        assert len({trial.key for trial in trials}) == 4 and trials[0].key == first.key
+        assert len({trial.id for trial in trials}) == 4 and trials[0].id == first.id
 
 
 @pytest.mark.parametrize(("kept", "turns"), [("none", 1), ("last-1", 3), ("last-2", 5), ("last-9", 7), ("all", 7)])

@@ -12,7 +12,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from probes.tiny import WEIGHTS
 from probes.tiny.card import GOAL, GOAL_BEYOND, model_card, shortfalls
-from probes.tiny.evaluate import Item, accuracies, judgement, load, parse_rates, replies
+from probes.tiny.evaluate import Asked, accuracies, judgement, load, parse_rates, replies
 from probes.tiny.pictures import RENDER_PIXELS
 from stimuli.condition import Condition
 from stimuli.question import Variant
@@ -114,7 +114,7 @@ def test_a_batch_answers_like_single_prompts(tiny):
     task = get_task("towers-grounding")
     scene = task.sample_matched(np.random.default_rng(3), task.conditions()[2])[0]
     asks = ("count", "shift", "exists", "left-right")
-    items = [Item(scene, task.question(scene, Variant(ask=ask))) for ask in asks]
+    items = [Asked(scene, task.question(scene, Variant(ask=ask))) for ask in asks]
     assert replies(tiny, items) == [replies(tiny, [item])[0] for item in items]
 
 
