@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from probes.asking import Answered, answers, in_batches, message_of
 from probes.episodes import Ask, Episodes, check, groups
 from probes.memory import Memory
-from probes.models import Generation, Model, Trial
+from probes.models import Generation, Model
 from probes.models.catalog import ENTRIES
 from probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from probes.provenance import git_state, hardware, training_facts, versions
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
-AUTO_BATCH = 16
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -152,29 +150,8 @@ def run(
     presenter, memory = make_presenter(config, stimuli, examples), config.recall
     check(memory, stimuli, items, presenter.manners)
     if model is None:
-        from probes.models.loading import load_model
-
-        model = load_model(
-            config.model,
-            revision=config.revision,
-            dtype=config.dtype,
-            device=config.device,
-            adapter=config.adapter,
-            load_in_4bit=config.load_in_4bit,
-            base_url=config.base_url,
-            concurrency=config.concurrency,
-            readout=config.readout,
-        )
-    check_items = getattr(model, "check", None)
-    if check_items is not None:
-        check_items(items)
-    if not model.needs_images:
-        hidden = [m.control for m in presenter.manners if m.control in HIDES_PICTURE]
-        if hidden:
-            raise RunError(
-                f"{config.model} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
-                " to it: leave the controls out, or ask a model that looks"
-            )
+        model = load(config)
+    _check_model(model, items, presenter)
     settings = Generation(config.max_new_tokens, config.temperature, config.seed)
     wanted = [Ask(presenter, item, manner, memory) for manner in presenter.manners for item in items]
     keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
@@ -233,6 +210,31 @@ def run(
     return RunReport(out, len(wanted), n_errors)
 
 
+def load(config: RunConfig) -> Model:
+    """The model that a run asks.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    from probes.models.loading import load_model
+
+    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout")
+    return load_model(config.model, **{name: getattr(config, name) for name in names})
+
+
+def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
+    """Refuse a model that cannot answer such items, or to which a control means nothing. Raises ModelError or RunError."""
+    check_items = getattr(model, "check", None)
+    if check_items is not None:
+        check_items(items)
+    hidden = [manner.control for manner in presenter.manners if manner.control in HIDES_PICTURE]
+    if hidden and not model.needs_images:
+        raise RunError(
+            f"{model.identity.name} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
+            " to it: leave the controls out, or ask a model that looks"
+        )
+
+
 def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:
     """Refuse a model whose context is too short for the longest episode. Raises ModelError."""
     check_context = getattr(model, "check_context", None)
@@ -265,21 +267,9 @@ def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSe
     return Presenter(stimuli, asked, examples, config.seed)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What came of one trial: a reply, log-probabilities or an error."""
-
-    ask: Ask
-    raw: str | None = None
-    logprobs: Any = None
-    error: str | None = None
-    latency_s: float = 0.0
-    ends_batch: bool = False
-
-
 def _played(
     model: Model, pending: Sequence[Ask], episodes: Episodes, config: RunConfig, settings: Generation
-) -> Iterator[tuple[_Answer, Columns, int]]:
+) -> Iterator[tuple[Answered, Columns, int]]:
     """Play episodes to their end, many at a time: all first attempts of a group, then the second ones, and so on.
 
     Yields:
@@ -290,7 +280,7 @@ def _played(
         under_way = [ask for ask in map(episodes.resumed, group) if ask is not None]
         while under_way:
             again: list[Ask] = []
-            for answer in _answers(model, under_way, config, settings):
+            for answer in answers(model, under_way, config.readout, settings, config.batch_size):
                 ask = answer.ask
                 row = {"key": episodes.key(ask)} | name | _columns(episodes.scorer, answer)
                 following = episodes.following(ask, row)
@@ -299,96 +289,7 @@ def _played(
             under_way = again
 
 
-def _answers(model: Model, pending: Sequence[Ask], config: RunConfig, settings: Generation) -> Iterator[_Answer]:
-    """Ask everything in batches of prompts of similar length; the next batch is made ready meanwhile."""
-    if hasattr(model, "stream"):
-        yield from _streamed(model, pending, config.readout, settings)
-        return
-    size = config.batch_size or int(getattr(model, "batch_size", AUTO_BATCH))
-    batches = in_batches(pending, size)
-    if not model.needs_images:
-        for batch in batches:
-            yield from _ask(model, [(ask, ask.trial(with_picture=False)) for ask in batch], config.readout, settings)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="pictures") as pool:
-        ahead = [pool.submit(_show, model, batch) for batch in batches[:1]]
-        for number in range(len(batches)):
-            ready, failed = ahead.pop().result()
-            ahead += [pool.submit(_show, model, batch) for batch in batches[number + 1 : number + 2]]
-            yield from failed
-            yield from _ask(model, ready, config.readout, settings)
-
-
-def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Generation) -> Iterator[_Answer]:
-    """Ask a model that takes trials one by one, and answers several at a time in any order."""
-    asks = {ask.id: ask for ask in pending}
-    failed: list[_Answer] = []
-
-    def shown() -> Iterator[Trial]:
-        for batch in in_batches(pending, 1):
-            ready, bad = _show(model, batch)
-            failed.extend(bad)
-            yield from (trial for _, trial in ready)
-
-    name = "raw" if readout == "generate" else "logprobs"
-    for trial, value, latency in model.stream(shown(), readout, settings):
-        given = {"error": _message(value)} if isinstance(value, Exception) else {name: value}
-        yield _Answer(asks[trial.id], **given, latency_s=latency, ends_batch=True)
-    yield from failed
-
-
-def in_batches(pending: Sequence[Ask], size: int) -> list[list[Ask]]:
-    """Trials of one manner in batches of prompts of similar length, which need little padding."""
-    batches: list[list[Ask]] = []
-    for manner in dict.fromkeys(ask.manner for ask in pending):
-        of_manner = [ask for ask in pending if ask.manner == manner]
-        ordered = sorted(of_manner, key=lambda ask: (ask.item.question.style, len(ask.item.question.prompt)))
-        batches += [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    return batches
-
-
-def _show(model: Model, batch: Sequence[Ask]) -> tuple[list[tuple[Ask, Trial]], list[_Answer]]:
-    """The trials of a batch, with their pictures, and those whose picture cannot be shown."""
-    ready, failed = [], []
-    for ask in batch:
-        try:
-            ready.append((ask, ask.trial(with_picture=True)))
-        except Exception as error:  # whatever is wrong with one picture must not end the run
-            failed.append(_Answer(ask, error=_message(error)))
-    prepare = getattr(model, "prepare", None)
-    if prepare is not None and ready:
-        with suppress(Exception):  # if it fails, it fails once more where it is asked, and is reported there
-            prepare([trial for _, trial in ready])
-    return ready, failed
-
-
-def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, settings: Generation) -> Iterator[_Answer]:
-    """Ask one batch; if that fails, each of its trials on its own, so that only what cannot be answered fails."""
-    if not asked:
-        return
-    trials = [trial for _, trial in asked]
-    start = time.perf_counter()
-    try:
-        given: Sequence[Any] = (
-            model.generate(trials, settings) if readout == "generate" else model.score_options(trials)
-        )
-        if len(given) != len(trials):
-            raise ValueError(f"the model gave {len(given)} answers to {len(trials)} trials")
-    except Exception as error:  # a trial that fails is a row in the log
-        if len(trials) == 1:
-            yield _Answer(asked[0][0], error=_message(error), ends_batch=True)
-            return
-        log.warning("a batch of %d failed (%s); asking its trials one by one", len(trials), _message(error))
-        for one in asked:
-            yield from _ask(model, [one], readout, settings)
-        return
-    latency = round((time.perf_counter() - start) / len(trials), 6)
-    for number, ((ask, _), value) in enumerate(zip(asked, given, strict=True), 1):
-        name = "raw" if readout == "generate" else "logprobs"
-        yield _Answer(ask, **{name: value}, latency_s=latency, ends_batch=number == len(trials))
-
-
-def _columns(scorer: Scorer, answer: _Answer) -> Columns:
+def _columns(scorer: Scorer, answer: Answered) -> Columns:
     """The columns of a row that do not name the run."""
     item = answer.ask.asked
     columns = scorer.describe(item) | UNANSWERED
@@ -397,7 +298,7 @@ def _columns(scorer: Scorer, answer: _Answer) -> Columns:
         try:
             columns |= scorer.scored(item, answer.raw, answer.logprobs)
         except Exception as failure:  # a reply that cannot be scored is an error row too
-            error = _message(failure)
+            error = message_of(failure)
     return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}
 
 
@@ -463,11 +364,6 @@ def _trained_folder(config: RunConfig) -> Path | None:
     # A short name does not mean a folder, even if there is one of that name.
     named = any(entry.name == config.model for entry in ENTRIES)
     return Path(config.adapter or config.model).expanduser() if config.adapter or not named else None
-
-
-def _message(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}"
 
 
 def _now() -> str:

@@ -68,7 +68,7 @@ def decode(
     """
     from probes.cli.console import progress, show, show_json, tell
     from probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
-    from probes.decoding.study import DecodeConfig, check_folder, prepare
+    from probes.decoding.study import DecodeConfig, check_folder, load, prepare
     from probes.decoding.study import decode as study
 
     check_model_name(model)
@@ -99,7 +99,7 @@ def decode(
     for one in wanted:  # every target, before the first one is decoded
         prepare(one, items)
         check_folder(one, items, folder)
-    loaded = None if compare else _load(wanted[0])
+    loaded = None if compare else load(wanted[0], adapter)
     results = []
     for one in wanted:
         with _Steps(progress) as step:
@@ -124,13 +124,6 @@ def _name(model: str, stimuli: str, task: str) -> str:
     """The default folder: model and set."""
     parts = [Path(model).resolve().name if Path(model).is_dir() else model.strip("/").replace("/", "-")]
     return "_".join([*parts, Path(stimuli).resolve().name if Path(stimuli).is_dir() else task])
-
-
-def _load(config: Any) -> Any:
-    from probes.models.loading import load_model
-
-    names = ("revision", "dtype", "device", "adapter", "load_in_4bit")
-    return load_model(config.model, **{name: getattr(config, name) for name in names})
 
 
 def _report(result: dict[str, Any]) -> Any:

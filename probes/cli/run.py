@@ -99,7 +99,7 @@ def run(
     )
     from probes.cli.results import write_figure, write_summary
     from probes.presentation import PresentationError, manners
-    from probes.run import RunConfig
+    from probes.run import RunConfig, load
     from probes.sharding import join
 
     stimuli = shifted_name(stimuli, shift)
@@ -140,7 +140,7 @@ def run(
     if processes.first:
         check_writable(folder, resume)
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
-    loaded = _load(run_config)
+    loaded = load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
     pool = None
     if max(run_config.examples):
@@ -228,13 +228,6 @@ def _shifts(stimuli: str) -> str:
 def _short(name: str) -> str:
     path = Path(name)
     return path.resolve().name if path.is_dir() else name.strip("/").replace("/", "-")
-
-
-def _load(config: RunConfig) -> Any:
-    from probes.models.loading import load_model
-
-    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout")
-    return load_model(config.model, **{name: getattr(config, name) for name in names})
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -164,7 +164,7 @@ def decode(
     if config.intervene != "none":
         outcomes(items)
     # The adapted model comes first, so that an adapter that does not fit costs no work; and the two are not in memory together.
-    first = _load(config, config.compare) if config.compare else model or _load(config, config.adapter)
+    first = load(config, config.compare) if config.compare else model or load(config, config.adapter)
     sites = choose_sites(first, config.layers, config.positions)
     steered = _steered_layer(config, sites)
 
@@ -184,7 +184,7 @@ def decode(
     if config.compare:
         adapted_identity, adapted = asdict(first.identity), activations(first, "reading the adapted model")
         del first
-        model = model or _load(config, None)
+        model = model or load(config, None)
     else:
         model = first
     store = activations(model, "reading hidden states")
@@ -251,7 +251,16 @@ def decode(
     return result
 
 
-def _load(config: DecodeConfig, adapter: str | None) -> Any:
+def load(config: DecodeConfig, adapter: str | None) -> Any:
+    """The model that is decoded.
+
+    Args:
+        config: What is decoded from whom.
+        adapter: Folder of the adapter that goes on it; None for the bare model.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
     from probes.models.loading import load_model
 
     names = ("revision", "dtype", "device", "load_in_4bit")
