@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,10 +36,9 @@ def analyze(
         registered: Registration of a study (`probe study freeze`), or its folder: the contrasts that were planned are tested as such,
             with the bound of the registration, and everything else is called exploratory.
     """
-    # The matrices are small: threads of the BLAS would spend several times as long waiting for each other. It reads this
-    # once, when numpy is imported.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    from probes.cli.resources import one_thread
+
+    one_thread()
     from analysis.material import Settings
     from analysis.registration import read_registration
     from analysis.report import analyse

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from probes.cli.settings import Config, Jobs, Json
-
-Positive = validators.Number(gte=1)
-NotNegative = validators.Number(gte=0)
+from probes.cli.settings import Config, Jobs, Json, NotNegative, Positive, listed
 
 
 def decode(
@@ -77,7 +74,7 @@ def decode(
         "model": model,
         "stimuli": stimuli,
         "layers": layers,
-        "positions": tuple(_listed(position)),
+        "positions": tuple(listed(position)),
         "adapter": adapter,
         "compare": compare,
         "untrained": untrained,
@@ -92,7 +89,7 @@ def decode(
         "device": device,
         "load_in_4bit": load_in_4bit,
     }
-    wanted = [DecodeConfig(target=name, **common) for name in _listed(target)]
+    wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
     folder = out or Path("decode") / _name(model, stimuli, task)
     check_writable(folder, resume=True)
     items = find_stimuli(stimuli, jobs)
@@ -114,10 +111,6 @@ def decode(
             tell(f"figure: {figure}")
     if json:
         show_json(results[0] if len(results) == 1 else results)
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _name(model: str, stimuli: str, task: str) -> str:

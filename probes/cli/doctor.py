@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
+from probes.cli.footprint import show_footprint
 from probes.cli.programs import programs
 from probes.cli.settings import Config, Json
-
-if TYPE_CHECKING:
-    from probes.models.footprint import Footprint
 
 EXTRAS = {
     "mujoco": "the second physics engine",
@@ -53,7 +51,7 @@ def doctor(
         batch_size: Items per batch; 0: what suits the model.
     """
     if model is not None:
-        return _describe(model, dtype, device, load_in_4bit, batch_size, json)
+        return show_footprint(model, dtype, device, load_in_4bit, batch_size, json)
     from dataclasses import asdict
 
     from probes.cli.console import show, show_json
@@ -88,83 +86,6 @@ def doctor(
     if not healthy:
         show("Something that every run needs is missing: `make install`, or pip install -c constraints.txt -e .")
     return 0 if healthy else 1
-
-
-def _describe(model: str, dtype: str, device: str, load_in_4bit: bool, batch_size: int, json: bool) -> int:
-    """What a model needs, and whether this machine has it."""
-    from dataclasses import asdict
-
-    from probes.cli.console import show, show_json
-    from probes.cli.resources import check_model_name
-    from probes.models.footprint import footprint
-
-    check_model_name(model)
-    found = footprint(model, dtype=dtype, device=device, load_in_4bit=load_in_4bit, batch_size=batch_size)
-    if json:
-        show_json(asdict(found) | {"needed_bytes": found.needed_bytes, "fits": found.fits})
-    else:
-        show(_table(found))
-        for line in _verdict(found):
-            show(line)
-    return 0 if found.fits else 1
-
-
-def _table(found: Footprint) -> Any:
-    from rich.table import Table
-
-    published = found.source == "catalogue"
-    exact = "published, not checked here" if published else "read from its files"
-    counted = "published" if published else "counted with its processor"
-    seen = f" seen as {found.picture}" if found.picture else ""
-    formats = ", ".join(f"{kind} {_size(number)}" for kind, number in found.weight_bytes.items())
-    table = Table(box=None, pad_edge=False, show_header=False)
-    rows = [
-        ("parameters", f"{found.parameters / 1e6:,.1f} million", exact),
-        ("on disk", "not on this machine" if found.stored_bytes is None else _size(found.stored_bytes), ""),
-        ("weights in memory", formats, "4bit is an estimate" if not published else "estimate"),
-        ("prompt", f"{found.prompt_tokens} tokens: a question and a picture", counted),
-        ("picture", f"224 x 224{seen}", ""),
-        ("", "", ""),
-        (f"weights, {found.dtype}", _size(found.weight_bytes[found.dtype]), ""),
-        (f"keys and values, batch of {found.batch_size}", _size(found.cache_bytes), "estimate"),
-        ("activations", _size(found.activation_bytes), "estimate"),
-        ("Python and libraries", _size(found.process_bytes), "estimate"),
-        ("needed", _size(found.needed_bytes), "estimate"),
-        (f"free on {found.device_name}", _size(found.available_bytes), "now"),
-        ("time for 500 items", _duration(found.seconds), found.timing),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _verdict(found: Footprint) -> list[str]:
-    lines = []
-    if found.fits:
-        lines.append(f"{found.model} fits on {found.device_name}.")
-    else:
-        smaller = [] if found.dtype == "4bit" else ["--load-in-4bit"]
-        smaller += ["--batch-size 1"] if found.batch_size > 1 else []
-        fix = f"try {' or '.join(smaller)}, or " if smaller else ""
-        lines.append(f"{found.model} does not fit on {found.device_name}: {fix}use a larger machine.")
-    if found.timing == "estimate":
-        lines.append(
-            "The time is arithmetic: the model's operations at half the speed of a matrix product measured here."
-            " Take it for the order of magnitude."
-        )
-    if found.source == "catalogue":
-        lines.append("It is not on this machine: all sizes are from published numbers, and a run downloads it first.")
-    return lines
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _wanted(packages: list[dict[str, str]], extra: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Json
+from probes.cli.settings import Config, Json, listed
 
 
 def import_(
@@ -60,7 +60,7 @@ def import_(
                 out,
                 task=None if task is None else task_name(task),
                 columns=_mapping("--columns", columns),
-                conditions=[part.strip() for part in conditions.split(",") if part.strip()],
+                conditions=listed(conditions),
                 options=options,
                 responses=responses,
                 response_columns=_mapping("--response-columns", response_columns),
@@ -121,7 +121,7 @@ def _mapping(option: str, text: str) -> dict[str, str]:
     from probes.cli.errors import CommandError
 
     found = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in listed(text):
         role, equals, column = (piece.strip() for piece in part.partition("="))
         if not (role and equals and column):
             raise CommandError(f"{option} takes pairs such as file=stimulus,answer=truth, got {part!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,9 +30,9 @@ def paper(
         out: Folder of the paper; what an earlier build left there is replaced.
         manuscript: LaTeX file to use instead of the paper of this project; bibliographies beside it come along.
     """
-    # As in `probe analyze`: the matrices are small, and threads would wait for each other.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    from probes.cli.resources import one_thread
+
+    one_thread()
     from paper.build import HOME, build
     from paper.manuscript import MAIN
     from probes.cli.console import progress, show, show_json, tell

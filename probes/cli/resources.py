@@ -1,4 +1,4 @@
-"""What several commands need: the stimulus set of a name, a usable output folder, and the number of processes."""
+"""What several commands need: the stimulus set of a name, a usable output folder, and how many processes and threads."""
 
 from __future__ import annotations
 
@@ -177,6 +177,15 @@ def check_writable(folder: Path, resume: bool) -> None:
         raise CommandError(f"cannot write to {folder}: {nearest} is a file; choose another folder with --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise CommandError(f"cannot write to {folder}: no permission in {nearest}; choose another folder with --out")
+
+
+def one_thread() -> None:
+    """Keep the BLAS of this process to one thread, for work on small matrices.
+
+    Its threads would spend several times as long waiting for each other. It reads this once, when numpy is imported.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def cores() -> int:

@@ -6,18 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from probes.cli.settings import Config, Jobs, Json
+from probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
 
 if TYPE_CHECKING:
     from probes.run import RunConfig
     from probes.sharding import Processes
     from stimuli.dataset import StimulusSet
-
-Positive = validators.Number(gte=1)
-NotNegative = validators.Number(gte=0)
-SETTINGS = "config.toml"
 
 
 def run(
@@ -251,7 +247,7 @@ def _ask(
 ) -> Any:
     """Run, and save the resolved settings as soon as the folder is known to be this run's."""
     from probes.cli.console import progress
-    from probes.cli.settings import to_toml
+    from probes.cli.settings import save
     from probes.run import run as ask
 
     if not processes.first:
@@ -263,8 +259,7 @@ def _ask(
             nonlocal written
             if not written:
                 written = True
-                head = "# Made by `probe run`; `probe run --config` with this file gives the same command again.\n"
-                (folder / SETTINGS).write_text(head + to_toml(_portable(saved)), encoding="utf-8")
+                save(folder, "run", _portable(saved))
             step(done, total)
 
         return ask(config, items, folder, model=model, examples=examples, progress=started, processes=processes)

@@ -26,6 +26,11 @@ Jobs = Annotated[
     int | None, Parameter(validator=validators.Number(gte=1), help="Processes for stimuli and reference observers.")
 ]
 
+Positive, NotNegative = validators.Number(gte=1), validators.Number(gte=0)
+
+SETTINGS = "config.toml"
+"""What a run or a training writes into its folder: its options, from which the same command can be given again."""
+
 Source = Callable[[App, tuple[str, ...], ArgumentCollection], None]
 
 OTHER_VARIABLES = ("PROBE_DEBUG", "PROBE_CACHE", "PROBE_API_KEY")
@@ -118,9 +123,22 @@ class Sources:
             _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
 
 
-def to_toml(values: dict[str, Any]) -> str:
-    """Options as a TOML file that --config reads; those without a value are left out."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None)
+def save(folder: Path, command: str, values: dict[str, Any]) -> None:
+    """Write the options of a command into a folder, as a TOML file that --config reads.
+
+    Args:
+        folder: It must be there.
+        command: Of `probe`.
+        values: Its options; those without a value are left out.
+    """
+    head = f"# Made by `probe {command}`; `probe {command} --config` with this file gives the same command again.\n"
+    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
+    (folder / SETTINGS).write_text(head + "".join(lines), encoding="utf-8")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of an option that takes several, separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _fill(

@@ -8,11 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Jobs, Json
-
-Positive = validators.Number(gte=1)
-NotNegative = validators.Number(gte=0)
-SETTINGS = "config.toml"
+from probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
 
 
 def train(
@@ -143,10 +139,11 @@ def train(
     from probes.cli.console import progress, show, show_json
     from probes.cli.errors import SUCCESS
     from probes.cli.resources import check_model_name, cores, task_name
+    from probes.cli.settings import listed
     from probes.models.catalog import lookup
 
     if avoid is not None:
-        given["avoid"] = tuple(part.strip() for part in avoid.split(",") if part.strip())
+        given["avoid"] = tuple(listed(avoid))
     mixture = parse_mixture(tasks)
     given["tasks"] = tuple(task_name(share.task) for share in mixture)
     given["weights"] = () if len({round(share.share, 9) for share in mixture}) == 1 else _weights(mixture)
@@ -184,14 +181,12 @@ def _weights(mixture: Any) -> tuple[float, ...]:
 
 
 def _save_settings(folder: Path, settings: dict[str, Any]) -> None:
-    from probes.cli.settings import to_toml
+    from probes.cli.settings import save
 
     weights = settings.pop("weights") or [1] * len(settings["tasks"])
     settings["tasks"] = [f"{task}:{weight:g}" for task, weight in zip(settings["tasks"], weights, strict=True)]
     flat = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
-    head = "# Made by `probe train`; `probe train --config` with this file gives the same command again.\n"
-    kept = {name: value for name, value in flat.items() if value != ""}
-    (folder / SETTINGS).write_text(head + to_toml(kept), encoding="utf-8")
+    save(folder, "train", {name: value for name, value in flat.items() if value != ""})
 
 
 def _table(result: dict[str, Any], folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.cli import app
-from probes.cli.settings import to_toml
+from probes.cli.settings import SETTINGS, save
 
 RUN = ["run", "--model", "chance", "--stimuli", "towers"]
 
@@ -103,4 +104,6 @@ def test_mistakes_elsewhere_are_errors(tmp_path: Path, monkeypatch: pytest.Monke
 @given(st.text(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.booleans())
 def test_saved_settings_can_be_read_again(text: str, number: int, share: float, flag: bool) -> None:
     values = {"text": text, "number": number, "share": share, "flag": flag}
-    assert tomllib.loads(to_toml({**values, "nothing": None})) == values
+    with TemporaryDirectory() as folder:
+        save(Path(folder), "run", {**values, "nothing": None})
+        assert tomllib.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8")) == values
