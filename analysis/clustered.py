@@ -21,17 +21,17 @@ def clustered(y: Floats, design: Floats, groups: Any) -> tuple[float, float]:
     Returns:
         The coefficient, and its variance: nan where the rows cannot tell the coefficients, or are of one group alone.
     """
-    bread = np.linalg.pinv(design.T @ design)
-    if np.linalg.matrix_rank(design) < design.shape[1]:
+    rows, columns = design.shape
+    if np.linalg.matrix_rank(design) < columns:
         return math.nan, math.nan
+    bread = np.linalg.pinv(design.T @ design)
     beta = bread @ design.T @ y
     index = np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1
-    if count < 2:
+    if count < 2 or rows <= columns:
         return float(beta[0]), math.nan
     scores = np.zeros((count, design.shape[1]))
     np.add.at(scores, index, design * (y - design @ beta)[:, None])
-    rows, columns = design.shape
     small = count / (count - 1) * (rows - 1) / (rows - columns)
     variance = small * (bread @ scores.T @ scores @ bread)[0, 0]
     # Items that all come out alike leave no residual; the variance of one more surprise keeps the run in the pool.

@@ -12,7 +12,7 @@ from analysis.clustered import clustered
 from analysis.pooling import OVER_RUNS, pool
 from analysis.rates import rate_over_runs
 from analysis.result import Result
-from analysis.selection import CELL, cells, need, present
+from analysis.selection import CELL, cells, first_attempts, item_groups, need, present
 
 
 def controls(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
@@ -26,7 +26,7 @@ def controls(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
         ValueError: If no item was asked in two manners.
     """
     need(trials, "manner", "run", "item_id", "success")
-    table = trials[trials["attempt"] == 1] if "attempt" in trials.columns else trials
+    table = first_attempts(trials)
     codes = table["manner"].astype(str)
     if "examples" in table.columns:
         shown = table["examples"].astype(int).astype(str)
@@ -49,8 +49,7 @@ def controls(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
             found, hits, sizes = [], [], []
             for _, single in cells(own, ["run"]):
                 difference = single["success"].to_numpy(float) - single["success_intact"].to_numpy(float)
-                groups = single["group_id"] if "group_id" in single else single["item_id"]
-                found.append(clustered(difference, np.ones((len(single), 1)), groups.astype(str).to_numpy()))
+                found.append(clustered(difference, np.ones((len(single), 1)), item_groups(single)))
                 hits.append(int(single["success"].sum()))
                 sizes.append(len(single))
             change, rate = pool(*zip(*found, strict=True)), rate_over_runs(hits, sizes)

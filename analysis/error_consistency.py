@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.pooling import mean_over_runs
 from analysis.result import Result
-from analysis.selection import CELL, Floats, cells, need, plain_trials, present
+from analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
 
 
 def error_consistency(
@@ -47,18 +47,19 @@ def error_consistency(
     columns, rows = present(table, by), []
     for key, members in cells(table, [*columns, "observer"]):
         *cell, observer = key
-        kappas: list[float] = []
-        drawn = np.empty(0)
-        for (run,), own in cells(members, ["run"]):
-            rng = np.random.default_rng([seed, zlib.crc32(f"{run} {key}".encode())])
-            groups = (own["group_id"] if "group_id" in own else own["item_id"]).astype(str).to_numpy()
-            counts = _tables(own["success"].to_numpy(float), np.round(own["its"].to_numpy(float)), groups)
-            kappas.append(float(_kappa(counts.sum(0)[None])[0]))
-            weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
-            drawn = _kappa(weights @ counts)
+        counts = {
+            run: _tables(own["success"].to_numpy(float), np.round(own["its"].to_numpy(float)), item_groups(own))
+            for (run,), own in cells(members, ["run"])
+        }
+        kappas = [float(_kappa(table.sum(0)[None])[0]) for table in counts.values()]
         mean, low, high = mean_over_runs(kappas)
-        if len(kappas) == 1 and np.isfinite(drawn).any():
-            low, high = (float(x) for x in np.nanquantile(drawn, (0.025, 0.975)))
+        if len(counts) == 1:
+            ((run, single),) = counts.items()
+            rng = np.random.default_rng([seed, zlib.crc32(f"{run} {key}".encode())])
+            weights = rng.multinomial(len(single), np.full(len(single), 1 / len(single)), size=resamples)
+            drawn = _kappa(weights @ single)
+            if np.isfinite(drawn).any():
+                low, high = (float(x) for x in np.nanquantile(drawn, (0.025, 0.975)))
         same = (members["success"] == np.round(members["its"])).groupby(members["run"], observed=True).mean().mean()
         rows.append(
             dict(zip(columns, cell, strict=True))

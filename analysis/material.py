@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.frame import Trials
 from analysis.registration import Registration
+from analysis.selection import plain_trials
 from analysis.sets import find_sets
 from stimuli.dataset import StimulusSet
 from stimuli.tasks import UnknownTask, get_task
@@ -112,7 +113,7 @@ def select(trials: Trials, settings: Settings, registration: Registration | None
     table = trials.table
     choices: list[str] = []
     kind = table["test_task"].map(kind_of).astype(object)
-    plain = _plain(table)
+    plain = pd.Series(table.index.isin(plain_trials(table).index), index=table.index)
     observer = table["observer"] == 1
     physics = kind != "grounding"
     readouts = list(table.loc[~observer & physics, "readout"].unique())
@@ -150,15 +151,6 @@ def select(trials: Trials, settings: Settings, registration: Registration | None
         settings=settings,
         registration=registration,
     )
-
-
-def _plain(table: pd.DataFrame) -> pd.Series[bool]:
-    """First attempts in the plain manner; where an item was asked with one attempt and with several, the former."""
-    plain = (table["manner"] == "") & (table["examples"] == 0) & (table["attempt"] == 1)
-    first = table[plain].sort_values("attempts", kind="stable")
-    twice = first.duplicated(["run", "readout", "stimuli", "test_task", "item_id", "sample"])
-    plain[twice[twice].index] = False
-    return plain
 
 
 @lru_cache(maxsize=512)

@@ -18,6 +18,7 @@ from analysis.selection import (
     CELL,
     Floats,
     cells,
+    item_groups,
     judgements,
     need,
     plain_trials,
@@ -65,9 +66,7 @@ class Psychometric(Result):
         return {**super().to_dict(), "runs": [plain(row) for row in self.runs.to_dict("records")]}
 
 
-def psychometric(
-    trials: pd.DataFrame, by: Sequence[str] = CELL, resamples: int = 1000, seed: int = 0, cluster: str = "group_id"
-) -> Psychometric:
+def psychometric(trials: pd.DataFrame, by: Sequence[str] = CELL, resamples: int = 1000, seed: int = 0) -> Psychometric:
     """Fit P(signal) over the signed margin for every run, and average over the runs of a cell.
 
     Estimates are those of maximum likelihood. Their intervals come from resampling groups of items (foils and their mirror
@@ -80,7 +79,6 @@ def psychometric(
         by: Columns that make a cell.
         resamples: Bootstrap samples per run.
         seed: Of the bootstrap.
-        cluster: Column of items that stay together; if the table lacks it, every trial is on its own.
 
     Raises:
         ValueError: If there is nothing to fit.
@@ -101,7 +99,7 @@ def psychometric(
         if known.sum() < FEWEST or len(np.unique(np.sign(margin[known]))) < 2:
             notes.append(f"{run}: {int(known.sum())} readable answers on both sides of 0 are too few for a function")
             continue
-        groups = rows[cluster].astype(str).to_numpy() if cluster in rows.columns else np.arange(len(rows))
+        groups = item_groups(rows)
         rng = np.random.default_rng([seed, zlib.crc32("\0".join(map(str, key)).encode())])
         own, drawn = _fit_run(margin[known], y[known], groups[known], resamples, rng)
         runs.append({**dict(zip(columns, cell, strict=True)), "run": run, **own})
@@ -130,7 +128,7 @@ def psychometric(
             "maximum likelihood, P(signal) = lapse + (1 - 2 lapse) Phi(slope (margin - bias)); threshold: distance from the"
             " bias at which Phi is .75; slope_per_sd: slope per standard deviation of the margins"
             + ("; graded answer probabilities (quasi-likelihood)" if graded else "")
-            + f"; runs: percentile bootstrap over {cluster}, {resamples} samples, seed {seed}; cells: mean of runs, t interval"
+            + f"; runs: percentile bootstrap over groups of items, {resamples} samples, seed {seed}; cells: mean of runs, t interval"
             f" with runs - 1 df, never narrower than that of runs that do not differ (one run: its own interval); {int(frame['n'].sum())} trials"
         ),
         notes=tuple(notes),

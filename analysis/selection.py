@@ -25,13 +25,45 @@ def need(trials: pd.DataFrame, *columns: str) -> None:
         raise ValueError("the trial table has no rows: give runs with trials, or a less narrow selection")
 
 
+ASKED = ("run", "readout", "stimuli", "test_task", "item_id", "manner", "examples", "sample")
+"""Columns that say who was asked what, and how; within them trials differ in their attempts alone."""
+
+
+def first_attempts(trials: pd.DataFrame) -> pd.DataFrame:
+    """First attempts; where an item was asked with one attempt and with several, the one with the fewest.
+
+    A column that is not there leaves out nothing.
+    """
+    first = trials[(trials["attempt"] == 1).to_numpy(bool)] if "attempt" in trials.columns else trials
+    if "attempts" not in first.columns or first["attempts"].nunique() < 2:
+        return first
+    order = np.argsort(first["attempts"].to_numpy(), kind="stable")
+    again = np.zeros(len(first), dtype=bool)
+    again[order] = first.iloc[order].duplicated(present(first, ASKED)).to_numpy()
+    return first[~again]
+
+
 def plain_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """First attempts in the plain manner, without worked examples; a column that is not there leaves out nothing."""
     keep = np.ones(len(trials), dtype=bool)
-    for column, value in (("manner", ""), ("examples", 0), ("attempt", 1)):
+    for column, value in (("manner", ""), ("examples", 0)):
         if column in trials.columns:
             keep &= (trials[column] == value).to_numpy(bool)
-    return trials[keep]
+    return first_attempts(trials[keep])
+
+
+def item_groups(trials: pd.DataFrame) -> npt.NDArray[np.str_]:
+    """What each trial depends on others by, (n,): its group of foils and mirror images, or else its item.
+
+    Tables of other people may not know groups, and missing ones are no group of their own.
+    """
+    items = (
+        trials["item_id"].astype(str).to_numpy() if "item_id" in trials.columns else np.arange(len(trials)).astype(str)
+    )
+    if "group_id" not in trials.columns:
+        return np.asarray(items)
+    known = trials["group_id"].notna().to_numpy(bool)
+    return np.where(known, np.char.add("group ", trials["group_id"].astype(str).to_numpy(str)), items)
 
 
 def cells(trials: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[object, ...], pd.DataFrame]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.clustered import clustered
 from analysis.pooling import OVER_RUNS, pool
 from analysis.result import Result
-from analysis.selection import CELL, Floats, cells, need, plain_trials, present
+from analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
 
 
 def adjusted_accuracy(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
@@ -55,8 +55,7 @@ def adjusted_accuracy(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[st
             found = []
             for _, own in cells(members, ["run"]):
                 design = np.column_stack([np.ones(len(own)), own[chosen].to_numpy(float) - 0.5])
-                groups = own["group_id"] if "group_id" in own else own["item_id"]
-                found.append(clustered(own["success"].to_numpy(float), design, groups.astype(str).to_numpy()))
+                found.append(clustered(own["success"].to_numpy(float), design, item_groups(own)))
             value = pool(*zip(*found, strict=True))
             right = members[chosen[0]].to_numpy(bool)
             success = members["success"].to_numpy(float)

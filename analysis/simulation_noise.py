@@ -15,6 +15,7 @@ from analysis.selection import (
     CELL,
     Floats,
     cells,
+    item_groups,
     judgements,
     need,
     plain_trials,
@@ -33,7 +34,7 @@ def fit_noise(
     """The noise with which a simulating observer would answer most nearly as a run does.
 
     Maximum likelihood over the observer's noise sigma and a lapse rate, from the observer's response probabilities at several
-    sigmas (`probe observers` tabulates them); between these, the likelihood is interpolated by a parabola over log sigma.
+    sigmas (of runs of `probes.models.observers`, say); between these, the likelihood is interpolated by a parabola over log sigma.
 
     Args:
         trials: A trial table of two-option judgements.
@@ -62,8 +63,7 @@ def fit_noise(
     for key, own in cells(found, [*columns, "run"]):
         *cell, run = key
         p = wide.loc[own["item_id"]].to_numpy(float)
-        groups = (own["group_id"] if "group_id" in own else own["item_id"]).astype(str).to_numpy()
-        parts = _log_likelihoods(own["_p"].to_numpy(float), p, groups)
+        parts = _log_likelihoods(own["_p"].to_numpy(float), p, item_groups(own))
         sigma, lapse, height, inside = _maximum(parts.sum(0)[None], sigmas)
         rng = np.random.default_rng([seed, zlib.crc32("\0".join(map(str, key)).encode())])
         weights = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=resamples).astype(float)
