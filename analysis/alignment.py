@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from analysis.humans import Humans, human_answers
+from analysis.humans import Humans, human_answers, of_the_same_items
 from analysis.kappa import FEWEST_SHARED, kappas_of_samples, kappas_with_each, pairwise_kappas
 from analysis.result import Result, plain
 from analysis.selection import (
@@ -21,13 +21,15 @@ from analysis.selection import (
     Floats,
     cells,
     judgements,
-    need,
     plain_trials,
     present,
     said_signal,
     signal_probability,
     truth_is_signal,
 )
+
+FEWEST = 3
+"""Items with a readable answer below which a run is not compared with people."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,14 +66,9 @@ def alignment(
     Raises:
         ValueError: If no judged item has human responses.
     """
-    need(responses, "item_id", "response")
-    found = plain_trials(judgements(trials))
-    found = found.assign(item_id=found["item_id"].astype(str))
-    found = found[found["item_id"].isin(set(responses["item_id"].astype(str)))]
-    if found.empty:
-        raise ValueError("none of the judged items has human responses: item_id must be the same in both tables")
+    found, responses = of_the_same_items(plain_trials(judgements(trials)), responses)
     columns = present(found, by)
-    rows, ceilings, points, kappas = [], [], [], {}
+    rows, ceilings, points, notes, kappas = [], [], [], [], {}
     for (task,), of_task in cells(found, ["test_task"]):
         signal = str(of_task["signal"].iloc[0])
         people = human_answers(responses, signal, sorted(of_task["item_id"].unique()))
@@ -90,9 +87,11 @@ def alignment(
             rng = np.random.default_rng([seed, zlib.crc32("\0".join(map(str, key)).encode())])
             own = own.assign(_p=signal_probability(own), _said=said_signal(own))
             model = own.groupby("item_id")[["_p", "_said", "success"]].mean().reindex(list(people.items))
-            row = _compared(model, people, among, resamples, rng)
-            if row["n_items"] < 3:
+            known = int(model["_p"].notna().sum())
+            if known < FEWEST:
+                notes.append(f"{run} on {task}: it gave a readable answer to {known} of the items, too few to compare")
                 continue
+            row = _compared(model, people, among, resamples, rng)
             rows.append({**dict(zip(columns, cell, strict=True)), "run": run, **row})
             points.append(
                 pd.DataFrame(
@@ -106,6 +105,8 @@ def alignment(
                 )
             )
     counted = any(row["n_people"] == 0 for row in ceilings)
+    if counted:
+        notes.insert(0, "only counts of responses are known: kappas are those with a person drawn at random")
     return Alignment(
         title="Agreement of models with people, item by item, with 95 % intervals",
         table=pd.DataFrame(rows),
@@ -115,9 +116,7 @@ def alignment(
             " single people, to be compared with the noise ceiling (leave-one-out below, rater included above);"
             f" {len(found)} trials"
         ),
-        notes=("only counts of responses are known: kappas are those with a person drawn at random",)
-        if counted
-        else (),
+        notes=tuple(notes),
         ceilings=pd.DataFrame(ceilings),
         kappas=kappas,
         items=pd.concat(points, ignore_index=True),
@@ -140,15 +139,15 @@ def _compared(
     again = graded[take]
     r, rmse = _pearson(again, shares), np.sqrt(np.nanmean((again - shares) ** 2, axis=1))
     single = _single_correlations(graded, people)
-    kappa = kappas_with_each(said, people)
+    kappa, pairs = kappas_with_each(said, people), among[np.isfinite(among)]
     row: dict[str, Any] = {
-        "success": float(model["success"].to_numpy(float)[kept].mean()) if len(kept) else math.nan,
-        "r": float(_pearson(p[None], human[None])[0]) if len(kept) > 2 else math.nan,
-        "spearman": float(_pearson(rankdata(p)[None], rankdata(human)[None])[0]) if len(kept) > 2 else math.nan,
-        "rmse": float(np.sqrt(np.mean((p - human) ** 2))) if len(kept) else math.nan,
+        "success": float(model["success"].to_numpy(float)[kept].mean()),
+        "r": float(_pearson(p[None], human[None])[0]),
+        "spearman": float(_pearson(rankdata(p)[None], rankdata(human)[None])[0]),
+        "rmse": float(np.sqrt(np.mean((p - human) ** 2))),
         "kappa": _mean(kappa),
-        # How many pairs of people agree less than the run does with people.
-        "kappa_percentile": float(np.mean(among < _mean(kappa))) if len(among) and len(kappa) else math.nan,
+        # How many pairs of people agree less than the run does with people, of those with enough items in common.
+        "kappa_percentile": float(np.mean(pairs < _mean(kappa))) if len(pairs) and len(kappa) else math.nan,
         "r_single": _mean(single),
     }
     for name, values in (("r", r), ("rmse", rmse)):

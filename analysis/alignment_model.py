@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.humans import of_the_same_items
 from analysis.mixed_effects import FitError, FitResult, FitWarning, fit
 from analysis.result import Result
 from analysis.selection import (
     CELL,
     cells,
     judgements,
-    need,
     plain_trials,
     present,
     signal_probability,
@@ -45,13 +45,9 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
     Raises:
         ValueError: If no judged item has human responses.
     """
-    need(responses, "item_id", "response")
-    found = plain_trials(judgements(trials))
-    found = found.assign(item_id=found["item_id"].astype(str), _p=signal_probability(found), _t=truth_is_signal(found))
-    people = responses.assign(item_id=responses["item_id"].astype(str))
-    found = found[found["item_id"].isin(set(people["item_id"])) & found["_p"].notna()]
-    if found.empty:
-        raise ValueError("none of the judged items has human responses: item_id must be the same in both tables")
+    found, people = of_the_same_items(plain_trials(judgements(trials)), responses)
+    found = found.assign(_p=signal_probability(found), _t=truth_is_signal(found))
+    found = found[found["_p"].notna()]
     columns, rows, notes = present(found, CELL), [], []
     for key, own in cells(found, [*columns, "run"]):
         *cell, run = key

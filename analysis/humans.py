@@ -63,6 +63,34 @@ class Humans:
         return weights @ self.signals, weights @ self.answers
 
 
+def of_the_same_items(trials: pd.DataFrame, responses: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials of items that people answered, and the responses, under one `item_id` as text.
+
+    Where both tables say of which stimulus set an item is, it is part of the id: items of two sets, or of a set and the same set
+    under a shift, can have the same id and show another picture.
+
+    Args:
+        trials: A trial table.
+        responses: Human responses, with `item_id`.
+
+    Raises:
+        ValueError: If people answered none of the items.
+    """
+    need(responses, "item_id", "response")
+    both = [
+        table.assign(
+            item_id=table["item_id"].astype(str)
+            if not ("stimuli" in trials.columns and "stimuli" in responses.columns)
+            else table["stimuli"].astype(str) + " " + table["item_id"].astype(str)
+        )
+        for table in (trials, responses)
+    ]
+    asked = both[0][both[0]["item_id"].isin(set(both[1]["item_id"]))]
+    if asked.empty:
+        raise ValueError("none of the judged items has human responses: item_id must be the same in both tables")
+    return asked, both[1]
+
+
 def human_answers(responses: pd.DataFrame, signal: str, items: Any = None) -> Humans:
     """The responses to two-option items as `Humans`.
 

@@ -10,6 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from analysis.alignment import alignment
+from analysis.alignment_model import alignment_model
 from analysis.humans import human_answers
 from analysis.kappa import cohen_kappa
 from analysis.sections.people import in_words
@@ -165,3 +166,35 @@ def test_what_constant_answers_leave_undefined_is_said_in_words(trials: pd.DataF
     assert "κ = 0.00 with single people" in text and "nan" not in text
     text = said(constant, responses.assign(response="stands"))
     assert "(the run and people said the same" in text and "κ with single people is undefined" in text
+
+
+def test_pairs_of_people_without_items_in_common_are_no_rank(trials: pd.DataFrame) -> None:
+    responses = people(trials, n=6)
+    first = set(trials["item_id"].iloc[:30])
+    apart = responses[(responses["participant"] < "s03") == responses["item_id"].isin(first)]
+    found = alignment(trials, apart, resamples=20)
+    pairs = found.kappas["towers-stability"]
+    known = pairs[np.isfinite(pairs)]
+    assert (len(pairs), len(known)) == (15, 6)
+    assert found.table["kappa_percentile"].iloc[0] == np.mean(known < found.table["kappa"].iloc[0])
+
+
+def test_a_run_whose_replies_cannot_be_read_is_named_and_left_out(trials: pd.DataFrame) -> None:
+    unread = trials.assign(answer=None, p_correct=np.nan, run="mute", success=0)
+    found = alignment(pd.concat([trials, unread], ignore_index=True), people(trials, n=5), resamples=20)
+    assert found.table["run"].tolist() == [trials["run"].iloc[0]]
+    assert found.notes == ("mute on towers-stability: it gave a readable answer to 0 of the items, too few to compare",)
+
+
+def test_items_of_another_set_with_the_same_name_are_other_items(trials: pd.DataFrame) -> None:
+    responses = people(trials, n=10)
+    turned = np.where(trials["truth"] == "stands", "falls", "stands")
+    other = trials.assign(stimuli="b", p_correct=1 - trials["p_correct"], truth=turned)
+    both = pd.concat([trials.assign(stimuli="a"), other], ignore_index=True)
+    alone = alignment(trials, responses, resamples=20).table.iloc[0]
+    found = alignment(both, responses.assign(stimuli="a"), resamples=20).table.iloc[0]
+    assert (found["n_items"], found["r"]) == (60, pytest.approx(alone["r"]))
+    predicted = alignment_model(both, responses.assign(stimuli="a")).table
+    assert predicted["estimate"].tolist() == pytest.approx(
+        alignment_model(trials, responses).table["estimate"].tolist()
+    )
