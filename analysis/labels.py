@@ -13,18 +13,31 @@ def with_test(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `test`: task and shift as the command line writes them."""
     if table.empty:
         return table.assign(test=pd.Series(dtype=str))
-    test = [
-        str(task) if shift == "none" else f"{task}@{shift}:{level}"
-        for task, shift, level in zip(table["test_task"], table["shift"], table["shift_level"], strict=True)
-    ]
-    return table.assign(test=test)
+    parts = zip(table["test_task"], table["shift"], table["shift_level"], strict=True)
+    return table.assign(test=[test_name(*part) for part in parts])
+
+
+def test_name(task: object, shift: object, level: object) -> str:
+    """A test as the command line writes it, such as "towers-stability@camera:2"."""
+    return str(task) if shift == "none" else f"{task}@{shift}:{level}"
+
+
+def condition_name(tasks: object, regime: object = "") -> str:
+    """What was trained, whatever the method: the tasks, and what was special."""
+    return f"{tasks} ({regime})" if regime else str(tasks)
+
+
+def with_condition(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `condition`: tasks and regime of the training in words, "none" where there was none."""
+    pairs = zip(table["train_tasks"], table["regime"], strict=True)
+    return table.assign(condition=[condition_name(*pair) for pair in pairs])
 
 
 def training_name(method: object, tasks: object, regime: object = "") -> str:
     """A training in words, such as "GRPO on towers-topblock"."""
     if method == "none":
         return name_of("none")
-    return f"{name_of(str(method))} on {tasks}" + (f" ({regime})" if regime else "")
+    return f"{name_of(str(method))} on {condition_name(tasks, regime)}"
 
 
 def file_part(text: object) -> str:

@@ -19,6 +19,8 @@ from analysis.selection import Floats, cells, need, plain_trials, present
 
 KIND = ("model", "train_tasks", "method", "regime")
 """What is learned by whom, and how. Kinds of one model and task are compared with each other."""
+TEST = ("test_task", "shift", "shift_level")
+"""What checkpoints of a training are tested on."""
 EXACT = 20_000
 """Permutations up to which all are counted; beyond them so many are drawn."""
 
@@ -47,16 +49,17 @@ def curves_from_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """Learning curves from runs of the checkpoints of trainings: success on a test set over samples seen.
 
     Args:
-        trials: A trial table with `samples`; all checkpoints of one training (same seed) become one curve.
+        trials: A trial table with `samples`; all checkpoints of one training (same seed) become one curve per test.
 
     Raises:
         ValueError: If the table has no samples, seeds or successes.
     """
     need(trials, "samples", "seed", "success")
     table = plain_trials(trials)
-    keys = [*present(table, ("model", "method", "train_tasks", "regime")), "seed", *present(table, ("test_task",))]
+    test = present(table, TEST)
+    keys = [*present(table, KIND), "seed", *test]
     found = table.groupby([*keys, "samples"], observed=True)["success"].agg(["mean", "size"]).reset_index()
-    names = [found[name].astype(str) for name in keys if name != "test_task"]
+    names = [found[name].astype(str) for name in keys if name not in test]
     run = [" ".join(filter(None, parts)) for parts in zip(*names, strict=True)]
     return found.rename(columns={"mean": "success", "size": "n_trials"}).assign(run=run)
 
@@ -91,21 +94,21 @@ def learning(
     columns = present(curves, by)
     task = [name for name in columns if name not in ("method", "regime")]
     known = curves[np.isfinite(curves["samples"].to_numpy(float)) & np.isfinite(curves[measure].to_numpy(float))]
-    long = known.groupby("run", observed=True)["samples"].transform("nunique") > 1
+    long = known.groupby([*task, "run"], observed=True, dropna=False)["samples"].transform("nunique") > 1
     short = known.loc[~long, "run"].nunique()
     known = known[long]
     if known.empty:
         raise ValueError(
             f"no run has two points of {measure}: learning curves need trainings that were evaluated on the way"
         )
-    rows, means, comparisons = [], [], []
+    rows, means, comparisons, apart = [], [], [], []
     for _, of_task in cells(known, task) if task else [((), known)]:
         smooth = {str(run): _curve(own, measure, window) for (run,), own in cells(of_task, ["run"])}
         start, end = max(x[0] for x, _ in smooth.values()), min(x[-1] for x, _ in smooth.values())
         if not end > start:
-            raise ValueError(
-                f"the curves of {of_task[task].iloc[0].tolist()} share no range of samples: train them equally long"
-            )
+            what = ", ".join(str(level) for level in of_task[task].iloc[0] if str(level))
+            apart.append(f"the curves of {what} share no range of samples, and are left out: train them equally long")
+            continue
         grid = np.linspace(start, end, 101)
         of_kind: dict[tuple[object, ...], pd.DataFrame] = {}
         for key, own in cells(of_task, columns) if columns else [((), of_task)]:
@@ -128,12 +131,14 @@ def learning(
             )
         for (a, one), (b, other) in itertools.combinations(of_kind.items(), 2):
             comparisons.append(_comparison(columns, a, one, b, other, seed))
+    if not rows:
+        raise ValueError(apart[0])
     runs = pd.concat(rows, ignore_index=True)
     compared = pd.DataFrame(comparisons)
     if len(compared):
         for name in ("area_p", "samples_p"):
             compared[f"{name}_holm"] = _holm(compared[name].to_numpy(float))
-    notes = [f"{short} runs with a single point are left out"] if short else []
+    notes = [*([f"{short} runs with a single point are left out"] if short else []), *apart]
     if not runs["reached"].all():
         notes.append(
             f"{int((~runs['reached']).sum())} of {len(runs)} runs never reached {criterion:g}: they are censored, and means of samples"
@@ -144,7 +149,7 @@ def learning(
         notes.append("permutation tests of three against three runs cannot give p below .1, of four against four .029")
     return Learning(
         title=f"Learning by kind of training, with 95 % intervals between runs (criterion: {measure} {criterion:g})",
-        table=_by_kind(runs, columns),
+        table=_by_kind(runs, columns, is_share=bool(known[measure].between(0, 1).all())),
         how=(
             "area: mean of the curve over the range of samples that all runs of the task share; samples: first reach of the criterion,"
             " mean restricted to that range, median by Kaplan-Meier; t intervals with runs - 1 df; comparisons: Welch t of areas,"
@@ -175,14 +180,16 @@ def _first(x: Floats, y: Floats, criterion: float, end: float) -> tuple[float, b
     return (float(reached), True) if reached <= end else (end, False)
 
 
-def _by_kind(runs: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def _by_kind(runs: pd.DataFrame, columns: Sequence[str], *, is_share: bool) -> pd.DataFrame:
+    """Means of the runs of every kind; those of what is a share have intervals within 0 and 1."""
     rows = []
     for key, own in cells(runs, columns) if columns else [((), runs)]:
         row: dict[str, Any] = dict(zip(columns, key, strict=True))
         for name in ("area", "final", "samples_to_criterion"):
             mean, low, high = mean_over_runs(own[name].to_numpy(float))
             # A t interval of a few runs knows no bounds of what it is about.
-            low, high = max(low, 0.0), high if name == "samples_to_criterion" else min(high, 1.0)
+            if name == "samples_to_criterion" or is_share:
+                low, high = max(low, 0.0), high if name == "samples_to_criterion" else min(high, 1.0)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         reached = own["reached"].to_numpy(bool)
         row |= {

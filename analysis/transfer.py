@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, fit_cells
 from analysis.effect_sizes import cohen_h
 from analysis.equivalence import VERDICT, equivalence, verdicts
+from analysis.labels import with_test
 from analysis.mixed_effects import FitError
 from analysis.random_effects import RULE
 from analysis.result import Result
@@ -32,12 +33,9 @@ def with_names(trials: pd.DataFrame) -> pd.DataFrame:
     for name in TRAINING[1:]:
         training = training + " " + table[name].astype(str)
     training = training.str.strip()
-    test = table["test_task"].astype(str)
-    shifted = table["shift"].astype(str) != "none"
-    test = test.where(~shifted, test + "@" + table["shift"].astype(str) + ":" + table["shift_level"].astype(str))
+    table = with_test(table)
     # Shifted items keep the id of what they show; each test has items of its own.
-    item = test + " " + table["item_id"].astype(str)
-    return table.assign(training=training, test=test, item=item)
+    return table.assign(training=training, item=table["test"] + " " + table["item_id"].astype(str))
 
 
 def transfer_matrix(

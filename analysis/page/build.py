@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import METHODS, OBSERVERS, Trials, load
-from analysis.labels import training_name
+from analysis.labels import test_name, training_name
 from analysis.logs import Source
 from analysis.material import Settings, select
 from analysis.page.motion import Motions, motion_key
@@ -148,7 +148,7 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
         "colour": _colour(method, observer),
         "place": len(METHODS) if observer or method not in METHODS else METHODS.index(method),
         "levels": {
-            f"{task}@{shift}:{grade}" if shift != "none" else str(task): str(level)
+            test_name(task, shift, grade): str(level)
             for task, shift, grade, level in rows[["test_task", "shift", "shift_level", "transfer"]]
             .drop_duplicates()
             .dropna()
@@ -195,16 +195,8 @@ def _transfer(trials: Trials) -> dict[str, Any] | None:
     result = transfer_matrix(table, material.baselines())
     rows = []
     for row in result.table.to_dict("records"):
-        shift = str(row["shift"])
-        rows.append(
-            {name: plain(row[name]) for name in CELLS}
-            | {
-                "training": _training(row, trials),
-                "test": str(row["test_task"])
-                if shift == "none"
-                else f"{row['test_task']}@{shift}:{row['shift_level']}",
-            }
-        )
+        test = test_name(row["test_task"], row["shift"], row["shift_level"])
+        rows.append({name: plain(row[name]) for name in CELLS} | {"training": _training(row, trials), "test": test})
     return {"rows": rows, "how": result.how, "notes": list(result.notes)}
 
 

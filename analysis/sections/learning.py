@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
 
 from analysis.figures.learning import learning_curves
-from analysis.labels import joined
-from analysis.learning import KIND, curves_from_trials, learning
+from analysis.labels import joined, with_condition, with_test
+from analysis.learning import KIND, TEST, curves_from_trials, learning
 from analysis.material import Material, Settings
 from analysis.result import Result
 from analysis.section import Figure, Section, Unanswerable
@@ -27,15 +28,14 @@ def section(material: Material) -> Section:
     trained = trained.assign(success=pd.to_numeric(trained["success"])) if len(trained) else trained
     if len(trained) and trained["success"].notna().any():
         caption = "success of the replies sampled in training, on training items"
-        _add("training", trained, "train_tasks", WINDOW, caption, material.settings, results, figures, answer)
+        _add("training", trained, KIND, WINDOW, caption, material.settings, results, figures, answer)
     plain = material.plain
-    stages = (
-        plain[plain["method"] != "none"].groupby(["method", "train_tasks", "seed"], observed=True)["samples"].nunique()
-    )
+    stages = plain[plain["method"] != "none"].groupby([*KIND, "seed"], observed=True)["samples"].nunique()
     if len(stages) and stages.max() > 1:
         curves = curves_from_trials(plain[plain["method"] != "none"])
         caption = "success of checkpoints on test items, greedy replies"
-        _add("checkpoints", curves, "test_task", 1, caption, material.settings, results, figures, answer)
+        by = (*KIND, *TEST)
+        _add("checkpoints", curves, by, 1, caption, material.settings, results, figures, answer)
     if not results:
         raise Unanswerable(
             "there are no learning curves: name the folders of the adapters as well (their training.json holds the curves), or"
@@ -54,7 +54,7 @@ def section(material: Material) -> Section:
 def _add(
     name: str,
     curves: pd.DataFrame,
-    panel: str,
+    by: Sequence[str],
     window: int,
     caption: str,
     settings: Settings,
@@ -62,7 +62,6 @@ def _add(
     figures: list[Figure],
     answer: list[str],
 ) -> None:
-    by = KIND if panel == "train_tasks" else (*KIND, "test_task")
     found = learning(curves, settings.criterion, by=by, window=window, seed=settings.seed)
     results[name] = found
     results[f"{name}_runs"] = Result(title=f"{found.title}: every run", table=found.runs, how=found.how)
@@ -73,12 +72,13 @@ def _add(
             how=found.how,
             notes=found.notes,
         )
-    runs = curves.dropna(subset=["success"]).rename(columns={panel: "panel", "success": "value"})
-    runs = runs.sort_values(["run", "samples"], kind="stable")
+    runs = curves.dropna(subset=["success"]).rename(columns={"success": "value"})
+    several = curves["model"].nunique() > 1
+    runs = _with_panel(runs.sort_values(["run", "samples"], kind="stable"), several_models=several)
     if window > 1:
         smooth = runs.groupby("run", observed=True)["value"].rolling(window, min_periods=1).mean()
         runs = runs.assign(value=smooth.reset_index(level=0, drop=True))
-    means = found.means.rename(columns={panel: "panel"})
+    means = _with_panel(found.means, several_models=several)
     counts = ", ".join(
         f"{name_of(str(method))} {own['run'].nunique()}"
         for method, own in runs.groupby("method", observed=True, sort=False)
@@ -92,8 +92,19 @@ def _add(
             partial(learning_curves, runs, means, criterion=settings.criterion),
         )
     )
-    for row in found.table.to_dict("records"):
+    for row in _with_panel(found.table, several_models=several).to_dict("records"):
         answer.append(
-            f"{name_of(row['method'])} on {row['train_tasks']} ({name}): {row['n_reached']} of {row['n_runs']} runs reach"
+            f"{name_of(row['method'])} on {row['panel']} ({name}): {row['n_reached']} of {row['n_runs']} runs reach"
             f" {settings.criterion:g}; mean success over training {row['area']:.2f}."
         )
+
+
+def _with_panel(table: pd.DataFrame, *, several_models: bool) -> pd.DataFrame:
+    """The table with `panel`: what was trained, and what checkpoints were tested on, so that a method has one mean curve in each."""
+    table = with_condition(table)
+    panel = table["condition"]
+    if "test_task" in table:
+        panel = panel + " → " + with_test(table)["test"]
+    if several_models:
+        panel = table["model"].astype(str) + ": " + panel
+    return table.assign(panel=panel)

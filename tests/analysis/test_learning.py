@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import permutation_test, ttest_ind
 from statsmodels.duration.survfunc import SurvfuncRight
 
-from analysis.learning import curves_from_trials, learning, permutation_p
+from analysis.learning import KIND, TEST, curves_from_trials, learning, permutation_p
 
 
 def straight(method: str, slopes: list[float], end: float = 100, step: float = 10, **columns: str) -> pd.DataFrame:
@@ -108,3 +108,31 @@ def test_smoothing_is_a_trailing_mean() -> None:
     noisy["success"] += np.where(np.arange(len(noisy)) % 2, 0.2, -0.2)
     raw, smooth = learning(noisy), learning(noisy, window=4)
     assert smooth.runs["samples_to_criterion"].mean() > raw.runs["samples_to_criterion"].mean()
+
+
+def test_checkpoints_have_a_curve_for_every_test(simulated) -> None:
+    cell = {("sft", "towers-stability", "towers-stability"): 1.0}
+    plain = simulated(cell, runs=2, items=40)
+    shifted = simulated(cell, runs=2, items=40, task_shift="camera").assign(shift_level=2, success=0)
+    parts = [table.assign(samples=n) for table in (plain, shifted) for n in (0.0, 100.0)]
+    found = learning(curves_from_trials(pd.concat(parts)), criterion=0.5, by=(*KIND, *TEST)).table
+    assert found["shift"].tolist() == ["none", "camera"] or found["shift"].tolist() == ["camera", "none"]
+    final = found.set_index("shift")["final"]
+    assert final["camera"] == 0 and final["none"] == pytest.approx(plain["success"].mean())
+
+
+def test_tasks_without_a_common_range_cost_themselves_alone() -> None:
+    early = straight("ppo", [0.4, 0.4]).assign(train_tasks="x")
+    early.loc[early["run"] == "ppo 1", "samples"] += 500
+    found = learning(pd.concat([straight("sft", [0.4, 0.5]), early]))
+    assert found.table["method"].tolist() == ["sft"]
+    assert any("tiny, x share no range of samples" in note for note in found.notes)
+    with pytest.raises(ValueError, match="share no range"):
+        learning(early)
+
+
+def test_measures_that_are_no_shares_have_intervals_around_their_means() -> None:
+    tokens = straight("ppo", [0.2, 0.4, 0.3])
+    tokens["tokens"] = 100 * tokens["success"]
+    row = learning(tokens, criterion=60, measure="tokens").table.iloc[0]
+    assert 1 < row["area_low"] < row["area"] < row["area_high"]
