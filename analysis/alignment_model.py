@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.effect_sizes import odds_of
 from analysis.humans import of_the_same_items
 from analysis.mixed_effects import FitError, FitResult, FitWarning, fit
 from analysis.result import Result
@@ -71,7 +71,7 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
                 row
                 | {name: float(told[name]) for name in ("estimate", "se", "df", "statistic", "p", "ci_low", "ci_high")}
                 | {
-                    "odds_ratio": math.exp(told["estimate"]),
+                    "odds_ratio": odds_of(told["estimate"]),
                     "formula": fitted.formula,
                     "n_responses": int(data["n"].sum()),
                 }

@@ -13,7 +13,7 @@ from scipy.stats import chi2
 from statsmodels.stats.multitest import multipletests
 
 from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, Estimate, fit_cells
-from analysis.effect_sizes import cohen_h
+from analysis.effect_sizes import cohen_h, odds_of
 from analysis.equivalence import VERDICT, BayesFactor, at_odds, bic_bayes_factor, equivalence, jzs, verdicts
 from analysis.levels import TRANSFER
 from analysis.mixed_effects import FitError
@@ -176,8 +176,8 @@ def _tested(
         log_odds, rates = fitted.contrast(over), fitted.rate_contrast(over)
         same = equivalence(rates.value, rates.sides, bound, rates.df, alpha)
         row["interval"] = log_odds.interval
-        row |= _named("b", log_odds) | {"odds_ratio": math.exp(log_odds.value)}
-        row |= {"odds_low": math.exp(log_odds.low), "odds_high": math.exp(log_odds.high)}
+        row |= _named("b", log_odds) | {"odds_ratio": odds_of(log_odds.value)}
+        row |= {"odds_low": odds_of(log_odds.low), "odds_high": odds_of(log_odds.high)}
         row |= {"difference": rates.value, "difference_low": rates.low, "difference_high": rates.high}
         row |= {"p_equivalence": same.p, "verdict": None, "bf01_bic": _bic(log_odds, per_run["run"].nunique())}
     else:

@@ -19,6 +19,11 @@ def cohen_h(p: float, q: float) -> float:
     return 2 * math.asin(math.sqrt(min(max(p, 0.0), 1.0))) - 2 * math.asin(math.sqrt(min(max(q, 0.0), 1.0)))
 
 
+def odds_of(log_odds: float) -> float:
+    """Odds, or a ratio of odds; infinite where they are beyond what a number can hold."""
+    return math.exp(log_odds) if log_odds < 700 else math.inf
+
+
 def rate_of(log_odds: float | Floats, sd: float = 0.0) -> Floats:
     """The mean success rate where log odds vary normally around their mean, by Gauss-Hermite quadrature.
 

@@ -199,14 +199,14 @@ def load(paths: Iterable[str | Path]) -> Trials:
         RunError: If a folder holds no run, or its log is damaged or was edited.
     """
     parts: list[pd.DataFrame] = []
-    curves: list[pd.DataFrame] = []
+    curves: list[tuple[Path, pd.DataFrame]] = []
     dropped: list[Dropped] = []
     sources: list[Source] = []
     for path in _different(paths):
         if not path.exists():
             raise FrameError(f"{path} does not exist: name folders that `probe run` made, or a table (.csv, .parquet)")
         runs, trainings = ([], []) if path.is_file() else find(path)
-        curves += map(read_curves, trainings)
+        curves += [(folder, read_curves(folder)) for folder in trainings]
         for table, lost, source in [_read_table(path)] if path.is_file() else map(read_log, runs):
             parts.append(table)
             sources.append(source)
@@ -225,9 +225,23 @@ def load(paths: Iterable[str | Path]) -> Trials:
     )
 
 
-def _joined(curves: list[pd.DataFrame]) -> pd.DataFrame:
-    """Curves of all trainings as one table."""
-    known = [curve for curve in curves if len(curve)]
+def _joined(curves: Sequence[tuple[Path, pd.DataFrame]]) -> pd.DataFrame:
+    """Curves of all trainings as one table.
+
+    A training whose record lies in two folders, as merging leaves it, has one curve; trainings that would be called alike, since they
+    differ in something that no name tells, get that of their folder.
+    """
+    alike: dict[str, list[tuple[Path, pd.DataFrame]]] = {}
+    for folder, curve in curves:
+        if len(curve):
+            others = alike.setdefault(str(curve["run"].iloc[0]), [])
+            if not any(curve.equals(other) for _, other in others):
+                others.append((folder, curve))
+    known = [
+        curve if len(same) == 1 else curve.assign(run=f"{run} ({folder.name})")
+        for run, same in alike.items()
+        for folder, curve in same
+    ]
     if not known:
         return pd.DataFrame(columns=list(CURVE_COLUMNS))
     return pd.concat(known, ignore_index=True).sort_values(["run", "samples"], kind="stable", ignore_index=True)

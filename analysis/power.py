@@ -108,8 +108,10 @@ def grid(text: str, most: int = 8) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     elif match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
         low, high = int(match[1]), int(match[2])
-        steps = np.geomspace(max(low, 1), max(high, 1), most) if low < high else np.array([low])
-        numbers = sorted({low, high, *(_round(step) for step in steps[1:-1])}) if low < high else [low]
+        if high < low:
+            raise ValueError(f"{text!r} ends before it begins: write {high}..{low}")
+        steps = np.geomspace(max(low, 1), max(high, 1), most)
+        numbers = [low, high, *(_round(step) for step in steps[1:-1] if low < high)]
     else:
         raise ValueError(f"{text!r} is no list of numbers: write 3,5,10 or 3..20")
     if min(numbers) < 2:

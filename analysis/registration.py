@@ -19,6 +19,7 @@ from analysis.contrasts import REINFORCEMENT, Contrasts, planned_contrasts
 from analysis.style import name_of
 from analysis.training import read_facts
 from probes.trials import RunError
+from stimuli.plain_json import parse_object
 
 REGISTRATION = "registration.json"
 RL = "rl"
@@ -98,25 +99,30 @@ def read_registration(path: Path) -> Registration:
     """
     file = path / REGISTRATION if path.is_dir() else path
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_object(file.read_bytes())
         told = {name: value for name, value in record.items() if name != "sha256"}
         text = json.dumps(told, sort_keys=True, ensure_ascii=False)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"cannot read the registration {file} ({error}): give the one of `probe study freeze`"
         ) from error
     if record.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
         raise RunError(f"{file} is not what was registered (its hash is another one): restore the file")
-    design = record["design"]
-    return Registration(
-        sha256=record["sha256"],
-        registered=record["registered"],
-        conditions=tuple(_condition(entry, design) for entry in design["trainings"]),
-        contrasts=tuple(design["contrasts"]),
-        sets=frozenset(entry["content_sha256"][:12] for entry in record["sets"].values()),
-        bound=float(design["bound"]),
-        done_before=tuple(record["done_before"]),
-    )
+    try:
+        design = record["design"]
+        return Registration(
+            sha256=record["sha256"],
+            registered=record["registered"],
+            conditions=tuple(_condition(entry, design) for entry in design["trainings"]),
+            contrasts=tuple(design["contrasts"]),
+            sets=frozenset(entry["content_sha256"][:12] for entry in record["sets"].values()),
+            bound=float(design["bound"]),
+            done_before=tuple(record["done_before"]),
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{file} is no registration as `probe study freeze` writes it ({type(error).__name__}: {error}): restore the file"
+        ) from error
 
 
 def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha: float = 0.05) -> Contrasts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-P_VALUES = (
-    "p", "p_holm", "p_difference", "p_equivalence", "p_means", "p_runs", "p_shortcut", "p_shortcut_holm", "p_slope", "area_p",
-    "area_p_holm", "samples_p", "samples_p_holm",
-)  # fmt: skip
-"""Columns that are p-values, and are printed as such."""
+P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|means|difference|equivalence|slope|shortcut))*$|_p(_holm)?$")
+"""Names of columns that are p-values, and are printed as such."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +71,7 @@ def format_table(table: pd.DataFrame) -> str:
     return text.to_string(index=False)
 
 
-def format_p(p: float) -> str:
+def _p(p: float) -> str:
     """A p-value: four decimals, "< .0001" below them."""
     return "< .0001" if p < 0.0001 else f"{p:.4f}".lstrip("0") if p < 1 else "1.0000"
 
@@ -85,8 +83,8 @@ def _cell(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
         number = float(value)
-        if name in P_VALUES:
-            return format_p(number)
+        if P_VALUES.search(name):
+            return _p(number)
         if math.isinf(number):
             return "inf" if number > 0 else "-inf"
         return f"{number:.3f}" if abs(number) < 1000 else f"{number:.0f}"

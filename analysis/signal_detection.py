@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from analysis.pooling import pool
-from analysis.result import Result
+from analysis.result import Result, plain
 from analysis.selection import CELL, cells, judgements, plain_trials, present, said_signal, truth_is_signal
 
 
@@ -90,8 +90,6 @@ class Sensitivity(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """As `Result.to_dict`, with the runs."""
-        from analysis.result import plain
-
         return {**super().to_dict(), "runs": [plain(row) for row in self.runs.to_dict("records")]}
 
 

@@ -25,7 +25,7 @@ GREY, LIGHT = "#5A5A5A", "#B8B8B8"
 DIVERGING = "PuOr_r"
 """From worse (purple) through no difference (white) to better (orange); told apart by all readers, and in grey by its numbers."""
 
-METHODS = {
+LOOKS = {
     "none": (GREY, "o"),
     "sft": (PALETTE[0], "s"),
     "ppo": (PALETTE[1], "^"),
@@ -63,9 +63,9 @@ def look(method: str, others: Sequence[str] = ()) -> tuple[str, str]:
         method: The method.
         others: All methods of the figure; those without a colour of their own get the free ones in this order.
     """
-    if method in METHODS:
-        return METHODS[method]
-    unknown = [name for name in others if name not in METHODS]
+    if method in LOOKS:
+        return LOOKS[method]
+    unknown = [name for name in others if name not in LOOKS]
     index = unknown.index(method) if method in unknown else 0
     return PALETTE[(4 + index) % len(PALETTE)], MARKERS[(4 + index) % len(MARKERS)]
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.result import P_VALUES
+
 Format = Callable[[Any], str]
 
 # What columns are called in print, and how their numbers are written; all others keep their name, and numbers get two decimals.
@@ -30,7 +32,6 @@ HEADERS = {
     "shift_level": "Level",
     "regime": "Regime",
     "contrast": "Contrast",
-    "hypothesis": "Hypothesis",
     "term": "Term",
     "group": "Group",
     "name": "Effect",
@@ -57,7 +58,6 @@ HEADERS = {
     "sd": "SD",
     "correlation": "r",
     "accuracy": "Accuracy",
-    "probability": "P(correct)",
     "chance": "Chance",
     "d_prime": "d′",
     "criterion": "c",
@@ -71,13 +71,10 @@ HEADERS = {
     "n_items": "Items",
     "n_levels": "Levels",
     "n": "n",
-    "bf10": "BF₁₀",
     "bf01": "BF₀₁",
-    "cohens_h": "h",
     "verdict": "Verdict",
     "interval": "Interval",
 }
-P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|means|difference|equivalence|slope|value|shortcut))*$|_p(_holm)?$")
 PROPORTIONS = re.compile(
     r"accuracy|probability|proportion|rate|share|chance|constant|shortcut|lapse|kappa|^r$|correlation|r_squared|success|ceiling"
     r"|_right$|^same_answer$|^net$|^adjusted$|^where_|^p_at|^area|^final$|confidence|calibration_error|brier"

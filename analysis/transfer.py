@@ -9,7 +9,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, fit_cells
-from analysis.effect_sizes import cohen_h
+from analysis.effect_sizes import cohen_h, odds_of
 from analysis.equivalence import VERDICT, equivalence, verdicts
 from analysis.labels import with_test
 from analysis.mixed_effects import FitError
@@ -147,9 +147,9 @@ def _numbers(
         "difference": difference.value,
         "difference_low": difference.low,
         "difference_high": difference.high,
-        "odds_ratio": math.exp(ratio.value),
-        "odds_low": math.exp(ratio.low),
-        "odds_high": math.exp(ratio.high),
+        "odds_ratio": odds_of(ratio.value),
+        "odds_low": odds_of(ratio.low),
+        "odds_high": odds_of(ratio.high),
         "df": ratio.df,
         "p": ratio.p,
         "interval": "profile" if "profile" in (rate.interval, ratio.interval) else rate.interval,

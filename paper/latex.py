@@ -42,7 +42,7 @@ def text(plain: object) -> str:
     return escape(str(plain)) if plain is not None and str(plain) else "--"
 
 
-def math(number: str) -> str:
+def in_math(number: str) -> str:
     """A number as `analysis.tables` writes it, in mathematics; dashes as they are."""
     return "--" if number == "–" else "$" + number.replace("−", "-").replace("∞", r"\infty") + "$"
 
@@ -50,4 +50,4 @@ def math(number: str) -> str:
 def rate(row: Mapping[str, Any]) -> str:
     """A success rate with its interval, from a row of `analysis.rates`."""
     form = partial(proportion, digits=2)
-    return f"{math(form(row['rate']))} {math(interval(row['rate_low'], row['rate_high'], form))}"
+    return f"{in_math(form(row['rate']))} {in_math(interval(row['rate_low'], row['rate_high'], form))}"

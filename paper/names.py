@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.levels import family_of
 from analysis.style import name_of
+from stimuli.tasks import FAMILIES
 
 SHORT = {"topblock": "top block", "sideblock": "side block"}
 LEVELS = {
@@ -17,7 +18,6 @@ LEVELS = {
     "cross-family": "other families",
     "zero-shot": "held-out questions",
 }
-REINFORCEMENT = ("ppo", "grpo", "rloo")
 CITED = {
     "sft": "supervised fine-tuning on an expert's answers (SFT)",
     "ppo": r"proximal policy optimisation \citep[PPO]{schulman2017ppo}",
@@ -78,5 +78,5 @@ def condition_keys(trials: pd.DataFrame) -> list[tuple[str, str]]:
     """The conditions of training, (tasks, regime): single tasks first, then joint ones, then special regimes."""
     trained = trials[trials["method"].astype(str) != "none"]
     found = {(str(t), str(r)) for t, r in zip(trained["train_tasks"], trained["regime"], strict=True)}
-    order = {family: i for i, family in enumerate(("towers", "balance", "collision", "support"))}
+    order = {family: i for i, family in enumerate(FAMILIES)}
     return sorted(found, key=lambda c: (bool(c[1]), c[0].count("+"), order.get(family_of(c[0].split("+")[0]), 9), c))

@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis import tables
 from analysis.result import plain
+from paper.latex import in_math
 
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9.@+-]*")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -103,13 +104,13 @@ class Numbers:
         if value != int(value):
             raise NumberError(f"{name} is no whole number: {value}")
         value = int(value)
-        self._put(name, Value(_math(f"{value:,}".replace(",", "{,}")), value))
+        self._put(name, Value(in_math(f"{value:,}".replace(",", "{,}")), value))
         self._put(f"{name}.word", Value(word(value), value))
 
     def number(self, name: str, value: float, digits: int = 2) -> None:
         """A number with its sign, if it can be larger than 1. One that is not defined is left out, so that no text can use it."""
         if math.isfinite(value):
-            self._put(name, Value(_math(tables.number(value, digits)), value))
+            self._put(name, Value(in_math(tables.number(value, digits)), value))
 
     def rate(self, name: str, value: float, low: float = math.nan, high: float = math.nan, digits: int = 2) -> None:
         """A proportion, or a difference of two, without a leading zero; with an interval, NAME.ci as well.
@@ -121,7 +122,7 @@ class Numbers:
             digits: Decimals.
         """
         if math.isfinite(value):
-            self._put(name, Value(_math(tables.proportion(value, digits)), value))
+            self._put(name, Value(in_math(tables.proportion(value, digits)), value))
         if math.isfinite(low) and math.isfinite(high):
             self._put(f"{name}.ci", Value(interval(low, high, digits), [low, high]))
 
@@ -178,7 +179,7 @@ def word(value: int) -> str:
 
 def interval(low: float, high: float, digits: int = 2) -> str:
     """An interval of proportions in square brackets."""
-    return _math(f"[{tables.proportion(low, digits)}, {tables.proportion(high, digits)}]")
+    return in_math(f"[{tables.proportion(low, digits)}, {tables.proportion(high, digits)}]")
 
 
 def p_text(p: float) -> str:
@@ -195,7 +196,3 @@ def listed(parts: Sequence[str], conjunction: str = "and") -> str:
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by the names of its columns."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _math(text: str) -> str:
-    return "$" + text.replace(tables.MINUS, "-") + "$"

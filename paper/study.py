@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from analysis.section import Unanswerable
 from paper.numbers import records
 from probes.archive import LOGS
 from probes.trials import read_run, runs_below
+from stimuli.plain_json import parse_object
 
 ASKED = ("runs", "observers")
 TRAININGS, DECODING = "adapters", "decoding"
@@ -169,7 +169,7 @@ def _without_curves(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return parse_object(path.read_bytes(), finite=False)
     except (OSError, ValueError) as error:
         raise PaperError(
             f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder"

@@ -23,13 +23,13 @@ def means(cells: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, stem
     """Large symbols are means over runs with their 95 % intervals, small ones are runs.
 
     Args:
-        cells: `train_tasks`, `method`, `test`, `rate`, `rate_low`, `rate_high`; untrained models have "none" for both.
+        cells: `condition` (what was trained), `method`, `test`, `rate`, `rate_low`, `rate_high`; untrained models have "none" for both.
         runs: The same for every run, with `run`.
         baselines: `test`, and of `BASELINES` what is known.
         stem: Where to write, without suffix.
     """
     tests = list(dict.fromkeys(cells["test"]))
-    trainings = [t for t in dict.fromkeys(cells["train_tasks"]) if t != "none"] or ["none"]
+    trainings = [t for t in dict.fromkeys(cells["condition"]) if t != "none"] or ["none"]
     methods = list(dict.fromkeys(cells["method"]))
     width = COLUMN_MM if len(tests) <= FEW else PAGE_MM
     with drawing(stem, 14 + 46 * len(trainings), width, nrows=len(trainings), sharex=True, squeeze=False) as (
@@ -65,7 +65,7 @@ def _panel(
 ) -> None:
     def of(table: pd.DataFrame, method: str) -> pd.DataFrame:
         wanted = "none" if method == "none" else training
-        return table[(table["method"] == method) & (table["train_tasks"] == wanted)]
+        return table[(table["method"] == method) & (table["condition"] == wanted)]
 
     shown = [m for m in methods if len(of(cells, m))]
     for index, method in enumerate(shown):
@@ -79,7 +79,7 @@ def _panel(
         mean = of(cells, method)
         x = np.array([tests.index(t) for t in mean["test"]]) + offset
         y = mean["rate"].to_numpy(float)
-        errors = np.abs(np.vstack([y - mean["rate_low"], mean["rate_high"] - y]))
+        errors = np.vstack([y - mean["rate_low"], mean["rate_high"] - y]).clip(min=0)
         axes.errorbar(
             x,
             y,

@@ -7,18 +7,17 @@ from functools import partial
 import pandas as pd
 
 from analysis.figures.means import means
-from analysis.labels import file_part, with_test
+from analysis.labels import file_part, with_condition, with_test
 from analysis.material import Material
 from analysis.rates import HOW, by_cell, by_run
 from analysis.result import Result
 from analysis.section import Figure, Section, Unanswerable
+from analysis.selection import CELL
 from analysis.style import name_of
-
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
 
 LEGAL = 0.95
 """Share of replies with a legal answer below which a cell is named."""
-PAIRS = (
+TWO_RUNS = (
     "cells with two runs: the interval knows how runs differ from these two alone (t with 1 df), and is wide; those of contrasts and of the"
     " transfer matrix take it from all trained runs, and are narrower"
 )
@@ -38,7 +37,7 @@ def section(material: Material) -> Section:
         of_test = baselines.drop_duplicates(["test_task", "shift", "shift_level"]).drop(columns="stimuli")
         table = table.merge(of_test, on=["test_task", "shift", "shift_level"], how="left")
     how = f"{HOW}; {len(plain)} trials of {plain['run'].nunique()} runs"
-    notes = (PAIRS,) if (table["n_runs"] == 2).any() else ()
+    notes = (TWO_RUNS,) if (table["n_runs"] == 2).any() else ()
     results = {
         "cells": Result(
             title="Success rate by training and test, with 95 % intervals", table=table, how=how, notes=notes
@@ -60,7 +59,7 @@ def section(material: Material) -> Section:
 
 
 def _figure(table: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, model: object) -> Figure:
-    own, single = with_test(table[table["model"] == model]), with_test(runs[runs["model"] == model])
+    own, single = (with_condition(with_test(t[t["model"] == model])) for t in (table, runs))
     several = table["model"].nunique() > 1
     counts = ", ".join(
         f"{name_of(str(method))} {rows['run'].nunique()}"

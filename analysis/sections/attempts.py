@@ -8,9 +8,10 @@ from analysis.material import Material
 from analysis.rates import HOW, by_cell
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
-from analysis.selection import cells
+from analysis.selection import CELL, cells
 
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "memory", "attempts")
+TRIED = (*CELL, "memory", "attempts")
+"""Columns that make a cell here."""
 
 
 def section(material: Material) -> Section:
@@ -20,25 +21,30 @@ def section(material: Material) -> Section:
     if tried.empty:
         raise Unanswerable("every item was tried once: add runs of an action with `probe run --attempts 3`")
     rows = []
-    for key, own in cells(tried, CELL):
+    for key, own in cells(tried, TRIED):
         most = int(str(key[-1]))
-        first = own.assign(_when=own["attempt"].where(own["success"] == 1))
-        solved = first.groupby(["run", "item_id", "sample", "stimuli"], observed=True)["_when"].min().reset_index()
+        items = _items(own)
         single = None
         for within in range(1, most + 1):
-            rate = by_cell(solved.assign(success=(solved["_when"] <= within).astype(int), cell=0), ["cell"]).iloc[0]
+            # Where an attempt has not taken place that could still have solved the item, nothing is known of it.
+            known = items[(items["solved"] <= within) | (items["made"] >= within)]
+            if known.empty:
+                continue
+            rate = by_cell(known.assign(success=(known["solved"] <= within).astype(int), cell=0), ["cell"]).iloc[0]
             single = float(rate["rate"]) if single is None else single
             rows.append(
-                dict(zip(CELL, key, strict=True))
+                dict(zip(TRIED, key, strict=True))
                 | {"within": within}
                 | {name: rate[name] for name in ("rate", "rate_low", "rate_high")}
                 | {
                     "independent_rate": 1 - (1 - single) ** within,
                     "n_runs": int(rate["n_runs"]),
-                    "n_items": len(solved),
+                    "n_items": len(known),
                 }
             )
-    table = pd.DataFrame(rows).astype({"within": int})
+    if not rows:
+        raise Unanswerable("no item has a first attempt that took place: run `probe run --attempts 3` to its end")
+    table = pd.DataFrame(rows)
     last = table[table["within"] == table["attempts"].astype(int)]
     better = int((last["rate_low"] > last["independent_rate"]).sum())
     return Section(
@@ -57,3 +63,14 @@ def section(material: Material) -> Section:
             )
         },
     )
+
+
+def _items(tried: pd.DataFrame) -> pd.DataFrame:
+    """Every item of every run: attempts `made` from the first on without a gap, and the one that `solved` it (nan: none)."""
+    by = ["run", "item_id", "sample", "stimuli"]
+    ordered = tried.sort_values("attempt", kind="stable")
+    place = ordered.groupby(by, observed=True).cumcount() + 1
+    ordered = ordered[(ordered["attempt"] == place).to_numpy(bool)]
+    solved = ordered["attempt"].where(ordered["success"] == 1)
+    items = ordered.assign(made=ordered["attempt"], solved=solved).groupby(by, observed=True)
+    return items.agg({"made": "max", "solved": "min"}).reset_index()

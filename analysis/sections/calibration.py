@@ -8,6 +8,7 @@ from analysis.calibration import calibration
 from analysis.figures.calibration import calibration as draw
 from analysis.material import Material
 from analysis.section import Figure, Section, Unanswerable
+from analysis.style import name_of
 
 CELL = ("model", "method")
 
@@ -23,7 +24,7 @@ def section(material: Material) -> Section:
     for row in over_tests.table.to_dict("records"):
         gap = row["confidence"] - row["success_rate"]
         answer.append(
-            f"{row['model']}, {row['method']}: mean confidence {row['confidence']:.2f}, success rate {row['success_rate']:.2f}"
+            f"{row['model']}, {name_of(str(row['method']))}: mean confidence {row['confidence']:.2f}, success rate {row['success_rate']:.2f}"
             f" ({'over' if gap > 0 else 'under'}confident by {abs(gap):.2f}), {row['n_trials']} trials."
         )
     bins = over_tests.bins

@@ -5,8 +5,7 @@ from __future__ import annotations
 from analysis.error_consistency import error_consistency
 from analysis.material import Material
 from analysis.section import Section, Unanswerable
-
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
+from analysis.selection import CELL
 
 
 def section(material: Material) -> Section:

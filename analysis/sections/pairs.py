@@ -8,10 +8,8 @@ from analysis.material import Material
 from analysis.minimal_pairs import pairs
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
-from analysis.selection import cells
+from analysis.selection import CELL, cells
 from analysis.shortcut_rules import adjusted_accuracy, item_rules
-
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
 
 
 def section(material: Material) -> Section:

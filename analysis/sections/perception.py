@@ -6,6 +6,7 @@ from analysis.material import Material
 from analysis.rates import HOW, by_cell
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
+from analysis.style import name_of
 
 
 def section(material: Material) -> Section:
@@ -18,7 +19,7 @@ def section(material: Material) -> Section:
         )
     # The build of a grounding item is its kind of question, with what was asked about after a colon.
     kinds = grounding.assign(asked=grounding["build"].astype(str).str.partition(":")[0])
-    table = by_cell(kinds, ("model", "method", "train_tasks", "test_task", "asked"))
+    table = by_cell(kinds, ("model", "method", "train_tasks", "regime", "test_task", "asked"))
     worst = table.sort_values(["rate", "asked"]).iloc[0]
     return Section(
         "perception",
@@ -26,7 +27,7 @@ def section(material: Material) -> Section:
         "Does the model see what the pictures show?",
         (
             f"The lowest of {len(table)} rates is {worst['rate']:.2f} ({worst['asked']} questions of {worst['test_task']},"
-            f" method {worst['method']}, {int(worst['n_trials'])} trials).",
+            f" {name_of(str(worst['method']))}, {int(worst['n_trials'])} trials).",
         ),
         {"kinds": Result(title="Grounding questions answered rightly, by kind", table=table, how=HOW)},
     )

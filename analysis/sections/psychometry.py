@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.psychometric import psychometric_curves
-from analysis.labels import file_part, joined, with_test
+from analysis.labels import file_part, joined, with_condition, with_test
 from analysis.material import Material
 from analysis.proportions import wilson
 from analysis.psychometric import psychometric
 from analysis.section import Figure, Section, Unanswerable
-from analysis.selection import cells, said_signal, signed_margin
-
-CELL = ("model", "method", "train_tasks", "test_task", "shift", "shift_level")
+from analysis.selection import CELL, cells, said_signal, signed_margin
+from analysis.style import name_of
 
 
 def section(material: Material) -> Section:
@@ -35,14 +34,15 @@ def section(material: Material) -> Section:
     points = _points(judged)
     # Margins of 0 alone, or of a table that has no bins, are fitted and not drawn.
     reach = float(points["margin"].abs().max()) if len(points) else 1.0
-    curves = with_test(result.curves(np.linspace(-1.04 * reach, 1.04 * reach, 81)))
+    curves = with_condition(with_test(result.curves(np.linspace(-1.04 * reach, 1.04 * reach, 81))))
     figures = []
     for model, training in _groups(points) if len(points) else ():
-        shown = points[(points["model"] == model) & points["train_tasks"].isin([training, "none"])]
-        lines = curves[(curves["model"] == model) & curves["train_tasks"].isin([training, "none"])]
+        shown = points[(points["model"] == model) & points["condition"].isin([training, "none"])]
+        lines = curves[(curves["model"] == model) & curves["condition"].isin([training, "none"])]
         trials = int(shown["n_trials"].sum())
         runs = ", ".join(
-            f"{method} {rows['n_runs'].max()}" for method, rows in shown.groupby("method", observed=True, sort=False)
+            f"{name_of(str(method))} {rows['n_runs'].max()}"
+            for method, rows in shown.groupby("method", observed=True, sort=False)
         )
         caption = (
             f"P(signal answer) over the signed margin; {model}, trained on {training}. Points: proportions per margin bin with"
@@ -73,13 +73,13 @@ def section(material: Material) -> Section:
 
 def _several(points: pd.DataFrame, part: str) -> bool:
     """Whether a model or training has to be named in a file name."""
-    column = "model" if part in set(points["model"]) else "train_tasks"
+    column = "model" if part in set(points["model"]) else "condition"
     return len(set(points[column]) - {"none"}) > 1
 
 
 def _groups(points: pd.DataFrame) -> list[tuple[str, str]]:
     """Models and trainings that get a figure of their own; the untrained model is in each."""
-    found = list(dict.fromkeys(zip(points["model"].astype(str), points["train_tasks"].astype(str), strict=True)))
+    found = list(dict.fromkeys(zip(points["model"].astype(str), points["condition"], strict=True)))
     trained = [pair for pair in found if pair[1] != "none"]
     return trained + [pair for pair in found if pair[1] == "none" and pair[0] not in {model for model, _ in trained}]
 
@@ -88,10 +88,11 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
     """Proportions of signal answers per margin bin, over runs."""
     sided = []
     for _, of_task in cells(trials, ["test_task"]):
-        with suppress(
-            ValueError
-        ):  # a margin without a side for each answer, which `psychometric` leaves out and says so
+        # A margin without a side for each answer, which `psychometric` leaves out and says so.
+        with suppress(ValueError):
             sided.append(of_task.assign(_margin=signed_margin(of_task), _said=said_signal(of_task)))
+    if not sided:
+        return pd.DataFrame()
     read = pd.concat(sided)
     read = read[read["_said"].notna() & read["margin_bin"].notna()]
     rows = []
@@ -111,4 +112,4 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
                 "n_trials": len(own),
             }
         )
-    return with_test(pd.DataFrame(rows))
+    return with_condition(with_test(pd.DataFrame(rows))) if rows else pd.DataFrame()

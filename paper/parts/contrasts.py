@@ -11,7 +11,7 @@ from analysis import tables
 from analysis.contrasts import Contrasts
 from analysis.levels import TRANSFER
 from paper.figures.forest import forest
-from paper.latex import Rows, math, table, text
+from paper.latex import Rows, in_math, table, text
 from paper.names import LEVELS, contrast_sides, key_of, side_name
 from paper.numbers import Numbers, interval, listed, p_text, records
 from paper.part import Part
@@ -120,7 +120,7 @@ def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
     numbers.rate(name, row["difference"], row["difference_low"], row["difference_high"])
     numbers.number(f"{name}.odds", row["odds_ratio"])
     numbers.number(f"{name}.t", row["statistic"])
-    numbers.latex(f"{name}.df", math(tables.degrees(row["df"])))
+    numbers.latex(f"{name}.df", in_math(tables.degrees(row["df"])))
     numbers.p(f"{name}.p", row["p_holm"])
     numbers.p(f"{name}.equivalence", row["p_equivalence"])
     numbers.p(f"{name}.means", row["p_means"])
@@ -130,11 +130,9 @@ def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
 def _statement(row: dict[str, Any]) -> str:
     """Difference, interval and test of a contrast, as they stand in brackets in a sentence."""
     if row["difference"] != row["difference"]:
-        mean = math(tables.proportion(row["run_difference"], 2))
+        mean = in_math(tables.proportion(row["run_difference"], 2))
         return f"no model could be fitted; mean difference of runs {mean}"
-    test = f"$t({tables.degrees(row['df'])}) = {tables.number(row['statistic'])}$".replace("∞", r"\infty").replace(
-        tables.MINUS, "-"
-    )
+    test = in_math(f"t({tables.degrees(row['df'])}) = {tables.number(row['statistic'])}")
     return f"{_interval(row)}, {test}, {_p(row)}"
 
 
@@ -148,7 +146,9 @@ def _short(row: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return f"{math(tables.proportion(row['difference'], 2))} {interval(row['difference_low'], row['difference_high'])}"
+    return (
+        f"{in_math(tables.proportion(row['difference'], 2))} {interval(row['difference_low'], row['difference_high'])}"
+    )
 
 
 def _p(row: dict[str, Any]) -> str:
@@ -189,13 +189,13 @@ def _cells(row: dict[str, Any], study: Study) -> list[str]:
     left, right = (side_name(side) for side in contrast_sides(str(row["contrast"]), study.methods))
     return [
         f"{text(left)} $-$ {text(right)}",
-        math(tables.proportion(row["difference"], 2)),
-        math(tables.interval(row["difference_low"], row["difference_high"], partial(tables.proportion, digits=2))),
-        math(tables.number(row["odds_ratio"])),
-        math(tables.number(row["statistic"])),
-        math(tables.degrees(row["df"])),
-        math(tables.p_value(row["p_holm"])),
-        math(tables.p_value(row["p_equivalence"])),
+        in_math(tables.proportion(row["difference"], 2)),
+        in_math(tables.interval(row["difference_low"], row["difference_high"], partial(tables.proportion, digits=2))),
+        in_math(tables.number(row["odds_ratio"])),
+        in_math(tables.number(row["statistic"])),
+        in_math(tables.degrees(row["df"])),
+        in_math(tables.p_value(row["p_holm"])),
+        in_math(tables.p_value(row["p_equivalence"])),
         str(row["n_tests"]),
         verdict(row["difference"], row["p_holm"], row["p_equivalence"], study.settings.alpha),
     ]

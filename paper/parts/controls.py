@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pandas as pd
 
 from analysis import tables
@@ -79,4 +77,4 @@ def _cell(mine: pd.DataFrame, manner: str) -> str:
 
 
 def _rate(value: float) -> str:
-    return latex.math(partial(tables.proportion, digits=2)(value))
+    return latex.in_math(tables.proportion(value, 2))

@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.contrasts import REINFORCEMENT
 from analysis.frame import METHODS
 from analysis.levels import family_of, held_out
 from analysis.style import name_of
 from analysis.training import read_facts
 from paper import latex
-from paper.names import CITED, REINFORCEMENT, SHIFTS, condition_keys, test_name, training_name
+from paper.names import CITED, SHIFTS, condition_keys, test_name, training_name
 from paper.numbers import Numbers, listed
 from paper.part import Part
 from paper.study import Study

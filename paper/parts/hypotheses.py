@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.tables import MINUS, proportion
-from paper.latex import Rows, table
+from analysis.tables import proportion
+from paper.latex import Rows, in_math, table
 from paper.names import LEVELS, contrast_sides, side_name
 from paper.numbers import Numbers, interval
 from paper.part import Part
@@ -84,11 +84,7 @@ def _shown(own: list[dict[str, Any]], study: Study) -> str:
 def _number(row: dict[str, Any]) -> str:
     if row["difference"] != row["difference"]:
         return "--"
-    return f"${_proportion(row['difference'])}$ {interval(row['difference_low'], row['difference_high'])}"
-
-
-def _proportion(value: float) -> str:
-    return proportion(value, 2).replace(MINUS, "-")
+    return f"{in_math(proportion(row['difference'], 2))} {interval(row['difference_low'], row['difference_high'])}"
 
 
 def _word(row: dict[str, Any], alpha: float) -> str:

@@ -12,9 +12,8 @@ from paper.part import Part
 from paper.study import Study
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
-from stimuli.tasks import get_task
+from stimuli.tasks import FAMILIES, get_task
 
-FAMILIES = ("towers", "balance", "collision", "support")
 ITEMS, SEED, SIZE = 8, 4, 256
 
 

@@ -89,7 +89,7 @@ def _table(cells: pd.DataFrame, references: pd.DataFrame, tasks: list[str], stud
             own = cells[(cells["test_task"] == task) & (cells["method"] == method)]
             row.append(latex.rate(records(own)[0]) if len(own) else "--")
         for column in ("chance", "best_shortcut"):
-            row.append(latex.math(tables.proportion(_number(by_task.get(task, {}).get(column)), 2)))
+            row.append(latex.in_math(tables.proportion(_number(by_task.get(task, {}).get(column)), 2)))
         rows.append(row)
     header = ["Task", *(name_of(m) if m == "none" else latex.text(name_of(m)) for m in methods), "Chance", "Shortcut"]
     return latex.table("l" + "l" * len(methods) + "rr", header, [latex.Rows("", rows)])
@@ -104,7 +104,7 @@ def _draw(cells: pd.DataFrame, runs: pd.DataFrame, references: pd.DataFrame, ste
         return table.assign(test=[test_name(str(task), "none") for task in table["test_task"]])
 
     # Every method was trained on the task that it is tested on: one panel, whatever the trainings.
-    panel = {"train_tasks": ["none" if m == "none" else "trained" for m in cells["method"]]}
-    of_runs = {"train_tasks": ["none" if m == "none" else "trained" for m in runs["method"]]}
+    panel = {"condition": ["none" if m == "none" else "trained" for m in cells["method"]]}
+    of_runs = {"condition": ["none" if m == "none" else "trained" for m in runs["method"]]}
     reference = named(references) if len(references) else pd.DataFrame({"test": []})
     means(named(cells).assign(**panel), named(runs).assign(**of_runs), reference, stem)

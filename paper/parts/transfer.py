@@ -18,9 +18,7 @@ from paper.numbers import Numbers, records
 from paper.part import Part
 from paper.study import Study
 from paper.verdicts import verdict
-from stimuli.tasks import task_names
-
-FAMILIES = ("towers", "balance", "collision", "support")
+from stimuli.tasks import FAMILIES, task_names
 
 
 def part(study: Study) -> Part:
@@ -58,7 +56,7 @@ def cells(table: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFram
         alpha: Level of the tests.
     """
     conditions = condition_keys(plain)
-    order = list(task_names())
+    order, families = list(task_names()), list(FAMILIES)
     rows: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for row in records(table):
         method, task, shift = str(row["method"]), str(row["test_task"]), str(row["shift"])
@@ -67,7 +65,7 @@ def cells(table: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFram
         place = (
             -1 if untrained else conditions.index(condition),
             METHODS.index(method) if method in METHODS else len(METHODS),
-            FAMILIES.index(family_of(task)) if family_of(task) in FAMILIES else len(FAMILIES),
+            families.index(family_of(task)) if family_of(task) in families else len(families),
             shift != "none",
             order.index(task) if task in order else len(order),
             shift,

@@ -208,3 +208,16 @@ def test_what_is_left_out_of_many_runs_for_one_reason_is_one_note():
     (note,) = Trials(pd.DataFrame(), dropped, ()).notes
     assert note == "18 trials of 9 runs, runs/0 first, left out (failed)"
     assert len(Trials(pd.DataFrame(), dropped[:2], ()).notes) == 2
+
+
+def test_trainings_that_would_be_called_alike_keep_their_own_curves(tmp_path: Path) -> None:
+    facts = {"model": "tiny", "method": "ppo", "tasks": ["towers-topblock"], "seed": 0}
+    for name, height in (("slow", 0.2), ("fast", 0.9), ("fast-merged", 0.9)):
+        (tmp_path / name).mkdir()
+        curves = [{"samples": n, "success": height * n / 64} for n in (0, 64)]
+        (tmp_path / name / "training.json").write_text(json.dumps(facts | {"curves": curves}))
+    write_run(tmp_path / "run", run_rows(n=4))
+    both = load([tmp_path]).curves
+    final = both[both["samples"] == 64].set_index("run")["success"]
+    named = {f"tiny ppo towers-topblock seed 0 ({name})": height for name, height in (("fast", 0.9), ("slow", 0.2))}
+    assert final.to_dict() == named

@@ -18,6 +18,8 @@ def test_a_grid_is_a_list_or_a_range() -> None:
     for wrong in ("3-5", "", "1..4", "9..3x"):
         with pytest.raises(ValueError, match=r"write 3,5,10|below 2"):
             grid(wrong)
+    with pytest.raises(ValueError, match=r"write 3\.\.20"):
+        grid("20..3")
 
 
 def test_without_items_power_is_that_of_the_t_test() -> None:

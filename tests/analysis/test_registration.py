@@ -133,3 +133,15 @@ def test_an_edited_registration_is_refused(record):
         read_registration(path)
     with pytest.raises(RunError, match="cannot read the registration"):
         read_registration(path.parent / "nothing.json")
+
+
+def test_a_record_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    for text in ("[]", "{", '{"sha256": NaN}'):
+        (tmp_path / "registration.json").write_text(text)
+        with pytest.raises(RunError, match="cannot read the registration"):
+            read_registration(tmp_path)
+    told: dict[str, Any] = {"design": {"trainings": [3]}}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "registration.json").write_text(json.dumps(told | {"sha256": digest}))
+    with pytest.raises(RunError, match="is no registration as `probe study freeze` writes it"):
+        read_registration(tmp_path)

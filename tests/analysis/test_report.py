@@ -227,3 +227,57 @@ def test_what_cannot_be_answered_is_said(make: Callable[[Path], None], tmp_path:
     assert expected.get(make.__name__, set()) <= {key for key, section in found.items() if section.missing}
     if make is options:
         assert found["calibration"].results["methods"].table["n_trials"].tolist() == [48]
+
+
+def test_attempts_that_did_not_take_place_leave_open_whether_an_item_is_solved(tmp_path: Path) -> None:
+    wrong, right = (run_rows("towers-topblock", n=16, logit=logit) for logit in (-50, 50))
+    rows = []
+    for attempt, tried in ((1, wrong), (2, right)):
+        for number, row in enumerate(tried):
+            gone = {"error": "OSError: gone", "answer": None} if attempt == 2 and number % 4 == 0 else {}
+            rows.append(row | gone | {"attempt": attempt, "attempts": 2, "key": f"{row['key']}{attempt}"})
+    write_run(tmp_path / "r", rows)
+    table = sections(tmp_path)[0]["attempts"].results["within"].table
+    assert table[["within", "rate", "n_items"]].to_numpy().tolist() == [[1, 0.0, 16], [2, 1.0, 12]]
+
+
+def test_trainings_that_differ_in_what_was_special_are_not_pooled(tmp_path: Path) -> None:
+    tasks = ["towers-stability"]
+    write_run(tmp_path / "base", run_rows(n=64))
+    write_run(tmp_path / "base-seen", run_rows("towers-grounding", n=16))
+    for number, shift in enumerate(("", "visual:2")):
+        facts = {"method": "sft", "train_tasks": tasks, "seed": 0, "shift": shift}
+        write_run(tmp_path / f"r{number}", run_rows(n=64, logit=3 - 3 * number, slope=1, seed=number), **facts)
+        write_run(tmp_path / f"g{number}", run_rows("towers-grounding", n=16, seed=number), **facts)
+        curves = [{"samples": n, "success": (number + n / 100) / 3} for n in (0, 100)]
+        (tmp_path / f"a{number}").mkdir()
+        facts = {"model": "tiny", "method": "sft", "tasks": tasks, "seed": 0, "shift": shift, "curves": curves}
+        (tmp_path / f"a{number}" / "training.json").write_text(json.dumps(facts))
+    found, failed = sections(tmp_path)
+    assert failed == []
+    for key, name in (("psychometry", "cells"), ("perception", "kinds"), ("accuracy", "cells")):
+        table = found[key].results[name].table
+        trained = table[table["method"].astype(str) == "sft"]
+        assert set(trained["regime"].astype(str)) == {"", "shift visual:2"} and (trained["n_runs"] == 1).all(), key
+    assert len(found["psychometry"].figures) == 2
+    means = found["accuracy"].figures[0].tables["cells"]
+    assert set(means["condition"]) == {"none", "towers-stability", "towers-stability (shift visual:2)"}
+    curve = found["learning"].figures[0].tables["means"]
+    assert (
+        curve.groupby(["panel", "method"])["samples"].apply(lambda x: x.is_unique).all()
+        and curve["panel"].nunique() == 2
+    )
+
+
+def test_checkpoints_of_other_trainings_do_not_cost_the_curves_of_training(tmp_path: Path) -> None:
+    write_run(tmp_path / "base", run_rows())
+    for seed, (tasks, samples) in enumerate(((["towers-stability"], 64), (["towers-stability"], 128))):
+        shift = "visual:2" if seed else ""
+        write_run(
+            tmp_path / f"r{seed}", run_rows(seed=seed), method="ppo", train_tasks=tasks, samples=samples, shift=shift
+        )
+    (tmp_path / "a").mkdir()
+    curves = [{"samples": n, "success": n / 100} for n in (0, 50, 64)]
+    facts = {"model": "tiny", "method": "ppo", "tasks": ["towers-stability"], "seed": 0, "curves": curves}
+    (tmp_path / "a" / "training.json").write_text(json.dumps(facts))
+    assert set(sections(tmp_path)[0]["learning"].results) >= {"training"}
