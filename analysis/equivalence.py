@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
-from scipy.stats import chi2, norm
 from scipy.stats import t as student
 
 MEDIUM = math.sqrt(2) / 2
@@ -119,10 +118,6 @@ class Equivalence:
         """What follows; see `verdict`."""
         return verdict(self.p_difference, self.p, self.alpha)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, verdict included."""
-        return {**self.__dict__, "verdict": self.verdict}
-
 
 def equivalence(
     estimate: float,
@@ -206,10 +201,6 @@ class BayesFactor:
         words = ((3, "anecdotal"), (10, "moderate"), (30, "strong"), (100, "very strong"), (math.inf, "extreme"))
         word = next(word for limit, word in words if size < math.log(limit))
         return f"{word} for {'an effect' if self.log_bf10 > 0 else 'no effect'}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, with bf01 and the evidence in words."""
-        return {**self.__dict__, "bf01": self.bf01, "evidence": self.evidence}
 
 
 def jzs(t: float, df: float, n: float, scale: float = MEDIUM) -> BayesFactor:
@@ -296,33 +287,3 @@ def bic_bayes_factor(log_likelihood_null: float, log_likelihood_full: float, par
     value = log_likelihood_full - log_likelihood_null - 0.5 * parameters * math.log(n)
     method = f"BIC approximation with n = {n} (unit-information prior)"
     return BayesFactor(math.exp(value) if value < 700 else math.inf, value, method, n=float(n))
-
-
-def logit_bound(difference: float, at: float = 0.5) -> tuple[float, float]:
-    """A bound on proportions as a bound on log odds: what +-`difference` around the proportion `at` means there.
-
-    Raises:
-        ValueError: If the bound leaves (0, 1).
-    """
-    low, high = at - difference, at + difference
-    if not (difference > 0 and low > 0 and high < 1):
-        raise ValueError(f"a bound of {difference:g} around {at:g} leaves (0, 1): choose a smaller one")
-    middle = math.log(at / (1 - at))
-    return math.log(low / (1 - low)) - middle, math.log(high / (1 - high)) - middle
-
-
-def power_of_equivalence(se: float, bound: float, df: float = math.inf, alpha: float = 0.05) -> float:
-    """Probability that TOST finds a true effect of 0 to lie within +-bound; numerically, over the estimated variance.
-
-    Args:
-        se: True standard error of the estimate.
-        bound: Half width of the bound, on the same scale.
-        df: Degrees of freedom of the estimated standard error.
-        alpha: Level of each one-sided test.
-    """
-    critical = float(student.ppf(1 - alpha, df))
-    if math.isinf(df):
-        return max(0.0, 2 * float(norm.cdf(bound / se - critical)) - 1)
-    # Estimated over true standard error, at the midpoints of equally probable classes.
-    ratio = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
-    return float(np.maximum(0.0, 2 * norm.cdf(bound / se - critical * ratio) - 1).mean())

@@ -1,8 +1,7 @@
-"""Cohen's kappa: of two raters, of one rater with every person, and of all pairs of people."""
+"""Cohen's kappa: of all pairs of people, and of a run with every person."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,6 @@ from analysis.selection import Floats
 
 FEWEST_SHARED = 10
 """Items that two raters must have in common for a kappa or a correlation between them."""
-
-
-def cohen_kappa(a: Floats, b: Floats) -> float:
-    """Cohen's kappa of two raters with answers 0 or 1, over items that both answered; nan if neither ever varies.
-
-    Args:
-        a, b: Answers to the same items (items,); nan where there is none.
-    """
-    both = np.isfinite(a) & np.isfinite(b)
-    if not both.any():
-        return math.nan
-    x, y = a[both], b[both]
-    observed = float(np.mean(x == y))
-    expected = float(x.mean() * y.mean() + (1 - x.mean()) * (1 - y.mean()))
-    return (observed - expected) / (1 - expected) if expected < 1 else math.nan
 
 
 def pairwise_kappas(people: Humans) -> Floats:

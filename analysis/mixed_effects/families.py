@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, gammaln, log1p, logit
+from scipy.special import expit, gammaln, log1p
 
 Array = NDArray[Any]
 
@@ -39,14 +39,12 @@ class Family:
         link: The link's name.
         inverse_link: From the linear predictor to the mean (of one trial).
         inverse_link_slope: Its derivative.
-        link_function: From the mean to the linear predictor.
     """
 
     name: str
     link: str
     inverse_link: Callable[[Array], Array]
     inverse_link_slope: Callable[[Array], Array]
-    link_function: Callable[[Array], Array]
 
     def moments(self, response: Array, trials: Array, predictor: Array) -> Moments:
         """Mean, weight, its slope, and the log-likelihood at a linear predictor (binomial and Poisson).
@@ -83,7 +81,7 @@ def _expit_slope(predictor: Array) -> Array:
     return p * (1 - p)
 
 
-GAUSSIAN = Family("gaussian", "identity", lambda x: x, np.ones_like, lambda x: x)
-BINOMIAL = Family("binomial", "logit", expit, _expit_slope, logit)
-POISSON = Family("poisson", "log", np.exp, np.exp, np.log)
+GAUSSIAN = Family("gaussian", "identity", lambda x: x, np.ones_like)
+BINOMIAL = Family("binomial", "logit", expit, _expit_slope)
+POISSON = Family("poisson", "log", np.exp, np.exp)
 FAMILIES = {family.name: family for family in (GAUSSIAN, BINOMIAL, POISSON)}

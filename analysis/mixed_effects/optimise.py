@@ -39,7 +39,6 @@ class Optimum:
     Attributes:
         x: Parameters.
         value: The objective there.
-        gradient: Its gradient there.
         hessian: Second derivatives, with zeros for the parameters that are fixed at the boundary.
         fixed: Which parameters are fixed at the boundary, at 0.
         distance: Estimated distance to the exact optimum, in standard errors.
@@ -49,7 +48,6 @@ class Optimum:
 
     x: Array
     value: float
-    gradient: Array
     hessian: Array
     fixed: NDArray[np.bool_]
     distance: float
@@ -174,7 +172,7 @@ def _polish(
         if not its_value < value:
             break
         x, value, gradient = other, its_value, its_gradient
-    return Optimum(x, value, gradient, hessian, fixed, float(distance), objective.calls, starts)
+    return Optimum(x, value, hessian, fixed, float(distance), objective.calls, starts)
 
 
 def _newton(hessian: Array, gradient: Array) -> tuple[Array, float]:
