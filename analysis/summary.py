@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, RenderableType
 
 from analysis.logs import GROUNDING
 from analysis.proportions import (
@@ -135,115 +133,30 @@ class Summary:
             "grounding": [_cell(c, "kind") for c in self.grounding],
             "memory": self.memory,
             "by_attempts": [
-                _within(c) | {"independent": _number(self._independent(c.k)), "guesses": guess}
-                for c, guess in self._beside_guesses()
+                _within(c) | {"independent": _number(self.independent(c.k)), "guesses": guess}
+                for c, guess in self.beside_guesses
             ],
         }
 
     def __rich__(self) -> RenderableType:
         """The tables that `probe run` prints."""
-        parts: list[RenderableType] = [self._head()]
-        if self.grounding:
-            parts.append(self._grounding())
-        parts.append(self._measures())
-        if self.attempts:
-            parts += [self._attempts(), self._guesses()]
-        if self.manners:
-            parts.append(self._manners())
-        if self.baselines:
-            parts.append(self._baselines())
-        if self.margins:
-            parts.append(self._cells("margin", self.margins))
-        for name, found in (("objects", self.counts), ("build", self.builds)):
-            if len(found) > 1:
-                parts.append(self._cells(name, found))
-        return Group(*[x for part in parts for x in (part, "")][:-1])
+        from analysis.summary_tables import tables_of
+
+        return tables_of(self)
 
     def __str__(self) -> str:
         buffer = io.StringIO()
         Console(file=buffer, width=80, no_color=True).print(self)
         return buffer.getvalue().rstrip()
 
-    def _head(self) -> Text:
-        n = f"{self.n} trials" + (f", {self.errors} of them failed" if self.errors else "")
-        return Text.assemble((f"{self.name} on {self.task}", "bold"), f"  {n}, readout: {self.readout}\n{self.run}")
-
-    def _grounding(self) -> Table:
-        table = _table("seen in the pictures", "n", "right")
-        for cell in self.grounding:
-            table.add_row(cell.label, str(cell.accuracy.n), str(cell.accuracy))
-        return table
-
-    def _measures(self) -> Table:
-        table = _table("measure", "value")
-        if self.catch is not None:
-            table.add_row("catch items right", f"{self.catch}  ({self.catch.n} farthest from the boundary)")
-        table.add_row(self.headline, f"{self.accuracy}  (95 % Wilson)")
-        if self.detection is not None:
-            table.add_row("d'", _text(self.detection.d_prime))
-            table.add_row("criterion c", f"{_text(self.detection.criterion)}  (signal: {self.signal})")
-        if not math.isnan(self.yes_bias):
-            table.add_row("bias towards yes", f"{self.yes_bias:+.3f}")
-        if self.pairs.n:
-            table.add_row("whole pairs right", f"{self.pairs}  ({self.pairs.n} pairs)")
-        table.add_row("mean reward", _text(self.reward))
-        unread = {k: v for k, v in self.statuses.items() if k != "ok"}
-        note = "  (" + ", ".join(f"{k} {v}" for k, v in unread.items()) + ")" if unread else ""
-        table.add_row("parse rate", _text(self.parse_rate) + note)
-        return table
-
-    def _baselines(self) -> Table:
-        # Baselines belong to the set; a run of its first items may be easier or harder.
-        part = f" (all {self.set_size})" if self.set_size not in (0, self.n) else ""
-        table = _table(f"without physics{part}", self.headline)
-        if "chance" in self.baselines:
-            table.add_row("chance", _text(self.baselines["chance"]))
-        constant = self.baselines.get("constant") or {}
-        if constant:
-            table.add_row(f"always “{constant.get('answer')}”", _text(constant.get("score")))
-        for name, score in (self.baselines.get("shortcuts") or {}).items():
-            table.add_row(str(name), _text(score))
-        return table
-
-    def _independent(self, k: int) -> float:
+    def independent(self, k: int) -> float:
         """Success within k attempts, if each were as good as the first and owed nothing to the others."""
         return 1 - (1 - self.attempts[0].success.value) ** k
 
-    def _beside_guesses(self) -> list[tuple[Within, dict[str, Any]]]:
+    @property
+    def beside_guesses(self) -> list[tuple[Within, dict[str, Any]]]:
+        """Success within 1, 2, ... attempts, and what as many guesses score."""
         return list(zip(self.attempts, self.guesses or [{}] * len(self.attempts), strict=True))
-
-    def _attempts(self) -> Table:
-        table = _table(f"attempts, memory {self.memory}", self.headline, "same answer", "parse rate")
-        for cell in self.attempts:
-            same = "" if cell.k == 1 else _text(cell.same)
-            table.add_row(f"within {cell.k}", str(cell.success), same, _text(cell.parse_rate))
-        return table
-
-    def _guesses(self) -> Table:
-        table = _table("without learning", "new first attempts", "chance", "best constants")
-        for cell, guess in self._beside_guesses():
-            constants = guess.get("constants") or {}
-            scores = (self._independent(cell.k), guess.get("chance"), constants.get("score"))
-            table.add_row(f"within {cell.k}", *map(_text, scores))
-        return table
-
-    def _manners(self) -> Table:
-        against = "vs intact" if self.manners[0].code == "intact" else "vs the first"
-        table = _table("manner", "n", self.headline, against, "same answer", "parse rate")
-        # In a narrow terminal, long names are broken, and numbers never.
-        table.columns[0].min_width, table.columns[0].no_wrap, table.columns[0].overflow = None, False, "fold"
-        for cell in self.manners:
-            difference = "" if math.isnan(cell.difference) else f"{cell.difference:+.3f}"
-            same = _text(cell.same.value) if cell.same.n else ""
-            table.add_row(cell.code, str(cell.accuracy.n), str(cell.accuracy), difference, same, _text(cell.parse_rate))
-        return table
-
-    def _cells(self, name: str, found: Sequence[Cell]) -> Table:
-        table = _table(name, "n", self.headline, *([f'P("{self.signal}")'] if self.signal is not None else []))
-        for cell in found:
-            row = [cell.label, str(cell.accuracy.n), str(cell.accuracy)]
-            table.add_row(*row, *([_text(cell.signal.value)] if self.signal is not None else []))
-        return table
 
 
 def summarise(run_dir: str | Path) -> Summary:
@@ -351,13 +264,6 @@ def _pairs(held: Sequence[Row]) -> Proportion:
     return wilson(sum(map(all, whole)), len(whole))
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for index, header in enumerate(headers):
-        table.add_column(header, min_width=22 if index == 0 else None, no_wrap=True)
-    return table
-
-
 def _cell(cell: Cell, name: str) -> dict[str, Any]:
     data: dict[str, Any] = {
         name: list(cell.level) if isinstance(cell.level, tuple) else cell.level,
@@ -397,7 +303,3 @@ def _within(cell: Within) -> dict[str, Any]:
 
 def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(float(value), 6)
-
-
-def _text(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -1,8 +1,10 @@
 """The house as a whole: imports go downward, light layers stay light, and the README names every source file."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,27 @@ def test_the_readme_has_one_line_per_source_file_and_its_links_exist():
 def test_every_source_file_says_what_it_is_for():
     for path in SOURCES:
         assert ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))), path
+
+
+def test_one_version_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert heads[0] == version
+
+
+def test_every_script_of_benchmarks_is_named():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "benchmarks").rglob("*.py"))]
+    assert [script for script in scripts if f"`{script}`" not in readme] == []
+
+
+def test_what_contributors_are_told_is_there():
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {part for part in guide.split("`") if "/" in part and part.isascii() and not set(part) & set(" *|\n")}
+    named = {
+        part
+        for part in named
+        if part.partition("/")[0] in {*OURS, "tests", "benchmarks", "docs"} and "FAMILY" not in part
+    }
+    assert named and {part for part in named if not (ROOT / part).exists()} == set()
