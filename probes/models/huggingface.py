@@ -26,9 +26,10 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from probes.models import Generation, Identity, ModelError, Trial, Turn
+from probes.models import Generation, Identity, ModelError, Trial
 from probes.models.adapter_folder import adapter_hash, check_base
 from probes.models.adapters import attach_adapter, check_effect
+from probes.models.made_up import made_up
 from probes.models.option_scoring import OptionScorer, last_words_only
 from probes.models.prompting import Prompter, check_context
 
@@ -243,9 +244,7 @@ class HuggingFaceModel:
 
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""
-        shades = np.add.outer(np.arange(224), np.arange(224)) // 2
-        picture = Image.fromarray(np.stack([shades, shades[::-1], shades.T], axis=2).astype(np.uint8))
-        return self._move(self._prompter.inputs([[Turn("user", "How many blocks are there?", (picture,))]]))
+        return self._move(self._prompter.inputs([[made_up()]]))
 
     def _limit(self, trial: Trial, settings: Generation) -> int:
         if settings.max_new_tokens:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import logging
-import math
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from queue import SimpleQueue
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from probes.models import Generation, Identity, ModelError, Trial, Turn
 from probes.models.endpoint import Endpoint, RequestFailed
+from probes.models.made_up import made_up
+from probes.models.protocol import messages, positions, words_of
+from probes.models.served_adapter import Saying, check_served, served_hash
+from probes.models.threads import in_threads
 from stimuli.dataset import Item
 from stimuli.question import Options
 
@@ -35,8 +31,6 @@ TOP = 20
 """Likeliest tokens that are asked for: as many as OpenAI gives."""
 STRIKES = 2
 """So many failed trials in a row, for each that is under way at a time, and the server is taken to be gone."""
-TOWER = ("vision", "visual", "image", "multi_modal_projector", "mm_projector", "merger")
-"""What the tensors of an adapter are called that are not in the language model."""
 
 
 class ServedModel:
@@ -83,7 +77,7 @@ class ServedModel:
         model = cls(endpoint, name, adapter, concurrency)
         first = model._greet(list(cards))
         if adapter is not None:
-            model._check_adapter(cards.get(adapter, {}))
+            check_served(model._says, name, adapter, cards.get(adapter, {}), endpoint.url)
         if readout == "options":
             model._kind = model._find_logprobs()
         root = str(cards.get(name, {}).get("root") or "")
@@ -105,7 +99,7 @@ class ServedModel:
         }
         model._identity = Identity(
             name,
-            adapter_sha256=_adapter_hash(adapter, cards.get(adapter, {})) if adapter else "",
+            adapter_sha256=served_hash(adapter, cards.get(adapter, {})) if adapter else "",
             details=details | ({"adapter_id": adapter} if adapter else {}),
         )
         return model
@@ -184,7 +178,7 @@ class ServedModel:
             return self._reply(trial, settings, cancelled) if readout == "generate" else self._score(trial, cancelled)
 
         failed = 0
-        for trial, value, seconds in _together(answer, trials, self.batch_size, cancelled):
+        for trial, value, seconds in in_threads(answer, trials, self.batch_size, cancelled):
             if isinstance(value, ModelError):
                 raise value
             gone = isinstance(value, RequestFailed) and not value.refused
@@ -239,7 +233,7 @@ class ServedModel:
             name = " ".join(part for part in trial.id if part)
             body["seed"] = zlib.crc32(f"{name} {settings.seed}".encode()) & 0x7FFFFFFF
         reply = self._complete(body, cancelled)
-        return _text(reply, trial.item.question.style)
+        return words_of(reply, trial.item.question.style)
 
     def _score(self, trial: Trial, cancelled: threading.Event) -> Floats:
         if self._kind == "prompt":
@@ -289,7 +283,7 @@ class ServedModel:
         """The log-probability of every one-token reply among the likeliest first tokens, without that of its end."""
         body = {"messages": messages(trial.turns), "temperature": 0.0, self._limit_name: 1}
         reply = self._complete({**body, "logprobs": True, "top_logprobs": TOP}, cancelled, counted=False)
-        given = _positions(reply)
+        given = positions(reply)
         if not given:
             raise RequestFailed("the server gave no log-probabilities", refused=True)
         scores = []
@@ -322,7 +316,7 @@ class ServedModel:
 
     def _greet(self, known: Sequence[str]) -> dict[str, Any]:
         """The reply to a made-up question, with which the server shows that it has the model and takes pictures."""
-        body: dict[str, Any] = {"messages": messages([_probe(0)]), "temperature": 0.0}
+        body: dict[str, Any] = {"messages": messages([made_up()]), "temperature": 0.0}
         try:
             try:
                 reply = self._complete({**body, self._limit_name: 16}, counted=False)
@@ -338,7 +332,7 @@ class ServedModel:
                 f"{self._endpoint.url} does not answer for {self._model!r}: {error}{hint}; see --model, --adapter and"
                 " --base-url"
             ) from error
-        blind = [Turn("user", _probe(0).text)]
+        blind = [Turn("user", made_up().text)]
         words = self._complete({"messages": messages(blind), "temperature": 0.0, self._limit_name: 1}, counted=False)
         seen, unseen = ((r.get("usage") or {}).get("prompt_tokens") for r in (reply, words))
         if seen is not None and seen == unseen:
@@ -352,13 +346,13 @@ class ServedModel:
     def _find_logprobs(self) -> Kind:
         """Which log-probabilities the server gives: of a whole prompt (vLLM), or of the likeliest first tokens."""
         try:
-            self._prompt(messages([_probe(0)]), threading.Event())
+            self._prompt(messages([made_up()]), threading.Event())
             return "prompt"
         except RequestFailed as error:
             log.debug("no log-probabilities of prompts: %s", error)
         try:
-            body = {"messages": messages([_probe(0)]), "temperature": 0.0, self._limit_name: 1}
-            if _positions(self._complete({**body, "logprobs": True, "top_logprobs": TOP}, counted=False)):
+            body = {"messages": messages([made_up()]), "temperature": 0.0, self._limit_name: 1}
+            if positions(self._complete({**body, "logprobs": True, "top_logprobs": TOP}, counted=False)):
                 return "first-token"
         except RequestFailed as error:
             log.debug("no log-probabilities of replies: %s", error)
@@ -367,119 +361,16 @@ class ServedModel:
             " use --readout generate, or a server that gives them, such as vLLM"
         )
 
-    def _check_adapter(self, card: Mapping[str, Any]) -> None:
-        """Make sure that the adapter changes what is said about pictures, by more than the model differs from itself.
-
-        Raises:
-            ModelError: If it does not.
-        """
-        assert self._adapter is not None
-        worded = "greedy replies"
-        for number in range(PROBES):
-            # The model is asked before and after: servers compute in batches and caches, and are not quite repeatable.
-            asked = [self._signature(number, name) for name in (self._name, self._adapter, self._name, self._name)]
-            worded = "log-probabilities" if asked[1][1] else worded
-            effect = min(_distance(asked[1], base) for base in (asked[0], asked[2], asked[3]))
-            noise = max(_distance(asked[0], asked[2]), _distance(asked[2], asked[3]), _distance(asked[0], asked[3]))
-            if effect > noise:
-                break
-        else:
-            raise ModelError(
-                f"the server at {self._endpoint.url} answers for the adapter {self._adapter} as it does for {self._name}"
-                f" ({worded} to {PROBES} made-up questions): it leaves the adapter out, as servers do with adapters of the"
-                " vision tower, or the adapter is untrained; merge it (`probe adapters merge DIR --out MODEL`) and serve MODEL"
-            )
-        outside = _tower_tensors(str(card.get("root") or ""))
-        if outside:
-            log.warning(
-                "%d tensors of the adapter %s are outside the language model (such as %s), where some servers leave them"
-                " out without a word: merge it (`probe adapters merge DIR --out MODEL`) and serve that, or compare with a local run",
-                len(outside),
-                self._adapter,
-                outside[0],
-            )
-
-    def _signature(self, number: int, model: str) -> tuple[str, list[tuple[str, dict[str, float]]]]:
+    def _says(self, number: int, model: str) -> Saying:
         """What a model says to a made-up question: the text, and log-probabilities where the server gives them."""
-        body = {"messages": messages([_probe(number)]), "temperature": 0.0, self._limit_name: 16}
+        body = {"messages": messages([made_up(number)]), "temperature": 0.0, self._limit_name: 16}
         try:
             reply = self._complete({**body, "logprobs": True, "top_logprobs": 5}, counted=False, model=model)
         except RequestFailed as error:
             if not error.refused:
                 raise ModelError(f"{self._endpoint.url} failed at a made-up question: {error}") from error
             reply = self._complete(body, counted=False, model=model)
-        return _text(reply, "direct"), _positions(reply)
-
-
-PROBES = 4
-"""Made-up questions that an adapter is compared with its model on."""
-_QUESTIONS = (
-    "How many blocks are there?",
-    "What colour is the block at the top?",
-    "Will this tower fall? Answer yes or no.",
-    "Describe the picture.",
-)
-
-
-def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """A conversation in the form of the protocol, its pictures as data URLs."""
-    found: list[dict[str, Any]] = []
-    for turn in turns:
-        pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in turn.images]
-        # Some servers take a list only where there are pictures, and some templates none from an assistant.
-        content = [*pictures, {"type": "text", "text": turn.text}] if pictures else turn.text
-        found.append({"role": turn.role, "content": content})
-    return found
-
-
-def data_url(image: Image.Image) -> str:
-    """A picture as PNG in a data URL: every pixel as it is, and the very bytes of a set's own file."""
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
-
-
-def _together(
-    answer: Callable[[Trial], Any], trials: Iterable[Trial], width: int, cancelled: threading.Event
-) -> Iterator[tuple[Trial, Any, float]]:
-    """Apply a function to trials in several threads; an exception is a value like any other."""
-    asked: SimpleQueue[Trial | None] = SimpleQueue()
-    answered: SimpleQueue[tuple[Trial, Any, float]] = SimpleQueue()
-
-    def work() -> None:
-        while (trial := asked.get()) is not None and not cancelled.is_set():
-            start = time.perf_counter()
-            try:
-                value = answer(trial)
-            except Exception as error:  # the main thread decides what it costs
-                value = error
-            answered.put((trial, value, round(time.perf_counter() - start, 6)))
-
-    # Daemons: a request that hangs must not keep an interrupted run from ending.
-    for number in range(width):
-        threading.Thread(target=work, name=f"request-{number}", daemon=True).start()
-    source, under_way = iter(trials), 0
-    try:
-        while True:
-            # One more for each thread, so that none waits for its next picture.
-            while under_way < 2 * width and (trial := next(source, None)) is not None:
-                asked.put(trial)
-                under_way += 1
-            if not under_way:
-                return
-            yield answered.get()
-            under_way -= 1
-    finally:
-        cancelled.set()
-        for _ in range(width):
-            asked.put(None)
-
-
-def _probe(number: int) -> Turn:
-    """A made-up question about a made-up picture."""
-    ramp = np.add.outer(np.arange(224), np.arange(224)) // 2
-    shades = np.stack([ramp, ramp[::-1], ramp.T], axis=2).astype(np.uint8)
-    return Turn("user", _QUESTIONS[number], (Image.fromarray(np.roll(shades, number, axis=2)),))
+        return words_of(reply, "direct"), positions(reply)
 
 
 def _replies(item: Item) -> list[str]:
@@ -492,64 +383,3 @@ def _limit(item: Item) -> int:
     if item.question.style == "think":
         return THINKING_TOKENS
     return max(len(text.encode()) for text in _replies(item)) + 1 + SPARE_TOKENS
-
-
-def _text(reply: Mapping[str, Any], style: str) -> str:
-    """The words of a reply."""
-    message = reply["choices"][0]["message"]
-    content = message.get("content") or message.get("refusal") or ""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if style == "think" and reasoning and "</think>" not in content:
-        # Servers that know the model's format take the reasoning out of the reply.
-        return f"<think>{reasoning}</think>{content}"
-    return str(content)
-
-
-def _positions(reply: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """Per token of a reply: the token, and the log-probabilities of the likeliest ones; empty if there are none."""
-    given = (reply["choices"][0].get("logprobs") or {}).get("content") or []
-    return [
-        (entry["token"], {top["token"]: float(top["logprob"]) for top in [entry, *(entry.get("top_logprobs") or [])]})
-        for entry in given
-    ]
-
-
-def _distance(one: tuple[str, Any], other: tuple[str, Any]) -> float:
-    """How far two replies to the same question are apart: in log-probabilities (nats), else 0 or infinitely."""
-    if not one[1] or not other[1]:
-        return 0.0 if one[0] == other[0] else math.inf
-    largest = 0.0
-    for (token, values), (other_token, other_values) in zip(one[1], other[1], strict=False):
-        for name in values.keys() | other_values.keys():
-            # A token that is not among the likeliest ones is at most as likely as the last of them.
-            mine, theirs = (v.get(name, min(v.values())) for v in (values, other_values))
-            largest = max(largest, abs(mine - theirs))
-        if token != other_token:
-            break
-    return largest
-
-
-def _adapter_hash(name: str, card: Mapping[str, Any]) -> str:
-    """Hash of the adapter's files, if the server names their folder and it is on this machine; else of its names."""
-    folder = Path(str(card.get("root") or ""))
-    files = [folder / file for file in ("adapter_config.json", "adapter_model.safetensors")]
-    digest = hashlib.sha256()
-    if all(file.is_file() for file in files):
-        for file in files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    else:
-        digest.update(f"served {name} {card.get('root') or ''}".encode())
-    return digest.hexdigest()
-
-
-def _tower_tensors(folder: str) -> list[str]:
-    """The tensors of an adapter that are outside the language model, if its folder is on this machine."""
-    file = Path(folder) / "adapter_model.safetensors"
-    if not folder or not file.is_file():
-        return []
-    from safetensors import safe_open
-
-    with safe_open(file, "np") as opened:
-        return [name for name in opened.keys() if any(part in name for part in TOWER)]  # noqa: SIM118

@@ -29,7 +29,8 @@ from probes.cli import main
 from probes.models import Generation, ModelError, Trial, Turn, endpoint
 from probes.models.endpoint import RequestFailed, backoff, retry_after
 from probes.models.loading import load_model
-from probes.models.served import ServedModel, data_url
+from probes.models.protocol import data_url
+from probes.models.served import ServedModel
 from probes.run import RunConfig, run
 from probes.trials import RunError, read_run, read_trials
 from stimuli.dataset import StimulusSet
