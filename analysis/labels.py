@@ -22,27 +22,27 @@ def test_name(task: object, shift: object, level: object) -> str:
     return str(task) if shift == "none" else f"{task}@{shift}:{level}"
 
 
-def condition_name(tasks: object, regime: object = "") -> str:
+def trained_on(tasks: object, regime: object = "") -> str:
     """What was trained, whatever the method: the tasks, and what was special."""
     return f"{tasks} ({regime})" if regime else str(tasks)
 
 
-def with_condition(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `condition`: tasks and regime of the training in words, "none" where there was none."""
+def with_trained_on(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `trained_on`: tasks and regime of the training in words, "none" where there was none."""
     pairs = zip(table["train_tasks"], table["regime"], strict=True)
-    return table.assign(condition=[condition_name(*pair) for pair in pairs])
+    return table.assign(trained_on=[trained_on(*pair) for pair in pairs])
 
 
 def training_name(method: object, tasks: object, regime: object = "") -> str:
     """A training in words, such as "GRPO on towers-topblock"."""
     if method == "none":
         return name_of("none")
-    return f"{name_of(str(method))} on {condition_name(tasks, regime)}"
+    return f"{name_of(str(method))} on {trained_on(tasks, regime)}"
 
 
 def file_part(text: object) -> str:
     """A name as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text))
+    return re.sub(r"[^\w.-]+", "-", str(text)).strip("-")
 
 
 def joined(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""Minimal pairs scored as wholes: what is left of an accuracy when one answer to both members of a pair earns nothing."""
+"""Minimal pairs scored as wholes: what is left of success when one answer to both members of a pair earns nothing."""
 
 from __future__ import annotations
 

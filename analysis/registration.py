@@ -29,7 +29,7 @@ BUDGET_SLACK = 1.1
 
 
 @dataclass(frozen=True)
-class Condition:
+class TrainingCondition:
     """A training condition as it was registered.
 
     Attributes:
@@ -65,7 +65,7 @@ class Registration:
 
     sha256: str
     registered: str
-    conditions: tuple[Condition, ...]
+    conditions: tuple[TrainingCondition, ...]
     contrasts: tuple[Mapping[str, str], ...]
     sets: frozenset[str]
     bound: float
@@ -204,7 +204,7 @@ def _weights(wanted: Sequence[Mapping[str, str]], there: set[str]) -> dict[str, 
     return found
 
 
-def _never_run(conditions: Sequence[Condition], own: pd.DataFrame) -> list[str]:
+def _never_run(conditions: Sequence[TrainingCondition], own: pd.DataFrame) -> list[str]:
     """Registered trainings of which there is no trial."""
     there = set(own[["method", "train_tasks", "seed"]].astype(str).itertuples(index=False, name=None))
     return [
@@ -222,7 +222,7 @@ def _name(entry: Mapping[str, str]) -> str:
     return " − ".join(sides)
 
 
-def _condition(entry: Mapping[str, Any], design: Mapping[str, Any]) -> Condition:
+def _condition(entry: Mapping[str, Any], design: Mapping[str, Any]) -> TrainingCondition:
     tasks = [str(task).partition(":")[0] for task in entry["tasks"]]
     general = {name: value for name, value in design["settings"].items() if not isinstance(value, Mapping)}
     settings = {**general, **entry["settings"]}
@@ -232,7 +232,7 @@ def _condition(entry: Mapping[str, Any], design: Mapping[str, Any]) -> Condition
         kind, _, amount = str(settings.get("budget", design["budgets"].get(method, ""))).partition("=")
         if kind == "samples":
             samples[method] = float(amount)
-    return Condition(
+    return TrainingCondition(
         name=entry["name"],
         train_tasks=columns["train_tasks"],
         regime=columns["regime"],

@@ -1,4 +1,4 @@
-"""Shortcut rules: what is left of an accuracy once the rules of a set's audit are taken into account."""
+"""Shortcut rules: what is left of success once the rules of a set's audit are taken into account."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from analysis.result import Result
 from analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
 
 
-def adjusted_accuracy(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
-    """Accuracy as it would be if the shortcut rules were right on half of the items.
+def adjusted_success(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
+    """The success rate as it would be if the shortcut rules were right on half of the items.
 
-    The mean of the accuracy where a rule is right and where it is wrong: who follows the rule gets .5 however well the rule
+    The mean of the success where a rule is right and where it is wrong: who follows the rule gets .5 however well the rule
     does on the set, who knows the physics 1, who guesses .5. For all rules at once it is the intercept of a linear
     regression of success on the rules, coded +-1/2; for one rule this is the same number.
 
@@ -87,7 +87,7 @@ def adjusted_accuracy(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[st
 
 
 def item_rules(folder: str | Path) -> pd.DataFrame:
-    """Which of its task's shortcut rules are right on every item of a set, for `adjusted_accuracy`.
+    """Which of its task's shortcut rules are right on every item of a set, for `adjusted_success`.
 
     Raises:
         StimulusError: If the folder is no stimulus set.

@@ -23,13 +23,13 @@ def means(cells: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, stem
     """Large symbols are means over runs with their 95 % intervals, small ones are runs.
 
     Args:
-        cells: `condition` (what was trained), `method`, `test`, `rate`, `rate_low`, `rate_high`; untrained models have "none" for both.
+        cells: `trained_on`, `method`, `test`, `rate`, `rate_low`, `rate_high`; untrained models have "none" for both.
         runs: The same for every run, with `run`.
         baselines: `test`, and of `BASELINES` what is known.
         stem: Where to write, without suffix.
     """
     tests = list(dict.fromkeys(cells["test"]))
-    trainings = [t for t in dict.fromkeys(cells["condition"]) if t != "none"] or ["none"]
+    trainings = [t for t in dict.fromkeys(cells["trained_on"]) if t != "none"] or ["none"]
     methods = list(dict.fromkeys(cells["method"]))
     width = COLUMN_MM if len(tests) <= FEW else PAGE_MM
     with drawing(stem, 14 + 46 * len(trainings), width, nrows=len(trainings), sharex=True, squeeze=False) as (
@@ -65,7 +65,7 @@ def _panel(
 ) -> None:
     def of(table: pd.DataFrame, method: str) -> pd.DataFrame:
         wanted = "none" if method == "none" else training
-        return table[(table["method"] == method) & (table["condition"] == wanted)]
+        return table[(table["method"] == method) & (table["trained_on"] == wanted)]
 
     shown = [m for m in methods if len(of(cells, m))]
     for index, method in enumerate(shown):

@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 
 from analysis.figures.means import means
-from analysis.labels import file_part, with_condition, with_test
+from analysis.labels import file_part, with_test, with_trained_on
 from analysis.material import Material
 from analysis.rates import HOW, by_cell, by_run
 from analysis.result import Result
@@ -59,7 +59,7 @@ def section(material: Material) -> Section:
 
 
 def _figure(table: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, model: object) -> Figure:
-    own, single = (with_condition(with_test(t[t["model"] == model])) for t in (table, runs))
+    own, single = (with_trained_on(with_test(t[t["model"] == model])) for t in (table, runs))
     several = table["model"].nunique() > 1
     counts = ", ".join(
         f"{name_of(str(method))} {rows['run'].nunique()}"

@@ -8,7 +8,8 @@ from functools import partial
 import pandas as pd
 
 from analysis.figures.learning import learning_curves
-from analysis.labels import joined, with_condition, with_test
+from analysis.frame import METHODS
+from analysis.labels import joined, with_test, with_trained_on
 from analysis.learning import KIND, TEST, curves_from_trials, learning
 from analysis.material import Material, Settings
 from analysis.result import Result
@@ -75,6 +76,9 @@ def _add(
     runs = curves.dropna(subset=["success"]).rename(columns={"success": "value"})
     several = curves["model"].nunique() > 1
     runs = _with_panel(runs.sort_values(["run", "samples"], kind="stable"), several_models=several)
+    known = [*METHODS, *sorted(set(runs["method"].astype(str)) - set(METHODS))]
+    runs = runs.assign(_place=runs["method"].astype(str).map(known.index))
+    runs = runs.sort_values(["panel", "_place"], kind="stable").drop(columns="_place")
     if window > 1:
         smooth = runs.groupby("run", observed=True)["value"].rolling(window, min_periods=1).mean()
         runs = runs.assign(value=smooth.reset_index(level=0, drop=True))
@@ -101,8 +105,8 @@ def _add(
 
 def _with_panel(table: pd.DataFrame, *, several_models: bool) -> pd.DataFrame:
     """The table with `panel`: what was trained, and what checkpoints were tested on, so that a method has one mean curve in each."""
-    table = with_condition(table)
-    panel = table["condition"]
+    table = with_trained_on(table)
+    panel = table["trained_on"]
     if "test_task" in table:
         panel = panel + " → " + with_test(table)["test"]
     if several_models:

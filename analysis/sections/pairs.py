@@ -9,7 +9,7 @@ from analysis.minimal_pairs import pairs
 from analysis.result import Result
 from analysis.section import Section, Unanswerable
 from analysis.selection import CELL, cells
-from analysis.shortcut_rules import adjusted_accuracy, item_rules
+from analysis.shortcut_rules import adjusted_success, item_rules
 
 
 def section(material: Material) -> Section:
@@ -60,7 +60,7 @@ def _adjusted(material: Material) -> Result | None:
         rules = item_rules(stimuli.path)
         if rules.shape[1] < 2:
             continue
-        found = adjusted_accuracy(own, rules, by=CELL)
+        found = adjusted_success(own, rules, by=CELL)
         if len(found.table):
             parts.append(found.table)
             hows.append(found.how)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.psychometric import psychometric_curves
-from analysis.labels import file_part, joined, with_condition, with_test
+from analysis.labels import file_part, joined, with_test, with_trained_on
 from analysis.material import Material
 from analysis.proportions import wilson
 from analysis.psychometric import psychometric
@@ -34,11 +34,11 @@ def section(material: Material) -> Section:
     points = _points(judged)
     # Margins of 0 alone, or of a table that has no bins, are fitted and not drawn.
     reach = float(points["margin"].abs().max()) if len(points) else 1.0
-    curves = with_condition(with_test(result.curves(np.linspace(-1.04 * reach, 1.04 * reach, 81))))
+    curves = with_trained_on(with_test(result.curves(np.linspace(-1.04 * reach, 1.04 * reach, 81))))
     figures = []
     for model, training in _groups(points) if len(points) else ():
-        shown = points[(points["model"] == model) & points["condition"].isin([training, "none"])]
-        lines = curves[(curves["model"] == model) & curves["condition"].isin([training, "none"])]
+        shown = points[(points["model"] == model) & points["trained_on"].isin([training, "none"])]
+        lines = curves[(curves["model"] == model) & curves["trained_on"].isin([training, "none"])]
         trials = int(shown["n_trials"].sum())
         runs = ", ".join(
             f"{name_of(str(method))} {rows['n_runs'].max()}"
@@ -73,13 +73,13 @@ def section(material: Material) -> Section:
 
 def _several(points: pd.DataFrame, part: str) -> bool:
     """Whether a model or training has to be named in a file name."""
-    column = "model" if part in set(points["model"]) else "condition"
+    column = "model" if part in set(points["model"]) else "trained_on"
     return len(set(points[column]) - {"none"}) > 1
 
 
 def _groups(points: pd.DataFrame) -> list[tuple[str, str]]:
     """Models and trainings that get a figure of their own; the untrained model is in each."""
-    found = list(dict.fromkeys(zip(points["model"].astype(str), points["condition"], strict=True)))
+    found = list(dict.fromkeys(zip(points["model"].astype(str), points["trained_on"], strict=True)))
     trained = [pair for pair in found if pair[1] != "none"]
     return trained + [pair for pair in found if pair[1] == "none" and pair[0] not in {model for model, _ in trained}]
 
@@ -112,4 +112,4 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
                 "n_trials": len(own),
             }
         )
-    return with_condition(with_test(pd.DataFrame(rows))) if rows else pd.DataFrame()
+    return with_trained_on(with_test(pd.DataFrame(rows))) if rows else pd.DataFrame()

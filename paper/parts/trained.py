@@ -104,7 +104,7 @@ def _draw(cells: pd.DataFrame, runs: pd.DataFrame, references: pd.DataFrame, ste
         return table.assign(test=[test_name(str(task), "none") for task in table["test_task"]])
 
     # Every method was trained on the task that it is tested on: one panel, whatever the trainings.
-    panel = {"condition": ["none" if m == "none" else "trained" for m in cells["method"]]}
-    of_runs = {"condition": ["none" if m == "none" else "trained" for m in runs["method"]]}
+    panel = {"trained_on": ["none" if m == "none" else "trained" for m in cells["method"]]}
+    of_runs = {"trained_on": ["none" if m == "none" else "trained" for m in runs["method"]]}
     reference = named(references) if len(references) else pd.DataFrame({"test": []})
     means(named(cells).assign(**panel), named(runs).assign(**of_runs), reference, stem)

@@ -261,7 +261,7 @@ def test_trainings_that_differ_in_what_was_special_are_not_pooled(tmp_path: Path
         assert set(trained["regime"].astype(str)) == {"", "shift visual:2"} and (trained["n_runs"] == 1).all(), key
     assert len(found["psychometry"].figures) == 2
     means = found["accuracy"].figures[0].tables["cells"]
-    assert set(means["condition"]) == {"none", "towers-stability", "towers-stability (shift visual:2)"}
+    assert set(means["trained_on"]) == {"none", "towers-stability", "towers-stability (shift visual:2)"}
     curve = found["learning"].figures[0].tables["means"]
     assert (
         curve.groupby(["panel", "method"])["samples"].apply(lambda x: x.is_unique).all()

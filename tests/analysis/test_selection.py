@@ -13,7 +13,7 @@ from analysis.error_consistency import error_consistency
 from analysis.frame import from_table
 from analysis.psychometric import psychometric
 from analysis.selection import item_groups, plain_trials
-from analysis.shortcut_rules import adjusted_accuracy
+from analysis.shortcut_rules import adjusted_success
 from tests.analysis.conftest import answering, saying
 
 Make = Callable[..., pd.DataFrame]
@@ -41,7 +41,7 @@ def test_intervals_of_tables_without_groups_are_those_of_items(foreign: pd.DataF
     found = controls(pd.concat([foreign, blank])).table.iloc[0]
     assert found["difference_low"] < found["difference"] < found["difference_high"]
     rules = pd.DataFrame({"item_id": foreign["item_id"].astype(str), "rule": np.arange(200) % 3 > 0})
-    row = adjusted_accuracy(foreign, rules).table.iloc[0]
+    row = adjusted_success(foreign, rules).table.iloc[0]
     assert row["adjusted_low"] < row["adjusted"] < row["adjusted_high"]
     observer = answering(foreign, norm.cdf(foreign["margin"] / 0.5), seed=4).assign(model="noisy-simulation")
     kappa = error_consistency(foreign, observer, resamples=50).table.iloc[0]

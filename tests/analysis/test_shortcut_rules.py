@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from analysis.shortcut_rules import adjusted_accuracy, item_rules
+from analysis.shortcut_rules import adjusted_success, item_rules
 from stimuli.dataset import StimulusSet
 from tests.analysis.conftest import saying
 
@@ -27,10 +27,10 @@ def test_who_follows_a_rule_is_adjusted_to_chance(simulated: Make) -> None:
     rules = rules_of(trials, 0.8)
     other = np.where(trials["truth"] == "stands", "falls", "stands")
     follower = saying(trials, np.where(rules["neighbour"], trials["truth"], other))
-    row = adjusted_accuracy(follower, rules).table.iloc[0]
+    row = adjusted_success(follower, rules).table.iloc[0]
     assert (row["rate"], row["rule_rate"]) == pytest.approx((0.8, 0.8))
     assert (row["where_right"], row["where_wrong"], row["adjusted"]) == pytest.approx((1, 0, 0.5))
-    physicist = adjusted_accuracy(saying(trials, trials["truth"].to_numpy()), rules).table.iloc[0]
+    physicist = adjusted_success(saying(trials, trials["truth"].to_numpy()), rules).table.iloc[0]
     assert physicist["adjusted"] == pytest.approx(1)
 
 
@@ -39,7 +39,7 @@ def test_adjusting_for_all_rules_is_a_regression(simulated: Make) -> None:
     rng = np.random.default_rng(1)
     rules = rules_of(trials, 0.7).assign(height=rng.random(200) < 0.6, always=True)
     rules["copy"] = ~rules["neighbour"]
-    found = adjusted_accuracy(trials, rules)
+    found = adjusted_success(trials, rules)
     assert found.table["rule"].tolist() == ["neighbour", "height", "copy", "all rules"]
     design = np.column_stack([np.ones(200), rules[["neighbour", "height"]].to_numpy(float) - 0.5])
     groups = pd.factorize(trials["group_id"])[0]
@@ -65,4 +65,4 @@ def test_rules_come_from_the_stimulus_set(stability: StimulusSet) -> None:
 def test_rules_of_other_items_are_refused(simulated: Make) -> None:
     trials = simulated(BASE, items=20)
     with pytest.raises(ValueError, match="none of the items"):
-        adjusted_accuracy(trials, pd.DataFrame({"item_id": ["x"], "rule": [True]}))
+        adjusted_success(trials, pd.DataFrame({"item_id": ["x"], "rule": [True]}))
