@@ -80,7 +80,7 @@ def error_consistency(
         table=pd.DataFrame(rows),
         how=(
             "agreement: share of items on which both are right or both wrong; kappa: agreement beyond that of independent errors"
-            f" with the same success rates; several runs: t interval of their kappas; one run: bootstrap over groups of items,"
+            f" with the same success rates, undefined where one side has no errors, and such runs are left out of its mean; several runs: t interval of their kappas; one run: bootstrap over groups of items,"
             f" {resamples} samples, seed {seed}; {len(table)} pairs of trials"
         ),
     )

@@ -127,8 +127,15 @@ def codes_of(group: Sequence[str], term: RandomTerm, frame: pd.DataFrame, rows: 
         term: Its term.
         frame: The rows of the fit.
         rows: The other rows.
+
+    Raises:
+        FitError: If two levels of the fit read alike, as 3 and "3" do.
     """
     known = _as_text(frame, group).assign(code=term.codes).drop_duplicates()
+    if known.duplicated(list(range(len(group)))).any():
+        raise FitError(
+            f"levels of {term.group} are numbers and the same numbers as text: make them all one or the other"
+        )
     found = _as_text(rows, group).merge(known, on=list(range(len(group))), how="left")["code"]
     return found.fillna(-1).to_numpy(dtype=np.int64)
 

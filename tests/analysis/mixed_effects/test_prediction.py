@@ -74,3 +74,11 @@ def test_rows_without_a_column_are_refused(table, column):
     with pytest.raises(FitError, match=f"lack the column '{column}'"):
         fitted.predict(table.drop(columns=column))
     assert len(fitted.predict(table.drop(columns=column), random=False)) == len(table)
+
+
+def test_levels_that_read_alike_are_not_mixed_up(table):
+    mixed = table.assign(who=table["level"].astype(object).where(table.index // 4 % 2 == 0, table["level"].astype(str)))
+    fitted = quietly("rt ~ margin + (1 | who)", mixed)
+    assert fitted.n_groups == {"who": 8}
+    with pytest.raises(FitError, match="the same numbers as text"):
+        fitted.predict(mixed)
