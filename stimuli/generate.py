@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the bytes of a set, apart from the versions of the software."""
+    """Everything that decides the bytes of a set, apart from the versions of the software. Attributes as for `make_set`."""
 
     task: str
     n: int

@@ -65,8 +65,10 @@ def decode(
     """
     from probes.cli.console import progress, show, show_json, tell
     from probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
-    from probes.decoding.study import DecodeConfig, check_folder, load, prepare
+    from probes.decoding.config import DecodeConfig
+    from probes.decoding.result import check_folder
     from probes.decoding.study import decode as study
+    from probes.decoding.study import load, prepare
 
     check_model_name(model)
     task = check_stimuli_name(stimuli)

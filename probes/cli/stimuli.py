@@ -110,7 +110,7 @@ def list_(*, json: Json = False, config: Config = None) -> int:
 
 
 @app.command(name="show")
-def show_set(
+def show_(
     stimuli: SetName,
     /,
     *,

@@ -360,7 +360,7 @@ class _Watch:
                 f"the design has changed: {len(self._moved)} results of an earlier one are in {self._store.folder}/{ASIDE}"
             )
         missing = sum(not all(map(self._store.done, cell.steps)) for cell in self._cells)
-        tell(f"{missing} of {len(self._cells)} cells to do, {self._pool.size} at a time, in {self._store.folder}")
+        tell(f"{missing} of {len(self._cells)} cells to do, {self._pool.jobs} at a time, in {self._store.folder}")
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -377,7 +377,7 @@ class _Watch:
         """Something has happened, or time has passed."""
         if self._live is not None:
             if event is not None or time.monotonic() - self._drawn > REDRAW:
-                self._live.update(_overview(self._cells, self._store, self._pool.size), refresh=True)
+                self._live.update(_overview(self._cells, self._store, self._pool.jobs), refresh=True)
                 self._drawn = time.monotonic()
         elif event is not None:
             self._line(event)

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from probes.models import ModelError, Trial, Turn
+from probes.models.reply_tree import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +21,6 @@ FALLBACK = "{image}{prompt}\nAnswer:"
 
 QWEN_PICTURE = ("<|vision_start|>", "<|vision_end|>")
 """Where Qwen's pictures begin and end; its processor, unlike others, does not write them by itself."""
-
-Tokens = tuple[int, ...]
 
 
 class Prompter:

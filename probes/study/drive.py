@@ -60,7 +60,7 @@ class _Driver:
                 self._end(self.active.pop(id_), death)
             # A process of a driver that was killed may still be at a cell: it is waited for.
             elsewhere = {id_ for id_ in self.left if id_ not in self.active and self.store.at_work(id_)}
-            room = self.pool.size - len(self.active) - len(elsewhere)
+            room = self.pool.jobs - len(self.active) - len(elsewhere)
             ready = [cell for cell in self.left.values() if cell.id not in elsewhere and self._can_begin(cell)]
             self._start(ready[: max(room, 0)])
             if not self.active and not elsewhere and not ready:

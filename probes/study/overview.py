@@ -11,7 +11,7 @@ from typing import Any
 from probes.study.cells import Cell, Step
 from probes.study.store import CELLS, LOG, Failure, Look, Store
 
-COUNTS = ("done", "running", "queued", "failed", "blocked", "missing")
+COUNTS = ("done", "running", "failed", "blocked", "missing")
 Estimate = Callable[[Step], float | None]
 """Seconds that a step will take; None if that is not known."""
 
@@ -26,7 +26,7 @@ class Overview:
         looks: Cell -> what it looks like.
         estimate: Of the seconds that a step takes.
         done: Whether a step is done.
-        size: Cells that are done at a time, for the time that is left.
+        jobs: Cells that are done at a time, for the time that is left.
     """
 
     folder: str
@@ -34,7 +34,7 @@ class Overview:
     looks: Mapping[str, Look]
     estimate: Estimate
     done: Callable[[Step], bool]
-    size: int = 1
+    jobs: int = 1
 
     def count(self, state: str) -> int:
         """Number of cells in a state."""
@@ -104,8 +104,8 @@ class Overview:
         done, total = self.count("done"), len(self.cells)
         tail = f"{done} of {total} cells are done"
         if done < total:
-            together = left_text(seconds / self.size, known)
-            tail += f"; left, {self.size} at a time: {together}" if together else ""
+            together = left_text(seconds / self.jobs, known)
+            tail += f"; left, {self.jobs} at a time: {together}" if together else ""
         lines = [Text(tail)]
         for cell in self.cells:
             look = self.looks[cell.id]
@@ -118,8 +118,7 @@ def look_at(
     cells: Sequence[Cell],
     store: Store,
     estimate: Estimate = lambda step: None,
-    size: int = 1,
-    queued: Sequence[str] = (),
+    jobs: int = 1,
 ) -> Overview:
     """Look at a study.
 
@@ -127,16 +126,10 @@ def look_at(
         cells: All of its design.
         store: Where they are.
         estimate: Seconds that a step will take; None where that is not known.
-        size: Cells that are done at the same time.
-        queued: Cells that wait in Slurm.
+        jobs: Cells that are done at a time.
     """
-    looks = {}
-    for cell in cells:
-        look = store.look(cell)
-        if cell.id in queued and look.state not in ("done", "running"):
-            look = Look("queued", look.done, None, look.seconds)
-        looks[cell.id] = look
-    return Overview(str(store.folder), cells, looks, estimate, store.done, size)
+    looks = {cell.id: store.look(cell) for cell in cells}
+    return Overview(str(store.folder), cells, looks, estimate, store.done, jobs)
 
 
 def failure_lines(failures: Sequence[Failure], folder: str) -> list[str]:

@@ -30,7 +30,7 @@ SETTLE = 2.0
 class Pool(Protocol):
     """What does cells."""
 
-    size: int
+    jobs: int
     """Cells at a time."""
     processes: int
     """That each may start for stimuli."""
@@ -60,14 +60,14 @@ class LocalPool:
 
     Attributes:
         store: The study.
-        size: Cells at a time.
+        jobs: Cells at a time.
         processes: That each may start for stimuli.
         threads: Of each.
         launch: How accelerate starts their steps, if it does.
     """
 
     store: Store
-    size: int
+    jobs: int
     processes: int = 1
     threads: int = 1
     launch: Launch = IN_PROCESS
@@ -159,16 +159,18 @@ class SubmititPool:
 
     Args:
         store: The study.
-        size: Jobs at a time.
+        jobs: Cells at a time, each a job.
         options: Of submitit's executor, such as `slurm_partition`.
         cluster: "slurm" or "local".
+        processes: That each may start for stimuli.
+        launch: How accelerate starts their steps, if it does.
 
     Raises:
         StudyError: If submitit or Slurm is not there, or does not know an option.
     """
 
     store: Store
-    size: int
+    jobs: int
     options: Mapping[str, Any]
     cluster: str = "slurm"
     processes: int = 1

@@ -26,7 +26,7 @@ from probes.study.fields import StudyError
 MARK, LOCK, LOG, ENDED, WORK, JOB = "step.json", ".lock", "log.txt", "ended.json", "work.json", "job.json"
 CELLS, ASIDE = "cells", "aside"
 
-State = Literal["done", "running", "queued", "failed", "blocked", "missing"]
+State = Literal["done", "running", "failed", "blocked", "missing"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Look:
     """What a cell looks like now.
 
     Attributes:
-        state: "done"; "running": a process is at it; "queued": a job waits in Slurm; "failed": its last try failed; "blocked": it
-            waits for what failed; "missing": not done yet.
+        state: "done"; "running": a process is at it; "failed": its last try failed; "blocked": it waits for what failed;
+            "missing": not done yet.
         done: Number of its steps that are done.
         ended: Its last try.
         seconds: What its finished steps took.

@@ -17,12 +17,13 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.preprocessing import StandardScaler
 
 from probes.decoding import DecodingError
+from probes.decoding.config import DecodeConfig
 from probes.decoding.controls import arbitrary_columns, permuted_columns
 from probes.decoding.crossval import ALPHAS, _scaled, logistic, logistic_model, make_folds, permuted, r2_sums, ridge
 from probes.decoding.intervention import direction, outcomes
 from probes.decoding.readings import make_problem, read
 from probes.decoding.store import DONE, collect
-from probes.decoding.study import DecodeConfig, decode
+from probes.decoding.study import decode
 from probes.decoding.targets import TARGETS, available, find_target, scene_types
 from probes.models import ModelError, Trial
 from probes.models.activations import HiddenStates, Mover, Site, choose_sites, depths, untrained

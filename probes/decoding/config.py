@@ -1,0 +1,60 @@
+"""The settings of a decoding study: what is decoded from whom, and with which controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from probes.decoding import DecodingError
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """What is decoded from whom.
+
+    Attributes:
+        model: Alias, folder or hub id.
+        stimuli: The set as the user named it.
+        target: Name of a target (`probes.decoding.targets`).
+        layers: As `probes.models.activations.choose_sites` reads them.
+        positions: Of the language model.
+        adapter: Folder of an adapter on the model.
+        compare: Folder of an adapter with which the model is compared.
+        untrained: Also decode from the same architecture with random weights.
+        intervene: "auto" (the language layer that decodes best), "none", or a layer of the language model.
+        permutations: Number of permuted sets of values.
+        directions: Random directions of the intervention.
+        limit: Only the first so many items; None = all.
+        seed: Of everything that is drawn.
+        batch_size: Items per batch; 0 = what suits the model. Results do not depend on it.
+        revision, dtype, device, load_in_4bit: Of the model.
+
+    Raises:
+        DecodingError: If the settings do not go together, or one is out of its range.
+    """
+
+    model: str
+    stimuli: str
+    target: str
+    layers: str = "all"
+    positions: tuple[str, ...] = ("last", "image")
+    adapter: str | None = None
+    compare: str | None = None
+    untrained: bool = False
+    intervene: str = "auto"
+    permutations: int = 100
+    directions: int = 20
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 0
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    load_in_4bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.adapter and self.compare:
+            raise DecodingError("give either an adapter to decode, or one to compare the bare model with")
+        if self.intervene not in ("auto", "none") and not self.intervene.isdigit():
+            raise DecodingError(f"intervene {self.intervene!r}: give auto, none, or the number of a language layer")
+        if self.permutations < 0 or self.directions < 1:
+            raise DecodingError("permutations cannot be negative, and there must be at least one random direction")

@@ -1,0 +1,211 @@
+"""What a decoding study leaves: `decode.json` with every number, and the predictions behind them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probes.decoding.config import DecodeConfig
+from probes.decoding.crossval import ALPHAS, INNER, OUTER, STRENGTHS
+from probes.decoding.readings import ARBITRARY, BOOTSTRAP, Problem, Reading, familywise
+from probes.models import Identity
+from probes.trials import RunError, write_json
+from stimuli.audit import PIXELS
+from stimuli.dataset import Item, StimulusSet
+from stimuli.plain_json import parse_object
+
+if TYPE_CHECKING:
+    from probes.models.activations import Site
+
+RESULT, PREDICTIONS = "decode.json", "predictions.npz"
+
+
+def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> Path:
+    """The folder of the results.
+
+    Args:
+        config: What is decoded.
+        stimuli: From what.
+        out: The folder that holds those of all targets.
+
+    Raises:
+        RunError: If it holds results of other settings, which would be lost.
+    """
+    folder = out / result_name(config)
+    if (folder / RESULT).is_file():
+        try:
+            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{folder / RESULT} is damaged ({error}); delete it, or choose another --out") from error
+        now = _fingerprint(config, stimuli)
+        differ = [f"{name} ({found.get(name)}, now {now[name]})" for name in now if found.get(name) != now[name]]
+        if differ:
+            raise RunError(
+                f"{folder} holds results of other settings: {', '.join(differ)}; choose another --out, or delete that folder"
+            )
+    return folder
+
+
+def result_name(config: DecodeConfig) -> str:
+    """Name of the folder of one target's results: the target, with the adapter if there is one."""
+    adapter = f"_{Path(config.adapter).resolve().name}" if config.adapter else ""
+    return config.target + adapter + (f"_vs_{Path(config.compare).resolve().name}" if config.compare else "")
+
+
+def describe(
+    config: DecodeConfig,
+    stimuli: StimulusSet,
+    items: Sequence[Item],
+    problem: Problem,
+    identity: Identity,
+    cues: Sequence[str],
+) -> dict[str, Any]:
+    """What `decode.json` says beside the readings: of whom, on what, and how.
+
+    Args:
+        config: What was decoded from whom.
+        stimuli: The set.
+        items: Of it, those that were asked.
+        problem: What was decoded.
+        identity: Of the model.
+        cues: Names of those that the probe of the cues saw.
+    """
+    return {
+        "format": 1,
+        "fingerprint": _fingerprint(config, stimuli),
+        "config": asdict(config),
+        "model": asdict(identity),
+        "stimuli": {
+            "path": str(stimuli.path),
+            "content_sha256": stimuli.content_sha256,
+            "task": stimuli.card.get("task"),
+            "items": len(items),
+            "groups": problem.folds.n_groups,
+        },
+        "target": _about(problem),
+        "metric": problem.metric,
+        "chance": problem.chance,
+        "settings": {
+            "outer_folds": OUTER,
+            "inner_folds": INNER,
+            "penalties": list(STRENGTHS if problem.classes else ALPHAS),
+            "permutations": config.permutations,
+            "control_tasks": ARBITRARY,
+            "bootstrap_draws": BOOTSTRAP,
+            "intervals": "95 % percentile bootstrap over groups, out-of-fold predictions fixed",
+            "pixels": PIXELS,
+            "cues": list(cues),
+            "scene_types_shared": problem.shared_types,
+        },
+    }
+
+
+def site_rows(sites: Sequence[Site], readings: Mapping[Site, Reading]) -> list[dict[str, Any]]:
+    """The readings at all sites, with p-values corrected for looking at all of them.
+
+    Args:
+        sites: In the order of the rows.
+        readings: By site.
+    """
+    corrected = familywise([readings[site] for site in sites])
+    return [
+        {"site": site.name, "part": site.part, "layer": site.layer, "position": site.position}
+        | readings[site].to_dict()
+        | {"p_familywise": p}
+        for site, p in zip(sites, corrected, strict=True)
+    ]
+
+
+def compared(site: Site, reading: Reading, change: Mapping[str, Any]) -> dict[str, Any]:
+    """The reading of another model at a site.
+
+    Args:
+        site: The site.
+        reading: Of the other model.
+        change: How much better one of the two is (`probes.decoding.readings.difference`).
+    """
+    brief = {"score": reading.score, "score_ci": list(reading.interval), "secondary": reading.secondary}
+    return {"site": site.name, **brief, **change}
+
+
+def _about(problem: Problem) -> dict[str, Any]:
+    target = {"name": problem.target.name, "about": problem.target.about, "kind": problem.target.kind}
+    if problem.classes:
+        counts = np.bincount(problem.y, minlength=len(problem.classes)).tolist()
+        return target | {"classes": dict(zip(problem.classes, counts, strict=True))}
+    spread = {"mean": problem.y.mean(), "sd": problem.y.std(), "min": problem.y.min(), "max": problem.y.max()}
+    return target | {name: float(value) for name, value in spread.items()}
+
+
+def warnings(problem: Problem, readings: Mapping[Site, Reading]) -> list[str]:
+    """What a reader of the numbers should know, in sentences.
+
+    Args:
+        problem: What was decoded.
+        readings: By site.
+    """
+    found = []
+    widest, groups = max(reading.features for reading in readings.values()), problem.folds.n_groups
+    if groups < widest:
+        found.append(
+            f"{groups} groups of items for up to {widest} features: the penalty decides much, and what is not found may still"
+            " be there; a larger set decodes better"
+        )
+    edge = [site.name for site, reading in readings.items() if reading.at_edge and reading.score > problem.chance]
+    if edge:
+        found.append(f"the strongest or weakest penalty on offer was chosen at {', '.join(edge)}")
+    if problem.arbitrary.shape[1] and problem.shared_types < 0.8:
+        found.append(
+            f"only {problem.shared_types:.0%} of the items have a type of scene that comes in several groups, so that the"
+            " control task is hardly learnable and selectivity means little"
+        )
+    return found
+
+
+def _fingerprint(config: DecodeConfig, stimuli: StimulusSet) -> dict[str, Any]:
+    """The settings on which results depend."""
+    found = asdict(config)
+    for name in ("stimuli", "batch_size", "device"):  # that do not matter, or are known by their hash
+        del found[name]
+    for name in ("adapter", "compare"):
+        folder = getattr(config, name)
+        found[name] = None if folder is None else Path(folder).resolve().name
+    return found | {"positions": list(config.positions), "stimuli": stimuli.content_sha256}
+
+
+def write(
+    folder: Path, result: dict[str, Any], predictions: Mapping[str, Any], items: Sequence[Item], problem: Problem
+) -> None:
+    """Write the numbers, then the JSON that says that they are all there.
+
+    Args:
+        folder: Of the results of this target; made if it is not there.
+        result: The contents of `decode.json`.
+        predictions: By site, out of fold: (n,) or (n, classes).
+        items: The n items.
+        problem: What was decoded.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{PREDICTIONS}.{os.getpid()}.tmp"
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                item_id=np.array([item.item_id for item in items]),
+                group=problem.folds.groups,
+                fold=problem.folds.fold_of(),
+                y=problem.y,
+                **{name: values.astype(np.float32) for name, values in predictions.items()},
+            )
+        partial.replace(folder / PREDICTIONS)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from error
+    write_json(folder / RESULT, result)
