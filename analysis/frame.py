@@ -105,7 +105,6 @@ _COUNTS = (
     "observer",
 )
 _MAYBE_COUNTS = ("count", "polarity", "order")
-_LEVELS = tuple(name for name in COLUMNS if name not in (*_NUMBERS, *_COUNTS, *_MAYBE_COUNTS))
 _DEFAULTS: dict[str, Any] = {
     "model": "",
     "method": "none",
