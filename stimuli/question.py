@@ -221,6 +221,18 @@ class Variant:
 
 PARAPHRASES = 4
 
+
+def wordings(polarities: int = 2, orders: int = 2) -> tuple[Variant, ...]:
+    """Every paraphrase in every polarity and order, as designed sets use them.
+
+    Args:
+        polarities: 2, or 1 for questions that can be asked one way only.
+        orders: 2, or 1 for questions that name no options.
+    """
+    asked = itertools.product(range(PARAPHRASES), range(polarities), range(orders))
+    return tuple(Variant(paraphrase, polarity, order) for paraphrase, polarity, order in asked)
+
+
 THINK = " First reason between <think> and </think>, then give only the answer between <answer> and </answer>."
 
 

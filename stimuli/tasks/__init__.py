@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from stimuli.condition import Condition
-from stimuli.question import PARAPHRASES, Answer, Question, Variant
+from stimuli.question import Answer, Question, Variant, wordings
 from stimuli.scene import Scene, mirror
 from stimuli.simulators import Outcome, Simulator, get_simulator
 
@@ -198,12 +198,7 @@ class Task(ABC):
 
     def variants(self) -> tuple[Variant, ...]:
         """The wordings of the designed set, each used equally often."""
-        return tuple(
-            Variant(paraphrase, polarity, order)
-            for paraphrase in range(PARAPHRASES)
-            for polarity in range(2)
-            for order in range(2)
-        )
+        return wordings()
 
     def statics_answer(self, scene: Scene) -> Answer | None:
         """What the closed form says the answer is, to be compared with the simulation; None where there is none."""

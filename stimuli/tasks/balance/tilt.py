@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import seesaw_margin
@@ -126,7 +126,7 @@ class BalanceTilt(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""
-        return tuple(Variant(paraphrase, order=order) for paraphrase in range(4) for order in range(2))
+        return wordings(polarities=1)
 
     def statics_answer(self, scene: Scene) -> Answer:
         """The side on which the common centre of mass lies beyond the fulcrum's edge."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from stimuli import kinematics
 from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Integers, Question, Variant
+from stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
@@ -162,7 +162,7 @@ class CollisionAim(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """One per paraphrase."""
-        return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
+        return wordings(polarities=1, orders=1)
 
     def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
         """Whole degrees that need no physics of impacts."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from stimuli import kinematics
 from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
 from stimuli.scene import Body, Scene
 from stimuli.simulators import Simulator
 from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
@@ -143,7 +143,7 @@ class CollisionOutcome(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""
-        return tuple(Variant(paraphrase, order=order) for paraphrase in range(4) for order in range(2))
+        return wordings(polarities=1)
 
     def statics_answer(self, scene: Scene) -> Answer:
         """The gate on the line of centres at the moment of touch."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Integers, Question, Variant
+from stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
 from stimuli.scene import Body, Scene, mirror
 from stimuli.simulators import Simulator
 from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable
@@ -148,7 +148,7 @@ class SupportBrace(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """One per paraphrase."""
-        return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
+        return wordings(polarities=1, orders=1)
 
     def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
         """Whole centimetres that need little or no physics."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Integers, Option, Options, Question, Variant, named_options
+from stimuli.question import THINK, Answer, Integers, Option, Options, Question, Variant, named_options, wordings
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin, stack_overshoot
@@ -121,7 +121,7 @@ class TowersDirection(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """Paraphrase x order."""
-        return tuple(Variant(paraphrase, order=order) for paraphrase in range(4) for order in range(2))
+        return wordings(polarities=1)
 
     def statics_answer(self, scene: Scene) -> Answer:
         """The side of the larger overshoot."""
@@ -201,7 +201,7 @@ class TowersCount(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """One per paraphrase."""
-        return tuple(Variant(paraphrase) for paraphrase in range(len(COUNT_TEXTS)))
+        return wordings(polarities=1, orders=1)
 
     def cues(self) -> Mapping[str, Callable[[Scene], float]]:
         """Numbers that go with the answer."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Integers, Question, Variant
+from stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
 from stimuli.scene import Scene
 from stimuli.simulators import Simulator
 from stimuli.statics import stack_margin
@@ -175,7 +175,7 @@ class TowersSideblock(Task):
 
     def variants(self) -> tuple[Variant, ...]:
         """One per paraphrase."""
-        return tuple(Variant(paraphrase) for paraphrase in range(len(TEXTS)))
+        return wordings(polarities=1, orders=1)
 
     def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
         """Moves that need no physics."""
