@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from probes.tiny.pictures import Picture, draw_scene, physics_tasks
-from stimuli.question import THINK, Answer, Integers, Question, Variant
+from stimuli.question import PARAPHRASES, THINK, Answer, Integers, Question, Variant
 from stimuli.scene import COLOURS, Body, Scene
 from stimuli.tasks import FAMILIES, Task, get_task
 from stimuli.tasks.grounding import GroundingTask
@@ -149,7 +149,7 @@ def perception(
         kind = ask or draw_ask(rng, asks)
         form = int(rng.choice(3, p=lengths))
         variant = Variant(
-            paraphrase=int(rng.integers(4)),
+            paraphrase=int(rng.integers(PARAPHRASES)),
             order=int(rng.integers(2)),
             style="think" if form == 2 and rng.random() < THINKING else "direct",
             ask=kind,

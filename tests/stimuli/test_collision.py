@@ -17,7 +17,7 @@ from stimuli.shapes import rotation
 from stimuli.simulators import BACKGROUND, FLOOR, get_simulator
 from stimuli.tasks import get_task
 from stimuli.tasks.collision.aim import working_angles
-from stimuli.tasks.collision.launch import describe
+from stimuli.tasks.collision.launch import event_of
 from stimuli.tasks.collision.outcome import gate_at, gate_margin
 from stimuli.tasks.collision.table import (
     Look,
@@ -257,8 +257,8 @@ def test_only_the_launch_depends_on_the_first_ball(build):
     task, rng, simulator = get_task("collision-launch"), np.random.default_rng(1), get_simulator()
     launch, foil = task.sample_matched(rng, Condition(2, (0.4, 0.7), build, shown="strip"))
     assert [task.solve(s, task.question(s, Variant())) for s in (launch, foil)] == ["caused", "alone"]
-    assert not describe(launch).pushed
-    event = describe(foil)
+    assert not event_of(launch).pushed
+    event = event_of(foil)
     assert event.pushed
     assert (event.gap > 0.002) == (build != "delay")
     assert (event.delay > 0.05) == (build != "gap")

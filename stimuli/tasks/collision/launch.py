@@ -129,7 +129,7 @@ class CollisionLaunch(Task):
 
     def margin(self, scene: Scene) -> float:
         """Share of its speed that the first ball gives the second; or minus the size of gap and delay (see the class)."""
-        event = describe(scene)
+        event = event_of(scene)
         if event.pushed:
             return -math.hypot(event.gap / (GAP_UNIT * scene.body("target").size[0]), event.delay / DELAY_UNIT)
         return event.share
@@ -146,7 +146,7 @@ class CollisionLaunch(Task):
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "caused" or "alone": whether the second ball moves otherwise, by the last picture, when the first is taken away."""
         simulator = simulator_or_default(simulator)
-        actual, without = _way_of_target(scene, simulator), _way_of_target(_without_cue(scene), simulator)
+        actual, without = _simulated_way(scene, simulator), _simulated_way(_without_cue(scene), simulator)
         changed = float(np.linalg.norm(actual - without))
         return "caused" if changed > 0.5 * float(np.linalg.norm(actual)) else "alone"
 
@@ -160,7 +160,7 @@ class CollisionLaunch(Task):
             "distance in the first picture": lambda s: _distance(s, 0),
             "distance in the second picture": lambda s: _distance(s, 1),
             "distance in the last picture": lambda s: _distance(s, 3),
-            "distance left where it stopped": lambda s: round(describe(s).gap / s.body("target").size[0], 1),
+            "distance left where it stopped": lambda s: round(event_of(s).gap / s.body("target").size[0], 1),
             "way of the second ball": _way_of_second,
             "speed of the first ball": lambda s: math.hypot(*s.body("cue").velocity),
             "ball count": lambda s: len(s.bodies),
@@ -174,7 +174,7 @@ class CollisionLaunch(Task):
 
         return {
             "some picture shows them touching": caused(lambda s: min(_distance(s, i) for i in range(4)) < 0.1),
-            "comes as far as the other ball": caused(lambda s: describe(s).gap < 0.1 * s.body("target").size[0]),
+            "comes as far as the other ball": caused(lambda s: event_of(s).gap < 0.1 * s.body("target").size[0]),
             "they come from the same side of the picture": caused(lambda s: s.body("cue").position[0] < 0),
         }
 
@@ -196,7 +196,7 @@ class Event:
     share: float
 
 
-def describe(scene: Scene) -> Event:
+def event_of(scene: Scene) -> Event:
     """Gap, delay and share of a launch or a foil. Pushes are short and count as blows in the middle of their time."""
     cue, target = scene.body("cue"), scene.body("target")
     own = [push for push in scene.pushes if push.body == "target"]
@@ -242,26 +242,22 @@ def _target_at(scene: Scene, time: float) -> Floats:
         return place
     meets = kinematics.meeting(start, velocity, place, touch(scene))
     met = float(np.linalg.norm(meets - start) / np.linalg.norm(velocity))
-    return place + max(0.0, time - met) * describe(scene).share * velocity
+    return place + max(0.0, time - met) * event_of(scene).share * velocity
 
 
 def _distance(scene: Scene, picture: int) -> float:
     """Distance between the surfaces of the balls in one of the pictures, in diameters of the second ball."""
     time = scene.panels[picture]
     cue = _cue_at(scene, time)
-    if not describe(scene).pushed:
+    if not event_of(scene).pushed:
         # After the impact the first ball stays where it was.
-        start, velocity, place = (plane(v) for v in _head(scene))
+        body, target = scene.body("cue"), scene.body("target")
+        start, velocity, place = plane(body.position), plane(body.velocity), plane(target.position)
         meets = kinematics.meeting(start, velocity, place, touch(scene))
         if float((cue - meets) @ velocity) > 0:
             cue = meets
     apart = float(np.linalg.norm(_target_at(scene, time) - cue)) - touch(scene)
     return apart / scene.body("target").size[0]
-
-
-def _head(scene: Scene) -> tuple[tuple[float, float, float], ...]:
-    cue, target = scene.body("cue"), scene.body("target")
-    return cue.position, cue.velocity, target.position
 
 
 def _way_of_second(scene: Scene) -> float:
@@ -279,7 +275,7 @@ def _without_cue(scene: Scene) -> Scene:
     )
 
 
-def _way_of_target(scene: Scene, simulator: Simulator) -> Floats:
+def _simulated_way(scene: Scene, simulator: Simulator) -> Floats:
     """How far (2,) the second ball has come by the last picture, metres."""
     last = max(scene.panels)
     outcome = simulator.simulate(scene, min_duration=last, max_duration=last)
