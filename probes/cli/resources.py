@@ -168,7 +168,9 @@ def check_writable(folder: Path, resume: bool) -> None:
     Raises:
         CommandError: If it cannot be made or written, or holds a run that is not to be resumed.
     """
-    if not resume and (folder / "run.json").exists():
+    from probes.trials import RUN
+
+    if not resume and (folder / RUN).exists():
         raise CommandError(
             f"{folder} holds a run already: leave out --no-resume to go on with it, or choose another --out"
         )

@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from probes.archive import LOGS, RUNS
+from probes.decoding.result import RESULT
+from probes.models.adapter_folder import TRAINING
 from probes.study.cells import Cell
 from probes.study.fields import StudyError
 from probes.study.overview import Overview
 from probes.study.store import MARK, Store, read_json, size_of, write_json
 from probes.trials import TRIALS, archive_runs
+from stimuli.dataset import CARD
 
 STUDY, STATE = "study.yaml", "state.json"
-SMALL = {"sets": ("card.json",), "adapters": ("training.json",), "decoding": ("decode.json", "run.json")}
-"""Files that are kept of every step, by kind, beside the logs."""
+SMALL = {"sets": CARD, "adapters": TRAINING, "decoding": RESULT}
+"""The file that is kept of every step, by kind, beside the logs."""
 PARTS = (*SMALL, STUDY, STATE, LOGS, RUNS)
 
 
@@ -60,12 +63,12 @@ def pack(
     # A battery of controls has the run of its grounding questions inside it.
     runs = [path.parent for folder in folders for path in sorted(folder.rglob(TRIALS))]
     n = archive_runs(runs, store.folder, to)
-    for step in done:
-        for name in SMALL.get(step.id.partition("/")[0], ()):
-            for path in sorted((store.folder / step.id).rglob(name)):
-                copy = to / path.relative_to(store.folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+    for folder in folders:
+        kind = folder.relative_to(store.folder).parts[0]
+        for path in sorted(folder.rglob(SMALL[kind])) if kind in SMALL else ():
+            copy = to / path.relative_to(store.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     for path in sorted(store.folder.glob("registration*.json")):
         shutil.copyfile(path, to / path.name)
     shutil.copyfile(study, to / STUDY)
