@@ -324,6 +324,14 @@ def make_loop(
 ) -> Loop:
     """The episodes of a run, which are known to fit into the model's context.
 
+    Args:
+        config: The run's settings.
+        policy: The model that plays them.
+        data: The training items, by index.
+        judge: Scores the answers.
+        reply_tokens: Longest reply.
+        results: Where successes are told, for a curriculum that follows them.
+
     Raises:
         ModelError: If they do not.
     """
@@ -335,6 +343,12 @@ def make_loop(
 
 def check_episodes(memory: Memory, policy: Policy, data: TrainingSet, reply_tokens: int) -> Prompter:
     """Refuse episodes that do not fit into the model's context; gives what makes the prompts of the others.
+
+    Args:
+        memory: Attempts at most, and what is remembered of them.
+        policy: The model that plays them.
+        data: The training items; the longest prompts among them are tried.
+        reply_tokens: Longest reply.
 
     Raises:
         ModelError: If they do not.

@@ -49,7 +49,13 @@ class Corrections:
         return {**row, "prompt": [message(turn) for turn in trial.turns], "images": images(trial)}
 
     def trial(self, index: int, earlier: int, rng: np.random.Generator) -> Trial:
-        """An item after that many attempts (or fewer, if fewer answers fail)."""
+        """An item after attempts that have failed.
+
+        Args:
+            index: Of the item.
+            earlier: Attempts before this one; there are fewer if fewer answers fail.
+            rng: Draws the answers that failed.
+        """
         example = self._examples[index]
         item, picture = example.item, example.image
         task, simulator, known = get_task(item.task), get_simulator(), {"scene_hash": item.scene_sha256}

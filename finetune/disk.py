@@ -19,7 +19,16 @@ SPARE = 50_000_000
 
 
 def check_room(folder: Path, model: Any, checkpoints: int) -> None:
-    """Raise TrainingError if so many checkpoints of what is trained of a model would not fit on the disk of a folder."""
+    """Make sure that the checkpoints of a training fit on the disk.
+
+    Args:
+        folder: Where they are written.
+        model: Its parameters that are trained are what a checkpoint holds, with Adam's moments.
+        checkpoints: Most that are kept at a time.
+
+    Raises:
+        TrainingError: If they do not.
+    """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # Weights and Adam's two moments, for each checkpoint and the one that is being written.
     needed = SPARE + 3 * 4 * trained * (checkpoints + 1)

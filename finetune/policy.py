@@ -83,7 +83,13 @@ def load_policy(config: TrainConfig, device: str) -> Policy:
 
 
 def reply_tokens(processor: Any, questions: Iterable[Question], config: TrainConfig) -> int:
-    """Tokens that a reply may have: the longest legal answer, its end, and a few more; much more for reasoning."""
+    """Tokens that a reply may have: the longest legal answer, its end, and a few more; much more for reasoning.
+
+    Args:
+        processor: The model's, whose tokens are counted.
+        questions: Those that are trained on.
+        config: The run's settings; its own limit, if it has one, counts.
+    """
     if config.max_new_tokens:
         return config.max_new_tokens
     if config.style == "think":
