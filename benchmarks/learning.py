@@ -197,7 +197,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
         size = (PAGE_MM * MM * len(panels) / 2, 78 * MM)
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
         for panel, (title, runs) in zip(axes[0], panels.items(), strict=True):
-            labels: set[str] = set()
+            colours: dict[str, Any] = {}
             for run in runs:
                 label, colour, style = run["task"], None, "-"
                 if title == run["task"]:
@@ -205,9 +205,9 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
                 if "stopped_at" in run:
                     label, style = f"{label}, stopped", "--"
                 samples, success = [x for x, _, _ in run["curve"]], smoothed([y for _, y, _ in run["curve"]])
-                shown = None if label in labels else label
+                shown, colour = None if label in colours else label, colours.get(label, colour)
                 (line,) = panel.plot(samples, success, linestyle=style, color=colour, label=shown, linewidth=1)
-                labels.add(label)
+                colours[label] = line.get_color()
                 if "constant" in run:
                     grey = "#5A5A5A" if title == run["task"] else line.get_color()
                     panel.axhline(run["constant"], color=grey, linewidth=0.6, linestyle=":")
