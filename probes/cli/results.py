@@ -15,13 +15,17 @@ def write_summary(run: Path, as_json: bool) -> None:
     Args:
         run: Folder of the run.
         as_json: Print the JSON object instead of the tables.
+
+    Raises:
+        RunError: If the disk does not take it.
     """
     from analysis.summary import summarise
     from probes.cli.console import show, show_json
+    from probes.trials import write_whole
 
     summary = summarise(run)
     data = summary.to_dict()
-    (run / SUMMARY).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(run / SUMMARY, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     if as_json:
         show_json(data)
     else:

@@ -9,7 +9,7 @@ here works without torch, and without pandas but for `load_frame`.
 from probes.rows import COLUMNS
 from probes.trials.archiving import archive_runs
 from probes.trials.edits import trials_hash, was_edited
-from probes.trials.folder import LOCK, RUN, TRIALS, RunError, lock_folder, write_json
+from probes.trials.folder import LOCK, RUN, TRIALS, RunError, lock_folder, write_json, write_whole
 from probes.trials.key import trial_key
 from probes.trials.reading import is_run, load_frame, read_run, read_trials, runs_below
 from probes.trials.rewriting import rewrite_trials
@@ -35,4 +35,5 @@ __all__ = [
     "trials_hash",
     "was_edited",
     "write_json",
+    "write_whole",
 ]
