@@ -35,8 +35,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from probes.models import Model, Trial
 from probes.models.catalog import lookup
-from probes.models.huggingface import SPARE_TOKENS, HuggingFaceModel
+from probes.models.huggingface import HuggingFaceModel
 from probes.models.loading import load_model
+from probes.models.reply_limits import SPARE_TOKENS
 from probes.run import RunConfig, run
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set

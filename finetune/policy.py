@@ -16,11 +16,11 @@ from probes.models.adapter_folder import check_base
 from probes.models.catalog import lookup
 from probes.models.huggingface import load_network, weights_hash
 from probes.models.loading import find_weights
+from probes.models.reply_limits import THINKING_TOKENS
 from stimuli.question import Question
 
 log = logging.getLogger(__name__)
 
-THINKING_TOKENS = 512
 SPARE_TOKENS = 3
 """Tokens beyond the longest legal answer and its end: a reply that runs on is cut off, and cannot be read."""
 

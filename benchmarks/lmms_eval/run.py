@@ -38,8 +38,8 @@ from pathlib import Path
 
 from probes.models import Trial
 from probes.models.catalog import lookup
-from probes.models.huggingface import SPARE_TOKENS
 from probes.models.loading import load_model
+from probes.models.reply_limits import SPARE_TOKENS
 from probes.trials import read_run, read_trials
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set

@@ -32,13 +32,11 @@ from probes.models.adapters import attach_adapter, check_effect
 from probes.models.made_up import made_up
 from probes.models.option_scoring import OptionScorer, last_words_only
 from probes.models.prompting import Prompter, check_context
+from probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 
 log = logging.getLogger(__name__)
 
 Given = TypeVar("Given")
-THINKING_TOKENS = 512
-SPARE_TOKENS = 8
-"""Tokens beyond the longest legal answer: a full stop, a unit, or the beginning of a sentence that gives it away."""
 BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
 SMALL = 300_000_000

@@ -15,6 +15,7 @@ from probes.models import Generation, Identity, ModelError, Trial, Turn
 from probes.models.endpoint import Endpoint, RequestFailed
 from probes.models.made_up import made_up
 from probes.models.protocol import messages, positions, words_of
+from probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 from probes.models.served_adapter import Saying, check_served, served_hash
 from probes.models.threads import in_threads
 from stimuli.dataset import Item
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 Kind = Literal["", "prompt", "first-token"]
 
-THINKING_TOKENS, SPARE_TOKENS = 512, 8
-"""As for local models: the limit of a reply that reasons, and what any other may have beyond the longest answer."""
 TOP = 20
 """Likeliest tokens that are asked for: as many as OpenAI gives."""
 STRIKES = 2

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from probes.models import Generation, Trial
-from probes.models.huggingface import SPARE_TOKENS, HuggingFaceModel
+from probes.models.huggingface import HuggingFaceModel
 from probes.models.loading import load_model
+from probes.models.reply_limits import SPARE_TOKENS
 from probes.run import RunConfig, run
 from probes.trials import read_run, read_trials
 from stimuli.dataset import StimulusSet
