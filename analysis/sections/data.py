@@ -30,7 +30,7 @@ def section(material: Material) -> Section:
     folders = len(material.trials.sources)
     read = float((table["status"] == "ok").mean()) if len(table) else float("nan")
     answer = (
-        f"{len(table)} trials of {_counted(runs, 'run')} on {_counted(tests, 'test')}, from {folders} logs or tables;"
+        f"{len(table)} trials of {_counted(runs, 'run')} on {_counted(tests, 'test')}, from {folders} {'log or table' if folders == 1 else 'logs or tables'};"
         f" {read:.1%} of the replies state one legal answer, the others count as wrong.",
         *(f"{note}." for note in material.trials.notes),
         *material.choices,

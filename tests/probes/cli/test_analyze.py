@@ -30,7 +30,7 @@ def observed(stability: StimulusSet, tmp_path: Path) -> Path:
 def test_a_report_is_written_and_summed_up(observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(observed, "--out", tmp_path / "out") == 0
     told = capsys.readouterr()
-    assert "The data: 24 trials of 1 runs" in told.out and "not answered" in told.out
+    assert "The data: 24 trials of 1 run on 1 test, from 1 log or table" in told.out and "not answered" in told.out
     assert str(tmp_path / "out" / "report.md") in told.out.replace("\n", "")
     assert (tmp_path / "out" / "report.md").is_file()
     assert call(observed, "--out", tmp_path / "out", "--json") == 0
