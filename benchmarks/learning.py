@@ -57,7 +57,15 @@ UNSURE = ("--entropy-bonus", "0.05")
 VARIANTS = (
     Run("topblock-ppo-0", "towers-topblock", "ppo", 0),
     *(Run(f"topblock-ppo-unsure-{seed}", "towers-topblock", "ppo", seed, UNSURE) for seed in range(3)),
+    Run(
+        *("topblock-ppo-quick-1", "towers-topblock", "ppo", 1),
+        (*UNSURE, "--beta", "0", "--value-learning-rate", "5e-3", "--value-clip", "0", *SAMPLES),
+    ),
     Run("topblock-rloo-sure-1", "towers-topblock", "rloo", 1, ("--temperature", "1")),
+    Run(
+        *("topblock-rloo-more-1", "towers-topblock", "rloo", 1),
+        ("--temperature", "1", "--entropy-bonus", "0.1", "--budget", "samples=9216"),
+    ),
 )
 """Other settings at the same task, in the table and not in the figure: the presets of the registered study, and what was changed."""
 SHORT = ("--budget", "samples=4096")

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.rows import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
+from probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
 from stimuli.plain_json import parse
 
 if TYPE_CHECKING:

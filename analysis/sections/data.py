@@ -27,10 +27,11 @@ def section(material: Material) -> Section:
     if material.trials.dropped:
         lost = pd.DataFrame([{"source": d.source, "reason": d.reason, "n": d.n} for d in material.trials.dropped])
         results["left_out"] = Result(title="Trials that are left out", table=lost, how="counted while reading the logs")
-    folders = len(material.trials.sources)
+    number = len(material.trials.sources)
+    sources = f"{number} log{'s' * (number != 1)} or table{'s' * (number != 1)}"
     read = float((table["status"] == "ok").mean()) if len(table) else float("nan")
     answer = (
-        f"{len(table)} trials of {_counted(runs, 'run')} on {_counted(tests, 'test')}, from {folders} {'log or table' if folders == 1 else 'logs or tables'};"
+        f"{len(table)} trials of {_counted(runs, 'run')} on {_counted(tests, 'test')}, from {sources};"
         f" {read:.1%} of the replies state one legal answer, the others count as wrong.",
         *(f"{note}." for note in material.trials.notes),
         *material.choices,

@@ -6,7 +6,7 @@ resume; the later row then stands for it. Runs in an archive (`probes.archive`) 
 here works without torch, and without pandas but for `load_frame`.
 """
 
-from probes.rows import COLUMNS
+from probes.row_format import COLUMNS
 from probes.trials.archiving import archive_runs
 from probes.trials.edits import trials_hash, was_edited
 from probes.trials.folder import LOCK, RUN, TRIALS, RunError, lock_folder, write_json, write_whole

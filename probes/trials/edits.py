@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.archive import archived_rows
-from probes.rows import line_of
+from probes.row_format import line_of
 from probes.trials.folder import RUN, TRIALS, RunError
 from probes.trials.reading import in_archive
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
-from probes.rows import COLUMNS, KINDS, Kinds, check_kinds, row_of
+from probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
 from probes.trials.folder import RUN, SHARDS, TRIALS, RunError
 from stimuli.plain_json import parse_object
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from probes.rows import COLUMNS, line_of, whole
+from probes.row_format import COLUMNS, line_of, whole
 from probes.trials.edits import noting_edits, trials_hash
 from probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json, write_whole
 from probes.trials.reading import read_run, read_trials

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probes.rows import brief, line_of, whole
+from probes.row_format import brief, line_of, whole
 from probes.trials.edits import noting_edits
 from probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json
 from probes.trials.reading import read_log, read_run
@@ -60,7 +60,7 @@ class TrialLog:
         """Write one row.
 
         Args:
-            row: All columns of `probes.rows`.
+            row: All columns of `probes.row_format`.
 
         Raises:
             RunError: If the disk does not take it; the rows before it stay.
