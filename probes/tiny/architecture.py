@@ -15,9 +15,9 @@ from transformers import (
 
 from probes.tiny.tokenizer import CHAT_TEMPLATE, CONTEXT, IMAGE
 
-PIXELS = 80
+PIXELS = 112
 """Width and height that the processor resizes a picture to."""
-PATCH = 10
+PATCH = 14
 GRID = PIXELS // PATCH
 TOKENS = GRID * GRID
 """Visual tokens of one picture."""

@@ -40,7 +40,8 @@ def disguised(rng: np.random.Generator, picture: Picture, other: Picture) -> Pic
             surface += rng.uniform(-0.2, 0.2) * (2 * _ROWS / PIXELS - 1)
         gain[mask] = tint * surface[mask][:, None]
     if rng.random() < 0.5:
-        cast = np.roll(things >= 0, (int(rng.integers(0, 6)), int(rng.integers(-16, 17))), (0, 1))
+        down, aside = rng.integers(0, PIXELS // 13), rng.integers(-PIXELS // 5, PIXELS // 5 + 1)
+        cast = np.roll(things >= 0, (int(down), int(aside)), (0, 1))
         gain[cast & (things == FLOOR)] *= rng.uniform(0.5, 0.85)
     pixels = picture.pixels * gain
     lent = other.things >= len(other.scene.bodies)
@@ -57,6 +58,6 @@ def _stripes(rng: np.random.Generator, strength: float) -> Floats:
     """(`PIXELS`, `PIXELS`) waves across the picture, or two waves that cross."""
     waves = np.zeros((PIXELS, PIXELS), np.float32)
     for _ in range(int(rng.integers(1, 3))):
-        angle, pitch, start = rng.uniform(0, np.pi), rng.uniform(0.3, 1.6), rng.uniform(0, 2 * np.pi)
+        angle, pitch, start = rng.uniform(0, np.pi), rng.uniform(24, 128) / PIXELS, rng.uniform(0, 2 * np.pi)
         waves += np.sin(pitch * (np.cos(angle) * _ROWS + np.sin(angle) * _COLUMNS) + start)
     return np.asarray(strength * waves, np.float32)

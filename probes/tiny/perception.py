@@ -29,11 +29,11 @@ from stimuli.viewing import project
 CELLS = 2 * GRID
 """The colours of a patch are read in 2 x 2 cells."""
 CELL_CLASSES = (*COLOURS, *NEUTRALS, "ghost", "floor", "sky")
-LEAST = 6
+LEAST = 12
 """Pixels of a thing in a patch from which the patch is asked about it."""
 NOTHING = -1
-SIZES = 40
-"""Widths and heights are told apart up to so many pixels."""
+PLACES, SIZES = 80, 40
+"""Places are told apart in eightieths of the picture, widths and heights up to half of it."""
 ANGLES = 24
 OFFSET_CM = 20
 """Furthest offset from what a thing rests on, centimetres."""
@@ -201,7 +201,7 @@ class ReadOuts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.of_things, self.of_scenes = attributes()
-        geometry = [PIXELS, PIXELS, SIZES, SIZES, ANGLES]
+        geometry = [PLACES, PLACES, SIZES, SIZES, ANGLES]
         self.widths = [*geometry, *(len(a.answers) for a in self.of_things.values())]
         self.norm = nn.LayerNorm(HIDDEN)
         self.cells = nn.Linear(HIDDEN, 4 * len(CELL_CLASSES))
@@ -275,7 +275,7 @@ class ReadOuts(nn.Module):
     ) -> torch.Tensor:
         x, y, width, height, angle, *others = logits.split(self.widths, dim=1)
         seen = ~boxes[:, 0].isnan()
-        boxes = boxes[seen] * PIXELS
+        boxes = boxes[seen] * PLACES
         loss = (
             _near(x[seen], boxes[:, 0] - 0.5)
             + _near(y[seen], boxes[:, 1] - 0.5)

@@ -25,8 +25,12 @@ RENDER_PIXELS = 224
 GROUNDING_SHARE = 0.6
 """Of the scenes, those of the grounding tasks; the samplers of the physics tasks contribute the others, so that their look
 is known. What would happen in them is never computed."""
-UNSHIFTED = 0.35
-"""Share of the pictures without any shift; in the others each visual shift is there, at level 1, with probability one half."""
+UNSHIFTED = 0.2
+"""Share of the pictures without any shift."""
+LEVELS = {1: 0.4, 2: 0.6}
+"""Shares of the levels among the shifted pictures; level 3 is never seen."""
+ALL_SHIFTS = 0.5
+"""Share of the shifted pictures with all visual shifts at once; in the others each is there with probability one half."""
 CHUNK = 1_000
 """Pictures per file."""
 
@@ -82,7 +86,9 @@ def sample_scene(rng: np.random.Generator, shifted: bool = True) -> tuple[str, S
         except Unsatisfiable:
             continue
         if shifted and rng.random() >= UNSHIFTED:
-            scene = shift_if_possible(rng, scene, tuple((name, 1) for name in VISUAL if rng.random() < 0.5))
+            level = int(rng.choice(list(LEVELS), p=list(LEVELS.values())))
+            least = 1.0 if rng.random() < ALL_SHIFTS else 0.5
+            scene = shift_if_possible(rng, scene, tuple((name, level) for name in VISUAL if rng.random() < least))
         return task.name, scene
 
 

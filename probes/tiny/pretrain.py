@@ -1,6 +1,6 @@
-"""The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes, then the whole model twice.
+"""The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes and the whole model, in turns.
 
-Run as `python -m probes.tiny.pretrain FOLDER`. Nothing it learns from is physics: pictures have labels of what is to be
+Run as `probe pretrain --out FOLDER`. Nothing it learns from is physics: pictures have labels of what is to be
 seen, and the prompts of physics tasks come with answers drawn at random, so that only their format is learned.
 
 How the shipped weights were made, and in what that differed from a run with the defaults, is in `weights/MODEL_CARD.md`.
@@ -8,7 +8,6 @@ How the shipped weights were made, and in what that differed from a run with the
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -48,11 +47,11 @@ from stimuli.tasks import get_task
 
 BATCH = 16
 """Pictures per process and step."""
-HARD, LOOKED_AT = {"collision": 0.55, "balance": 0.2, "support": 0.1, "towers": 0.15}, 12
+HARD, LOOKED_AT = {"collision": 0.25, "balance": 0.3, "support": 0.35, "towers": 0.1}, 12
 """Shares of further pictures, of families that are harder to see, and how many of them each process looks at per step of the
-second stage without reading about them, which costs a fifth."""
-DISGUISED, FURTHER_DISGUISED = 0.15, 0.5
-"""Shares of the pictures and of the further ones that are disguised in the second stage."""
+later stages without reading about them, which costs a fifth."""
+DISGUISED, FURTHER_DISGUISED = 0.15, 0.3
+"""Shares of the pictures and of the further ones that are disguised after the first stage."""
 WARM_UP = 200
 LAST_RATE = 0.02
 """The learning rate ends at this share of its peak."""
@@ -68,11 +67,28 @@ PLACES = (0.25, 0.1, 0.02)
 LENGTHS = ((0.5, 0.3, 0.2), (0.25, 0.25, 0.5), (0.05, 0.15, 0.8))
 """Shares of short, bare and full prompts in the three parts of the second stage."""
 LENGTHS_FROM = (0.3, 0.72)
-AGAIN_FROM = 0.3
-"""The third stage begins with the mixture of questions that the second one has at this share."""
 SAVE_EVERY, EVALUATE_EVERY = 120.0, 240.0
 """Seconds between two checkpoints, and between two looks at the held-out pictures."""
 HELD_OUT = 640
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, from a high learning rate to a low one.
+
+    Attributes:
+        steps: Optimiser steps.
+        rate: Peak learning rate.
+        whole: Whether the whole model is taught, or the vision tower alone.
+        mixture: How far the mixture of questions is when it begins, from 0 (short prompts) to 1 (full ones, and many of physics).
+        minutes: End it after this time even if steps are left; the learning rate then follows the clock.
+    """
+
+    steps: int
+    rate: float
+    whole: bool = True
+    mixture: float = 0.0
+    minutes: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -83,29 +99,20 @@ class Recipe:
         seed: Of the pictures, the questions and the initial weights.
         processes: Data-parallel processes of one thread each.
         pictures: Distinct pictures, all processes together; a multiple of `CHUNK`.
-        eye_steps: Steps of the first stage, the vision tower alone.
-        steps: Steps of the second stage, the whole model.
-        more_steps: Steps of the third stage: the whole model once more, from a high learning rate to a low one.
-        eye_rate: Peak learning rate of the first stage.
-        rate: Peak learning rate of the second stage.
-        more_rate: Peak learning rate of the third stage.
-        eye_minutes: End the first stage after this time even if steps are left.
-        minutes: The same for the second stage.
-        more_minutes: The same for the third stage.
+        stages: One after the other.
     """
 
     seed: int = 0
     processes: int = 2
     pictures: int = 60_000
-    eye_steps: int = 4_696
-    steps: int = 2_642
-    more_steps: int = 3_338
-    eye_rate: float = 1.5e-3
-    rate: float = 1e-3
-    more_rate: float = 8e-4
-    eye_minutes: float = math.inf
-    minutes: float = math.inf
-    more_minutes: float = math.inf
+    stages: tuple[Stage, ...] = (
+        Stage(4_696, 1.5e-3, whole=False),
+        Stage(2_642, 1e-3),
+        Stage(3_338, 8e-4, mixture=0.3),
+        Stage(9_376, 1e-3, whole=False),
+        Stage(4_067, 8e-4, mixture=0.3),
+        Stage(756, 3e-4, mixture=0.75),
+    )
 
 
 def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
@@ -140,7 +147,7 @@ class _Worker:
         self.read_outs = ReadOuts()
         self.encoder = Encoder(tokenizer)
         self.stage, self.step, self.elapsed, self.cpu = 0, 0, 0.0, 0.0
-        self.steps = [0, 0, 0]
+        self.steps = [0] * len(recipe.stages)
         self.rng = np.random.default_rng([recipe.seed, 7, rank])
         self.pictures = self._pictures()
         self.held_out = [] if rank else self._chunk(2, 0)[:HELD_OUT]
@@ -156,13 +163,8 @@ class _Worker:
             self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
             self.steps = kept["steps"]
             self.rng = np.random.default_rng([recipe.seed, 7, self.rank, self.stage, self.step])
-        plan = (
-            (recipe.eye_steps, recipe.eye_minutes, recipe.eye_rate),
-            (recipe.steps, recipe.minutes, recipe.rate),
-            (recipe.more_steps, recipe.more_minutes, recipe.more_rate),
-        )
-        while self.stage < len(plan):
-            self._train(*plan[self.stage], kept)
+        while self.stage < len(recipe.stages):
+            self._train(recipe.stages[self.stage], kept)
             kept = None
             self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
             self._save(None)
@@ -176,14 +178,14 @@ class _Worker:
     def _chunk(self, stream: int, number: int) -> list[Picture]:
         return cached_pictures(self.out / "cache", (self.recipe.seed, stream), number, self.processor)
 
-    def _train(self, steps: int, minutes: float, rate: float, kept: dict[str, Any] | None) -> None:
+    def _train(self, stage: Stage, kept: dict[str, Any] | None) -> None:
         parameters = [p for m in (self.model, self.read_outs) for p in m.parameters()]
         optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
                 {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
             ],
-            lr=rate,
+            lr=stage.rate,
             betas=(0.9, 0.98),
         )
         if kept is not None and kept["optimizer"] is not None:
@@ -195,13 +197,18 @@ class _Worker:
         self.model.train()
         while True:
             # Whichever comes first ends the stage; all processes follow the clock of the first.
-            progress = max(self.step / steps, self.elapsed / (60 * minutes))
+            progress = max(self.step / stage.steps, self.elapsed / (60 * stage.minutes))
             if progress >= 1:
                 break
             warm = min(1.0, (self.step + 1) / WARM_UP)
+            share = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
-                group["lr"] = rate * warm * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
-            loss, facts = self._loss(next(supply), next(further) if self.stage else [], self._part(progress))
+                group["lr"] = stage.rate * warm * share
+            loss, facts = self._loss(
+                next(supply),
+                next(further) if stage.whole else [],
+                stage.mixture + (1 - stage.mixture) * progress,
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             now, now_cpu = time.time(), time.process_time()
@@ -220,15 +227,11 @@ class _Worker:
             if self.rank == 0 and self.elapsed - saved > SAVE_EVERY:
                 saved = self.elapsed
                 self._save(optimizer)
-            if self.rank == 0 and self.stage and self.elapsed - asked > EVALUATE_EVERY:
+            if self.rank == 0 and stage.whole and self.elapsed - asked > EVALUATE_EVERY:
                 asked = self.elapsed
                 self._tell({"held_out": self._evaluate()})
-        if self.rank == 0 and self.stage:
+        if self.rank == 0 and stage.whole:
             self._tell({"held_out": self._evaluate()})
-
-    def _part(self, progress: float) -> float:
-        """How far the mixture of questions is, from 0 to 1."""
-        return progress if self.stage < 2 else AGAIN_FROM + (1 - AGAIN_FROM) * progress
 
     def _further(self) -> Iterator[list[Picture]]:
         """Endless batches of pictures that are only looked at."""
@@ -249,10 +252,18 @@ class _Worker:
         features = see(self.model, relit(self.rng, pixel_values(seen)))
         sight, facts = self.read_outs.see(features, seen)
         facts["sight"] = float(sight.detach())
-        if self.stage == 0:
+        if not self.recipe.stages[self.stage].whole:
             return sight, facts
         asks = {id(p): possible_asks(p.task, p.scene) for p in pictures}
-        questions = pack(pictures, lambda p: self._ask(p, asks[id(p)], progress), self.encoder, TEXT_TOKENS)
+        due: dict[int, list[Exchange]] = {id(p): [] for p in pictures}
+
+        def ask(picture: Picture) -> Exchange:
+            if not due[id(picture)]:
+                due[id(picture)] = self._ask(picture, asks[id(picture)], progress)
+            exchange = due[id(picture)].pop()
+            return replace(exchange, prompt="\n" + exchange.prompt) if self.rng.random() < 0.1 else exchange
+
+        questions = pack(pictures, ask, self.encoder, TEXT_TOKENS)
         middle, final = read(self.model, features[: len(pictures)], questions, self.encoder)
         reply = answer_loss(self.model, final, questions)
         colour = self.encoder.colours[questions.ids]
@@ -267,22 +278,21 @@ class _Worker:
             return picture
         return disguised(self.rng, picture, others[self.rng.integers(len(others))])
 
-    def _ask(self, picture: Picture, asks: list[str], progress: float) -> Exchange:
+    def _ask(self, picture: Picture, asks: list[str], progress: float) -> list[Exchange]:
+        """What is asked next about a picture: one question, or one about physics with each of its answers."""
         rng, part = self.rng, sum(progress > edge for edge in LENGTHS_FROM)
-        exchange = None
         task = get_task(picture.task)
         if task.kind != "grounding":
             formats = MANY if progress > FORMAT_LATE else FEW if progress > FORMAT_FROM else 0.0
             if not asks or rng.random() < formats:
-                exchange = physics_format(rng, task, picture.scene)
-        if rng.random() < (PLACES[part] if asks else 0.5):
-            exchange = exchange or place(rng, picture)
-        if exchange is None and rng.random() < CAPTIONS:
-            exchange = caption(rng, picture.scene)
-        if exchange is None and asks:
-            exchange = perception(rng, picture, asks, LENGTHS[part])
-        exchange = exchange or physics_format(rng, task, picture.scene)
-        return replace(exchange, prompt="\n" + exchange.prompt) if rng.random() < 0.1 else exchange
+                return physics_format(rng, task, picture.scene)
+        if rng.random() < (PLACES[part] if asks else 0.5) and (placed := place(rng, picture)):
+            return [placed]
+        if rng.random() < CAPTIONS:
+            return [caption(rng, picture.scene)]
+        if asks:
+            return [perception(rng, picture, asks, LENGTHS[part])]
+        return physics_format(rng, task, picture.scene)
 
     def _share(self, parameters: list[torch.nn.Parameter], seconds: float, cpu: float) -> tuple[float, float]:
         """Average the gradients over the processes. Returns mean wall-clock and total CPU seconds of the step."""
@@ -363,7 +373,13 @@ class _Worker:
         part.replace(self.out / "state.pt")
         save_weights(self.model, self.processor, self.out / "weights")
         facts = {
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if v != math.inf},
+            "recipe": {
+                **asdict(self.recipe),
+                "stages": [
+                    {"steps": s.steps, "rate": s.rate, "whole": s.whole, "mixture": s.mixture}
+                    for s in self.recipe.stages
+                ],
+            },
             "steps": self.steps,
             "batch": BATCH * self.recipe.processes,
             "text_tokens": TEXT_TOKENS,
@@ -396,17 +412,3 @@ def _work(rank: int, recipe: Recipe, out: Path, meeting: str) -> None:
     _Worker(rank, recipe, out).run()
     if recipe.processes > 1:
         dist.destroy_process_group()
-
-
-def main() -> None:
-    """Command line: `python -m probes.tiny.pretrain FOLDER [--minutes M] [--eye-minutes M] [--steps N] ...`."""
-    parser = argparse.ArgumentParser(description="Pretrain the embedded model from nothing.")
-    parser.add_argument("out", type=Path)
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
-    arguments = vars(parser.parse_args())
-    sys.stdout.write(f"{pretrain(arguments.pop('out'), Recipe(**arguments))}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -15,26 +15,26 @@ from stimuli.tasks import FAMILIES, Task, get_task
 from stimuli.tasks.grounding import GroundingTask
 
 ASK_WEIGHTS = {
-    "count": 1.2,
-    "posts": 0.8,
-    "nth-colour": 2.2,
-    "left-right": 1.5,
+    "count": 2.5,
+    "posts": 0.5,
+    "nth-colour": 2.8,
+    "left-right": 0.8,
     "exists": 0.8,
     "shift": 2.5,
-    "which-number": 0.8,
-    "position": 1.2,
+    "which-number": 0.4,
+    "position": 2.0,
     "above-colour": 1.2,
-    "shift-between": 2.0,
-    "shape": 2.5,
-    "side": 1.2,
-    "arm": 1.2,
-    "pose": 0.8,
+    "shift-between": 4.0,
+    "shape": 4.5,
+    "side": 0.6,
+    "arm": 0.6,
+    "pose": 0.6,
     "distance": 2.0,
-    "mover": 2.0,
-    "heading": 1.5,
+    "mover": 1.5,
+    "heading": 1.2,
     "up-down": 1.5,
-    "above": 0.8,
-    "arrow-side": 0.8,
+    "above": 0.4,
+    "arrow-side": 1.0,
     "arrow-target": 1.0,
 }
 """How often each kind of question is asked, before those that a picture does not allow are left out."""
@@ -193,8 +193,10 @@ def sayable(answer: Answer, question: Question) -> bool:
     return True
 
 
-def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> Exchange:
-    """A prompt of the physics task that the scene is from, with an answer drawn uniformly from its grammar.
+def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> list[Exchange]:
+    """A prompt of the physics task that the scene is from, with every answer of its grammar in random order; one random answer if they are numbers.
+
+    With every answer to the same picture there is nothing about the picture that could be taken for a hint.
 
     Args:
         rng: Draws wording and answer.
@@ -208,11 +210,11 @@ def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> Exchan
     question = task.question(scene, variant)
     grammar = question.grammar
     if isinstance(grammar, Integers):
-        answer = ", ".join(str(rng.integers(low, high + 1)) for low, high in grammar.ranges)
+        answers = [", ".join(str(rng.integers(low, high + 1)) for low, high in grammar.ranges)]
     else:
-        options = grammar.candidates()
-        answer = options[rng.integers(len(options))][0]
-    return Exchange(question.prompt, _reply(scene, question, answer), question=question)
+        options = [text for text, _ in grammar.candidates()]
+        answers = [options[i] for i in rng.permutation(len(options))]
+    return [Exchange(question.prompt, _reply(scene, question, answer), question=question) for answer in answers]
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> Exchange:

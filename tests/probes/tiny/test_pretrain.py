@@ -13,7 +13,7 @@ from probes.tiny.disguise import disguised
 from probes.tiny.packing import PREFIX, Encoder, pack, read, see
 from probes.tiny.perception import NOTHING, ReadOuts, attributes, facts
 from probes.tiny.pictures import draw_scene, physics_tasks, pixel_values, render_pictures
-from probes.tiny.pretrain import Recipe, pretrain
+from probes.tiny.pretrain import Recipe, Stage, pretrain
 from probes.tiny.questions import grounding, perception, physics_format, possible_asks, prompt_texts
 from probes.tiny.tokenizer import IMAGE, build_tokenizer
 from stimuli.picture import draw
@@ -148,10 +148,11 @@ def test_answers_to_physics_prompts_are_random_and_well_formed():
     for task in physics_tasks():
         scene = draw_scene(rng, task, task.conditions()[0])
         for _ in range(60):
-            exchange = physics_format(rng, task, scene)
-            assert exchange.question.parse(exchange.reply).status == "ok"
-            if exchange.reply in counts:
-                counts[exchange.reply] += 1
+            exchanges = physics_format(rng, task, scene)
+            assert len({e.prompt for e in exchanges}) == 1 and len({e.reply for e in exchanges}) == len(exchanges)
+            assert all(e.question.parse(e.reply).status == "ok" for e in exchanges)
+            if exchanges[0].reply in counts:
+                counts[exchanges[0].reply] += 1
     assert sum(counts.values()) > 100 and 0.35 < counts["yes"] / sum(counts.values()) < 0.65
 
 
@@ -159,7 +160,8 @@ def test_answers_to_physics_prompts_are_random_and_well_formed():
 def test_the_recipe_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("probes.tiny.pretrain.CHUNK", 32)
     monkeypatch.setattr("probes.tiny.pictures.CHUNK", 32)
-    recipe = Recipe(processes=1, pictures=32, eye_steps=3, steps=3, more_steps=3)
+    stages = (Stage(3, 1e-3, whole=False), Stage(3, 1e-3), Stage(3, 1e-3))
+    recipe = Recipe(processes=1, pictures=32, stages=stages)
     weights = pretrain(tmp_path, recipe)
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
         f.name for f in weights.iterdir()
