@@ -1,7 +1,7 @@
 """The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes and the whole model, in turns.
 
 Run as `probe pretrain --out FOLDER`. Nothing it learns from is physics: pictures have labels of what is to be
-seen, and the prompts of physics tasks come with answers drawn at random, so that only their format is learned.
+seen, and the prompts of physics tasks come with all of their answers, so that only their format is learned.
 
 How the shipped weights were made, and in what that differed from a run with the defaults, is in `weights/MODEL_CARD.md`.
 """
@@ -58,14 +58,14 @@ LAST_RATE = 0.02
 TEXT_TOKENS = 192
 """Tokens of questions and answers per picture."""
 FORMAT_FROM, FORMAT_LATE = 0.08, 0.7
-"""Shares of the second stage after which a few and then many format questions are asked."""
+"""Shares of the way from the first mixture of questions to the last after which a few and then many format questions are asked."""
 FEW, MANY = 0.12, 0.45
 """How many of the questions about scenes of physics tasks they are."""
 CAPTIONS = 0.02
 PLACES = (0.25, 0.1, 0.02)
-"""How many of the questions ask for a place in the picture, in the three parts of the second stage."""
+"""How many of the questions ask for a place in the picture, in the three parts of that way."""
 LENGTHS = ((0.5, 0.3, 0.2), (0.25, 0.25, 0.5), (0.05, 0.15, 0.8))
-"""Shares of short, bare and full prompts in the three parts of the second stage."""
+"""Shares of short, bare and full prompts in the three parts of that way."""
 LENGTHS_FROM = (0.3, 0.72)
 SAVE_EVERY, EVALUATE_EVERY = 120.0, 240.0
 """Seconds between two checkpoints, and between two looks at the held-out pictures."""
