@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from probes.tiny.architecture import DECODER_LAYERS, HEADS, HIDDEN, PIXELS, TOKENS, VISION_LAYERS
@@ -39,9 +40,10 @@ samplers of the grounding tasks and the others from those of the physics tasks. 
 are shifted at level 1 and three fifths at level 2: half of them by all visual shifts at once (camera, light, texture, colour,
 background, distractors), half by each with probability one half. Level 3 was never seen. In training
 each picture also came mirrored, in slightly varied brightness, contrast and tint, and some in a disguise of other surfaces and
-shadows. Labels say what is to be seen: where things are, and the answers to the grounding tasks' questions. **No outcome, margin or solution of a physics task was used.** Real prompts
-of the physics tasks came with every answer of their grammar in random order (of numbers, with one drawn uniformly), so that the
-model answers in the required format and was taught nothing else about them.
+shadows. Labels say what is to be seen: where things are, and the answers to the grounding tasks' questions. **No outcome, margin
+or solution of a physics task was used.** Real prompts of the physics tasks came with every answer of their grammar in random
+order (of numbers, with one drawn uniformly), so that the model answers in the required format and was taught nothing else about
+them.
 
 SHA-256 of the scenes and pixels: `{data}`.
 
@@ -62,7 +64,7 @@ Questions with a star are not in the designed sets.
 |---|---|---|---|---|---|---|
 {perception}
 
-{missed}
+{missed} (The standard error of such a number is {errors[0]:.3f} at .95 and {errors[1]:.3f} at .90.)
 
 Each shift alone (designed questions, {families} together):
 
@@ -141,6 +143,7 @@ def model_card(facts: dict[str, Any], training: dict[str, Any]) -> str:
             for ask in found
         ),
         missed=_missed(facts),
+        errors=[math.sqrt(rate * (1 - rate) / min(per_ask)) for rate in (0.95, 0.90)],
         families=", ".join(single),
         single="\n".join(
             f"| {shift} | "

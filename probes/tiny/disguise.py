@@ -1,6 +1,6 @@
 """Pictures in disguise: surfaces recoloured and patterned, shadows and strange things added, so that only what matters is learned.
 
-This works on the small pixels with the map of what covers them, at no more than a millisecond a picture. It is none of the shifts:
+This works on the small pixels with the map of what covers them, at about three milliseconds a picture. It is none of the shifts:
 what a shift does beyond the level of pretraining stays unseen.
 """
 

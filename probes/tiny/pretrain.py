@@ -375,10 +375,8 @@ class _Worker:
         facts = {
             "recipe": {
                 **asdict(self.recipe),
-                "stages": [
-                    {"steps": s.steps, "rate": s.rate, "whole": s.whole, "mixture": s.mixture}
-                    for s in self.recipe.stages
-                ],
+                # The clock's limit belongs to a machine; and JSON has no infinity.
+                "stages": [{k: v for k, v in asdict(s).items() if k != "minutes"} for s in self.recipe.stages],
             },
             "steps": self.steps,
             "batch": BATCH * self.recipe.processes,

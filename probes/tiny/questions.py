@@ -194,7 +194,7 @@ def sayable(answer: Answer, question: Question) -> bool:
 
 
 def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> list[Exchange]:
-    """A prompt of the physics task that the scene is from, with every answer of its grammar in random order; one random answer if they are numbers.
+    """A prompt of the physics task that the scene is from, with all answers in random order; with a random one if they are numbers.
 
     With every answer to the same picture there is nothing about the picture that could be taken for a hint.
 

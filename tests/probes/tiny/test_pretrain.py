@@ -17,7 +17,7 @@ from probes.tiny.pretrain import Recipe, Stage, pretrain
 from probes.tiny.questions import grounding, perception, physics_format, possible_asks, prompt_texts
 from probes.tiny.tokenizer import IMAGE, build_tokenizer
 from stimuli.picture import draw
-from stimuli.question import Variant
+from stimuli.question import Integers, Variant
 from stimuli.scene import COLOURS, mirror
 from stimuli.simulators import get_simulator
 from stimuli.tasks import FAMILIES, get_task
@@ -143,7 +143,7 @@ def test_read_outs_learn_what_features_say(parts):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_answers_to_physics_prompts_are_random_and_well_formed():
+def test_physics_prompts_come_with_every_answer_in_random_order():
     rng, counts = np.random.default_rng(2), {"yes": 0, "no": 0}
     for task in physics_tasks():
         scene = draw_scene(rng, task, task.conditions()[0])
@@ -151,6 +151,8 @@ def test_answers_to_physics_prompts_are_random_and_well_formed():
             exchanges = physics_format(rng, task, scene)
             assert len({e.prompt for e in exchanges}) == 1 and len({e.reply for e in exchanges}) == len(exchanges)
             assert all(e.question.parse(e.reply).status == "ok" for e in exchanges)
+            grammar = exchanges[0].question.grammar
+            assert len(exchanges) == (1 if isinstance(grammar, Integers) else len(grammar.candidates()))
             if exchanges[0].reply in counts:
                 counts[exchanges[0].reply] += 1
     assert sum(counts.values()) > 100 and 0.35 < counts["yes"] / sum(counts.values()) < 0.65
