@@ -170,7 +170,7 @@ def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: Ll
         chunk: Number of the file.
         processor: That ships with the model.
     """
-    path = folder / f"{'-'.join(map(str, seed))}-{chunk}.npz"
+    path = folder / f"{'-'.join(map(str, seed))}-{chunk}-{PIXELS}px.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         made = render_pictures(np.random.default_rng([*seed, chunk]), CHUNK, processor)

@@ -47,7 +47,7 @@ from stimuli.tasks import get_task
 
 BATCH = 16
 """Pictures per process and step."""
-HARD, LOOKED_AT = {"collision": 0.25, "balance": 0.3, "support": 0.35, "towers": 0.1}, 12
+HARD, LOOKED_AT = {"collision": 0.2, "balance": 0.2, "support": 0.55, "towers": 0.05}, 12
 """Shares of further pictures, of families that are harder to see, and how many of them each process looks at per step of the
 later stages without reading about them, which costs a fifth."""
 DISGUISED, FURTHER_DISGUISED = 0.15, 0.3
@@ -81,6 +81,7 @@ class Stage:
         rate: Peak learning rate.
         whole: Whether the whole model is taught, or the vision tower alone.
         mixture: How far the mixture of questions is when it begins, from 0 (short prompts) to 1 (full ones, and many of physics).
+        pictures: Numbers of the first picture and of the one after the last, all processes together; multiples of `CHUNK`.
         minutes: End it after this time even if steps are left; the learning rate then follows the clock.
     """
 
@@ -88,6 +89,7 @@ class Stage:
     rate: float
     whole: bool = True
     mixture: float = 0.0
+    pictures: tuple[int, int] = (0, 60_000)
     minutes: float = math.inf
 
 
@@ -98,13 +100,11 @@ class Recipe:
     Attributes:
         seed: Of the pictures, the questions and the initial weights.
         processes: Data-parallel processes of one thread each.
-        pictures: Distinct pictures, all processes together; a multiple of `CHUNK`.
         stages: One after the other.
     """
 
     seed: int = 0
     processes: int = 2
-    pictures: int = 60_000
     stages: tuple[Stage, ...] = (
         Stage(4_696, 1.5e-3, whole=False),
         Stage(2_642, 1e-3),
@@ -112,7 +112,14 @@ class Recipe:
         Stage(9_376, 1e-3, whole=False),
         Stage(4_067, 8e-4, mixture=0.3),
         Stage(756, 3e-4, mixture=0.75),
+        Stage(2_829, 8e-4, mixture=0.3, pictures=(60_000, 120_000)),
+        Stage(775, 4e-4, mixture=0.6, pictures=(60_000, 120_000)),
     )
+
+    @property
+    def chunks(self) -> list[int]:
+        """Numbers of the files that the pictures of all stages are in."""
+        return sorted({chunk for stage in self.stages for chunk in _chunks(stage)})
 
 
 def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
@@ -135,6 +142,11 @@ def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
     return out / "weights"
 
 
+def _chunks(stage: Stage) -> range:
+    """Numbers of the files of a stage's pictures."""
+    return range(stage.pictures[0] // CHUNK, stage.pictures[1] // CHUNK)
+
+
 class _Worker:
     """One of the data-parallel processes: its share of the pictures, its copy of the model."""
 
@@ -149,7 +161,8 @@ class _Worker:
         self.stage, self.step, self.elapsed, self.cpu = 0, 0, 0.0, 0.0
         self.steps = [0] * len(recipe.stages)
         self.rng = np.random.default_rng([recipe.seed, 7, rank])
-        self.pictures = self._pictures()
+        self.pictures: list[Picture] = []
+        self.loaded = (0, 0)
         self.held_out = [] if rank else self._chunk(2, 0)[:HELD_OUT]
 
     def run(self) -> None:
@@ -170,15 +183,18 @@ class _Worker:
             self._save(None)
         self._save(None, "" if self.rank else self._digest())
 
-    def _pictures(self) -> list[Picture]:
-        """This process's share of the pictures: those of every other file, so that none is seen by two."""
-        chunks = range(self.rank, self.recipe.pictures // CHUNK, self.recipe.processes)
-        return [p for c in chunks for p in self._chunk(1, c)]
+    def _load(self, stage: Stage) -> None:
+        """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""
+        if stage.pictures != self.loaded:
+            self.pictures = []  # those of the stage before, which may fill half of the memory
+            chunks = _chunks(stage)[self.rank :: self.recipe.processes]
+            self.pictures, self.loaded = [p for c in chunks for p in self._chunk(1, c)], stage.pictures
 
     def _chunk(self, stream: int, number: int) -> list[Picture]:
         return cached_pictures(self.out / "cache", (self.recipe.seed, stream), number, self.processor)
 
     def _train(self, stage: Stage, kept: dict[str, Any] | None) -> None:
+        self._load(stage)
         parameters = [p for m in (self.model, self.read_outs) for p in m.parameters()]
         optimizer = torch.optim.AdamW(
             [
@@ -350,7 +366,7 @@ class _Worker:
     def _digest(self) -> str:
         """SHA-256 of all pictures that are learned from: pixels and scenes, in order."""
         total = hashlib.sha256()
-        for chunk in range(self.recipe.pictures // CHUNK):
+        for chunk in self.recipe.chunks:
             for picture in self._chunk(1, chunk):
                 total.update(picture.pixels.tobytes() + picture.scene.to_json().encode())
         return total.hexdigest()
@@ -375,6 +391,7 @@ class _Worker:
         facts = {
             "recipe": {
                 **asdict(self.recipe),
+                "pictures": CHUNK * len(self.recipe.chunks),
                 # The clock's limit belongs to a machine; and JSON has no infinity.
                 "stages": [{k: v for k, v in asdict(s).items() if k != "minutes"} for s in self.recipe.stages],
             },

@@ -162,12 +162,18 @@ def test_physics_prompts_come_with_every_answer_in_random_order():
 def test_the_recipe_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("probes.tiny.pretrain.CHUNK", 32)
     monkeypatch.setattr("probes.tiny.pictures.CHUNK", 32)
-    stages = (Stage(3, 1e-3, whole=False), Stage(3, 1e-3), Stage(3, 1e-3))
-    recipe = Recipe(processes=1, pictures=32, stages=stages)
+    stages = (
+        Stage(3, 1e-3, whole=False, pictures=(0, 32)),
+        Stage(3, 1e-3, pictures=(0, 32)),
+        Stage(3, 1e-3, pictures=(32, 64)),
+    )
+    recipe = Recipe(processes=1, stages=stages)
+    assert recipe.chunks == [0, 1]
     weights = pretrain(tmp_path, recipe)
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
         f.name for f in weights.iterdir()
     }
-    assert json.loads((weights / "training.json").read_text())["steps"] == [3, 3, 3]
+    training = json.loads((weights / "training.json").read_text())
+    assert training["steps"] == [3, 3, 3] and training["recipe"]["pictures"] == 64
     before = (weights / "model.safetensors").read_bytes()
     assert (pretrain(tmp_path, recipe) / "model.safetensors").read_bytes() == before
