@@ -1,4 +1,4 @@
-"""What `tiny` is asked in pretraining: what is to be seen and, for the format alone, physics with random answers."""
+"""What `tiny` is asked in pretraining: what is to be seen and, for the format alone, physics with every answer."""
 
 from __future__ import annotations
 
