@@ -16,6 +16,7 @@ from paper import manuscript, tex
 from paper.numbers import Numbers
 from paper.part import Part
 from paper.study import Study, read_study
+from probes.study.pack import REMARKS
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,8 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         numbers.verdict(f"part.{name}", "missing" if name in missing else "made", ("made", "missing"))
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
+    remarks = folder / REMARKS
+    (generated / REMARKS).write_text(remarks.read_text(encoding="utf-8") if remarks.is_file() else "", encoding="utf-8")
     slips = _lay_out(text, out, numbers, missing)
     pdf, problem = (None, slips) if slips else tex.typeset(out / manuscript.MAIN)
     step()
@@ -168,6 +171,8 @@ def _lay_out(text: Path, out: Path, numbers: Numbers, missing: dict[str, str]) -
         if bibliography.resolve() != (out / bibliography.name).resolve():
             shutil.copyfile(bibliography, out / bibliography.name)
     slips = manuscript.check(main.read_text(encoding="utf-8"), numbers, out)
+    remarks = manuscript.BODY + (out / GENERATED / REMARKS).read_text(encoding="utf-8")
+    slips += [f"{REMARKS}, {slip}" for slip in manuscript.check(remarks, numbers, out)]
     if not slips:
         return ""
     if text == HOME / manuscript.MAIN and (lacking := [part for part in NEEDED if part in missing]):

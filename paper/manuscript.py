@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paper.numbers import Numbers
 
-MAIN = "main.tex"
+MAIN, BODY = "main.tex", r"\begin{document}"
 VALUE = re.compile(r"\\val\s*\{([^{}]*)\}")
 CASE = re.compile(r"\\case\s*\{([^{}]*)\}\s*\{")
 FILES = re.compile(r"\\(?:includegraphics(?:\[[^\]]*\])?|input)\s*\{([^{}]*)\}")
@@ -43,7 +43,7 @@ def check(text: str, numbers: Numbers, folder: Path) -> list[str]:
 
 def typed(text: str) -> Iterator[tuple[str, int]]:
     """Numbers that were typed by hand into the body of a manuscript, with their lines."""
-    _, begun, body = text.partition(r"\begin{document}")
+    _, begun, body = text.partition(BODY)
     if not begun:
         return
     first = text[: len(text) - len(body)].count("\n") + 1

@@ -1,6 +1,7 @@
 """A study packed for a repository: every trial, and how it was trained and registered, in a few megabytes.
 
 TO/study.yaml                      the declaration, as it stands
+TO/remarks.tex                     what is to be said of the study and no other file knows, if anybody wrote it into its folder
 TO/registration.json               what was registered, if anything was (and earlier records)
 TO/state.json                      cells done, failed and missing, what they took, and deviations from the registration
 TO/logs.parquet, runs.parquet      all logs, byte for byte (`probes.archive`); read like the runs themselves
@@ -28,10 +29,10 @@ from probes.study.store import MARK, Store, read_json, size_of, write_json
 from probes.trials import TRIALS, archive_runs
 from stimuli.dataset import CARD
 
-STUDY, STATE = "study.yaml", "state.json"
+STUDY, STATE, REMARKS = "study.yaml", "state.json", "remarks.tex"
 SMALL = {"sets": CARD, "adapters": TRAINING, "decoding": RESULT}
 """The file that is kept of every step, by kind, beside the logs."""
-PARTS = (*SMALL, STUDY, STATE, LOGS, RUNS)
+PARTS = (*SMALL, STUDY, STATE, REMARKS, LOGS, RUNS)
 
 
 def pack(
@@ -69,7 +70,7 @@ def pack(
             copy = to / path.relative_to(store.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    for path in sorted(store.folder.glob("registration*.json")):
+    for path in (*sorted(store.folder.glob("registration*.json")), *store.folder.glob(REMARKS)):
         shutil.copyfile(path, to / path.name)
     shutil.copyfile(study, to / STUDY)
     write_json(to / STATE, _state(cells, store, overview, deviations))

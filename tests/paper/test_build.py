@@ -124,9 +124,11 @@ def test_a_study_without_trainings_says_what_is_missing_and_its_manuscript_is_re
     text.write_text(
         "\\documentclass{article}\\begin{document}\nIt rose by \\val{contrast.within.ppo-none}.\n\\end{document}"
     )
+    (study / "remarks.tex").write_text("It was stopped\ntwice, for 3 days.\n")
     made = probe_paper(study, tmp_path / "out", "--manuscript", str(text))
     assert made.code == 1
-    assert "line 2: \\val{contrast.within.ppo-none} is no number of this study" in made.said
+    assert "remarks.tex, line 2: the number 3 is typed by hand" in made.said
+    assert "fit: line 2: \\val{contrast.within.ppo-none} is no number of this study" in made.said
     for part in ("contrasts", "learning", "decoding"):
         assert f"not made: {part}: " in made.said
     assert made.numbers["trials"]["value"] > 0
@@ -137,8 +139,10 @@ def test_the_manuscript_that_comes_along_speaks_of_the_methods_that_there_are(ma
     study = make_study(
         {"within": 3.0}, methods=("rloo",), conditions={"topblock": ("towers-topblock", "")}, tests=FEW, seeds=1
     )
+    (study / "remarks.tex").write_text("It was stopped twice.\n")
     made = probe_paper(study, tmp_path / "out")
     numbers = made.numbers
+    assert (made.out / "generated" / "remarks.tex").read_text() == "It was stopped twice.\n"
     assert "no PDF: latexmk" in made.said, made.said
     assert numbers["methods.kinds"]["value"] == "acting" and numbers["versus.there"]["value"] == "no"
     assert numbers["contrast.within.methods"]["text"].startswith("success after RLOO is higher (")

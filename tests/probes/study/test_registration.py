@@ -88,7 +88,9 @@ def test_a_packed_study_is_read_like_the_runs(study, capsys, tmp_path):
     assert load([packed]).table[columns].equals(load([folder / "observers"]).table[columns])
 
     # Again replaces it; a folder with anything else in it stays as it is.
+    (folder / "remarks.tex").write_text("It was stopped twice.\n")
     assert call(capsys, "study", "pack", study, "--to", packed)[0] == 0
+    assert (packed / "remarks.tex").read_text() == "It was stopped twice.\n"
     code, _, err = call(capsys, "study", "pack", study, "--to", tmp_path)
     assert code == 1
     assert "something else than a packed study" in err
