@@ -162,6 +162,10 @@ def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha:
             notes.append(f"{name or 'all plain conditions'}: registered, and not run")
             continue
         weights = _weights(wanted, there)
+        if not weights:  # one side alone has been trained yet
+            names = ", ".join(f"{_name(entry)} ({entry['level']})" for entry in wanted)
+            notes.append(f"{name or 'all plain conditions'}: registered, and not answered by these runs: {names}")
+            continue
         tested = planned_contrasts(own, registration.bound, alpha, regime, weights)
         table = tested.table.assign(training=name or "all plain")
         found.append(replace(tested, table=table))
