@@ -113,6 +113,18 @@ def test_a_condition_with_settings_has_contrasts_of_its_own(trials, record):
     assert by_training["randomised"] > by_training["all plain"]
 
 
+def test_a_condition_of_which_one_side_is_trained_yet_is_named_and_costs_the_others_nothing(trials, record):
+    plain = {"name": "stability", "tasks": [A], "methods": ["sft", "ppo"], "seeds": [0, 1, 2], "settings": {}}
+    drawn = plain | {"name": "randomised", "settings": {"shift": "visual:2"}}
+    planned = [contrast("ppo", "none", "within"), contrast("rl", "sft", "within", "randomised")]
+    special = trials[trials["method"] == "ppo"].assign(regime="shift visual:2")
+    special["run"] = special["run"].astype(str) + " drawn"
+    registration = read_registration(record(planned, [plain, drawn]))
+    found = registered_contrasts(pd.concat([trials, special], ignore_index=True), registration)
+    assert list(found.table["contrast"]) == ["PPO − base"]
+    assert "randomised: registered, and not answered by these runs: RL − SFT (within)" in found.notes
+
+
 def test_a_report_calls_exploratory_what_was_not_registered(trials, record, monkeypatch):
     kept = [section for section in report.SECTIONS if section[0] in ("data", "contrasts")]
     monkeypatch.setattr(report, "SECTIONS", kept)
