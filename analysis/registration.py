@@ -162,14 +162,11 @@ def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha:
             notes.append(f"{name or 'all plain conditions'}: registered, and not run")
             continue
         weights = _weights(wanted, there)
-        if not weights:  # one side alone has been trained yet
-            names = ", ".join(f"{_name(entry)} ({entry['level']})" for entry in wanted)
-            notes.append(f"{name or 'all plain conditions'}: registered, and not answered by these runs: {names}")
-            continue
-        tested = planned_contrasts(own, registration.bound, alpha, regime, weights)
-        table = tested.table.assign(training=name or "all plain")
-        found.append(replace(tested, table=table))
-        done = {(row["transfer"], row["contrast"]) for row in table.to_dict("records")}
+        done: set[tuple[str, str]] = set()
+        if weights:  # or one side alone has been trained yet
+            tested = planned_contrasts(own, registration.bound, alpha, regime, weights)
+            found.append(replace(tested, table=tested.table.assign(training=name or "all plain")))
+            done = set(zip(tested.table["transfer"].astype(str), tested.table["contrast"].astype(str), strict=True))
         missing = [
             f"{_name(entry)} ({entry['level']})" for entry in wanted if (entry["level"], _name(entry)) not in done
         ]

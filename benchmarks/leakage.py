@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from finetune.data import FIRST_SEED
 from probes.tiny.pictures import CHUNK, sample_scene
+from probes.tiny.pretrain import Recipe as Pretraining
 from probes.trials import read_trials, runs_below
 from stimuli import design
 from stimuli.scene import Scene, mirror
@@ -35,7 +36,7 @@ from stimuli.tasks import get_task, task_names
 
 DRAWS = 3
 """Draws of a group that are looked at: a training takes the first, and a later one where an expert or the engine objects to it."""
-PRETRAINED = 120_000
+PRETRAINED = CHUNK * len(Pretraining().chunks)
 """Pictures of pretraining."""
 
 
@@ -167,7 +168,7 @@ def main() -> int:
     """Compare, and print; 1 if a test scene was shown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("study", nargs="?", type=Path, default=ROOT / "paper" / "results")
-    parser.add_argument("--pretrained", type=int, default=PRETRAINED, help="scenes of pretraining, of 120,000")
+    parser.add_argument("--pretrained", type=int, default=PRETRAINED, help=f"scenes of pretraining, of {PRETRAINED:,}")
     options = parser.parse_args()
     begun, leaked = time.process_time(), 0
     hashes = asked(options.study)
