@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.installed-test
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
-.PHONY: help install demo test test-slow verify docs lint format clean
+.PHONY: help install demo test test-slow test-gpu verify docs lint format clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -61,6 +61,14 @@ docs: $(DOCS_INSTALLED)
 
 test-slow: $(TEST_INSTALLED) $(DOCS_INSTALLED)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# On a machine with an NVIDIA GPU. The other files have no GPU in them: their models go to one where there is one.
+GPU_TESTS := tests/gpu tests/probes/test_architectures.py tests/probes/test_huggingface.py tests/probes/test_option_scoring.py \
+	tests/probes/test_adapters.py tests/probes/test_decoding.py tests/finetune/test_ppo.py tests/finetune/test_grpo.py \
+	tests/finetune/test_lora.py tests/finetune/test_closed_loop.py tests/finetune/test_auxiliary.py
+
+test-gpu: $(TEST_INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" -n 4 $(GPU_TESTS)
 
 verify: $(TEST_INSTALLED)
 	$(BIN)/python benchmarks/verify.py

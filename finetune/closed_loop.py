@@ -28,6 +28,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from finetune.config import TrainConfig
 from finetune.data import TrainingSet
+from finetune.families import check_several_pictures
 from finetune.grpo import GroupTrainer
 from finetune.monitor import by_task
 from finetune.policy import Policy
@@ -334,8 +335,11 @@ def make_loop(
 
     Raises:
         ModelError: If they do not.
+        TrainingError: If the model's replies cannot be scored after several pictures.
     """
     memory = Memory(config.attempts, config.memory)
+    if memory.kept != "none":
+        check_several_pictures(policy.processor, policy.name)
     prompter = check_episodes(memory, policy, data, reply_tokens)
     items = [example.item for example in data.examples]
     return Loop(items, judge, memory, prompter, config.discount, config.success_reward, results)

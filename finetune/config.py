@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from finetune.curriculum import parse_curriculum
+from finetune.devices import DEVICES
 from finetune.diversity import parse_diversity
 from probes.memory import Memory
 
@@ -260,6 +261,13 @@ def _check(config: TrainConfig) -> None:
     for name, values in choices:
         if getattr(config, name) not in values:
             raise TrainingError(f"--{_option(name)} is {getattr(config, name)!r}: use {', '.join(values)}")
+    if config.device not in DEVICES:
+        which = (
+            f" (for one GPU of several, CUDA_VISIBLE_DEVICES={config.device[5:]})"
+            if config.device[:5] == "cuda:"
+            else ""
+        )
+        raise TrainingError(f"--device is {config.device!r}: use {', '.join(DEVICES)}{which}")
     whole = ("items", "batch", "rollout", "generations", "epochs", "rank", "alpha", "attempts")
     for name in whole:
         if getattr(config, name) < 1:

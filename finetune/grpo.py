@@ -10,12 +10,15 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from finetune.auxiliary import WithAuxiliary
 from finetune.config import TrainConfig
+from finetune.devices import on_one_gpu
+from finetune.families import AnyFamily
 from finetune.monitor import Counting
 from finetune.ppo import PPOConfig, PPOTrainer
+from finetune.restoring import Restoring
 from finetune.reward import RewardFunction
 
 
-class GroupTrainer(WithAuxiliary, Counting, GRPOTrainer):
+class GroupTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
     """TRL's GRPO trainer, which counts its tokens, and takes an auxiliary objective."""
 
 
@@ -31,7 +34,7 @@ has nothing against it, and has driven a policy from .5 to 5 nats within a thous
 """
 
 
-class LeaveOneOutTrainer(WithAuxiliary, Counting, RLOOTrainer):
+class LeaveOneOutTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, RLOOTrainer):
     """TRL's RLOO trainer, which counts its tokens, takes an auxiliary objective, and an entropy bonus as TRL's GRPO has, but bounded."""
 
     entropy_bonus: float = 0.0
@@ -120,7 +123,7 @@ def make_reinforced(
     trainer = trainers[config.method](
         model=model,
         reward_funcs=list(functions),
-        args=arguments,
+        args=on_one_gpu(arguments),
         train_dataset=dataset,
         processing_class=processor,
         callbacks=callbacks,

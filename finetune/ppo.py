@@ -22,7 +22,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
 from finetune.auxiliary import WithAuxiliary
+from finetune.families import AnyFamily
 from finetune.monitor import Counting
+from finetune.restoring import Restoring
 from finetune.value_head import ValueHead, load_value_head, save_value_head
 
 CRITIC, STATE = "critic", "ppo.json"
@@ -96,7 +98,7 @@ class PPOConfig(GRPOConfig):
             raise ValueError("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
 
 
-class PPOTrainer(WithAuxiliary, Counting, GRPOTrainer):
+class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
     """GRPO's rollouts with PPO's critic. Takes what `trl.GRPOTrainer` takes, and a `PPOConfig`."""
 
     _tag_names = ("trl", "ppo")

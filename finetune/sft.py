@@ -11,11 +11,13 @@ from trl import SFTConfig, SFTTrainer
 
 from finetune.auxiliary import WithAuxiliary
 from finetune.config import TrainingError
+from finetune.devices import on_one_gpu
 from finetune.monitor import Counting, by_task
 from finetune.presentation import Results
+from finetune.restoring import Restoring
 
 
-class DemonstrationTrainer(WithAuxiliary, Counting, SFTTrainer):
+class DemonstrationTrainer(WithAuxiliary, Counting, Restoring, SFTTrainer):
     """TRL's SFT trainer, which counts its tokens, takes an auxiliary objective, and knows which demonstrations it would have given.
 
     That is its success: every token of the reply and its end is the likeliest one, so that it is what greedy decoding says.
@@ -80,7 +82,7 @@ def make_sft(
     )
     trainer = DemonstrationTrainer(
         model=model,
-        args=arguments,
+        args=on_one_gpu(arguments),
         train_dataset=dataset,
         processing_class=processor,
         callbacks=callbacks,

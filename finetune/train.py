@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
@@ -44,6 +43,7 @@ from finetune.sft import make_sft
 from probes.allocation import keep_freed_memory
 from probes.memory import Memory
 from probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
+from probes.models.device import choose_device
 from probes.provenance import git_state, hardware, versions
 from probes.trials import LOCK, lock_folder
 from stimuli.plain_json import parse_object
@@ -117,7 +117,7 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
         RunError: If another process trains there.
     """
     folder = Path(out)
-    state = PartialState(cpu=_device(config) == "cpu")
+    state = PartialState(cpu=choose_device(config.device) == "cpu")
     config = per_process(config, state.num_processes)
     check_tasks(config)
     done = _open(folder, config, state)
@@ -131,13 +131,13 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
 def _train(
     config: TrainConfig, folder: Path, state: PartialState, jobs: int, progress: Progress | None
 ) -> dict[str, Any]:
-    if _device(config) == "cpu":
+    if choose_device(config.device) == "cpu":
         keep_freed_memory()
         score_replies_only()
     # The adapter's first weights are drawn from torch's global generator.
     set_seed(config.seed)
     with _quiet():
-        policy = load_policy(config, _device(config))
+        policy = load_policy(config, choose_device(config.device))
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -180,12 +180,6 @@ def _train(
 def is_first() -> bool:
     """Whether this is the process that prints and saves."""
     return bool(PartialState().is_main_process)
-
-
-def _device(config: TrainConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _tokens(budget: Budget) -> int:
@@ -271,8 +265,8 @@ def _trainer(
         "seed": config.seed,
         "data_seed": config.seed,
         "report_to": [] if config.report_to == "none" else [config.report_to],
-        "bf16": config.dtype == "bfloat16" and _device(config) != "cpu",
-        "use_cpu": _device(config) == "cpu",
+        "bf16": config.dtype == "bfloat16" and choose_device(config.device) != "cpu",
+        "use_cpu": choose_device(config.device) == "cpu",
         "gradient_checkpointing": config.gradient_checkpointing,
         "disable_tqdm": True,
         "remove_unused_columns": False,

@@ -347,7 +347,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
             "n": len(stimuli),
             "baselines": stimuli.card.get("baselines"),
         },
-        "versions": versions(),
+        "versions": versions(*(("bitsandbytes",) if config.load_in_4bit else ())),
         "git": git_state(),
         "hardware": hardware(),
         "started": _now(),

@@ -118,7 +118,7 @@ def train(
         where: What is adapted; `full`: every weight.
         load_in_4bit: Quantise the base model to four bits.
         dtype: Number format of the weights.
-        device: `cpu`, `cuda`, ...
+        device: `cpu` or `cuda`; by default a GPU, if there is one.
         gradient_checkpointing: Trade time for memory.
         init: Adapter to go on from.
         curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.

@@ -16,6 +16,7 @@ from typing import Any
 
 from probes.models import ModelError, Turn
 from probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from probes.models.device import choose_device
 from stimuli.plain_json import parse_object
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
@@ -153,10 +154,7 @@ def footprint(
     entry = lookup(name)
     if entry.kind == "observer":
         raise ModelError(f"{name} is an observer: it has no weights, and runs on any machine")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"there is no GPU {device} on this machine: use --device cpu")
+    device = choose_device(device)
     folder = cached_snapshot(entry.source) if entry.kind == "hub" else Path(entry.source)
     if folder is None:
         known = next((alias for alias in PUBLISHED if alias == name or lookup(alias).source == name), None)

@@ -29,6 +29,7 @@ from transformers import (
 from probes.models import Generation, Identity, ModelError, Trial
 from probes.models.adapter_folder import adapter_hash, check_base
 from probes.models.adapters import attach_adapter, check_effect
+from probes.models.device import choose_device
 from probes.models.made_up import made_up
 from probes.models.option_scoring import OptionScorer, last_words_only
 from probes.models.prompting import Prompter, check_context
@@ -297,13 +298,14 @@ def load_network(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     # Half precision is slower than single on most CPUs, and not the same from one CPU to the next.
     precision = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
     settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
     if load_in_4bit:
-        settings |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
+        # By its number: accelerate trains in 4 bits only where it can see that this is the device of the process.
+        place = torch.cuda.current_device() if device == "cuda" else device
+        settings |= {"quantization_config": _four_bits(device), "device_map": {"": place}}
     safe = {"local_files_only": True, "trust_remote_code": False}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()

@@ -1,13 +1,23 @@
 """The second engine: MuJoCo, written independently of Bullet, to cross-check outcomes and to serve where Bullet is missing.
 
-Its pictures come from OpenGL (EGL or OSMesa) and differ from Bullet's in their pixels, so one set is never drawn by both.
+Its pictures come from OpenGL (without a screen EGL or OSMesa, whichever is there) and differ from Bullet's in their pixels, so one set is never drawn by both.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import sys
+from ctypes.util import find_library
 from importlib.metadata import version
 from xml.sax.saxutils import quoteattr
+
+if sys.platform == "linux" and not any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
+    # Without a screen MuJoCo's own choice, GLFW, draws nothing; it reads this when it is imported, so it is decided before.
+    for _library in ("EGL", "OSMesa"):
+        if find_library(_library) is not None:
+            os.environ["MUJOCO_GL"] = _library.lower()
+            break
 
 import mujoco
 import numpy as np
@@ -80,8 +90,8 @@ class MuJoCoSimulator:
             renderer = mujoco.Renderer(model, size, size)
         except Exception as error:
             raise RuntimeError(
-                f"MuJoCo found no OpenGL to draw with ({error}): install EGL or OSMesa and set MUJOCO_GL=egl or osmesa,"
-                " or draw with pybullet"
+                f"MuJoCo found no OpenGL to draw with ({error}): install EGL or OSMesa (Debian: libegl1 libegl-mesa0), or draw"
+                " with pybullet"
             ) from error
         with renderer:
             camera = _camera(scene)

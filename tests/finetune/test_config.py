@@ -51,6 +51,8 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"rollout": 64, "batch": 48, "generations": 1}, "cannot be divided into batches"),
         ({"method": "sft", "style": "think"}, "demonstrations state answers and no reasons"),
         ({"where": "eyes"}, "use language, vision, projector, all, full"),
+        ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES=1"),
+        ({"device": "gpu"}, "--device is 'gpu': use auto, cpu, cuda"),
         ({"rank": 0}, "--rank must be at least 1"),
         ({"learning_rat": 1.0}, "there is no training setting 'learning_rat'"),
     ],

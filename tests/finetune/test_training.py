@@ -11,14 +11,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from finetune.config import TrainConfig, TrainingError
-from finetune.reward import Judge, Judged
 from finetune.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -161,22 +159,6 @@ def test_four_bits_on_a_cpu(method, tmp_path):
     result = train(settings(method, load_in_4bit=True, budget="samples=32"), tmp_path / "run")
     assert result["config"]["load_in_4bit"] is True
     assert all(row["gradient_norm"] > 0 for row in result["curves"])
-    assert any(t.abs().max() > 0 for name, t in weights(tmp_path / "run").items() if "lora_B" in name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl", "smolvlm"])
-@pytest.mark.parametrize("method", ["sft", "ppo", "grpo"])
-def test_other_families_train(family, method, save_family, tmp_path, monkeypatch):
-    # Random weights say nothing that can be read, and replies that are all worth nothing teach nothing.
-    monkeypatch.setattr(
-        Judge, "_one", lambda _, reply, item: Judged(item.question.parse(reply), False, crc32(reply.encode()) % 2)
-    )
-    result = train(
-        settings(method, model=str(save_family(family)), size=64, batch=8, rollout=8, budget="samples=16", beta=0.05),
-        tmp_path / "run",
-    )
-    assert result["budget"]["samples"] == 16
     assert any(t.abs().max() > 0 for name, t in weights(tmp_path / "run").items() if "lora_B" in name)
 
 

@@ -134,6 +134,14 @@ def test_a_text_model_is_refused(tmp_path: Path, llava: Path) -> None:
     assert "cannot load" in refused(str(tmp_path))
 
 
+@pytest.mark.parametrize("cards", [0, 2])
+def test_a_gpu_that_is_not_there_is_refused(llava: Path, monkeypatch: pytest.MonkeyPatch, cards: int) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cards > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
+    fix = "use --device cpu" if cards == 0 else "use --device cuda:0 to cuda:1"
+    assert refused(str(llava), device="cuda:2") == f"there is no GPU cuda:2 on this machine: {fix}"
+
+
 def test_four_bits_need_their_library(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "--load-in-4bit needs bitsandbytes" in refused(str(llava), load_in_4bit=True)

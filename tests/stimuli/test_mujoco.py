@@ -1,5 +1,11 @@
 """The second engine agrees with the first on designed items, and is found by name."""
 
+import os
+import subprocess
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -48,3 +54,22 @@ def test_missing_bullet_is_replaced_with_a_warning(monkeypatch, caplog):
         assert "pybullet is not installed" in caplog.text
     finally:
         get_simulator.cache_clear()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not (find_library("EGL") or find_library("OSMesa")), reason="no OpenGL without a screen"
+)
+def test_it_draws_without_a_screen_and_without_being_told_how(tmp_path):
+    code = (
+        "import sys; sys.modules['stimuli.simulators.pybullet'] = None\n"
+        "from stimuli.generate import make_set\n"
+        f"print(make_set('towers-topblock', 1, 0, {str(tmp_path / 'set')!r}, size=64).card['versions']['renderer'])"
+    )
+    hidden = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert "OpenGL" in done.stdout
