@@ -15,6 +15,7 @@ Prints a line per step, and one JSON object at the end.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ import torch
 
 TASK = "towers-topblock"
 ASKING: dict[str, dict[str, Any]] = {"ask-bfloat16": {"dtype": "bfloat16"}, "ask-4bit": {"load_in_4bit": True}}
-METHODS = ("sft", "grpo", "ppo", "rloo")
+METHODS = ("grpo", "ppo", "sft", "rloo")
 PIXELS = 224
 ALONE = 24
 """Items that the plain loop is asked."""
@@ -126,6 +128,20 @@ def make_model(shape: str, prompts: list[str], folder: Path) -> None:
         network = t.Qwen2_5_VLForConditionalGeneration(config)
     network.save_pretrained(folder, max_shard_size="4GB")
     processor.save_pretrained(folder)
+    # As in the cache of the hub: files are links to what they contain, by its hash, which is then not computed again.
+    blobs = folder / "blobs"
+    blobs.mkdir()
+    files = sorted(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor() as pool:
+        for file, name in zip(files, pool.map(sha256, files), strict=True):
+            file.rename(blobs / name)
+            file.symlink_to(blobs / name)
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's contents."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def clocked(work: Callable[[], Any]) -> float:
@@ -261,7 +277,7 @@ def main() -> None:
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the processor"
         print(f"Qwen2.5-VL, untrained, shape {given.shape}; {name}; torch {torch.__version__}", flush=True)
         found: dict[str, Any] = {}
-        for step in given.only.split(","):
+        for step in filter(None, given.only.split(",")):
             command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
             command += ["-n", str(given.n), "--samples", str(given.samples)]
             done = subprocess.run(command, capture_output=True, text=True)

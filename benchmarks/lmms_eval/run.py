@@ -3,11 +3,10 @@
 lmms-eval lives in an environment of its own, because it brings some hundred packages (it needs a file lock older than 4.3):
 
     python -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 decord "filelock<4.3"
-    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3] [--threads 0]
+    python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3] [--threads 0] [--device cpu]
 
 A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
-does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes on a CPU, in turn,
-the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
+does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes, in single precision, in turn, the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
 scoring and writing), of lmms-eval from its progress bar (without).
 
 Both compute with as many threads as torch takes by itself, one per core, unless `--threads` says otherwise. With more threads than
@@ -63,11 +62,11 @@ class Run:
     replies: dict[str, str]
 
 
-def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int, threads: int) -> Run:
+def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int, threads: int, device: str) -> Run:
     """A run of probe."""
     command = ["-m", "probes.cli", "run", "--model", model, "--stimuli", str(stimuli.path), "--out", str(out)]
-    command += ["--no-references", "--limit", str(limit)]
-    wall, cpu = process([sys.executable, *command], out.with_suffix(".log"), threads)
+    command += ["--no-references", "--limit", str(limit), "--device", device, "--dtype", "float32"]
+    wall, cpu = process([sys.executable, *command], out.with_suffix(".log"), threads, device)
     described = read_run(out)
     begun, ended = (datetime.fromisoformat(described[name]) for name in ("started", "finished"))
     replies = {row["item_id"]: row["raw"] for row in read_trials(out)}
@@ -75,7 +74,7 @@ def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int, threads:
 
 
 def with_lmms_eval(
-    python: str, weights: str, tasks: Path, stimuli: StimulusSet, out: Path, limit: int, threads: int
+    python: str, weights: str, tasks: Path, stimuli: StimulusSet, out: Path, limit: int, threads: int, device: str
 ) -> Run:
     """A run of lmms-eval.
 
@@ -87,15 +86,17 @@ def with_lmms_eval(
         out: Where it writes.
         limit: Items.
         threads: Of torch; 0 for as many as it takes by itself.
+        device: "cpu" or "cuda".
 
     Raises:
         SystemExit: If it did not finish.
     """
     command = ["-m", "lmms_eval", "--model", "llava_hf", "--include_path", str(tasks), "--tasks", "probe_set"]
-    command += ["--model_args", f"pretrained={weights},device=cpu,device_map=cpu,dtype=float32"]
+    place = "cuda:0" if device == "cuda" else device
+    command += ["--model_args", f"pretrained={weights},device={place},device_map={place},dtype=float32"]
     command += ["--batch_size", "1", "--output_path", str(out), "--log_samples", "--limit", str(limit)]
     log = out.with_suffix(".log")
-    wall, cpu = process([python, *command], log, threads)
+    wall, cpu = process([python, *command], log, threads, device)
     rates = RATE.findall(log.read_text(errors="replace").replace("\r", "\n"))
     if not rates:
         raise SystemExit(f"lmms-eval did not finish: {log.read_text(errors='replace')[-500:]}")
@@ -107,11 +108,10 @@ def with_lmms_eval(
     return Run(wall, cpu, rate, replies)
 
 
-def process(command: list[str], log: Path, threads: int) -> tuple[float, float]:
-    """Wall and CPU seconds of a process without a GPU or a network; SystemExit if it fails."""
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"} | (
-        {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    )
+def process(command: list[str], log: Path, threads: int, device: str) -> tuple[float, float]:
+    """Wall and CPU seconds of a process without a network, and without a GPU unless it is the device; SystemExit if it fails."""
+    hidden = {"HF_HUB_OFFLINE": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    hidden |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     caches = {"HF_DATASETS_CACHE": str(log.parent / "datasets"), "PROBE_CACHE": str(log.parent / "cache")}
     given = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -126,7 +126,7 @@ def process(command: list[str], log: Path, threads: int) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def compare(python: str, model: str, n: int, rounds: int, threads: int, folder: Path) -> None:
+def compare(python: str, model: str, n: int, rounds: int, threads: int, device: str, folder: Path) -> None:
     """Run both in turn and print the ratios."""
     stimuli = make_set(TASK, n, 0, folder / "set")
     weights = lookup(model).source or model
@@ -145,9 +145,9 @@ def compare(python: str, model: str, n: int, rounds: int, threads: int, folder: 
         for which in ("probe", "lmms-eval")[:: 1 if number % 2 else -1]:
             out = folder / f"{which}_{limit}_{number}"
             if which == "probe":
-                taken[which] = with_probe(model, stimuli, out, limit, threads)
+                taken[which] = with_probe(model, stimuli, out, limit, threads, device)
             else:
-                taken[which] = with_lmms_eval(python, weights, tasks, stimuli, out, limit, threads)
+                taken[which] = with_lmms_eval(python, weights, tasks, stimuli, out, limit, threads, device)
         return taken["probe"], taken["lmms-eval"]
 
     ratios: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -182,9 +182,10 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=200, help="items")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of torch, in either process; 0: as they come")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare(given.python, given.model, given.n, given.rounds, given.threads, Path(folder))
+        compare(given.python, given.model, given.n, given.rounds, given.threads, given.device, Path(folder))
 
 
 if __name__ == "__main__":

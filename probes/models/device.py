@@ -1,8 +1,11 @@
-"""Where a model computes: the device that a setting stands for, checked before anything is loaded."""
+"""Where a model computes, and in which number format: what settings stand for, checked before anything is loaded."""
 
 from __future__ import annotations
 
 from probes.models import ModelError
+
+SMALL = 300_000_000
+"""Parameters below which a call costs as much as its arithmetic, so that half precision saves nothing."""
 
 
 def choose_device(name: str) -> str:
@@ -26,3 +29,18 @@ def choose_device(name: str) -> str:
         if number and not (number.isdigit() and int(number) < there):
             raise ModelError(f"there is no GPU {name} on this machine: use --device cuda:0 to cuda:{there - 1}")
     return name
+
+
+def choose_dtype(name: str, device: str, stored: str, parameters: int) -> str:
+    """The number format that a setting stands for.
+
+    Args:
+        name: "auto", or a format. "auto" is float32 on a CPU, where half precision is slower on most, and not the same from one to
+            the next; float32 for small models anywhere, so that a GPU gives the answers of a laptop; else that of the checkpoint.
+        device: Of `choose_device`.
+        stored: The format of the checkpoint.
+        parameters: Of the model.
+    """
+    if name != "auto":
+        return name
+    return "float32" if device == "cpu" or parameters < SMALL else stored

@@ -16,7 +16,7 @@ from typing import Any
 
 from probes.models import ModelError, Turn
 from probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
-from probes.models.device import choose_device
+from probes.models.device import SMALL, choose_device, choose_dtype
 from stimuli.plain_json import parse_object
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
@@ -147,7 +147,7 @@ def footprint(
     """
     import torch
 
-    from probes.models.huggingface import BATCH, DTYPES, SMALL, SMALL_BATCH
+    from probes.models.huggingface import BATCH, DTYPES, SMALL_BATCH
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
@@ -171,8 +171,8 @@ def footprint(
         weights = read_weights(folder)
         shape, picture = _read_shape(folder, name)
     on_cpu = not device.startswith("cuda")
-    stored = _stored_dtype(folder, weights)
-    chosen = "4bit" if load_in_4bit else dtype if dtype != "auto" else "float32" if on_cpu else stored
+    format_ = choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)
+    chosen = "4bit" if load_in_4bit else format_
     width = BYTES.get(chosen, 4 if on_cpu else 2)
     size = batch_size or (SMALL_BATCH if weights.parameters < SMALL else BATCH)
     tokens = size * (shape.prompt_tokens + NEW_TOKENS)
@@ -285,7 +285,7 @@ def _published(entry: Entry) -> Weights:
     return Weights(parameters, int(0.9 * parameters), 0, None, "bfloat16")
 
 
-def _stored_dtype(folder: Path | None, weights: Weights) -> str:
+def stored_dtype(folder: Path | None, weights: Weights) -> str:
     """The format that transformers loads with `dtype="auto"`: that of the configuration, else of the weights."""
     if folder is not None:
         try:

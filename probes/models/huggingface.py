@@ -29,7 +29,8 @@ from transformers import (
 from probes.models import Generation, Identity, ModelError, Trial
 from probes.models.adapter_folder import adapter_hash, check_base
 from probes.models.adapters import attach_adapter, check_effect
-from probes.models.device import choose_device
+from probes.models.device import SMALL, choose_device, choose_dtype
+from probes.models.footprint import read_weights, stored_dtype
 from probes.models.made_up import made_up
 from probes.models.option_scoring import OptionScorer, last_words_only
 from probes.models.prompting import Prompter, check_context
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 Given = TypeVar("Given")
 BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
-SMALL = 300_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -101,7 +101,7 @@ class HuggingFaceModel:
             folder: The folder.
             name: The name as the user gave it.
             revision: Commit, if the folder is a snapshot of the hub.
-            dtype: "auto" is float32 on a CPU, elsewhere the type of the checkpoint.
+            dtype: "auto" as `device.choose_dtype` has it.
             device: "auto" is the first GPU, if there is one.
             adapter: Folder of a LoRA adapter.
             load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
@@ -286,7 +286,7 @@ def load_network(
     Args:
         folder: Folder with configuration, processor and safetensors weights.
         name: The name as the user gave it.
-        dtype: "auto" is float32 on a CPU, elsewhere the type of the checkpoint.
+        dtype: "auto" as `device.choose_dtype` has it.
         device: "auto" is the first GPU, if there is one.
         load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
 
@@ -299,8 +299,13 @@ def load_network(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
     device = choose_device(device)
-    # Half precision is slower than single on most CPUs, and not the same from one CPU to the next.
-    precision = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
+    precision: Any = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
+    if dtype == "auto" and device != "cpu" and not load_in_4bit:
+        weights = read_weights(folder)
+        precision = DTYPES[choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)]
+    if precision == torch.float32 and device != "cpu":
+        # Convolutions, which cut pictures into patches, would otherwise be computed with ten bits.
+        torch.backends.cudnn.allow_tf32 = False
     settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
     if load_in_4bit:
         # By its number: accelerate trains in 4 bits only where it can see that this is the device of the process.

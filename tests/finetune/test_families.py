@@ -82,8 +82,8 @@ def test_replies_in_episodes_are_scored_as_alone(
         rollout = play(trainer, inputs)
         network = trainer.accelerator.unwrap_model(trainer.model)
         for number, sample in enumerate(trainer._samples):
-            made = trainer.loop.prompter.inputs([sample.trial.turns])
-            reply = torch.tensor([sample.reply_ids])
+            made = trainer.loop.prompter.inputs([sample.trial.turns]).to(network.device)
+            reply = torch.tensor([sample.reply_ids], device=network.device)
             ids = torch.cat([made.pop("input_ids"), reply], dim=1)
             made.pop("attention_mask")
             for name in ("token_type_ids", "mm_token_type_ids"):

@@ -29,8 +29,8 @@ FAMILIES = (
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> StimulusSet:
-    """200 items of towers-topblock."""
-    return make_set("towers-topblock", 200, 5, tmp_path_factory.mktemp("gpu") / "set", size=96)
+    """120 items of towers-topblock."""
+    return make_set("towers-topblock", 120, 5, tmp_path_factory.mktemp("gpu") / "set", size=96)
 
 
 def trials_of(stimuli: StimulusSet, count: int) -> list[Trial]:
@@ -43,7 +43,7 @@ def close(one: Any, other: Any) -> float:
 
 
 def test_single_precision_gives_the_answers_of_a_processor(towers: StimulusSet) -> None:
-    trials = trials_of(towers, 200)
+    trials = trials_of(towers, 120)
     here, there = (load_model("tiny", device=device) for device in ("cuda", "cpu"))
     assert here.identity.details["device"] == "cuda" and here.identity.details["dtype"] == "float32"
     assert here.generate(trials, Generation()) == there.generate(trials, Generation())
@@ -67,7 +67,7 @@ def test_hidden_states_are_those_of_a_processor(towers: StimulusSet) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_answers_nearly_the_same(dtype: str, towers: StimulusSet) -> None:
-    trials = trials_of(towers, 200)
+    trials = trials_of(towers, 120)
     half, single = load_model("tiny", dtype=dtype), load_model("tiny", dtype="float32")
     assert half.identity.details["dtype"] == dtype
     pairs = zip(half.generate(trials, Generation()), single.generate(trials, Generation()), strict=True)
@@ -114,11 +114,11 @@ def test_four_bits_take_less_memory_and_still_see(towers: StimulusSet) -> None:
 def test_a_batch_that_does_not_fit_is_halved(towers: StimulusSet, caplog: pytest.LogCaptureFixture) -> None:
     """With a limit on what the process may take, as on a card that is full."""
     model: Any = load_model("tiny")
-    trials = trials_of(towers, 200) * 4
-    expected = model.generate(trials[:200], Generation())
+    trials = trials_of(towers, 120) * 4
+    expected = model.generate(trials[:120], Generation())
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    model.generate(trials[:200], Generation())
+    model.generate(trials[:120], Generation())
     enough = torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1.2 * enough)
@@ -128,7 +128,7 @@ def test_a_batch_that_does_not_fit_is_halved(towers: StimulusSet, caplog: pytest
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert replies == expected * 4
-    assert "a batch of 800 does not fit in memory" in caplog.text
+    assert "a batch of 480 does not fit in memory" in caplog.text
 
 
 def test_gpus_that_are_not_there(towers: StimulusSet) -> None:

@@ -139,7 +139,7 @@ def test_the_command_line_from_training_to_decoding(tmp_path: Path) -> None:
     def probe(*arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "probes", *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
             cwd=tmp_path,

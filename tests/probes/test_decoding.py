@@ -63,17 +63,19 @@ def test_hidden_states_are_those_that_transformers_gives(model: Any, grounding: 
         with torch.inference_mode():
             out = model._model(**inputs, output_hidden_states=True)
         pictures = inputs["input_ids"][0] == model._model.config.image_token_index
-        after = torch.arange(len(pictures)) > torch.nonzero(pictures).max()
+        device = pictures.device
+        after = torch.arange(len(pictures), device=device) > torch.nonzero(pictures).max()
         for layer in (0, 1):  # the last of transformers' is after the final norm
             states = out.hidden_states[layer][0]
             expected = {"last": states[-1], "image": states[pictures].mean(0), "question": states[after].mean(0)}
             for position, value in expected.items():
-                assert np.abs(found[Site("language", layer, position)][row] - value.numpy()).max() < 1e-4
-        normed = model._model.model.language_model.norm(torch.tensor(found[Site("language", 2, "last")][row]))
-        assert np.abs(normed.detach().numpy() - out.hidden_states[2][0, -1].numpy()).max() < 1e-4
+                assert np.abs(found[Site("language", layer, position)][row] - value.cpu().numpy()).max() < 1e-4
+        last = torch.tensor(found[Site("language", 2, "last")][row], device=device)
+        normed = model._model.model.language_model.norm(last)
+        assert np.abs((normed - out.hidden_states[2][0, -1]).detach().cpu().numpy()).max() < 1e-4
         seen = model._model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
         for layer in (0, 1, 2):
-            expected_vision = seen[layer][0].mean(0).detach().numpy()
+            expected_vision = seen[layer][0].mean(0).detach().cpu().numpy()
             assert np.abs(found[Site("vision", layer, "image")][row] - expected_vision).max() < 1e-4
 
 

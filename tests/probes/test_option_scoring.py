@@ -27,10 +27,10 @@ def plain(model: Any, trial: Trial, reply: Sequence[int]) -> float:
     """The log-probability of one reply, without a cache, a batch or padding."""
     inputs = model._inputs([trial])
     ids = inputs["input_ids"]
-    whole = torch.cat([ids, torch.tensor([reply])], dim=1)
+    whole = torch.cat([ids, torch.tensor([reply], device=ids.device)], dim=1)
     with torch.inference_mode():
         out = model._model(input_ids=whole, attention_mask=torch.ones_like(whole), pixel_values=inputs["pixel_values"])
-    steps = torch.log_softmax(out.logits[0, ids.shape[1] - 1 : -1].float(), dim=-1)
+    steps = torch.log_softmax(out.logits[0, ids.shape[1] - 1 : -1].float().cpu(), dim=-1)
     return float(steps[torch.arange(len(reply)), torch.tensor(reply)].sum())
 
 
