@@ -1,7 +1,8 @@
-# make demo    install, ask the embedded model about 500 towers, write the summary and the figure
-# make test    lint, types, fast tests
-# make verify  recompute what the documents claim in numbers: claim, stated value, value now, verdict
-# make docs    the documentation as a site, in build/docs
+# make demo      install, ask the embedded model about 500 towers, write the summary and the figure
+# make test      lint, types, fast tests
+# make test-gpu  on a machine with an NVIDIA GPU: what differs there
+# make verify    recompute what the documents claim in numbers: claim, stated value, value now, verdict
+# make docs      the documentation as a site, in build/docs
 # PYTHON=python3.11 make install    uses another interpreter (3.11 or later)
 
 PYTHON ?= python3
@@ -65,10 +66,10 @@ test-slow: $(TEST_INSTALLED) $(DOCS_INSTALLED)
 # On a machine with an NVIDIA GPU. The other files have no GPU in them: their models go to one where there is one.
 GPU_TESTS := tests/gpu tests/probes/test_architectures.py tests/probes/test_huggingface.py tests/probes/test_option_scoring.py \
 	tests/probes/test_adapters.py tests/probes/test_decoding.py tests/finetune/test_ppo.py tests/finetune/test_grpo.py \
-	tests/finetune/test_lora.py tests/finetune/test_closed_loop.py tests/finetune/test_auxiliary.py
+	tests/finetune/test_lora.py tests/finetune/test_families.py tests/finetune/test_closed_loop.py tests/finetune/test_auxiliary.py
 
 test-gpu: $(TEST_INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n 4 $(GPU_TESTS)
+	$(BIN)/python -m pytest -m "gpu or not slow" -n 4 $(GPU_TESTS)
 
 verify: $(TEST_INSTALLED)
 	$(BIN)/python benchmarks/verify.py

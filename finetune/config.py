@@ -65,7 +65,9 @@ class TrainConfig:
         diversity: Limits on the training set, such as `conditions=2,wordings=1`; empty: all that the designs have.
         style: "direct", or "think" for prompts that ask for reasoning first (not for SFT, which has none to show).
         batch: Samples per step of the optimiser, over all processes.
-        micro_batch: Samples per forward pass and process; 0: as many as the batch asks for.
+        micro_batch: Samples per forward pass and process; 0: as many as the batch asks for. The loss of sft does not depend on it;
+            that of the other methods is a mean over the tokens of a micro-batch (TRL's "bnpo"), which differs a little from that
+            over the batch where replies differ in length.
         learning_rate: Highest learning rate.
         schedule: "constant", "linear" or "cosine" decay after the warm-up.
         warmup: Share of the steps in which the learning rate rises.

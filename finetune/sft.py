@@ -28,6 +28,12 @@ class DemonstrationTrainer(WithAuxiliary, Counting, Restoring, SFTTrainer):
     tasks: Sequence[str] = ()
     """The task of each item, where there are several."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The loss is the mean over the tokens of a batch. Models of Qwen, Gemma and others are said not to take their number, and
+        # would get the mean of the means of micro-batches; but it is TRL that divides by it, and not the model.
+        self.model_accepts_loss_kwargs = True
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

@@ -6,8 +6,9 @@ lmms-eval lives in an environment of its own, because it brings some hundred pac
     python benchmarks/lmms_eval/run.py --python lmms/bin/python [-n 200] [--rounds 3] [--threads 0] [--device cpu]
 
 A set of towers-stability is made, and opened by lmms-eval as an `imagefolder` (task.yaml, functions.py). Each does what it
-does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes, in single precision, in turn, the order changing from round to round. Items per second are from the first to the last item: of probe from run.json (with
-scoring and writing), of lmms-eval from its progress bar (without).
+does by default; lmms-eval's LLaVA takes one item at a time. Both are whole processes, in single precision, in turn, the order
+changing from round to round. Items per second are from the first to the last item: of probe from run.json (with scoring and
+writing), of lmms-eval from its progress bar (without).
 
 Both compute with as many threads as torch takes by itself, one per core, unless `--threads` says otherwise. With more threads than
 free cores, the numbers say nothing: on a busy machine give `--threads 1` and `-n 1000`. Then items per CPU second are
