@@ -24,7 +24,7 @@ class Restoring:
             from peft import set_peft_model_state_dict
             from safetensors.torch import load_file
 
-            policy = self.accelerator.unwrap_model(model or self.model)  # type: ignore[attr-defined]
+            policy = self.accelerator.unwrap_model(self.model if model is None else model)  # type: ignore[attr-defined]
             found = set_peft_model_state_dict(policy, load_file(file), adapter_name=policy.active_adapter)
             if found.unexpected_keys:
                 raise TrainingError(

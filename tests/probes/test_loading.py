@@ -13,6 +13,7 @@ import pytest
 
 from probes.models import Generation, ModelError, Trial
 from probes.models.catalog import ENTRIES, is_available, lookup
+from probes.models.device import choose_dtype
 from probes.models.loading import load_model
 from stimuli.dataset import StimulusSet
 
@@ -140,6 +141,14 @@ def test_a_gpu_that_is_not_there_is_refused(llava: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
     fix = "use --device cpu" if cards == 0 else "use --device cuda:0 to cuda:1"
     assert refused(str(llava), device="cuda:2") == f"there is no GPU cuda:2 on this machine: {fix}"
+
+
+def test_small_models_compute_alike_everywhere() -> None:
+    small, large = 2_000_000, 7_000_000_000
+    assert choose_dtype("auto", "cpu", "bfloat16", large) == "float32"
+    assert choose_dtype("auto", "cuda", "float16", small) == "float32"
+    assert choose_dtype("auto", "cuda", "bfloat16", large) == "bfloat16"
+    assert choose_dtype("float16", "cuda", "bfloat16", small) == "float16"
 
 
 def test_four_bits_need_their_library(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
