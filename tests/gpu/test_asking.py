@@ -23,7 +23,15 @@ from stimuli.generate import make_set
 pytestmark = pytest.mark.gpu
 
 FAMILIES = (
-    *("llava", "llava-next", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "smolvlm", "internvl", "gemma3", "paligemma"),
+    "llava",
+    "llava-next",
+    "llava-onevision",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "smolvlm",
+    "internvl",
+    "gemma3",
+    "paligemma",
 )
 
 
