@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def make_model(shape: str, prompts: list[str], folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
         for file, name in zip(files, pool.map(sha256, files), strict=True):
             file.rename(blobs / name)
-            file.symlink_to(blobs / name)
+            file.symlink_to(Path(blobs.name) / name)
 
 
 def sha256(file: Path) -> str:
@@ -154,9 +155,9 @@ def clocked(work: Callable[[], Any]) -> float:
 
 
 def peak() -> dict[str, float]:
-    """GB that torch has held at most in this process, in use and reserved; without CUDA's own half a gigabyte."""
+    """GB that torch has held at most in this process, in use and reserved, without CUDA's own half a gigabyte; nothing without a GPU."""
     if not torch.cuda.is_available():
-        return {"in_use_gb": 0.0, "reserved_gb": 0.0}
+        return {}
     return {
         "in_use_gb": torch.cuda.max_memory_allocated() / 1e9,
         "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
@@ -173,7 +174,8 @@ def ask(settings: dict[str, Any], model: str, n: int, folder: Path) -> dict[str,
     from stimuli.generate import make_set
 
     estimate = footprint(model, **settings)
-    torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     stimuli = make_set(TASK, n, 0, folder / "set", size=PIXELS)
     start = time.perf_counter()
     loaded = load_model(model, **settings)
@@ -273,7 +275,9 @@ def main() -> None:
             from stimuli.generate import make_set
 
             items = make_set(TASK, 60, 0, Path(scratch) / "prompts", size=64).items
-            make_model(given.shape, [item.question.prompt for item in items], folder)
+            partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+            make_model(given.shape, [item.question.prompt for item in items], partial)
+            partial.rename(folder)
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the processor"
         print(f"Qwen2.5-VL, untrained, shape {given.shape}; {name}; torch {torch.__version__}", flush=True)
         found: dict[str, Any] = {}

@@ -135,6 +135,7 @@ def measure(run: Run, folder: Path, model: str) -> dict[str, Any]:
     after, before = ask(run.task, folder, model, folder / run.name), ask(run.task, folder, model, None)
     return {
         "name": run.name,
+        "weights": training["base"]["weights_sha256"][:12],
         "task": run.task,
         "method": run.method,
         "seed": run.seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -18,7 +17,7 @@ def on_one_gpu(arguments: Any) -> Any:
     Args:
         arguments: Of a trainer of transformers; changed in place, and given back.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and arguments.n_gpu > 1:
+    if arguments.n_gpu > 1:  # a process of a launcher counts its own alone
         # As transformers does for a model that lies on several GPUs; there is no setting for it.
         arguments._n_gpu = 1
     return arguments

@@ -131,13 +131,14 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
 def _train(
     config: TrainConfig, folder: Path, state: PartialState, jobs: int, progress: Progress | None
 ) -> dict[str, Any]:
-    if choose_device(config.device) == "cpu":
+    device = choose_device(config.device)
+    if device == "cpu":
         keep_freed_memory()
         score_replies_only()
     # The adapter's first weights are drawn from torch's global generator.
     set_seed(config.seed)
     with _quiet():
-        policy = load_policy(config, choose_device(config.device))
+        policy = load_policy(config, device)
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -248,6 +249,7 @@ def _trainer(
     folder: Path,
     monitor: Monitor,
 ) -> Any:
+    on_cpu = choose_device(config.device) == "cpu"
     accumulated = config.batch // (config.micro_batch * PartialState().num_processes)
     settings: dict[str, Any] = {
         "output_dir": str(folder / CHECKPOINTS),
@@ -265,8 +267,8 @@ def _trainer(
         "seed": config.seed,
         "data_seed": config.seed,
         "report_to": [] if config.report_to == "none" else [config.report_to],
-        "bf16": config.dtype == "bfloat16" and choose_device(config.device) != "cpu",
-        "use_cpu": choose_device(config.device) == "cpu",
+        "bf16": config.dtype == "bfloat16" and not on_cpu,
+        "use_cpu": on_cpu,
         "gradient_checkpointing": config.gradient_checkpointing,
         "disable_tqdm": True,
         "remove_unused_columns": False,

@@ -158,7 +158,7 @@ def merge(
         out: Folder to make.
         revision: Of the base model on the hub.
         device: `cpu`, `cuda`, ...
-        dtype: Number format of the merged weights; `auto`: float32 on a CPU, else that of the base.
+        dtype: Number format of the merged weights; `auto`: float32 on a CPU or for small models, else that of the base.
     """
     from probes.cli.console import show, show_json
     from probes.models.merging import merge_adapter

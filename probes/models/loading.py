@@ -33,7 +33,7 @@ def load_model(
     Args:
         name: An alias of the catalogue, a folder, or a hub id; of a served model, its id at the server.
         revision: Branch, tag or commit on the hub.
-        dtype: "auto" (float32 on a CPU, else that of the checkpoint), "float32", "bfloat16" or "float16".
+        dtype: "auto" (see `device.choose_dtype`), "float32", "bfloat16" or "float16".
         device: "auto" (a GPU, if there is one), or a torch device.
         adapter: Folder of a LoRA adapter; of a served model, the adapter's id at the server.
         load_in_4bit: Quantise the weights to 4 bits; needs bitsandbytes.

@@ -57,8 +57,8 @@ def merge_adapter(
         out: Folder to make.
         model: The base model; by default the one that the adapter names.
         revision: Of the base model on the hub.
-        dtype: Number format of computation and of the weights that are written; "auto" as for a run: float32 on a CPU, elsewhere
-            that of the base.
+        dtype: Number format of computation and of the weights that are written; "auto" as for a run: see
+            `device.choose_dtype`.
         device: "auto" is the first GPU, if there is one.
 
     Raises:

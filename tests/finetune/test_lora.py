@@ -14,18 +14,8 @@ from finetune.lora import Capacity, lora_config, make_trainable, trained
 from probes.models import ModelError
 from probes.models.huggingface import load_network
 from probes.models.parts import part_of
+from tests.families import FAMILIES
 
-FAMILIES = [
-    "llava",
-    "llava-next",
-    "llava-onevision",
-    "qwen2.5-vl",
-    "qwen3-vl",
-    "smolvlm",
-    "internvl",
-    "gemma3",
-    "paligemma",
-]
 # What every family calls its language model and vision tower, and the last parts of the names of the layers there.
 LANGUAGE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 VISION = {

@@ -19,20 +19,9 @@ from probes.run import RunConfig, run
 from probes.trials import read_run, read_trials
 from stimuli.dataset import StimulusSet
 from stimuli.generate import make_set
+from tests.families import FAMILIES
 
 pytestmark = pytest.mark.gpu
-
-FAMILIES = (
-    "llava",
-    "llava-next",
-    "llava-onevision",
-    "qwen2.5-vl",
-    "qwen3-vl",
-    "smolvlm",
-    "internvl",
-    "gemma3",
-    "paligemma",
-)
 
 
 @pytest.fixture(scope="module")

@@ -18,22 +18,12 @@ from probes.models.activations import HiddenStates, Site
 from probes.models.huggingface import HuggingFaceModel
 from probes.models.loading import load_model
 from stimuli.dataset import StimulusSet
+from tests.families import FAMILIES
 
-NAMES = (
-    "llava",
-    "llava-next",
-    "llava-onevision",
-    "qwen2.5-vl",
-    "qwen3-vl",
-    "smolvlm",
-    "internvl",
-    "gemma3",
-    "paligemma",
-)
 SETTINGS = Generation(max_new_tokens=4)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def name(request: pytest.FixtureRequest) -> str:
     family: str = request.param
     return family
