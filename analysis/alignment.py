@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from analysis.humans import Humans, human_answers, of_the_same_items
-from analysis.kappa import FEWEST_SHARED, kappas_of_samples, kappas_with_each, pairwise_kappas
-from analysis.result import Result, plain
-from analysis.selection import (
+from vlm_probe.analysis.humans import Humans, human_answers, of_the_same_items
+from vlm_probe.analysis.kappa import FEWEST_SHARED, kappas_of_samples, kappas_with_each, pairwise_kappas
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.selection import (
     CELL,
     Floats,
     cells,
@@ -57,8 +57,8 @@ def alignment(
     """Compare every run with people who answered the same items.
 
     Args:
-        trials: A trial table of two-option judgements, as `analysis.frame` makes it.
-        responses: Human responses, as `analysis.humans.human_answers` takes them.
+        trials: A trial table of two-option judgements, as `vlm_probe.analysis.frame` makes it.
+        responses: Human responses, as `vlm_probe.analysis.humans.human_answers` takes them.
         by: Columns that make a cell.
         resamples: Bootstrap samples: participants and items are drawn anew, independently of each other.
         seed: Of the bootstrap.

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.effect_sizes import odds_of
-from analysis.humans import of_the_same_items
-from analysis.mixed_effects import FitError, FitResult, FitWarning, fit
-from analysis.result import Result
-from analysis.selection import (
+from vlm_probe.analysis.effect_sizes import odds_of
+from vlm_probe.analysis.humans import of_the_same_items
+from vlm_probe.analysis.mixed_effects import FitError, FitResult, FitWarning, fit
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import (
     CELL,
     cells,
     judgements,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.pooling import mean_over_runs
-from analysis.proportions import wilson
-from analysis.result import Result, plain
-from analysis.selection import CELL, cells, need, plain_trials, present
+from vlm_probe.analysis.pooling import mean_over_runs
+from vlm_probe.analysis.proportions import wilson
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.selection import CELL, cells, need, plain_trials, present
 
 BINS = 10
 

@@ -10,7 +10,7 @@ it is against the untrained model, whose own error is one of items alone):
     df = df between runs x (variance of the contrast / its part between runs)^2
 
 Where items settle answers, as at temperature 0 when runs of a training answer alike, the model cannot hold the variance of items, and
-three equal runs must not count as three: standard errors are then those of the rates over items and runs (`analysis.settled`). In cells
+three equal runs must not count as three: standard errors are then those of the rates over items and runs (`vlm_probe.analysis.settled`). In cells
 without variation, to which these do not apply, standard errors are widened by the design effect of answers that repeat,
 1 + (runs - 1) x their intraclass correlation (Kish, 1965, Survey sampling).
 
@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import t as student
 
-from analysis.effect_sizes import log_odds_of, rate_of, rate_slope
-from analysis.mixed_effects import FitResult
-from analysis.mixed_effects.fitting import solve
-from analysis.mixed_effects.profile import Profile
-from analysis.random_effects import choose, standard_deviation
-from analysis.selection import Floats
-from analysis.settled import Spread, spread
+from vlm_probe.analysis.effect_sizes import log_odds_of, rate_of, rate_slope
+from vlm_probe.analysis.mixed_effects import FitResult
+from vlm_probe.analysis.mixed_effects.fitting import solve
+from vlm_probe.analysis.mixed_effects.profile import Profile
+from vlm_probe.analysis.random_effects import choose, standard_deviation
+from vlm_probe.analysis.selection import Floats
+from vlm_probe.analysis.settled import Spread, spread
 
 TERMS = ("(0 + trained | run)", "(0 + trained | run:test)", "(1 | item)", "(1 | item:training)")
 UNTRAINED = "none"

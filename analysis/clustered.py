@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.selection import Floats
+from vlm_probe.analysis.selection import Floats
 
 
 def clustered(y: Floats, design: Floats, groups: Any) -> tuple[float, float]:

@@ -12,17 +12,17 @@ import pandas as pd
 from scipy.stats import chi2
 from statsmodels.stats.multitest import multipletests
 
-from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, Estimate, fit_cells
-from analysis.effect_sizes import cohen_h, odds_of
-from analysis.equivalence import VERDICT, BayesFactor, at_odds, bic_bayes_factor, equivalence, jzs, verdicts
-from analysis.levels import TRANSFER
-from analysis.mixed_effects import FitError
-from analysis.random_effects import RULE
-from analysis.result import Result, plain
-from analysis.run_means import HOW, contrast_of_means, per_item, run_means
-from analysis.selection import cells
-from analysis.style import name_of
-from analysis.transfer import with_names
+from vlm_probe.analysis.cell_model import INTERVALS, UNTRAINED, CellModel, Estimate, fit_cells
+from vlm_probe.analysis.effect_sizes import cohen_h, odds_of
+from vlm_probe.analysis.equivalence import VERDICT, BayesFactor, at_odds, bic_bayes_factor, equivalence, jzs, verdicts
+from vlm_probe.analysis.levels import TRANSFER
+from vlm_probe.analysis.mixed_effects import FitError
+from vlm_probe.analysis.random_effects import RULE
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.run_means import HOW, contrast_of_means, per_item, run_means
+from vlm_probe.analysis.selection import cells
+from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.transfer import with_names
 
 REINFORCEMENT = ("ppo", "grpo", "rloo")
 IMITATION = "sft"
@@ -62,7 +62,7 @@ def planned_contrasts(
     were tested, each with the same weight. The p-value of record is that of the mixed-effects model with t between runs. Holm's
     correction is over the contrasts of a model and level: the family of one hypothesis.
 
-    Tests on means, which assume nothing about log odds, stand beside it (`analysis.run_means`): over runs and items, which is
+    Tests on means, which assume nothing about log odds, stand beside it (`vlm_probe.analysis.run_means`): over runs and items, which is
     about the same as the model, and on these items, the t test on run means. That a method makes no difference is tested, not
     inferred: TOST of the difference in rates within the bound, and by Bayes factors: JZS of the means over runs and items, and
     the BIC approximation of the mixed model.

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.clustered import clustered
-from analysis.pooling import OVER_RUNS, pool
-from analysis.rates import rate_over_runs
-from analysis.result import Result
-from analysis.selection import CELL, cells, first_attempts, item_groups, need, present
+from vlm_probe.analysis.clustered import clustered
+from vlm_probe.analysis.pooling import OVER_RUNS, pool
+from vlm_probe.analysis.rates import rate_over_runs
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import CELL, cells, first_attempts, item_groups, need, present
 
 
 def controls(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from analysis.selection import Floats
+from vlm_probe.analysis.selection import Floats
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
 _SHARES = _WEIGHTS / _WEIGHTS.sum()

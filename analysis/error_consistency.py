@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.pooling import mean_over_runs
-from analysis.result import Result
-from analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
+from vlm_probe.analysis.pooling import mean_over_runs
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
 
 
 def error_consistency(

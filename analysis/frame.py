@@ -18,14 +18,14 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.labels import natural_key
-from analysis.levels import TRANSFER, families, family_of
-from analysis.logs import GROUNDING, Source, find, read_log
-from analysis.training import CURVE_COLUMNS, read_curves
+from vlm_probe.analysis.labels import natural_key
+from vlm_probe.analysis.levels import TRANSFER, families, family_of
+from vlm_probe.analysis.logs import GROUNDING, Source, find, read_log
+from vlm_probe.analysis.training import CURVE_COLUMNS, read_curves
 
 METHODS = ("none", "sft", "ppo", "grpo", "rloo")
 OBSERVERS = ("chance", "heuristic", "ideal", "noisy-simulation")
-"""Models without weights (`probes.models.observers`): reference lines, never a base that training starts from."""
+"""Models without weights (`vlm_probe.probes.models.observers`): reference lines, never a base that training starts from."""
 
 COLUMNS = (
     "run",
@@ -79,7 +79,7 @@ run: who answered: one trained adapter, or one untrained model (of one that is s
 methods are compared, whatever number of folders it has. method: "none" if untrained. train_tasks, train_family: joined by
 "+", "none" if untrained. regime: what else was special about the training, empty if nothing. seed: of the training, or of
 sampling. samples: that the training has seen. shift, shift_level: names joined by "+", and the highest grade; "none" and 0.
-transfer: see `analysis.levels.transfer_level`; missing if untrained. margin: signed, dimensionless. margin_bin: ordered.
+transfer: see `vlm_probe.analysis.levels.transfer_level`; missing if untrained. margin: signed, dimensionless. margin_bin: ordered.
 mirrored: 0 or 1. polarity, order: of the wording. manner: empty for the plain one. examples: number of worked examples.
 attempt: 1 for the first, of at most `attempts`. memory: what of earlier attempts was told. sample: seed of sampled replies, 0 for greedy ones. answer, truth: as text; answer is missing if
 unread. signal: the answer that signal detection and psychometric functions count, of a two-option judgement. correct,
@@ -158,7 +158,7 @@ class Trials:
         table: One row per trial, with `COLUMNS`, sorted; independent of the order in which runs were named.
         dropped: What is not in it, by reason and source.
         sources: The logs and tables that were read.
-        curves: Curves of the trainings that were named, with `analysis.training.CURVE_COLUMNS`.
+        curves: Curves of the trainings that were named, with `vlm_probe.analysis.training.CURVE_COLUMNS`.
     """
 
     table: pd.DataFrame

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.selection import Floats, need
+from vlm_probe.analysis.selection import Floats, need
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.humans import Humans
-from analysis.selection import Floats
+from vlm_probe.analysis.humans import Humans
+from vlm_probe.analysis.selection import Floats
 
 FEWEST_SHARED = 10
 """Items that two raters must have in common for a kappa or a correlation between them."""

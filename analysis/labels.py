@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from analysis.style import name_of
+from vlm_probe.analysis.style import name_of
 
 
 def with_test(table: pd.DataFrame) -> pd.DataFrame:

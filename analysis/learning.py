@@ -13,9 +13,9 @@ import pandas as pd
 from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
-from analysis.pooling import mean_over_runs
-from analysis.result import Result, plain
-from analysis.selection import Floats, cells, need, plain_trials, present
+from vlm_probe.analysis.pooling import mean_over_runs
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.selection import Floats, cells, need, plain_trials, present
 
 KIND = ("model", "train_tasks", "method", "regime")
 """What is learned by whom, and how. Kinds of one model and task are compared with each other."""

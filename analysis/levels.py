@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from stimuli.shifts import Shifts, spell
-from stimuli.tasks import UnknownTask, get_task
+from vlm_probe.stimuli.shifts import Shifts, spell
+from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 TRANSFER = ("within", "shifted", "cross-task", "cross-family", "zero-shot")
 """Levels of transfer, from near to far."""

@@ -11,10 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.levels import family_of, shift_name, transfer_level
-from analysis.rows import Row, attempt_of, failed, manner_of, succeeded, two_options
-from analysis.training import TRAINING, model_name, training_of, who
-from probes.trials import RUN, TRIALS, RunError, is_run, read_run, read_trials, runs_below, trials_hash, was_edited
+from vlm_probe.analysis.levels import family_of, shift_name, transfer_level
+from vlm_probe.analysis.rows import Row, attempt_of, failed, manner_of, succeeded, two_options
+from vlm_probe.analysis.training import TRAINING, model_name, training_of, who
+from vlm_probe.probes.trials import (
+    RUN,
+    TRIALS,
+    RunError,
+    is_run,
+    read_run,
+    read_trials,
+    runs_below,
+    trials_hash,
+    was_edited,
+)
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""

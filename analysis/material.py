@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import Trials
-from analysis.registration import Registration
-from analysis.selection import plain_trials
-from analysis.sets import find_sets
-from stimuli.dataset import StimulusSet
-from stimuli.tasks import UnknownTask, get_task
+from vlm_probe.analysis.frame import Trials
+from vlm_probe.analysis.registration import Registration
+from vlm_probe.analysis.selection import plain_trials
+from vlm_probe.analysis.sets import find_sets
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import binomtest
 
-from analysis.pooling import OVER_RUNS, pool
-from analysis.rates import rate_over_runs
-from analysis.result import Result
-from analysis.selection import CELL, Floats, cells, need, plain_trials, present
+from vlm_probe.analysis.pooling import OVER_RUNS, pool
+from vlm_probe.analysis.rates import rate_over_runs
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import CELL, Floats, cells, need, plain_trials, present
 
 
 def pairs(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from analysis.selection import Floats
+from vlm_probe.analysis.selection import Floats
 
 OVER_RUNS = (
     "runs pooled by random effects (REML, Hartung-Knapp t interval); one run: z interval from its groups of items"

@@ -4,7 +4,7 @@ What is simulated is the data of the planned contrast: every run answers every i
 
     mean of the method + effect of the run + effect of the item + effect of the item for this method
 
-all normal. What is computed of every data set is the test of that contrast over runs and items on means (`analysis.run_means`): the
+all normal. What is computed of every data set is the test of that contrast over runs and items on means (`vlm_probe.analysis.run_means`): the
 difference of mean success rates with the variance of crossed random effects, runs + items - residual (Clark, 1973; Baayen,
 Davidson & Bates, 2008), and t with Satterthwaite's degrees of freedom. `check` fits the mixed-effects model itself to
 some of the data sets.
@@ -24,10 +24,10 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import t as student
 
-from analysis.effect_sizes import log_odds_of
-from analysis.result import Result
-from analysis.run_means import crossed
-from analysis.selection import Floats
+from vlm_probe.analysis.effect_sizes import log_odds_of
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.run_means import crossed
+from vlm_probe.analysis.selection import Floats
 
 CHUNK = 4_000_000
 """Answers that are simulated at once: some 100 MB."""
@@ -258,8 +258,8 @@ def _tests(of_runs: list[Floats], of_items: list[Floats], scenario: Scenario) ->
 
 def _by_model(runs: int, items: int, scenario: Scenario, fits: int, rng: np.random.Generator) -> float:
     """Share of data sets in which the mixed-effects model finds the effect."""
-    from analysis.cell_model import UNTRAINED, fit_cells
-    from analysis.mixed_effects import FitError
+    from vlm_probe.analysis.cell_model import UNTRAINED, fit_cells
+    from vlm_probe.analysis.mixed_effects import FitError
 
     found = tried = 0
     for _ in range(fits):

@@ -7,8 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.labels import natural_key
-from analysis.rows import Row, attempt_of, failed, first_attempts, manner_of, margin_bin, signal_probability, succeeded
+from vlm_probe.analysis.labels import natural_key
+from vlm_probe.analysis.rows import (
+    Row,
+    attempt_of,
+    failed,
+    first_attempts,
+    manner_of,
+    margin_bin,
+    signal_probability,
+    succeeded,
+)
 
 
 @dataclass(frozen=True)

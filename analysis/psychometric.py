@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2, norm
 
-from analysis.pooling import mean_over_runs
-from analysis.psychometric_fit import MAX_LAPSE, fit_functions, probability, steepest
-from analysis.result import Result, plain
-from analysis.selection import (
+from vlm_probe.analysis.pooling import mean_over_runs
+from vlm_probe.analysis.psychometric_fit import MAX_LAPSE, fit_functions, probability, steepest
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.selection import (
     CELL,
     Floats,
     cells,
@@ -40,7 +40,7 @@ class Psychometric(Result):
 
     Attributes:
         runs: Parameters of every run with bootstrap intervals.
-        draws: Run and its cell -> bootstrap parameters (resamples, 3), as `analysis.psychometric_fit` has them.
+        draws: Run and its cell -> bootstrap parameters (resamples, 3), as `vlm_probe.analysis.psychometric_fit` has them.
         columns: That make a cell.
     """
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from analysis.selection import Floats
+from vlm_probe.analysis.selection import Floats
 
 Flags = npt.NDArray[np.bool_]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.mixed_effects import FitError, FitResult, FitWarning, SeparationError, fit
-from analysis.mixed_effects.guards import WIDE
+from vlm_probe.analysis.mixed_effects import FitError, FitResult, FitWarning, SeparationError, fit
+from vlm_probe.analysis.mixed_effects.guards import WIDE
 
 RULE = (
     "random effects: all that the design allows; those with one level or one row per level are left out, and those whose variance"

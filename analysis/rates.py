@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from analysis.pooling import pool
-from analysis.proportions import wilson
-from analysis.selection import Floats, cells, present
+from vlm_probe.analysis.pooling import pool
+from vlm_probe.analysis.proportions import wilson
+from vlm_probe.analysis.selection import Floats, cells, present
 
 HOW = (
     "rate: successes of trials, unread replies being wrong, trials that failed left out. One run: 95 % Wilson interval, which"

@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cell_model import UNTRAINED
-from analysis.contrasts import REINFORCEMENT, Contrasts, planned_contrasts
-from analysis.style import name_of
-from analysis.training import read_facts
-from probes.trials import RunError
-from stimuli.plain_json import parse_object
+from vlm_probe.analysis.cell_model import UNTRAINED
+from vlm_probe.analysis.contrasts import REINFORCEMENT, Contrasts, planned_contrasts
+from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.training import read_facts
+from vlm_probe.probes.trials import RunError
+from vlm_probe.stimuli.plain_json import parse_object
 
 REGISTRATION = "registration.json"
 RL = "rl"
@@ -128,7 +128,7 @@ def read_registration(path: Path) -> Registration:
 def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha: float = 0.05) -> Contrasts:
     """Test the registered contrasts, and no others, on the trials that were registered.
 
-    As `analysis.contrasts.planned_contrasts`, with Holm's correction over the registered contrasts of a model, level and
+    As `vlm_probe.analysis.contrasts.planned_contrasts`, with Holm's correction over the registered contrasts of a model, level and
     training condition. Contrasts that name no condition are about all conditions of one task without settings of their
     own. What was registered and cannot be tested is named in the notes.
 

@@ -20,13 +20,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from analysis import tables
-from analysis.frame import load
-from analysis.material import Material, Settings, select
-from analysis.registration import Registration
-from analysis.result import Result, plain
-from analysis.section import Figure, Section, Unanswerable
-from probes.trials import lock_folder
+from vlm_probe.analysis import tables
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.material import Material, Settings, select
+from vlm_probe.analysis.registration import Registration
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.probes.trials import lock_folder
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def analyse(
     """Analyse runs and write everything to a folder, whose earlier report is replaced.
 
     Args:
-        paths: As for `analysis.frame.load`.
+        paths: As for `vlm_probe.analysis.frame.load`.
         out: Folder; made if it is not there.
         settings: What a reader can change.
         progress: Told how many steps are done, and how many there are.
@@ -179,7 +179,7 @@ class _Steps:
 
 def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:
     """A section, or why there is none; and whether that is as it should be."""
-    make = import_module(f"analysis.sections.{key}").section
+    make = import_module(f"vlm_probe.analysis.sections.{key}").section
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them is in the notes of the results
@@ -199,7 +199,7 @@ def _raised_by_us(error: Exception) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("analysis.")
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("vlm_probe.analysis.")
 
 
 def _data(sections: list[Section], material: Material) -> dict[str, Any]:

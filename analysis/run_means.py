@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.cell_model import UNTRAINED, Estimate, estimate
-from analysis.selection import Floats
+from vlm_probe.analysis.cell_model import UNTRAINED, Estimate, estimate
+from vlm_probe.analysis.selection import Floats
 
 TRAINING = ["method", "training"]
 HOW = (

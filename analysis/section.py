@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.result import Result, plain
+from vlm_probe.analysis.result import Result, plain
 
 
 class Unanswerable(ValueError):

@@ -19,7 +19,7 @@ def need(trials: pd.DataFrame, *columns: str) -> None:
     missing = [name for name in columns if name not in trials.columns]
     if missing:
         raise ValueError(
-            f"the trial table lacks {', '.join(missing)}: see `analysis.frame.COLUMNS` for the columns of a trial table"
+            f"the trial table lacks {', '.join(missing)}: see `vlm_probe.analysis.frame.COLUMNS` for the columns of a trial table"
         )
     if trials.empty:
         raise ValueError("the trial table has no rows: give runs with trials, or a less narrow selection")

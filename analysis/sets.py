@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.frame import Trials
-from stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.analysis.frame import Trials
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 
 
 def find_sets(trials: Trials) -> dict[str, StimulusSet]:

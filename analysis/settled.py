@@ -2,7 +2,7 @@
 
 Where runs of a training answer most items alike, the variance of items has no estimate on the scale of log odds that a Laplace
 approximation would hold for, and three equal runs must not count as three. The log odds of cells are then those of their rates over all
-items, and their covariance is that of the rates over crossed items and runs (as `analysis.run_means`, for all cells at once):
+items, and their covariance is that of the rates over crossed items and runs (as `vlm_probe.analysis.run_means`, for all cells at once):
 
 - items: from what every item adds to the rate of each cell (a sandwich with items as clusters; Liang & Zeger, 1986, Biometrika
   73:13-22), so that cells with the same items are compared item by item, with half an observation added to each cell of such
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.selection import Floats
+from vlm_probe.analysis.selection import Floats
 
 ADDED = 0.5
 """Observations added to each of the four cells of a comparison of two cells by item."""

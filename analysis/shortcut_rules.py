@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.clustered import clustered
-from analysis.pooling import OVER_RUNS, pool
-from analysis.result import Result
-from analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
+from vlm_probe.analysis.clustered import clustered
+from vlm_probe.analysis.pooling import OVER_RUNS, pool
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
 
 
 def adjusted_success(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
@@ -92,9 +92,9 @@ def item_rules(folder: str | Path) -> pd.DataFrame:
     Raises:
         StimulusError: If the folder is no stimulus set.
     """
-    from stimuli.baselines import item_cues
-    from stimuli.dataset import StimulusSet
-    from stimuli.tasks import get_task
+    from vlm_probe.stimuli.baselines import item_cues
+    from vlm_probe.stimuli.dataset import StimulusSet
+    from vlm_probe.stimuli.tasks import get_task
 
     items = StimulusSet.load(folder).items
     tasks = {item.task: get_task(item.task) for item in items if item.scene is not None}

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from analysis.pooling import pool
-from analysis.result import Result, plain
-from analysis.selection import CELL, cells, judgements, plain_trials, present, said_signal, truth_is_signal
+from vlm_probe.analysis.pooling import pool
+from vlm_probe.analysis.result import Result, plain
+from vlm_probe.analysis.selection import CELL, cells, judgements, plain_trials, present, said_signal, truth_is_signal
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def sensitivity(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Sensitivity:
     """d' and criterion of two-option judgements by cell, hierarchical over runs.
 
     Two stages: d' of every run with its sampling variance, then the random-effects mean of the cell with a t interval
-    between runs (see `analysis.pooling.pool`). A mixed probit with a random slope of the signal per run says the same in
+    between runs (see `vlm_probe.analysis.pooling.pool`). A mixed probit with a random slope of the signal per run says the same in
     one stage, but three variance components cannot be estimated from three to five runs: such fits are singular as a rule.
 
     Args:

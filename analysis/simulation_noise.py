@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.result import Result
-from analysis.selection import (
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import (
     CELL,
     Floats,
     cells,
@@ -34,7 +34,7 @@ def fit_noise(
     """The noise with which a simulating observer would answer most nearly as a run does.
 
     Maximum likelihood over the observer's noise sigma and a lapse rate, from the observer's response probabilities at several
-    sigmas (of runs of `probes.models.observers`, say); between these, the likelihood is interpolated by a parabola over log sigma.
+    sigmas (of runs of `vlm_probe.probes.models.observers`, say); between these, the likelihood is interpolated by a parabola over log sigma.
 
     Args:
         trials: A trial table of two-option judgements.

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from analysis.logs import GROUNDING
-from analysis.proportions import (
+from vlm_probe.analysis.logs import GROUNDING
+from vlm_probe.analysis.proportions import (
     Cell,
     MannerCell,
     Proportion,
@@ -25,9 +25,9 @@ from analysis.proportions import (
     wilson,
     within,
 )
-from analysis.rows import Row, catch_items, failed, manner_of, plain_rows, succeeded, two_options
-from analysis.signal_detection import SignalDetection, signal_detection
-from probes.trials import RunError, read_run, read_trials
+from vlm_probe.analysis.rows import Row, catch_items, failed, manner_of, plain_rows, succeeded, two_options
+from vlm_probe.analysis.signal_detection import SignalDetection, signal_detection
+from vlm_probe.probes.trials import RunError, read_run, read_trials
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Summary:
         grounding: Proportion right of each kind of grounding question that a battery of controls began with; else empty.
         attempts: Success within 1, 2, ... attempts; empty if there was one only.
         memory: What of earlier attempts the model was told.
-        guesses: What as many attempts score without looking (see `stimuli.baselines.guesses`).
+        guesses: What as many attempts score without looking (see `vlm_probe.stimuli.baselines.guesses`).
     """
 
     run: str
@@ -140,7 +140,7 @@ class Summary:
 
     def __rich__(self) -> RenderableType:
         """The tables that `probe run` prints."""
-        from analysis.summary_tables import tables_of
+        from vlm_probe.analysis.summary_tables import tables_of
 
         return tables_of(self)
 
@@ -164,7 +164,7 @@ def summarise(run_dir: str | Path) -> Summary:
 
     Raises:
         OSError: If the folder or its files cannot be read.
-        RunError: If it holds no run (from `probes.trials`).
+        RunError: If it holds no run (from `vlm_probe.probes.trials`).
     """
     folder = Path(run_dir)
     summary = summarise_rows(read_trials(folder), read_run(folder), run=str(run_dir))
@@ -184,7 +184,7 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
     """Summarise trial rows.
 
     Args:
-        rows: Trial rows as `probes.trials.read_trials` gives them.
+        rows: Trial rows as `vlm_probe.probes.trials.read_trials` gives them.
         record: The contents of run.json.
         run: Name of the run, for the heading.
     """

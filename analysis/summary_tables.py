@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analysis.proportions import Cell
-from analysis.summary import Summary
+from vlm_probe.analysis.proportions import Cell
+from vlm_probe.analysis.summary import Summary
 
 
 def tables_of(summary: Summary) -> RenderableType:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.result import P_VALUES
+from vlm_probe.analysis.result import P_VALUES
 
 Format = Callable[[Any], str]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.levels import families
-from probes.trials import RunError
-from stimuli.plain_json import parse_object
-from stimuli.shifts import Shifts, parse_shifts
+from vlm_probe.analysis.levels import families
+from vlm_probe.probes.trials import RunError
+from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 
 TRAINING = "training.json"
 UNKNOWN = "unknown"

@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from analysis.cell_model import INTERVALS, UNTRAINED, CellModel, fit_cells
-from analysis.effect_sizes import cohen_h, odds_of
-from analysis.equivalence import VERDICT, equivalence, verdicts
-from analysis.labels import with_test
-from analysis.mixed_effects import FitError
-from analysis.random_effects import RULE
-from analysis.result import Result
-from analysis.selection import cells, need, plain_trials
+from vlm_probe.analysis.cell_model import INTERVALS, UNTRAINED, CellModel, fit_cells
+from vlm_probe.analysis.effect_sizes import cohen_h, odds_of
+from vlm_probe.analysis.equivalence import VERDICT, equivalence, verdicts
+from vlm_probe.analysis.labels import with_test
+from vlm_probe.analysis.mixed_effects import FitError
+from vlm_probe.analysis.random_effects import RULE
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.selection import cells, need, plain_trials
 
 TRAINING = ("method", "train_tasks", "regime")
 TEST = ("test_task", "shift", "shift_level")
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {"model": "", "train_tasks": UNTRAINED, "regime": "",
 
 
 def with_names(trials: pd.DataFrame) -> pd.DataFrame:
-    """Plain trials with the columns that `analysis.cell_model` takes: `training`, `test` and `item` in words."""
+    """Plain trials with the columns that `vlm_probe.analysis.cell_model` takes: `training`, `test` and `item` in words."""
     need(trials, "run", "method", "test_task", "item_id", "success")
     table = plain_trials(trials)
     if "observer" in table.columns:
@@ -43,7 +43,7 @@ def transfer_matrix(
 ) -> Result:
     """Estimated success rate of every training on every test, with its difference from the untrained model.
 
-    One mixed-effects model per model and test (see `analysis.cell_model`): runs and items at random, t between runs. Rates are
+    One mixed-effects model per model and test (see `vlm_probe.analysis.cell_model`): runs and items at random, t between runs. Rates are
     those over runs and items (the random effects averaged over), so that they can be compared with counted ones.
 
     Args:

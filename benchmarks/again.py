@@ -87,8 +87,8 @@ def share(place: Path, arguments: str) -> None:
 
 
 def _call(place: Path, arguments: str, variables: dict[str, str]) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PROBE_CACHE": str(place / "cache")} | variables
-    return {"args": [sys.executable, "-m", "probes", *arguments.split()], "cwd": place, "env": environment}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PROBE_CACHE": str(place / "cache")} | variables
+    return {"args": [sys.executable, "-m", "vlm_probe", *arguments.split()], "cwd": place, "env": environment}
 
 
 def main() -> int:

@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Run as a script, this folder would hide the package `stimuli`.
-sys.path = [str(ROOT), *(entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent)]
+sys.path.insert(0, str(ROOT))
 
 from tests.analysis.conftest import write_study
 
@@ -42,9 +41,9 @@ def main() -> None:
             write_study(logs, methods=METHODS, seeds=SEEDS, tasks=TASKS, n=per_test, shifts=(("camera", 2),))
         trials = sum(1 for log in logs.rglob("trials.jsonl") for _ in log.open("rb"))
         start = time.perf_counter()
-        command = [sys.executable, "-m", "probes", "analyze", str(logs), "--out", str(home / "report")]
+        command = [sys.executable, "-m", "vlm_probe", "analyze", str(logs), "--out", str(home / "report")]
         subprocess.run(
-            command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+            command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}
         )
         wall, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         print(f"{trials} trials of {len(METHODS) * SEEDS + 1} runs")

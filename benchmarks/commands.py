@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from probes.cli import main as probe
-from probes.cli import results
+from vlm_probe.probes.cli import main as probe
+from vlm_probe.probes.cli import results
 
 TICK = 0.001
 """Seconds between two looks at a child."""

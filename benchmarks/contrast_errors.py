@@ -18,21 +18,17 @@ One run of an untrained model and some of SFT and of GRPO, all on the same items
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from analysis.contrasts import planned_contrasts
-from analysis.frame import from_table
+from vlm_probe.analysis.contrasts import planned_contrasts
+from vlm_probe.analysis.frame import from_table
 
 TASK = "towers-stability"
 ALPHA = 0.05

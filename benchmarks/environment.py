@@ -14,22 +14,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-# Run as a script, this file would be found before the package's modules of the same name.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 
-from stimuli.environment import PhysicsEnv
-from stimuli.outcomes import OutcomeCache
-from stimuli.question import Answer, Question
-from stimuli.scene import Scene
-from stimuli.simulators import Outcome, Simulator, Stop, get_simulator
+from vlm_probe.stimuli.environment import PhysicsEnv
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.question import Answer, Question
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Outcome, Simulator, Stop, get_simulator
 
 
 @dataclass(frozen=True)

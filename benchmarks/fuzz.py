@@ -16,20 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import atheris
 
-with atheris.instrument_imports(include=["stimuli", "probes"], enable_loader_override=False):
-    from finetune.config import TrainConfig
-    from probes.readout import Scorer
-    from probes.run import RunConfig, run
-    from probes.study.design import read_design
-    from probes.study.fields import StudyError
-    from probes.trials import RUN, TRIALS, RunError, read_run, read_trials
-    from stimuli.dataset import METADATA, StimulusError, StimulusSet
-    from stimuli.generate import make_set
+with atheris.instrument_imports(include=["vlm_probe"], enable_loader_override=False):
     from tests.probes.test_replies import TASKS, check, item_of
+    from vlm_probe.finetune.config import TrainConfig
+    from vlm_probe.probes.readout import Scorer
+    from vlm_probe.probes.run import RunConfig, run
+    from vlm_probe.probes.study.design import read_design
+    from vlm_probe.probes.study.fields import StudyError
+    from vlm_probe.probes.trials import RUN, TRIALS, RunError, read_run, read_trials
+    from vlm_probe.stimuli.dataset import METADATA, StimulusError, StimulusSet
+    from vlm_probe.stimuli.generate import make_set
 
 Target = Callable[[bytes], None]
 STUDY = "study: one\nmodels: [tiny]\nmethods: [none, sft]\nseeds: [0]\ntraining: {a: towers-topblock}\nsets: {n: 8, seed: 1}\n"

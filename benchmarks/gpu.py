@@ -28,10 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this folder would hide the package `stimuli`.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 
 TASK = "towers-topblock"
@@ -166,12 +162,12 @@ def peak() -> dict[str, float]:
 
 def ask(settings: dict[str, Any], model: str, n: int, folder: Path) -> dict[str, Any]:
     """Memory and time of asking, beside the estimate and a plain loop."""
-    from probes.models import Generation, Trial
-    from probes.models.footprint import ITEMS, footprint
-    from probes.models.huggingface import HuggingFaceModel
-    from probes.models.loading import load_model
-    from probes.run import RunConfig, run
-    from stimuli.generate import make_set
+    from vlm_probe.probes.models import Generation, Trial
+    from vlm_probe.probes.models.footprint import ITEMS, footprint
+    from vlm_probe.probes.models.huggingface import HuggingFaceModel
+    from vlm_probe.probes.models.loading import load_model
+    from vlm_probe.probes.run import RunConfig, run
+    from vlm_probe.stimuli.generate import make_set
 
     estimate = footprint(model, **settings)
     if torch.cuda.is_available():
@@ -214,9 +210,9 @@ def ask(settings: dict[str, Any], model: str, n: int, folder: Path) -> dict[str,
 
 def learn(method: str, model: str, samples: int, folder: Path) -> dict[str, Any]:
     """Memory and time of training with the preset for such a model."""
-    from finetune.config import make_config
-    from finetune.data import training_set
-    from finetune.train import train
+    from vlm_probe.finetune.config import make_config
+    from vlm_probe.finetune.data import training_set
+    from vlm_probe.finetune.train import train
 
     given = {
         "model": model,
@@ -272,7 +268,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)) / f"untrained-{given.shape}"
         if not folder.exists():
-            from stimuli.generate import make_set
+            from vlm_probe.stimuli.generate import make_set
 
             items = make_set(TASK, 60, 0, Path(scratch) / "prompts", size=64).items
             partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

@@ -17,25 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this file would be found before the package's modules of the same name.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.summary import Summary, summarise
-from finetune.config import make_config
-from finetune.train import train
-from probes.allocation import keep_freed_memory
-from probes.episodes import Ask, Episodes
-from probes.memory import Memory
-from probes.presentation import PLAIN, Presenter
-from probes.readout import Scorer
-from probes.run import RunConfig, run
-from probes.trials import read_trials
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
-from stimuli.shifts import parse_shifts
+from vlm_probe.analysis.summary import Summary, summarise
+from vlm_probe.finetune.config import make_config
+from vlm_probe.finetune.train import train
+from vlm_probe.probes.allocation import keep_freed_memory
+from vlm_probe.probes.episodes import Ask, Episodes
+from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.presentation import PLAIN, Presenter
+from vlm_probe.probes.readout import Scorer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.shifts import parse_shifts
 
 TASK = "towers-topblock"
 EDGE, TEXT = 224, 46
@@ -191,7 +188,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     keep_freed_memory()
-    from probes.models.loading import load_model
+    from vlm_probe.probes.models.loading import load_model
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     place = arguments.out / ("new" if not arguments.shift else arguments.shift.replace(":", "-"))

@@ -306,11 +306,11 @@ def main() -> int:
 def warm(name: str) -> None:
     """Import what a campaign's command needs, once for all its children."""
     if name == "training":
-        import finetune.train  # noqa: F401
+        import vlm_probe.finetune.train
     if name == "probing-tiny":
-        import probes.models.huggingface  # noqa: F401
+        import vlm_probe.probes.models.huggingface
     if name == "analysis":
-        import analysis.report  # noqa: F401
+        import vlm_probe.analysis.report  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -22,17 +22,15 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from finetune.data import FIRST_SEED
-from probes.tiny.pictures import CHUNK, sample_scene
-from probes.tiny.pretrain import Recipe as Pretraining
-from probes.trials import read_trials, runs_below
-from stimuli import design
-from stimuli.scene import Scene, mirror
-from stimuli.shifts import Shifts, parse_shifts
-from stimuli.standard import STANDARD_N, STANDARD_SEED
-from stimuli.tasks import get_task, task_names
+from vlm_probe.finetune.data import FIRST_SEED
+from vlm_probe.probes.tiny.pictures import CHUNK, sample_scene
+from vlm_probe.probes.tiny.pretrain import Recipe as Pretraining
+from vlm_probe.probes.trials import read_trials, runs_below
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.shifts import Shifts, parse_shifts
+from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED
+from vlm_probe.stimuli.tasks import get_task, task_names
 
 DRAWS = 3
 """Draws of a group that are looked at: a training takes the first, and a later one where an expert or the engine objects to it."""

@@ -20,11 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this file would be found before the package's modules of the same name.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from analysis.style import MM, NAMES, PAGE_MM, STYLE, look, proportions, save
+from vlm_probe.analysis.style import MM, NAMES, PAGE_MM, STYLE, look, proportions, save
 
 CRITERION = 0.6
 WINDOW = 5
@@ -92,7 +88,7 @@ TESTS = {
 
 def probe(*arguments: str) -> dict[str, Any]:
     """Run a command of `probe` with --json, and give what it prints."""
-    command = [sys.executable, "-m", "probes", *arguments]
+    command = [sys.executable, "-m", "vlm_probe", *arguments]
     run = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {run.returncode}")

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from probes.trials import RUN, TRIALS, RunError, read_run, read_trials
-from stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.probes.trials import RUN, TRIALS, RunError, read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 
 TIMES = ("latency_s", "time")
 """Columns of a trial that say when it took place, and nothing about it."""

@@ -28,8 +28,8 @@ from scipy.special import expit
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from analysis import FitResult, fit
 from benchmarks import hard_data
+from vlm_probe.analysis import FitResult, fit
 
 MODELS: dict[str, dict[str, Any]] = {
     "sleepstudy": {"formula": "Reaction ~ Days + (Days | Subject)"},

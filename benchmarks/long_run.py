@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from analysis.summary import summarise
-from probes.run import RunConfig, run
-from stimuli.generate import make_set
+from vlm_probe.analysis.summary import summarise
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.generate import make_set
 
 STEPS = 10
 

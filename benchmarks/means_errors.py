@@ -10,12 +10,8 @@ have the same expected rate over items, so that every rejection is wrong. Log od
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from analysis.power import Scenario, power
+from vlm_probe.analysis.power import Scenario, power
 
 KINDS = {"usual": (0.3, 0.7, 0.2), "wide": (0.3, 2.0, 1.0), "near": (0.5, 4.0, 3.0), "settled": (0.5, 8.0, 4.0)}
 EFFECT = 0.1

@@ -44,8 +44,8 @@ def demo(what: str) -> float:
 
 @functools.cache
 def _demo() -> dict[str, float]:
-    from analysis.summary import summarise
-    from probes.run import RunConfig, run
+    from vlm_probe.analysis.summary import summarise
+    from vlm_probe.probes.run import RunConfig, run
 
     with tempfile.TemporaryDirectory() as folder:
         run(RunConfig("tiny", "towers"), _standard("towers-stability"), Path(folder) / "run")
@@ -61,7 +61,7 @@ def _demo() -> dict[str, float]:
 
 @functools.cache
 def _standard(task: str) -> Any:
-    from stimuli.standard import resolve
+    from vlm_probe.stimuli.standard import resolve
 
     return resolve(task, jobs=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
@@ -73,7 +73,7 @@ def shortcut(task: str, name: str) -> float:
 
 def pixels(task: str) -> float:
     """What a linear classifier on small pictures scores on the standard set, cross-validated by group."""
-    from stimuli.audit import audit
+    from vlm_probe.stimuli.audit import audit
 
     (found,) = (s.score for s in audit(_standard(task)).shortcuts if s.kind == "pixels")
     return found
@@ -87,8 +87,8 @@ def statics_and_bullet(task: str, n: int, least: float = 0.1) -> float:
         n: Scenes.
         least: Smallest |margin|.
     """
-    from stimuli.simulators import get_simulator
-    from stimuli.tasks import Unsatisfiable, get_task
+    from vlm_probe.stimuli.simulators import get_simulator
+    from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
 
     the_task, simulator, rng = get_task(task), get_simulator(), np.random.default_rng(SEED)
     conditions = [c for c in the_task.conditions() if max(map(abs, c.margin_bin)) > least]
@@ -114,8 +114,8 @@ def engines(task: str, of: float, n: int = 36) -> float:
         of: What the share is multiplied by.
         n: Items of the new set.
     """
-    from stimuli.agreement import check
-    from stimuli.generate import make_set
+    from vlm_probe.stimuli.agreement import check
+    from vlm_probe.stimuli.generate import make_set
 
     with tempfile.TemporaryDirectory() as folder:
         found = check(make_set(task, n, SEED, Path(folder) / "set", size=32), "mujoco")
@@ -126,7 +126,7 @@ def engines(task: str, of: float, n: int = 36) -> float:
 def _fitted(model: str) -> Any:
     import pandas as pd
 
-    from analysis import fit
+    from vlm_probe.analysis import fit
 
     lme4_agreement = script("lme4_agreement")
     trials = lme4_agreement.simulate_trials()
@@ -167,7 +167,7 @@ def _replications(runs: int, n: int = 100) -> list[dict[str, float]]:
 
 def fit_seconds() -> float:
     """CPU seconds of a logistic fit of 4,000 rows, once what is loaded late is loaded."""
-    from analysis import fit
+    from vlm_probe.analysis import fit
 
     mixed_effects = script("mixed_effects")
     case = mixed_effects.SIZES["glmm-4k"]
@@ -182,7 +182,7 @@ def fit_seconds() -> float:
 
 @functools.cache
 def _tiny() -> Any:
-    from probes.tiny.evaluate import load
+    from vlm_probe.probes.tiny.evaluate import load
 
     return load()
 
@@ -194,7 +194,7 @@ def parameters() -> float:
 
 def perception(family: str, ask: str, n: int = 64) -> float:
     """Share of right answers of the embedded model to a perceptual question, on pictures that nobody has seen."""
-    from probes.tiny.evaluate import accuracies
+    from vlm_probe.probes.tiny.evaluate import accuracies
 
     return float(accuracies(_tiny(), family, n, seed=SEED, asks=[ask])[ask]["accuracy"])
 
@@ -215,7 +215,7 @@ def asked_scenes() -> float:
 def _shared() -> Any:
     """What its tests share with a sample of its trainings: every family, every kind of question, the varied pictures."""
     from benchmarks import leakage
-    from finetune.data import FIRST_SEED
+    from vlm_probe.finetune.data import FIRST_SEED
 
     registration = json.loads((STUDY / "registration.json").read_text(encoding="utf-8"))
     recipes = [r for r in leakage.training_recipes(registration) if r.seed == FIRST_SEED]
@@ -236,8 +236,8 @@ def shared_geometry() -> float:
 def pretraining_scenes() -> float:
     """Scenes of the embedded model's pretraining, or mirror images of them, that are in a test or standard set."""
     from benchmarks import leakage
-    from stimuli.standard import STANDARD_SEED
-    from stimuli.tasks import task_names
+    from vlm_probe.stimuli.standard import STANDARD_SEED
+    from vlm_probe.stimuli.tasks import task_names
 
     standard = [s for task in task_names() for s in leakage.drawn(leakage.Recipe(task, 100, STANDARD_SEED))]
     tests = _asked() | {scene.content_hash for scene in standard}

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import leftovers
 from benchmarks.commands import TICK, ended, make, start
-from probes.trials import read_trials
+from vlm_probe.probes.trials import read_trials
 
 ITEMS, SIZE = 60, 32
 TRAIN = (
@@ -157,7 +157,7 @@ def clock(bench: Bench) -> Iterator[Outcome]:
     """A clock that goes forth and back by up to a day whenever it is looked at."""
 
     def unsteady() -> None:
-        import probes.run as module
+        import vlm_probe.probes.run as module
 
         rng, real = random.Random(0), time.time
 
@@ -253,8 +253,8 @@ def main() -> int:
         make(*f"stimuli make towers-stability -n {ITEMS} --seed 3 --size {SIZE} --jobs 1 --out set".split())
         for model in ("heuristic", "tiny"):
             make(*bench.run(bench.place / "runs" / model, model))
-        import analysis.report  # noqa: F401  # before the forks, so that it costs once
-        import finetune.train  # noqa: F401
+        import vlm_probe.analysis.report  # before the forks, so that it costs once
+        import vlm_probe.finetune.train  # noqa: F401
 
         print("| mishap | what happens | as it should be |\n|---|---|---|", flush=True)
         for name in options.only:

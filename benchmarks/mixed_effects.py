@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
 OURS = """
 import json, resource, sys, time, warnings
 import pandas as pd
-from analysis import fit
+from vlm_probe.analysis import fit
 data = pd.read_csv(sys.argv[1])
 family = sys.argv[3]
 with warnings.catch_warnings(action="ignore"):
@@ -83,7 +83,7 @@ def measure(size: str, *, with_r: bool) -> dict[str, Any]:
     """One size: our CPU seconds and memory, and lme4's seconds."""
     settings = SIZES[size]
     family = "binomial" if settings["formula"] == GLMM else "gaussian"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "trials.csv")
         simulate(settings["rows"], settings["runs"], settings["items"]).to_csv(path, index=False)

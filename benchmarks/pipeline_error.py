@@ -3,7 +3,7 @@
     python benchmarks/pipeline_error.py [--studies 200] [--runs 5] [--jobs 2] [--rows FILE]
 
 A study is an untrained model and `--runs` PPO adapters that learned their own task, all asked the same 60 items of another task of the
-family. What is written is what `probe run` writes, `run.json` and `trials.jsonl`; what is read is `analysis.frame.load` and then the
+family. What is written is what `probe run` writes, `run.json` and `trials.jsonl`; what is read is `vlm_probe.analysis.frame.load` and then the
 planned contrast PPO - untrained at the level cross-task, as `probe analyze` reports it. Success has a logit of 0 in the untrained model;
 standard deviations of 0.3 (runs) and 0.7 (items). Without transfer the adapters have the same mean; with transfer 0.6 more.
 Every study has a seed of its own; with `--rows` each goes into a file as soon as it is done, and what is there is not done again.
@@ -17,7 +17,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -30,12 +29,10 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import binomtest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from analysis.contrasts import planned_contrasts
-from analysis.frame import load
-from analysis.material import Settings, select
-from probes.trials import COLUMNS, TrialLog, trials_hash
+from vlm_probe.analysis.contrasts import planned_contrasts
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.material import Settings, select
+from vlm_probe.probes.trials import COLUMNS, TrialLog, trials_hash
 
 ITEMS, SD_RUN, SD_ITEM, TRANSFER = 60, 0.3, 0.7, 0.6
 TRAINED, TESTED = "towers-topblock", "towers-stability"

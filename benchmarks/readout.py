@@ -15,23 +15,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this folder would hide the package `stimuli`.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 import torch
 
-from probes.models import Trial
-from probes.models.huggingface import HuggingFaceModel
-from probes.models.loading import load_model
-from stimuli.generate import make_set
+from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models.huggingface import HuggingFaceModel
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.stimuli.generate import make_set
 
 TASKS = ("towers-stability", "towers-grounding", "towers-topblock")
 WARM_UP = 5

@@ -1,4 +1,4 @@
-"""What a run costs around the model: the whole of `probes.run.run` against a plain transformers loop.
+"""What a run costs around the model: the whole of `vlm_probe.probes.run.run` against a plain transformers loop.
 
 Baseline: the same model and the same batches; pictures opened with Pillow, prompts through the chat template and the
 processor, `generate`, `batch_decode`. Nothing is prefetched, checked, hashed, scored or written.
@@ -26,21 +26,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this folder would hide the package `stimuli`.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from probes.models import Model, Trial
-from probes.models.catalog import lookup
-from probes.models.huggingface import HuggingFaceModel
-from probes.models.loading import load_model
-from probes.models.reply_limits import SPARE_TOKENS
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
+from vlm_probe.probes.models import Model, Trial
+from vlm_probe.probes.models.catalog import lookup
+from vlm_probe.probes.models.huggingface import HuggingFaceModel
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.reply_limits import SPARE_TOKENS
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
 
 TASK = "towers-stability"
 
@@ -94,8 +91,8 @@ def timed(work: Any) -> tuple[float, float]:
 def peak_memory(model: str, stimuli: Path, batch_size: int) -> float:
     """Peak resident memory (GB) of a fresh process that loads the model and runs it."""
     code = (
-        "import resource, sys, tempfile; from pathlib import Path; from probes.run import RunConfig, run\n"
-        "from stimuli.dataset import StimulusSet\n"
+        "import resource, sys, tempfile; from pathlib import Path; from vlm_probe.probes.run import RunConfig, run\n"
+        "from vlm_probe.stimuli.dataset import StimulusSet\n"
         f"run(RunConfig({model!r}, 's', batch_size={batch_size}), StimulusSet.load({str(stimuli)!r}),"
         " Path(tempfile.mkdtemp()) / 'run')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

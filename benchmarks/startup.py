@@ -13,7 +13,7 @@ REPEATS = 10
 HEAVY = ("torch", "transformers", "pybullet", "pandas", "numpy", "scipy", "matplotlib")
 HELP = (
     "import sys; sys.argv = ['probe', '--help']\n"
-    "from probes.cli import main\n"
+    "from vlm_probe.probes.cli import main\n"
     "try: main()\n"
     "except SystemExit: pass\n"
     f"print(*(m for m in {HEAVY!r} if m in sys.modules), sep=',', file=sys.stderr)"

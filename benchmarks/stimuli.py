@@ -27,20 +27,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this file would hide the package of the same name.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
-from stimuli.palettes import paint
-from stimuli.picture import GAP, panel_poses
-from stimuli.scene import Body, Marker, Scene
-from stimuli.shapes import cradle_boards, mesh
-from stimuli.simulators import FRAME_INTERVAL, Outcome, Poses, Simulator, get_simulator
-from stimuli.simulators.loop import steps_per_frame
-from stimuli.simulators.pybullet import (
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.palettes import paint
+from vlm_probe.stimuli.picture import GAP, panel_poses
+from vlm_probe.stimuli.scene import Body, Marker, Scene
+from vlm_probe.stimuli.shapes import cradle_boards, mesh
+from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Outcome, Poses, Simulator, get_simulator
+from vlm_probe.stimuli.simulators.loop import steps_per_frame
+from vlm_probe.stimuli.simulators.pybullet import (
     CAREFUL_ITERATIONS,
     FAR,
     NEAR,
@@ -50,7 +47,7 @@ from stimuli.simulators.pybullet import (
     STEP,
     bullet,
 )
-from stimuli.tasks import FAMILIES, get_task
+from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
 FIXED_SECONDS = 2.0
 """Simulated seconds of a simulation that does not stop early."""
@@ -121,7 +118,7 @@ def bare_engine(work: list[Work], size: int) -> float:
 
 
 def _build(scene: Scene, client: int) -> list[int]:
-    """The world of a scene, with all that decides what its contacts cost: see `stimuli.simulators.pybullet`."""
+    """The world of a scene, with all that decides what its contacts cost: see `vlm_probe.stimuli.simulators.pybullet`."""
     bullet.resetSimulation(physicsClientId=client)
     bullet.setGravity(0, 0, -scene.gravity, physicsClientId=client)
     careful = bool(scene.pushes) or any(body.fixed for body in scene.bodies)
@@ -248,7 +245,7 @@ def _children() -> float:
 def peak_memory(task: str, n: int) -> int:
     """Peak resident memory (kB) of a fresh process that makes n small items."""
     code = (
-        "import resource, tempfile; from stimuli.generate import make_set\n"
+        "import resource, tempfile; from vlm_probe.stimuli.generate import make_set\n"
         f"with tempfile.TemporaryDirectory() as folder: make_set({task!r}, {n}, 0, folder + '/set', size=32)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

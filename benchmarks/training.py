@@ -23,18 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Run as a script, this file would be found before the package's modules of the same name.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 SKIPPED = 1
 """Rollouts at the beginning that are not counted: what is done once is done in them."""
 
 
 def measure(method: str, model: str, task: str, rollouts: int) -> dict[str, float]:
     """Train in this process; CPU seconds per rollout, the simulator's part of them, and the peak of memory (GB)."""
-    from finetune.config import make_config
-    from finetune.train import train
+    from vlm_probe.finetune.config import make_config
+    from vlm_probe.finetune.train import train
 
     given: dict[str, Any] = {
         "model": model,
@@ -57,7 +53,7 @@ def measure(method: str, model: str, task: str, rollouts: int) -> dict[str, floa
 
     with tempfile.TemporaryDirectory() as folder:
         # Made beforehand, so that the clock ticks for steps alone.
-        from finetune.data import training_set
+        from vlm_probe.finetune.data import training_set
 
         config = make_config(given, "tiny")
         training_set(config)

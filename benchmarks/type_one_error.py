@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 import warnings
 from pathlib import Path
 
@@ -23,9 +22,7 @@ import pandas as pd
 import scipy.stats
 from scipy.special import expit
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from analysis import FitError, FitResult, fit
+from vlm_probe.analysis import FitError, FitResult, fit
 
 ITEMS, SD_RUN, SD_ITEM, EFFECT = 40, 0.4, 0.7, 0.5
 TESTS = {

@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from stimuli.environment import PhysicsEnv, environment_id
+from vlm_probe.stimuli.environment import PhysicsEnv, environment_id
 
 PIXELS, ENVIRONMENTS = 48, 8
 TEST_SEED = 1_000_000

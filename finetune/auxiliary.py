@@ -19,9 +19,9 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback
 
-from probes.decoding.targets import TARGETS, find_target
-from probes.models import ModelError
-from stimuli.dataset import Item
+from vlm_probe.probes.decoding.targets import TARGETS, find_target
+from vlm_probe.probes.models import ModelError
+from vlm_probe.stimuli.dataset import Item
 
 HEAD_LEARNING_RATE = 1e-3
 FILE = "auxiliary.pt"

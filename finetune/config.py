@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from typing import Any
 
-from finetune.curriculum import parse_curriculum
-from finetune.devices import DEVICES
-from finetune.diversity import parse_diversity
-from probes.memory import Memory
+from vlm_probe.finetune.curriculum import parse_curriculum
+from vlm_probe.finetune.devices import DEVICES
+from vlm_probe.finetune.diversity import parse_diversity
+from vlm_probe.probes.memory import Memory
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
@@ -208,7 +208,7 @@ def make_config(given: Mapping[str, Any], preset: str = "") -> TrainConfig:
 
 def preset_names() -> list[str]:
     """The presets that ship with the package."""
-    folder = resources.files("finetune") / "presets"
+    folder = resources.files("vlm_probe.finetune") / "presets"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
@@ -220,7 +220,9 @@ def read_preset(name: str, method: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise TrainingError(f"there is no preset {name!r}: use {', '.join(preset_names())}")
-    table = tomllib.loads((resources.files("finetune") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads(
+        (resources.files("vlm_probe.finetune") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    )
     own = table.get(method, {})
     return {key: value for key, value in table.items() if key not in METHODS} | own
 

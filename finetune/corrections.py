@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from finetune.closed_loop import images
-from finetune.data import Example
-from probes.memory import Memory, Past
-from probes.models import Trial
-from probes.models.prompting import message
-from stimuli.attempts import carry_out
-from stimuli.outcomes import OutcomeCache
-from stimuli.question import Answer
-from stimuli.simulators import get_simulator
-from stimuli.tasks import get_task
+from vlm_probe.finetune.closed_loop import images
+from vlm_probe.finetune.data import Example
+from vlm_probe.probes.memory import Memory, Past
+from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models.prompting import message
+from vlm_probe.stimuli.attempts import carry_out
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.question import Answer
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import get_task
 
 NEAR = 0.1
 """How far from the expert's answer those are that fail: their mean distance, as a share of the legal range, about."""

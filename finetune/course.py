@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.auxiliary import AuxiliaryObjective, HeadLearning, make_targets
-from finetune.config import TrainConfig
-from finetune.curriculum import difficulty, parse_curriculum
-from finetune.diversity import describe
-from finetune.mixture import Share
-from finetune.order import Order
-from finetune.presentation import OrderKeeping, Results, present
-from stimuli.dataset import Item
+from vlm_probe.finetune.auxiliary import AuxiliaryObjective, HeadLearning, make_targets
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.finetune.curriculum import difficulty, parse_curriculum
+from vlm_probe.finetune.diversity import describe
+from vlm_probe.finetune.mixture import Share
+from vlm_probe.finetune.order import Order
+from vlm_probe.finetune.presentation import OrderKeeping, Results, present
+from vlm_probe.stimuli.dataset import Item
 
 
 class Course:

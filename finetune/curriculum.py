@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from stimuli.dataset import Item
+from vlm_probe.stimuli.dataset import Item
 
 Floats = npt.NDArray[np.float64]
 Kind = Literal["none", "easy-to-hard", "hard-to-easy", "adaptive"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.monitor import BY_TASK
+from vlm_probe.finetune.monitor import BY_TASK
 
 PANELS = (
     (

@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.config import TrainConfig, TrainingError
-from finetune.diversity import parse_diversity, plan
-from finetune.mixture import Share, apportion
-from stimuli import design
-from stimuli.dataset import Item, StimulusSet
-from stimuli.generate import Progress, shifted_well
-from stimuli.picture import draw
-from stimuli.scene import mirror
-from stimuli.shifts import Shifts, check, parse_shifts
-from stimuli.simulators import get_simulator
-from stimuli.standard import STANDARD_N, STANDARD_SEED, STANDARD_SIZE, cache_folder, resolve
-from stimuli.tasks import Task, Unsatisfiable, get_task, task_names
+from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.diversity import parse_diversity, plan
+from vlm_probe.finetune.mixture import Share, apportion
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.generate import Progress, shifted_well
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.scene import mirror
+from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED, STANDARD_SIZE, cache_folder, resolve
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
 FIRST_SEED = 1_000_000
 """Seeds of training sets are counted from here, those of test sets from 0: their scenes are drawn from other numbers."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from finetune.config import TrainingError
+from vlm_probe.finetune.config import TrainingError
 
 SPARE = 50_000_000
 """Bytes that must be free beside what the checkpoints take."""

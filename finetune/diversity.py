@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from stimuli import design
-from stimuli.dataset import Item
-from stimuli.question import Options
-from stimuli.shifts import Shifts, shifted_condition
-from stimuli.tasks import Task
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.question import Options
+from vlm_probe.stimuli.shifts import Shifts, shifted_condition
+from vlm_probe.stimuli.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def parse_diversity(text: str) -> Diversity:
 def plan(
     task: Task, groups: int, seed: int, style: str = "direct", shifts: Shifts = (), diversity: Diversity = Diversity()
 ) -> Iterator[design.Group]:
-    """The plans of the groups of a training set: those of `stimuli.design.plan`, limited and shifted at random.
+    """The plans of the groups of a training set: those of `vlm_probe.stimuli.design.plan`, limited and shifted at random.
 
     The conditions and wordings are the first of a random order that the seed decides, so that a set with fewer of them has
     some of those of a set with more. Labels stay balanced, because they are so within every group.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.config import TrainingError
+from vlm_probe.finetune.config import TrainingError
 
 COUNTS = "batch_num_images"
 """Pictures of every prompt, as LLaVA-OneVision's processor gives them beside the pixels; TRL does not know of it."""

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from finetune.auxiliary import WithAuxiliary
-from finetune.config import TrainConfig
-from finetune.devices import on_one_gpu
-from finetune.families import AnyFamily
-from finetune.monitor import Counting
-from finetune.ppo import PPOConfig, PPOTrainer
-from finetune.restoring import Restoring
-from finetune.reward import RewardFunction
+from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.finetune.devices import on_one_gpu
+from vlm_probe.finetune.families import AnyFamily
+from vlm_probe.finetune.monitor import Counting
+from vlm_probe.finetune.ppo import PPOConfig, PPOTrainer
+from vlm_probe.finetune.restoring import Restoring
+from vlm_probe.finetune.reward import RewardFunction
 
 
 class GroupTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
@@ -79,7 +79,7 @@ def make_reinforced(
 
     Args:
         config: The run's settings, with the micro-batch that a process takes.
-        model, processor: As `finetune.policy` gives them.
+        model, processor: As `vlm_probe.finetune.policy` gives them.
         dataset: Rows in the order in which they are to be seen.
         rewards: Reward functions and their weights.
         settings: Settings that all methods share, by TRL's names.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from probes.models import ModelError
-from probes.models.adapter_folder import TRAINING, read_trained
-from probes.models.huggingface import weights_hash
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import TRAINING, read_trained
+from vlm_probe.probes.models.huggingface import weights_hash
 
 UNKNOWN = "unknown"
 

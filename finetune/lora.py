@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from probes.models import ModelError
-from probes.models.adapters import attach_adapter
-from probes.models.parts import Part, part_of
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapters import attach_adapter
+from vlm_probe.probes.models.parts import Part, part_of
 
 Where = Literal["language", "vision", "projector", "all", "full"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.config import TrainConfig, TrainingError
 
 PATIENCE = 20
 """Log rows in a row after which what cannot be learned from ends a run."""

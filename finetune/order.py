@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.curriculum import Competence, Floats, Kind, frontier, open_items, paced_share
-from finetune.mixture import Share, interleave, realised
+from vlm_probe.finetune.curriculum import Competence, Floats, Kind, frontier, open_items, paced_share
+from vlm_probe.finetune.mixture import Share, interleave, realised
 
 LAG = 2
 """Blocks between a success and its effect: data loaders fetch one block while another one is being learned from."""
@@ -38,7 +38,7 @@ class Order:
 
     Args:
         mixture: Tasks and their shares.
-        difficulty: Task -> how hard each of its items is, (items,); see `finetune.curriculum.difficulty`.
+        difficulty: Task -> how hard each of its items is, (items,); see `vlm_probe.finetune.curriculum.difficulty`.
         kind: The curriculum.
         places: Presentations in the whole training.
         block: Places per block.

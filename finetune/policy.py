@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config import TrainConfig, TrainingError
-from finetune.lineage import lineage
-from finetune.lora import Capacity, make_trainable, trained
-from probes.models import ModelError
-from probes.models.adapter_folder import check_base
-from probes.models.catalog import lookup
-from probes.models.huggingface import load_network, weights_hash
-from probes.models.loading import find_weights
-from probes.models.reply_limits import THINKING_TOKENS
-from stimuli.question import Question
+from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.lineage import lineage
+from vlm_probe.finetune.lora import Capacity, make_trainable, trained
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import check_base
+from vlm_probe.probes.models.catalog import lookup
+from vlm_probe.probes.models.huggingface import load_network, weights_hash
+from vlm_probe.probes.models.loading import find_weights
+from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
+from vlm_probe.stimuli.question import Question
 
 log = logging.getLogger(__name__)
 

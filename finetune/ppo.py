@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
-from finetune.auxiliary import WithAuxiliary
-from finetune.families import AnyFamily
-from finetune.monitor import Counting
-from finetune.restoring import Restoring
-from finetune.value_head import ValueHead, load_value_head, save_value_head
+from vlm_probe.finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
+from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.families import AnyFamily
+from vlm_probe.finetune.monitor import Counting
+from vlm_probe.finetune.restoring import Restoring
+from vlm_probe.finetune.value_head import ValueHead, load_value_head, save_value_head
 
 CRITIC, STATE = "critic", "ppo.json"
 """Folder of the critic in that of an adapter or a model, and its file with the present weight of the KL penalty."""

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from finetune.order import Order
+from vlm_probe.finetune.order import Order
 
 FILE = "order.json"
 """Of a checkpoint: the successes that the order of the training depends on."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.config import TrainingError
-from probes.models.adapter_folder import WEIGHTS
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.probes.models.adapter_folder import WEIGHTS
 
 
 class Restoring:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config import TrainConfig
-from finetune.monitor import by_task
-from finetune.presentation import Results
-from stimuli.dataset import Item
-from stimuli.outcomes import OutcomeCache
-from stimuli.question import Parsed
-from stimuli.simulators import get_simulator
-from stimuli.tasks import get_task
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.finetune.monitor import by_task
+from vlm_probe.finetune.presentation import Results
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.question import Parsed
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import get_task
 
 CACHE_SIZE = 16_384
 """Scores that are remembered: about 2 kB each."""

@@ -9,12 +9,12 @@ import torch
 from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
-from finetune.auxiliary import WithAuxiliary
-from finetune.config import TrainingError
-from finetune.devices import on_one_gpu
-from finetune.monitor import Counting, by_task
-from finetune.presentation import Results
-from finetune.restoring import Restoring
+from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.devices import on_one_gpu
+from vlm_probe.finetune.monitor import Counting, by_task
+from vlm_probe.finetune.presentation import Results
+from vlm_probe.finetune.restoring import Restoring
 
 
 class DemonstrationTrainer(WithAuxiliary, Counting, Restoring, SFTTrainer):
@@ -73,7 +73,7 @@ def make_sft(
     """The trainer of demonstrations in the form of prompt and completion, where the completion alone is learned.
 
     Args:
-        model, processor: As `finetune.policy` gives them.
+        model, processor: As `vlm_probe.finetune.policy` gives them.
         dataset: Rows in the order in which they are to be seen.
         settings: Settings that all methods share, by TRL's names.
         callbacks: The monitor, and others.

@@ -25,28 +25,28 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from finetune.closed_loop import PLAYERS, check_episodes, make_loop
-from finetune.closed_loop import reward_functions as loop_rewards
-from finetune.config import Budget, TrainConfig, TrainingError, per_process
-from finetune.corrections import Corrections
-from finetune.course import Course
-from finetune.curves import draw_curves
-from finetune.data import TrainingSet, check_tasks, training_set
-from finetune.data import rows as make_rows
-from finetune.disk import check_room, saving
-from finetune.grpo import TRAINERS, make_reinforced
-from finetune.kernels import score_replies_only
-from finetune.monitor import Monitor, Progress, last_checkpoint
-from finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
-from finetune.reward import Judge, reward_functions
-from finetune.sft import make_sft
-from probes.allocation import keep_freed_memory
-from probes.memory import Memory
-from probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
-from probes.models.device import choose_device
-from probes.provenance import git_state, hardware, versions
-from probes.trials import LOCK, lock_folder
-from stimuli.plain_json import parse_object
+from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
+from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
+from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, per_process
+from vlm_probe.finetune.corrections import Corrections
+from vlm_probe.finetune.course import Course
+from vlm_probe.finetune.curves import draw_curves
+from vlm_probe.finetune.data import TrainingSet, check_tasks, training_set
+from vlm_probe.finetune.data import rows as make_rows
+from vlm_probe.finetune.disk import check_room, saving
+from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
+from vlm_probe.finetune.kernels import score_replies_only
+from vlm_probe.finetune.monitor import Monitor, Progress, last_checkpoint
+from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
+from vlm_probe.finetune.reward import Judge, reward_functions
+from vlm_probe.finetune.sft import make_sft
+from vlm_probe.probes.allocation import keep_freed_memory
+from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
+from vlm_probe.probes.models.device import choose_device
+from vlm_probe.probes.provenance import git_state, hardware, versions
+from vlm_probe.probes.trials import LOCK, lock_folder
+from vlm_probe.stimuli.plain_json import parse_object
 
 FORMAT = 1
 CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"

@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis.section import Unanswerable
-from paper import manuscript, tex
-from paper.numbers import Numbers
-from paper.part import Part
-from paper.study import Study, read_study
-from probes.study.pack import REMARKS
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.paper import manuscript, tex
+from vlm_probe.paper.numbers import Numbers
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study, read_study
+from vlm_probe.probes.study.pack import REMARKS
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
 def _make(name: str, study: Study) -> Part:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of them is in the notes of the results
-        made: Part = import_module(f"paper.parts.{name}").part(study)
+        made: Part = import_module(f"vlm_probe.paper.parts.{name}").part(study)
     return made
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from analysis.tables import escape, interval, proportion
+from vlm_probe.analysis.tables import escape, interval, proportion
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def text(plain: object) -> str:
 
 
 def in_math(number: str) -> str:
-    """A number as `analysis.tables` writes it, in mathematics; dashes as they are."""
+    """A number as `vlm_probe.analysis.tables` writes it, in mathematics; dashes as they are."""
     return "--" if number == "–" else "$" + number.replace("−", "-").replace("∞", r"\infty") + "$"
 
 
 def rate(row: Mapping[str, Any]) -> str:
-    """A success rate with its interval, from a row of `analysis.rates`."""
+    """A success rate with its interval, from a row of `vlm_probe.analysis.rates`."""
     form = partial(proportion, digits=2)
     return f"{in_math(form(row['rate']))} {in_math(interval(row['rate_low'], row['rate_high'], form))}"

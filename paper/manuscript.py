@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from paper.numbers import Numbers
+from vlm_probe.paper.numbers import Numbers
 
 MAIN, BODY = "main.tex", r"\begin{document}"
 VALUE = re.compile(r"\\val\s*\{([^{}]*)\}")

@@ -6,9 +6,9 @@ import re
 
 import pandas as pd
 
-from analysis.levels import family_of
-from analysis.style import name_of
-from stimuli.tasks import FAMILIES
+from vlm_probe.analysis.levels import family_of
+from vlm_probe.analysis.style import name_of
+from vlm_probe.stimuli.tasks import FAMILIES
 
 SHORT = {"topblock": "top block", "sideblock": "side block"}
 LEVELS = {
@@ -55,7 +55,7 @@ def key_of(text: str) -> str:
 
 
 def contrast_sides(contrast: str, methods: list[str]) -> tuple[str, str]:
-    """The sides of a contrast as `analysis.contrasts` names it ("SFT − base"), in the words of a study's file ("sft", "none").
+    """The sides of a contrast as `vlm_probe.analysis.contrasts` names it ("SFT − base"), in the words of a study's file ("sft", "none").
 
     Args:
         contrast: Its name.

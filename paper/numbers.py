@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import tables
-from analysis.result import plain
-from paper.latex import in_math
+from vlm_probe.analysis import tables
+from vlm_probe.analysis.result import plain
+from vlm_probe.paper.latex import in_math
 
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9.@+-]*")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paper.numbers import Numbers
+from vlm_probe.paper.numbers import Numbers
 
 Draw = Callable[[Path], None]
 """Draws a figure, given its path without suffix."""

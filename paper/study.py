@@ -10,16 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.contrasts import Contrasts, planned_contrasts
-from analysis.frame import load
-from analysis.logs import GROUNDING
-from analysis.material import Material, Settings, select
-from analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
-from analysis.section import Unanswerable
-from paper.numbers import records
-from probes.archive import LOGS
-from probes.trials import read_run, runs_below
-from stimuli.plain_json import parse_object
+from vlm_probe.analysis.contrasts import Contrasts, planned_contrasts
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.logs import GROUNDING
+from vlm_probe.analysis.material import Material, Settings, select
+from vlm_probe.analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.paper.numbers import records
+from vlm_probe.probes.archive import LOGS
+from vlm_probe.probes.trials import read_run, runs_below
+from vlm_probe.stimuli.plain_json import parse_object
 
 ASKED = ("runs", "observers")
 TRAININGS, DECODING = "adapters", "decoding"

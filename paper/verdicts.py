@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.equivalence import verdict as decided
+from vlm_probe.analysis.equivalence import verdict as decided
 
 VERDICTS = ("higher", "lower", "trivial", "equivalent", "undecided")
 """higher, lower: told from 0 after Holm's correction. trivial: told from 0, and within the bound of what would matter. equivalent:

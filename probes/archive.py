@@ -3,7 +3,7 @@
 FOLDER/logs.parquet    the rows of all logs in their order, with the folder of the run in front
 FOLDER/runs.parquet    the folder of every run, and its run.json, with the names of sets in place of absolute paths
 
-`probes.trials` looks here for a run whose folder is not on the disk; so everything that reads runs reads archived ones as
+`vlm_probe.probes.trials` looks here for a run whose folder is not on the disk; so everything that reads runs reads archived ones as
 well. Because logs come back byte for byte, the hash that a run noted when it ended still tells whether it was edited.
 """
 
@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
-from stimuli.plain_json import parse
+from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
+from vlm_probe.stimuli.plain_json import parse
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from probes.episodes import Ask
-from probes.models import Generation, Model, Trial
+from vlm_probe.probes.episodes import Ask
+from vlm_probe.probes.models import Generation, Model, Trial
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from probes.memory import ONCE, Memory, Past
-from probes.models import Generation, Model, Trial, trial_id
-from probes.presentation import Manner, PresentationError, Presenter
-from probes.readout import Columns, Scorer, reply_of
-from probes.trials import read_trials, trial_key
-from stimuli.dataset import Item, StimulusSet
-from stimuli.simulators import get_simulator
-from stimuli.tasks import get_task
+from vlm_probe.probes.memory import ONCE, Memory, Past
+from vlm_probe.probes.models import Generation, Model, Trial, trial_id
+from vlm_probe.probes.presentation import Manner, PresentationError, Presenter
+from vlm_probe.probes.readout import Columns, Scorer, reply_of
+from vlm_probe.probes.trials import read_trials, trial_key
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import get_task
 
 AT_ONCE = 256
 """Episodes that are under way at a time: their pictures are kept in memory, 150 kB each with 224 pixels."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from probes.models import Trial, Turn
-from stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, Attempt, remembered
-from stimuli.dataset import Item
+from vlm_probe.probes.models import Trial, Turn
+from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, Attempt, remembered
+from vlm_probe.stimuli.dataset import Item
 
 WORDS = (UNREAD, FAILED, IMPOSSIBLE)
 """All that may be said of an attempt after which there is another one."""

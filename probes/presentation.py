@@ -22,13 +22,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from probes.models import Trial, Turn
-from stimuli.dataset import Item, StimulusSet
-from stimuli.description import describe
-from stimuli.picture import panel_boxes
-from stimuli.question import Variant
-from stimuli.scene import mirror
-from stimuli.tasks import get_task
+from vlm_probe.probes.models import Trial, Turn
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.description import describe
+from vlm_probe.stimuli.picture import panel_boxes
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.scene import mirror
+from vlm_probe.stimuli.tasks import get_task
 
 CONTROLS = ("intact", "blank", "mirrored", "shuffled", "other-picture", "description", "facts")
 HIDES_PICTURE = ("blank", "shuffled", "other-picture", "description")

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from probes.models.adapter_folder import TRAINING
-from stimuli.plain_json import parse_object
+from vlm_probe.probes.models.adapter_folder import TRAINING
+from vlm_probe.stimuli.plain_json import parse_object
 
 PACKAGES = (
     "vlm-probe",

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.presentation import Manner, Presenter
-from probes.trials import RunError, read_run, rewrite_trials
-from stimuli.attempts import Attempt, carry_out
-from stimuli.dataset import Item, StimulusSet
-from stimuli.outcomes import OutcomeCache
-from stimuli.question import Answer, Integers, Options
-from stimuli.simulators import get_simulator
-from stimuli.tasks import Score, get_task
+from vlm_probe.probes.presentation import Manner, Presenter
+from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
+from vlm_probe.stimuli.attempts import Attempt, carry_out
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.question import Answer, Integers, Options
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import Score, get_task
 
 Columns = dict[str, Any]
 

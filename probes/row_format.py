@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import parse_object
 
 COLUMNS = (
     "key",
@@ -49,11 +49,11 @@ COLUMNS = (
 )
 """The columns of a row, all always present.
 
-key: identifies the trial (see `probes.trials.trial_key`). raw: the reply, null with the options readout. answer: its
+key: identifies the trial (see `vlm_probe.probes.trials.trial_key`). raw: the reply, null with the options readout. answer: its
 meaning, null if it could not be read; status: how reading went, "error" if the trial failed. logprobs: of every legal
 answer in the order of the grammar's candidates, which `options` names where they are not numbers. p_correct: probability
 of the answers that are right, out of all legal ones. truth: the right answer. reward: in [0, 1], 0 if unread. chance: what
-a random legal answer is expected to score. manner: how the item was presented (see `probes.presentation.Manner`), with its
+a random legal answer is expected to score. manner: how the item was presented (see `vlm_probe.probes.presentation.Manner`), with its
 code, which is empty for the plain one. examples: ids of the worked examples that came first. attempt: number of the
 attempt, from 1, of at most `attempts`; memory: what of the earlier ones the model was told. latency_s: seconds, the batch's
 time shared evenly. error: null or "Type: message". time: UTC, when it was written.

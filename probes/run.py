@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from probes.asking import Answered, answers, in_batches, message_of
-from probes.episodes import Ask, Episodes, check, groups
-from probes.memory import Memory
-from probes.models import Generation, Model
-from probes.models.catalog import ENTRIES
-from probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
-from probes.provenance import git_state, hardware, training_facts, versions
-from probes.readout import UNANSWERED, Columns, Scorer
-from probes.sharding import ALONE, Processes
-from probes.trials import RunError, trials_hash
-from stimuli.baselines import guesses, item_cues
-from stimuli.dataset import Item, StimulusSet
-from stimuli.tasks import UnknownTask, get_task
+from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
+from vlm_probe.probes.episodes import Ask, Episodes, check, groups
+from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.models import Generation, Model
+from vlm_probe.probes.models.catalog import ENTRIES
+from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
+from vlm_probe.probes.provenance import git_state, hardware, training_facts, versions
+from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
+from vlm_probe.probes.sharding import ALONE, Processes
+from vlm_probe.probes.trials import RunError, trials_hash
+from vlm_probe.stimuli.baselines import guesses, item_cues
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class RunConfig:
         load_in_4bit: Quantise the weights to 4 bits on loading.
         base_url: Of the server of a served model; None = the model is loaded here.
         concurrency: Trials that a served model is asked at a time.
-        design: "plain", "controls", "variants", or names of control conditions (see `probes.presentation`).
+        design: "plain", "controls", "variants", or names of control conditions (see `vlm_probe.probes.presentation`).
         examples: Numbers of worked examples before the question; every item is asked with each.
         examples_from: The set that they come from, as the user named it.
         style: "direct" or "think"; empty for the items' own.
@@ -216,7 +216,7 @@ def load(config: RunConfig) -> Model:
     Raises:
         ModelError: If it cannot be loaded.
     """
-    from probes.models.loading import load_model
+    from vlm_probe.probes.models.loading import load_model
 
     names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout")
     return load_model(config.model, **{name: getattr(config, name) for name in names})

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from probes.trials import RunError, ShardLog, TrialLog
+from vlm_probe.probes.trials import RunError, ShardLog, TrialLog
 
 Value = TypeVar("Value")
 

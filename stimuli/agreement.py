@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from stimuli.dataset import CARD, Item, StimulusError, StimulusSet
-from stimuli.plain_json import parse_object
-from stimuli.question import Answer
-from stimuli.simulators import Simulator, get_simulator
-from stimuli.tasks import AMBIGUITY_BAND, Task, get_task
+from vlm_probe.stimuli.dataset import CARD, Item, StimulusError, StimulusSet
+from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.question import Answer
+from vlm_probe.stimuli.simulators import Simulator, get_simulator
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Task, get_task
 
 BINS = (0.0, AMBIGUITY_BAND, 0.2, 0.4, 0.7, float("inf"))
 """Edges of the bins of |margin|; the first bin is the ambiguity band."""

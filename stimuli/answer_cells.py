@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from stimuli.question import Answer, Grammar, Integers, Option, Options
+from vlm_probe.stimuli.question import Answer, Grammar, Integers, Option, Options
 
 
 class Unreadable(ValueError):

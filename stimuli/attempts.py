@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.outcomes import OutcomeCache
-from stimuli.picture import draw
-from stimuli.question import Parsed, Question
-from stimuli.scene import Scene
-from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import Parsed, Question
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import Score, Task
 
 Pixels = npt.NDArray[np.uint8]
 

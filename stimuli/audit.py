@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stimuli.baselines import ItemCues, cue_accuracy, item_cues, limit_of, reason_of
-from stimuli.dataset import Item, StimulusError, StimulusSet
-from stimuli.tasks import Task, get_task, task_names
+from vlm_probe.stimuli.baselines import ItemCues, cue_accuracy, item_cues, limit_of, reason_of
+from vlm_probe.stimuli.dataset import Item, StimulusError, StimulusSet
+from vlm_probe.stimuli.tasks import Task, get_task, task_names
 
 log = logging.getLogger(__name__)
 

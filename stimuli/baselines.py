@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.dataset import Item
-from stimuli.tasks import Task
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.tasks import Task
 
 CUE_BINS = 8
 """A cue is cut into this many quantile bins, each answered by its majority."""

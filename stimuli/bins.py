@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.dataset import Item
+from vlm_probe.stimuli.dataset import Item
 
 BINS = 3
 """On each side of the boundary, as designed sets have."""

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stimuli import design
-from stimuli.picture import draw
-from stimuli.question import PARAPHRASES, Answer, Integers, Question
-from stimuli.scene import Scene
-from stimuli.shifts import LEVELS, VISUAL, apply_alike
-from stimuli.simulators import BACKGROUND, FLOOR, get_simulator
-from stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import PARAPHRASES, Answer, Integers, Question
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, get_simulator
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable
 
 SIZE = 96
 """Edge of the pictures in which every object must be seen, pixels."""
@@ -363,7 +363,7 @@ def check_prompts(task: Task) -> Iterator[Finding]:
             return
         think = task.question(scene, replace(variants[0], style="think")).prompt
         if "<think>" not in think or "<answer>" not in think:
-            fix = 'Add stimuli.question.THINK to the prompt where variant.style is "think".'
+            fix = 'Add vlm_probe.stimuli.question.THINK to the prompt where variant.style is "think".'
             yield Finding("prompts", "the style think does not ask for <think> and <answer>.", fix)
             return
     for group in groups(task, 2, seed=1):
@@ -392,7 +392,9 @@ def check_replies(task: Task) -> Iterator[Finding]:
                 parsed.value is not None and reply not in legal
             ):
                 problem = f"the reply {reply[:40]!r} is read as {parsed.value!r} ({parsed.status})."
-                yield Finding("replies", problem, "Use the grammars of stimuli.question, which read strictly.")
+                yield Finding(
+                    "replies", problem, "Use the grammars of vlm_probe.stimuli.question, which read strictly."
+                )
                 return
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from stimuli.opening import open_picture
-from stimuli.tables import Report
+from vlm_probe.stimuli.opening import open_picture
+from vlm_probe.stimuli.tables import Report
 
 SMALLEST = 16
 """Edge of the smallest picture that is taken, pixels."""

@@ -21,12 +21,12 @@ from typing import Any
 
 from PIL import Image
 
-from stimuli.condition import Condition
-from stimuli.opening import open_picture
-from stimuli.plain_json import parse_object
-from stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
-from stimuli.responses import Response, read_csv
-from stimuli.scene import Scene
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.opening import open_picture
+from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
+from vlm_probe.stimuli.responses import Response, read_csv
+from vlm_probe.stimuli.scene import Scene
 
 METADATA, CARD = "metadata.jsonl", "card.json"
 CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from stimuli.scene import Body, Marker, Scene
-from stimuli.shapes import rotation
+from vlm_probe.stimuli.scene import Body, Marker, Scene
+from vlm_probe.stimuli.shapes import rotation
 
 KINDS = {"box": "box", "cylinder": "cylinder", "sphere": "ball", "wedge": "wedge", "cradle": "cradle"}
 STILL = 1e-6

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import Variant
-from stimuli.scene import Scene, mirror
-from stimuli.shifts import Shifts, apply_alike, shifted_condition
-from stimuli.tasks import Task
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.shifts import Shifts, apply_alike, shifted_condition
+from vlm_probe.stimuli.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)

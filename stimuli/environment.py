@@ -2,10 +2,10 @@
 
 Importing this module registers `VLMProbe/TowersTopblock-v1` and its like, one for every action task, plug-ins included:
 
-    import gymnasium, stimuli.environment
+    import gymnasium, vlm_probe.stimuli.environment
     env = gymnasium.make("VLMProbe/TowersTopblock-v1", max_attempts=3, memory="all")
 
-or in one step, `gymnasium.make("stimuli.environment:VLMProbe/TowersTopblock-v1")`.
+or in one step, `gymnasium.make("vlm_probe.stimuli.environment:VLMProbe/TowersTopblock-v1")`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from stimuli.attempts import Pixels, carry_out, remembered
-from stimuli.condition import Condition
-from stimuli.dataset import Item
-from stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
-from stimuli.picture import draw
-from stimuli.question import Answer, Integers, Parsed, Question, Variant
-from stimuli.scene import Scene, mirror
-from stimuli.shifts import apply as apply_shifts
-from stimuli.shifts import check as check_shifts
-from stimuli.shifts import parse_shifts, shifted_condition
-from stimuli.simulators import get_simulator
-from stimuli.spaces import PROBED_CONDITIONS, answer_space, prompt_space, reply_space, to_action, to_answer
-from stimuli.tasks import Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.attempts import Pixels, carry_out, remembered
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import Answer, Integers, Parsed, Question, Variant
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.shifts import apply as apply_shifts
+from vlm_probe.stimuli.shifts import check as check_shifts
+from vlm_probe.stimuli.shifts import parse_shifts, shifted_condition
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.spaces import PROBED_CONDITIONS, answer_space, prompt_space, reply_space, to_action, to_answer
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
 NAMESPACE = "VLMProbe"
 MAX_DRAWS = 30
@@ -424,7 +424,7 @@ def register_all() -> list[str]:
     for task in action_tasks():
         ids.append(environment_id(task))
         if ids[-1] not in gymnasium.registry:
-            gymnasium.register(ids[-1], "stimuli.environment:PhysicsEnv", kwargs={"task": task})
+            gymnasium.register(ids[-1], "vlm_probe.stimuli.environment:PhysicsEnv", kwargs={"task": task})
     return ids
 
 

@@ -21,15 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stimuli import design
-from stimuli import shifts as shifting
-from stimuli.baselines import CueTable, ItemCues, item_cues
-from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
-from stimuli.picture import draw
-from stimuli.question import PARAPHRASES
-from stimuli.shifts import Shifts, is_physical
-from stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
-from stimuli.tasks import Task, Unsatisfiable, get_task
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli import shifts as shifting
+from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
+from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import PARAPHRASES
+from vlm_probe.stimuli.shifts import Shifts, is_physical
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
 
 MAX_ATTEMPTS = 30
 """Draws per group before a condition counts as impossible."""
@@ -82,7 +82,7 @@ def make_set(
         style: "direct" or "think" (the wording of the answer format).
         segmentation: Also write segmentation masks, int32 (size, size) as .npy.
         depth: Also write depth maps, float32 metres (size, size) as .npy.
-        shifts: Visual and physical shifts, from `stimuli.shifts.parse_shifts`. With visual ones the scenes are those of the
+        shifts: Visual and physical shifts, from `vlm_probe.stimuli.shifts.parse_shifts`. With visual ones the scenes are those of the
             plain set of the same seed.
         renderer: Empty for the engine's own, or "photoreal" (Blender's `bpy`; seconds per picture).
         progress: Called with (items done, n).
@@ -270,7 +270,7 @@ def _painter(recipe: Recipe) -> Simulator:
         return get_simulator()
     if recipe.renderer != "photoreal":
         raise ValueError(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
-    from stimuli.photoreal import get_photoreal
+    from vlm_probe.stimuli.photoreal import get_photoreal
 
     return get_photoreal()
 

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stimuli.answer_cells import meaning, read_answer
-from stimuli.dataset import Item
-from stimuli.responses import Response
-from stimuli.tables import Report, Row, find_columns, number, read_table
+from vlm_probe.stimuli.answer_cells import meaning, read_answer
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.responses import Response
+from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
 
 RESPONSE_ROLES = {
     "item": "the item's id, or its picture",

@@ -16,17 +16,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
-from stimuli.bins import with_bins
-from stimuli.condition import Condition
-from stimuli.conversion import SMALLEST, Picture, convert
-from stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
-from stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
-from stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
-from stimuli.responses import RESPONSES, Response, to_csv
-from stimuli.signs import contradictions, signs
-from stimuli.tables import Report, Row, find_columns, number, read_table
-from stimuli.tasks import Task, Unsatisfiable, get_task
+from vlm_probe.stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
+from vlm_probe.stimuli.bins import with_bins
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.conversion import SMALLEST, Picture, convert
+from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
+from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
+from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
+from vlm_probe.stimuli.signs import contradictions, signs
+from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
 
 ROLES = {
     "file": "picture, relative to the folder of pictures",
@@ -93,7 +93,7 @@ def import_set(
         columns: Role -> the column's name in this table.
         conditions: Columns that are factors of the design; they go into `Condition.build`.
         options: The legal answers of all rows, where the table has no column for them and the task does not say.
-        responses: CSV, TSV or JSONL with one row per human response; see `RESPONSE_ROLES` in `stimuli.imported_responses`.
+        responses: CSV, TSV or JSONL with one row per human response; see `RESPONSE_ROLES` in `vlm_probe.stimuli.imported_responses`.
         response_columns: Role -> the column's name in that table.
         wordings: "first": the task's first wording for all; "all": its wordings in turn, one per group.
         style: "think" adds the request to reason first.

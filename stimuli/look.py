@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stimuli.scene import COLOURS, Background, Light
+from vlm_probe.stimuli.scene import COLOURS, Background, Light
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from stimuli.question import Answer, Question
-from stimuli.scene import Scene
-from stimuli.simulators import Outcome, Simulator, get_simulator
-from stimuli.tasks import Score, Task
+from vlm_probe.stimuli.question import Answer, Question
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
+from vlm_probe.stimuli.tasks import Score, Task
 
 DEFAULT_SIZE = 4096
 """Scores kept by default: about 2 kB each."""

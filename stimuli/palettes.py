@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stimuli.scene import COLOURS, NEUTRALS, Body, Marker, Vec3
+from vlm_probe.stimuli.scene import COLOURS, NEUTRALS, Body, Marker, Vec3
 
 # In every palette each colour is nearest, in hue, to its own name in the standard one (tests/stimuli/test_shifts.py).
 PALETTES: dict[str, dict[str, Vec3]] = {

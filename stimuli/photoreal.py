@@ -21,11 +21,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stimuli.palettes import paint
-from stimuli.scene import Body, Marker, Scene, Vec3
-from stimuli.shapes import cradle_boards, mesh
-from stimuli.simulators import MAX_DURATION, MIN_DURATION, Frame, Outcome, Poses, Simulator, Stop, get_simulator
-from stimuli.viewing import axes, things
+from vlm_probe.stimuli.palettes import paint
+from vlm_probe.stimuli.scene import Body, Marker, Scene, Vec3
+from vlm_probe.stimuli.shapes import cradle_boards, mesh
+from vlm_probe.stimuli.simulators import (
+    MAX_DURATION,
+    MIN_DURATION,
+    Frame,
+    Outcome,
+    Poses,
+    Simulator,
+    Stop,
+    get_simulator,
+)
+from vlm_probe.stimuli.viewing import axes, things
 
 SAMPLES = 48
 """Light paths per pixel; the picture is denoised."""
@@ -36,7 +45,7 @@ ROUND = 64
 
 
 class Photoreal:
-    """An engine whose pictures are drawn by Blender. Implements `stimuli.simulators.Simulator`.
+    """An engine whose pictures are drawn by Blender. Implements `vlm_probe.stimuli.simulators.Simulator`.
 
     Args:
         engine: Simulates, and sees where things are.

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import PANELS, Scene
-from stimuli.simulators import BACKGROUND, FRAME_INTERVAL, Frame, Poses, Simulator
-from stimuli.textures import textured
+from vlm_probe.stimuli.scene import PANELS, Scene
+from vlm_probe.stimuli.simulators import BACKGROUND, FRAME_INTERVAL, Frame, Poses, Simulator
+from vlm_probe.stimuli.textures import textured
 
 GAP = 2
 """Pixels between the panels of a strip."""

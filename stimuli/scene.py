@@ -16,7 +16,7 @@ Vec3 = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
 
 SHAPES = ("box", "cylinder", "sphere", "wedge", "cradle")
-"""Shapes of bodies; `stimuli.shapes` has their geometry."""
+"""Shapes of bodies; `vlm_probe.stimuli.shapes` has their geometry."""
 MARKER_SHAPES = (*SHAPES, "arrow")
 
 # Named colours as (red, green, blue) in [0, 1]: far apart from each other, and nameable by every VLM.
@@ -61,7 +61,7 @@ class Body:
         velocity: Metres per second at the start.
         shade: Brightness multiplier of the colour, dimensionless.
         fixed: Never moves.
-        texture: Name of a procedural texture (`stimuli.textures`), or empty for a plain surface.
+        texture: Name of a procedural texture (`vlm_probe.stimuli.textures`), or empty for a plain surface.
 
     Raises:
         ValueError: If the shape or colour does not exist, or size or mass is not positive.
@@ -184,7 +184,7 @@ class Scene:
         gravity: Metres per second squared, downwards.
         floor_friction: Coulomb coefficient of the floor.
         camera, light, background: How it is shown.
-        palette: Which colours the colour names stand for (`stimuli.palettes`).
+        palette: Which colours the colour names stand for (`vlm_probe.stimuli.palettes`).
         panels: Empty for one picture of the start; else `PANELS` moments (seconds; negative ones come before the start,
             when every body moved uniformly) shown side by side.
         shown: How a quantity that a plain picture does not show is given ("arrow", "text", ...; each family defines its

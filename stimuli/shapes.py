@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import Body, Marker, Quaternion, Vec3
+from vlm_probe.stimuli.scene import Body, Marker, Quaternion, Vec3
 
 Floats = npt.NDArray[np.float64]
 Triangles = list[tuple[int, int, int]]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stimuli.dataset import Item, StimulusSet
-from stimuli.picture import draw
-from stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
-from stimuli.simulators import get_simulator
-from stimuli.tasks import Unsatisfiable, get_task
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
 
 CELL, LINE, GAP = 224, 17, 6
 WIDEST = 38

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.condition import Condition
-from stimuli.palettes import paint
-from stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
-from stimuli.shapes import bottom, corners
-from stimuli.tasks import Task, Unsatisfiable
-from stimuli.tasks.grounding import MIN_SEPARATION
-from stimuli.textures import ON_BODIES, ON_FLOORS, Texture
-from stimuli.viewing import extent, fitted, project, shown, things
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.palettes import paint
+from vlm_probe.stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
+from vlm_probe.stimuli.shapes import bottom, corners
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.tasks.grounding import MIN_SEPARATION
+from vlm_probe.stimuli.textures import ON_BODIES, ON_FLOORS, Texture
+from vlm_probe.stimuli.viewing import extent, fitted, project, shown, things
 
 Floats = npt.NDArray[np.float64]
 Scenes = tuple[Scene, ...]

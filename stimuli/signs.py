@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stimuli.dataset import Item
-from stimuli.question import Answer
-from stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.question import Answer
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable
 
 PROBED = 12
 """Conditions of a task from which a group of scenes is drawn to see what its margin means."""

@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils.shared_memory import read_from_shared_memory
 
-from stimuli.question import PARAPHRASES, Answer, Integers, Variant
-from stimuli.tasks import Unsatisfiable, get_task
+from vlm_probe.stimuli.question import PARAPHRASES, Answer, Integers, Variant
+from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
 
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " \n"
 MAX_REPLY = 4096

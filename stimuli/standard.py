@@ -7,11 +7,11 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from stimuli.dataset import StimulusError, StimulusSet
-from stimuli.generate import Progress, make_set
-from stimuli.shifts import Shifts, parse_shifts
-from stimuli.simulators import get_simulator
-from stimuli.tasks import FAMILIES, get_task
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.generate import Progress, make_set
+from vlm_probe.stimuli.shifts import Shifts, parse_shifts
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
 STANDARD_N, STANDARD_SEED, STANDARD_SIZE = 500, 0, 224
 
@@ -27,7 +27,7 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
 
     Args:
         name: A folder with a stimulus set, a task ("towers-topblock"), or a family ("towers": its headline judgement). A
-            task or family may be followed by shifts, as in "towers@camera:2" (see `stimuli.shifts.parse_shifts`).
+            task or family may be followed by shifts, as in "towers@camera:2" (see `vlm_probe.stimuli.shifts.parse_shifts`).
         jobs: Worker processes, if the set has to be made.
         progress: Called with (items done, items in all), if the set has to be made.
 

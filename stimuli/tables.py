@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stimuli.dataset import StimulusError
-from stimuli.plain_json import parse_object
+from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.plain_json import parse_object
 
 
 @dataclass(frozen=True)

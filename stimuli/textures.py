@@ -16,10 +16,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import MIRRORED, Body, Marker, Scene
-from stimuli.shapes import rotation
-from stimuli.simulators import BACKGROUND, FLOOR, Frame, Poses
-from stimuli.viewing import axes, things, unproject
+from vlm_probe.stimuli.scene import MIRRORED, Body, Marker, Scene
+from vlm_probe.stimuli.shapes import rotation
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Frame, Poses
+from vlm_probe.stimuli.viewing import axes, things, unproject
 
 Floats = npt.NDArray[np.float64]
 Pattern = Callable[[Floats, "Texture"], Floats]

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import Body, Camera, Marker, Scene
-from stimuli.shapes import corners
+from vlm_probe.stimuli.scene import Body, Camera, Marker, Scene
+from vlm_probe.stimuli.shapes import corners
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
 
 # How long an example takes says something about the machine alone, which others may be using.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -60,7 +60,7 @@ def test_version_and_citation_are_one():
 def test_the_doctor_knows_every_extra():
     import tomllib
 
-    from probes.cli.doctor import EXTRAS
+    from vlm_probe.probes.cli.doctor import EXTRAS
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(EXTRAS) == set(project["optional-dependencies"])

@@ -20,26 +20,26 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from analysis.frame import FrameError, load
-from analysis.page.build import build
-from analysis.page.motion import Motions
-from analysis.page.packing import script_json
-from analysis.page.pictures import Pictures
-from finetune.config import TrainConfig
-from probes.cli import main
-from probes.models import ModelError
-from probes.models.adapter_folder import CONFIG, TRAINING, read_adapter
-from probes.models.footprint import read_weights
-from probes.readout import Scorer, rescore
-from probes.run import RunConfig, run
-from probes.study.design import read_design
-from probes.study.fields import StudyError
-from probes.trials import RunError, read_run, read_trials
-from stimuli.dataset import StimulusError, StimulusSet
-from stimuli.importing import ImportProblems, import_set
-from stimuli.opening import LARGEST, open_picture
-from stimuli.plain_json import parse
-from stimuli.tasks import UnknownTask
+from vlm_probe.analysis.frame import FrameError, load
+from vlm_probe.analysis.page.build import build
+from vlm_probe.analysis.page.motion import Motions
+from vlm_probe.analysis.page.packing import script_json
+from vlm_probe.analysis.page.pictures import Pictures
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, read_adapter
+from vlm_probe.probes.models.footprint import read_weights
+from vlm_probe.probes.readout import Scorer, rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.study.design import read_design
+from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.probes.trials import RunError, read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.importing import ImportProblems, import_set
+from vlm_probe.stimuli.opening import LARGEST, open_picture
+from vlm_probe.stimuli.plain_json import parse
+from vlm_probe.stimuli.tasks import UnknownTask
 
 ROOT = Path(__file__).parent.parent
 NASTY: tuple[Any, ...] = (None, [], {}, "", "../../x", -1, 1e308, True, "\x00", [[[]]], {"a": 1}, "x" * 500, 10**40)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.style import COLUMN_MM, GREY, PAGE_MM, PALETTE, drawing, signed
+from vlm_probe.analysis.style import COLUMN_MM, GREY, PAGE_MM, PALETTE, drawing, signed
 
 NAMED = 24
 """Levels that are named on the axis; more would not be legible."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.style import COLUMN_MM, GREY, LIGHT, PALETTE, drawing, signed
+from vlm_probe.analysis.style import COLUMN_MM, GREY, LIGHT, PALETTE, drawing, signed
 
 LINE_MM = 6.5
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.figures.means import wrapped
-from analysis.style import COLUMN_MM, DIVERGING, GREY, MM, PAGE_MM, drawing
-from analysis.tables import proportion
+from vlm_probe.analysis.figures.means import wrapped
+from vlm_probe.analysis.style import COLUMN_MM, DIVERGING, GREY, MM, PAGE_MM, drawing
+from vlm_probe.analysis.tables import proportion
 
 CELL_MM = 11.0
 """Height of a row."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.style import COLUMN_MM, GREY, PAGE_MM, drawing, legend_above, look, name_of, proportions
+from vlm_probe.analysis.style import COLUMN_MM, GREY, PAGE_MM, drawing, legend_above, look, name_of, proportions
 
 
 def learning_curves(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.style import COLUMN_MM, GREY, LIGHT, PAGE_MM, drawing, legend_above, look, name_of, proportions
+from vlm_probe.analysis.style import COLUMN_MM, GREY, LIGHT, PAGE_MM, drawing, legend_above, look, name_of, proportions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from analysis.power import Power
-from analysis.style import GREY, MARKERS, drawing, proportions
+from vlm_probe.analysis.power import Power
+from vlm_probe.analysis.style import GREY, MARKERS, drawing, proportions
 
 
 def power_curves(found: Power, stem: Path) -> None:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.style import COLUMN_MM, LIGHT, PAGE_MM, drawing, legend_above, look, margins, name_of, proportions
+from vlm_probe.analysis.style import (
+    COLUMN_MM,
+    LIGHT,
+    PAGE_MM,
+    drawing,
+    legend_above,
+    look,
+    margins,
+    name_of,
+    proportions,
+)
 
 
 def psychometric_curves(points: pd.DataFrame, curves: pd.DataFrame, stem: Path) -> None:

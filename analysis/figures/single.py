@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.proportions import Cell, by_answer_size, by_condition, by_margin
-from analysis.rows import Row, plain_rows, two_options
-from analysis.style import (
+from vlm_probe.analysis.proportions import Cell, by_answer_size, by_condition, by_margin
+from vlm_probe.analysis.rows import Row, plain_rows, two_options
+from vlm_probe.analysis.style import (
     COLUMN_MM,
     GREY,
     LIGHT,

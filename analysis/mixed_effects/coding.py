@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.errors import FitError
 
 SCHEMES = ("treatment", "sum", "helmert", "poly", "sequential")
 

@@ -10,11 +10,11 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.fitting import solve
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.fitting import solve
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 
 def compare(first: FitResult, second: FitResult) -> pd.DataFrame:

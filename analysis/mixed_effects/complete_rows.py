@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.errors import FitError
 
 Array = NDArray[Any]
 

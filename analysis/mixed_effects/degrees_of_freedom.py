@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.design import Design
-from analysis.mixed_effects.solution import Solution
-from analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects.design import Design
+from vlm_probe.analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 Array = NDArray[Any]
 

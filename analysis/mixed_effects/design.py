@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.complete_rows import complete, with_factors
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.families import FAMILIES, Family
-from analysis.mixed_effects.fixed_part import FixedMatrix, fixed_part
-from analysis.mixed_effects.formula import MixedFormula, parse
-from analysis.mixed_effects.random_parts import Effects, effects_of, random_terms
-from analysis.mixed_effects.response import Column, checked_response, evaluate, given_column, of_two_names
-from analysis.mixed_effects.terms import RandomTerm
-from analysis.mixed_effects.variables import NUMBERS_AS_NAMES, require, variables_of
+from vlm_probe.analysis.mixed_effects.complete_rows import complete, with_factors
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.families import FAMILIES, Family
+from vlm_probe.analysis.mixed_effects.fixed_part import FixedMatrix, fixed_part
+from vlm_probe.analysis.mixed_effects.formula import MixedFormula, parse
+from vlm_probe.analysis.mixed_effects.random_parts import Effects, effects_of, random_terms
+from vlm_probe.analysis.mixed_effects.response import Column, checked_response, evaluate, given_column, of_two_names
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects.variables import NUMBERS_AS_NAMES, require, variables_of
 
 Array = NDArray[Any]
 

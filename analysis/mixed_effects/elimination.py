@@ -20,10 +20,10 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.nesting import Nesting
+    from vlm_probe.analysis.mixed_effects.nesting import Nesting
 
 Array = NDArray[Any]
 
@@ -96,7 +96,7 @@ class Layout:
             and len(self.pairs[0].rows) == self.terms[0].q
             and self.terms[1].size >= NESTED_FROM
         ):
-            from analysis.mixed_effects.nesting import Nesting  # which is made of layouts itself
+            from vlm_probe.analysis.mixed_effects.nesting import Nesting  # which is made of layouts itself
 
             self.nesting: Nesting | None = Nesting(self)
         else:
@@ -217,7 +217,7 @@ class CrossProducts:
             for pair, block in zip(self.layout.pairs, self.pairs, strict=True)
         ]
         if self.layout.nesting is not None:
-            from analysis.mixed_effects.nesting import NestedFactorisation
+            from vlm_probe.analysis.mixed_effects.nesting import NestedFactorisation
 
             return NestedFactorisation(self.layout, diagonal, pairs)
         return Factorisation(self.layout, diagonal, pairs)

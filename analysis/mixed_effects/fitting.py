@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.degrees_of_freedom import strata
-from analysis.mixed_effects.design import Design, build
-from analysis.mixed_effects.errors import FitError, FitWarning
-from analysis.mixed_effects.guards import check_design, check_repeats, check_solution, check_strata, check_terms
-from analysis.mixed_effects.response import Column
-from analysis.mixed_effects.separation import check_separation
-from analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects.degrees_of_freedom import strata
+from vlm_probe.analysis.mixed_effects.design import Design, build
+from vlm_probe.analysis.mixed_effects.errors import FitError, FitWarning
+from vlm_probe.analysis.mixed_effects.guards import (
+    check_design,
+    check_repeats,
+    check_solution,
+    check_strata,
+    check_terms,
+)
+from vlm_probe.analysis.mixed_effects.response import Column
+from vlm_probe.analysis.mixed_effects.separation import check_separation
+from vlm_probe.analysis.mixed_effects.solution import Solution
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 
 def fit(
@@ -64,7 +70,7 @@ def fit(
         SeparationError: If an estimate is infinite.
         FitError: If the model cannot be fitted to these data; the message names the column, factor or cell.
     """
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
     design = build(formula, data, family=family, contrasts=contrasts, offset=offset, trials=trials, weights=weights)
     found = check_design(design, prior_sd)
@@ -118,15 +124,15 @@ def solve(design: Design, *, reml: bool, prior_sd: float | None = None) -> Solut
     """
     precision = prior_precision(design, prior_sd)
     if not design.terms:
-        from analysis.mixed_effects.ordinary import fit_ordinary
+        from vlm_probe.analysis.mixed_effects.ordinary import fit_ordinary
 
         return fit_ordinary(design, precision)
     if design.family.name == "gaussian":
-        from analysis.mixed_effects.lmm import LinearMixedModel
+        from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
 
         y = design.y - design.offset
         return LinearMixedModel(y, design.x, design.terms, design.weights, reml=reml).fit()
-    from analysis.mixed_effects.glmm import GeneralizedMixedModel
+    from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
 
     model = GeneralizedMixedModel(
         design.family, design.y, design.trials, design.x, design.terms, design.offset, precision

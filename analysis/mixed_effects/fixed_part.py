@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.coding import coding
-from analysis.mixed_effects.complete_rows import factors_of
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.model_matrix import Coded, matrix_of
-from analysis.mixed_effects.variables import quoted
+from vlm_probe.analysis.mixed_effects.coding import coding
+from vlm_probe.analysis.mixed_effects.complete_rows import factors_of
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.model_matrix import Coded, matrix_of
+from vlm_probe.analysis.mixed_effects.variables import quoted
 
 Array = NDArray[Any]
 

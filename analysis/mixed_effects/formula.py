@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.errors import FitError
 
 EXAMPLE = "correct ~ method + (1 | run) + (1 | item)"
 

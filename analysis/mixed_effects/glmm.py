@@ -15,12 +15,12 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.elimination import CrossProducts, Factorisation, Layout
-from analysis.mixed_effects.families import Family, Moments
-from analysis.mixed_effects.lmm import FLOOR, expected_curvature
-from analysis.mixed_effects.optimise import NEARLY_ZERO, Counter, Optimum, descend, minimise
-from analysis.mixed_effects.solution import Solution, in_data_units
-from analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
+from vlm_probe.analysis.mixed_effects.elimination import CrossProducts, Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.families import Family, Moments
+from vlm_probe.analysis.mixed_effects.lmm import FLOOR, expected_curvature
+from vlm_probe.analysis.mixed_effects.optimise import NEARLY_ZERO, Counter, Optimum, descend, minimise
+from vlm_probe.analysis.mixed_effects.solution import Solution, in_data_units
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
 Array = NDArray[Any]
 

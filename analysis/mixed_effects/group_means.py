@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.marginal_means import Weights, contrast_weights, names_of
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.marginal_means import Weights, contrast_weights, names_of
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 
 def group_means(result: FitResult, group: str, names: Sequence[str]) -> pd.DataFrame:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.mixed_effects.degrees_of_freedom import Stratum
-from analysis.mixed_effects.design import Design
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.solution import Solution
-from analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects.degrees_of_freedom import Stratum
+from vlm_probe.analysis.mixed_effects.design import Design
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 WIDE = 3.0
 """A standard deviation in log-odds beyond which most answers are settled by the level, and the Laplace approximation errs: the middle two

@@ -10,11 +10,11 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.degrees_of_freedom import between_within, satterthwaite
-from analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.degrees_of_freedom import between_within, satterthwaite
+from vlm_probe.analysis.mixed_effects.errors import FitError
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 Array = NDArray[Any]
 

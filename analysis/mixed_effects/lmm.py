@@ -14,10 +14,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.elimination import Factorisation, Layout
-from analysis.mixed_effects.optimise import Optimum, minimise
-from analysis.mixed_effects.solution import Solution, in_data_units
-from analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
+from vlm_probe.analysis.mixed_effects.elimination import Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.optimise import Optimum, minimise
+from vlm_probe.analysis.mixed_effects.solution import Solution, in_data_units
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
 Array = NDArray[Any]
 

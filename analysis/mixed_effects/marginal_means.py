@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.inference import adjusted, estimates, with_odds_ratios
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.inference import adjusted, estimates, with_odds_ratios
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 Array = NDArray[Any]
 Weights = Mapping[str, Mapping[Any, float]]

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.elimination import Factorisation, Layout, Pair, invert_blocks, product
+from vlm_probe.analysis.mixed_effects.elimination import Factorisation, Layout, Pair, invert_blocks, product
 
 Array = NDArray[Any]
 

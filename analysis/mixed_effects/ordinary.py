@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.design import Design
-from analysis.mixed_effects.glmm import fixed_only
-from analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects.design import Design
+from vlm_probe.analysis.mixed_effects.glmm import fixed_only
+from vlm_probe.analysis.mixed_effects.solution import Solution
 
 Array = NDArray[Any]
 

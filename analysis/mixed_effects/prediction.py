@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.random_parts import codes_of
-from analysis.mixed_effects.response import evaluate
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.random_parts import codes_of
+from vlm_probe.analysis.mixed_effects.response import evaluate
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 NAMES = {
     "satterthwaite": "Satterthwaite",

@@ -20,11 +20,11 @@ import scipy.optimize
 import scipy.stats
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.inference import degrees_of_freedom, with_odds_ratios
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.inference import degrees_of_freedom, with_odds_ratios
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 Array = NDArray[Any]
 
@@ -53,7 +53,7 @@ class Profile:
     @cached_property
     def _best(self) -> tuple[Array, Array, float]:
         """Fixed effects, their covariance and the log-likelihood at the optimum (ML)."""
-        from analysis.mixed_effects.fitting import prior_precision, solve
+        from vlm_probe.analysis.mixed_effects.fitting import prior_precision, solve
 
         result = self._result
         found = solve(result.design, reml=False) if result.reml else result.solution
@@ -73,9 +73,9 @@ class Profile:
     @cached_property
     def _at(self) -> Callable[[float], float]:
         """From a value of the combination to the largest log-likelihood."""
-        from analysis.mixed_effects.fitting import prior_precision
-        from analysis.mixed_effects.glmm import GeneralizedMixedModel, fixed_only
-        from analysis.mixed_effects.lmm import LinearMixedModel
+        from vlm_probe.analysis.mixed_effects.fitting import prior_precision
+        from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel, fixed_only
+        from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
 
         design, solution, weights = self._result.design, self._result.solution, self._weights
         beta, covariance, _ = self._best

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.complete_rows import factors_of
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.formula import RandomPart
-from analysis.mixed_effects.model_matrix import Coded, matrix_of
-from analysis.mixed_effects.terms import RandomTerm
-from analysis.mixed_effects.variables import variables_of
+from vlm_probe.analysis.mixed_effects.complete_rows import factors_of
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.formula import RandomPart
+from vlm_probe.analysis.mixed_effects.model_matrix import Coded, matrix_of
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects.variables import variables_of
 
 Array = NDArray[Any]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.families import Family
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.families import Family
 
 Array = NDArray[Any]
 Column = str | Sequence[float] | Array | pd.Series | None

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.mixed_effects import marginal_means
-from analysis.mixed_effects.degrees_of_freedom import Stratum
-from analysis.mixed_effects.design import Design
-from analysis.mixed_effects.errors import FitError
-from analysis.mixed_effects.inference import estimates, with_odds_ratios
-from analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects import marginal_means
+from vlm_probe.analysis.mixed_effects.degrees_of_freedom import Stratum
+from vlm_probe.analysis.mixed_effects.design import Design
+from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.inference import estimates, with_odds_ratios
+from vlm_probe.analysis.mixed_effects.solution import Solution
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,7 +127,7 @@ class FitResult:
         Raises:
             FitError: If the model is an ordinary linear one, whose Wald intervals are exact, or has no such coefficient.
         """
-        from analysis.mixed_effects.profile import profile_table
+        from vlm_probe.analysis.mixed_effects.profile import profile_table
 
         if of is None:
             return profile_table(self, np.eye(len(self.design.names)), list(self.design.names), level, df)
@@ -336,7 +336,7 @@ class FitResult:
         Raises:
             FitError: If `of` varies within every group, or within the one that is named.
         """
-        from analysis.mixed_effects.group_means import contrast_of_group_means
+        from vlm_probe.analysis.mixed_effects.group_means import contrast_of_group_means
 
         return contrast_of_group_means(self, of, weights, by, group, level)
 
@@ -355,7 +355,7 @@ class FitResult:
         Raises:
             FitError: If rows lack a column or a value, or have a level of a predictor that was not in the data.
         """
-        from analysis.mixed_effects.prediction import predict
+        from vlm_probe.analysis.mixed_effects.prediction import predict
 
         return predict(self, data, random=random, scale=scale)
 
@@ -371,7 +371,7 @@ class FitResult:
         Raises:
             FitError: If the models are of other rows or families, have a prior, or as many parameters.
         """
-        from analysis.mixed_effects.comparison import compare
+        from vlm_probe.analysis.mixed_effects.comparison import compare
 
         return compare(self, other)
 
@@ -384,7 +384,7 @@ class FitResult:
         Raises:
             FitError: If the fit has a prior.
         """
-        from analysis.mixed_effects.comparison import omnibus
+        from vlm_probe.analysis.mixed_effects.comparison import omnibus
 
         return omnibus(self)
 
@@ -397,7 +397,7 @@ class FitResult:
         Raises:
             FitError: If it is another model.
         """
-        from analysis.mixed_effects.second_opinions import mixedlm
+        from vlm_probe.analysis.mixed_effects.second_opinions import mixedlm
 
         return mixedlm(self)
 
@@ -417,18 +417,18 @@ class FitResult:
         Raises:
             FitError: If there is no such grouping factor, or rows are counts or have weights.
         """
-        from analysis.mixed_effects.second_opinions import gee
+        from vlm_probe.analysis.mixed_effects.second_opinions import gee
 
         return gee(self, group)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain data, for JSON."""
-        from analysis.mixed_effects.printing import to_dict
+        from vlm_probe.analysis.mixed_effects.printing import to_dict
 
         return to_dict(self)
 
     def __str__(self) -> str:
-        from analysis.mixed_effects.printing import to_text
+        from vlm_probe.analysis.mixed_effects.printing import to_text
 
         return to_text(self)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.errors import FitError
 
 if TYPE_CHECKING:
-    from analysis.mixed_effects.result import FitResult
+    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 SMALL = 20_000
 """Rows beyond which statsmodels' mixed models take minutes."""

@@ -14,8 +14,8 @@ import scipy.optimize
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from analysis.mixed_effects.design import Design
-from analysis.mixed_effects.errors import SeparationError
+from vlm_probe.analysis.mixed_effects.design import Design
+from vlm_probe.analysis.mixed_effects.errors import SeparationError
 
 CERTAIN = 15.0
 """Log-odds beyond which an estimate without random effects raises suspicion, to be settled by a linear programme."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 Array = NDArray[Any]
 

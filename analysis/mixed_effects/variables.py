@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.errors import FitError
 
 NUMBERS_AS_NAMES = r"\bC\(\s*`?([\w.]+)`?\s*\)"
 """`C(x)`, which says that the numbers of a column are names."""

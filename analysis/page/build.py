@@ -14,20 +14,20 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import METHODS, OBSERVERS, Trials, load
-from analysis.labels import test_name, training_name
-from analysis.logs import Source
-from analysis.material import Settings, select
-from analysis.page.motion import Motions, motion_key
-from analysis.page.packing import packed, packed_columns, script_json
-from analysis.page.pictures import KEY, Pictures
-from analysis.page.trials import Shown, is_mirrored, shown_trials
-from analysis.result import plain
-from analysis.sets import find_sets
-from analysis.style import look
-from analysis.transfer import transfer_matrix
-from probes.trials import is_run, read_run
-from stimuli.dataset import Item, StimulusSet
+from vlm_probe.analysis.frame import METHODS, OBSERVERS, Trials, load
+from vlm_probe.analysis.labels import test_name, training_name
+from vlm_probe.analysis.logs import Source
+from vlm_probe.analysis.material import Settings, select
+from vlm_probe.analysis.page.motion import Motions, motion_key
+from vlm_probe.analysis.page.packing import packed, packed_columns, script_json
+from vlm_probe.analysis.page.pictures import KEY, Pictures
+from vlm_probe.analysis.page.trials import Shown, is_mirrored, shown_trials
+from vlm_probe.analysis.result import plain
+from vlm_probe.analysis.sets import find_sets
+from vlm_probe.analysis.style import look
+from vlm_probe.analysis.transfer import transfer_matrix
+from vlm_probe.probes.trials import is_run, read_run
+from vlm_probe.stimuli.dataset import Item, StimulusSet
 
 SCRIPTS = ("data.js", "tables.js", "chart.js", "gallery.js", "detail.js", "main.js")
 """Files in `analysis/page/assets`, one after the other in one scope."""
@@ -45,7 +45,7 @@ CELLS = (
     "n_runs",
     "n_trials",
 )
-"""What the page says of a cell of the transfer matrix, from `analysis.transfer`."""
+"""What the page says of a cell of the transfer matrix, from `vlm_probe.analysis.transfer`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def build(paths: Iterable[str | Path], pictures: Pictures, motions: Motions, sta
     """The page of runs and tables.
 
     Args:
-        paths: As for `analysis.frame.load`.
+        paths: As for `vlm_probe.analysis.frame.load`.
         pictures, motions: What is known of them already, and how many there may be.
         stamp: Of the state of the logs, where the page is served and may ask whether there is news; empty in a file.
 
@@ -202,7 +202,7 @@ def _transfer(trials: Trials) -> dict[str, Any] | None:
 
 def _html(data: Mapping[str, Any], pictures: Mapping[str, str], live: bool) -> str:
     """The page. Its policy admits its own script and style, pictures within it, and nothing else."""
-    assets = files("analysis.page") / "assets"
+    assets = files("vlm_probe.analysis.page") / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
     body = "".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'(() => {{\n"use strict";\n{body}}})();\n'

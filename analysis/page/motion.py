@@ -8,13 +8,13 @@ from functools import cache
 
 from PIL import Image
 
-from analysis.material import kind_of
-from analysis.page.pictures import encoded
-from analysis.page.trials import Shown, is_mirrored
-from stimuli.dataset import Item
-from stimuli.picture import draw
-from stimuli.simulators import Outcome, Simulator, get_simulator
-from stimuli.tasks import get_task
+from vlm_probe.analysis.material import kind_of
+from vlm_probe.analysis.page.pictures import encoded
+from vlm_probe.analysis.page.trials import Shown, is_mirrored
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
+from vlm_probe.stimuli.tasks import get_task
 
 MOMENTS = 4
 EDGE, GAP = 112, 4

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
-from analysis.page.trials import Shown
-from stimuli.dataset import Item, StimulusError, StimulusSet
+from vlm_probe.analysis.page.trials import Shown
+from vlm_probe.stimuli.dataset import Item, StimulusError, StimulusSet
 
 QUALITY = 75
 """Of WebP. A picture of a set takes about 0.7 kB at 224 pixels, a sixth of its PNG."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from analysis.page.build import Page, build
-from analysis.page.motion import Motions
-from analysis.page.pictures import Pictures
+from vlm_probe.analysis.page.build import Page, build
+from vlm_probe.analysis.page.motion import Motions
+from vlm_probe.analysis.page.pictures import Pictures
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
@@ -20,8 +20,8 @@ class View:
     """The page of runs as it stands, kept until their logs change. May be asked from several threads.
 
     Args:
-        paths: As for `analysis.frame.load`.
-        pictures, motions: As for `analysis.page.build.build`.
+        paths: As for `vlm_probe.analysis.frame.load`.
+        pictures, motions: As for `vlm_probe.analysis.page.build.build`.
     """
 
     def __init__(self, paths: Iterable[Path], pictures: Pictures, motions: Motions) -> None:

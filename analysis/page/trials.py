@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import Trials
-from analysis.levels import shift_name
-from analysis.rows import Row, attempt_of, failed, manner_of, succeeded
-from probes.trials import is_run, read_trials
-from stimuli.question import Grammar
+from vlm_probe.analysis.frame import Trials
+from vlm_probe.analysis.levels import shift_name
+from vlm_probe.analysis.rows import Row, attempt_of, failed, manner_of, succeeded
+from vlm_probe.probes.trials import is_run, read_trials
+from vlm_probe.stimuli.question import Grammar
 
 OUTCOMES = ("right", "wrong", "unread", "failed")
 MOST_OPTIONS = 8
@@ -78,7 +78,7 @@ def shown_trials(trials: Trials, grammars: Mapping[tuple[str, str], Grammar]) ->
     """The trials of all logs and tables, failed ones included; what the table left out as a repetition is left out here too.
 
     Args:
-        trials: As `analysis.frame.load` gives them.
+        trials: As `vlm_probe.analysis.frame.load` gives them.
         grammars: (hash of the set, item) -> answer grammar, where the set is there: it names the numbers of an action.
 
     Raises:

@@ -6,14 +6,14 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures.means import means
-from analysis.labels import file_part, with_test, with_trained_on
-from analysis.material import Material
-from analysis.rates import HOW, by_cell, by_run
-from analysis.result import Result
-from analysis.section import Figure, Section, Unanswerable
-from analysis.selection import CELL
-from analysis.style import name_of
+from vlm_probe.analysis.figures.means import means
+from vlm_probe.analysis.labels import file_part, with_test, with_trained_on
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.rates import HOW, by_cell, by_run
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.selection import CELL
+from vlm_probe.analysis.style import name_of
 
 LEGAL = 0.95
 """Share of replies with a legal answer below which a cell is named."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.material import Material
-from analysis.rates import HOW, by_cell
-from analysis.result import Result
-from analysis.section import Section, Unanswerable
-from analysis.selection import CELL, cells
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.rates import HOW, by_cell
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.selection import CELL, cells
 
 TRIED = (*CELL, "memory", "attempts")
 """Columns that make a cell here."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from analysis.calibration import calibration
-from analysis.figures.calibration import calibration as draw
-from analysis.material import Material
-from analysis.section import Figure, Section, Unanswerable
-from analysis.style import name_of
+from vlm_probe.analysis.calibration import calibration
+from vlm_probe.analysis.figures.calibration import calibration as draw
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.style import name_of
 
 CELL = ("model", "method")
 

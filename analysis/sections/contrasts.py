@@ -6,13 +6,13 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.contrasts import planned_contrasts
-from analysis.figures.forest import forest
-from analysis.labels import file_part, joined, span
-from analysis.material import Material, Settings
-from analysis.result import Result
-from analysis.section import Figure, Section, Unanswerable, some_columns
-from analysis.tables import interval, number, p_value
+from vlm_probe.analysis.contrasts import planned_contrasts
+from vlm_probe.analysis.figures.forest import forest
+from vlm_probe.analysis.labels import file_part, joined, span
+from vlm_probe.analysis.material import Material, Settings
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Figure, Section, Unanswerable, some_columns
+from vlm_probe.analysis.tables import interval, number, p_value
 
 CELL = ["model", "transfer", "contrast"]
 MODEL = [

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from analysis.controls import controls
-from analysis.material import Material
-from analysis.section import Section, Unanswerable
-from analysis.style import name_of
+from vlm_probe.analysis.controls import controls
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.style import name_of
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.material import Material
-from analysis.result import Result
-from analysis.section import Section
-from analysis.selection import cells
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Section
+from vlm_probe.analysis.selection import cells
 
 RULES = (
     "one row per trial that took place; a trial that failed is left out and counted; a reply without a legal answer is wrong;"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.material import Material
-from analysis.section import Section, Unanswerable
-from analysis.signal_detection import sensitivity
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.signal_detection import sensitivity
 
 
 def section(material: Material) -> Section:

@@ -7,14 +7,14 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures.learning import learning_curves
-from analysis.frame import METHODS
-from analysis.labels import joined, with_test, with_trained_on
-from analysis.learning import KIND, TEST, curves_from_trials, learning
-from analysis.material import Material, Settings
-from analysis.result import Result
-from analysis.section import Figure, Section, Unanswerable
-from analysis.style import name_of
+from vlm_probe.analysis.figures.learning import learning_curves
+from vlm_probe.analysis.frame import METHODS
+from vlm_probe.analysis.labels import joined, with_test, with_trained_on
+from vlm_probe.analysis.learning import KIND, TEST, curves_from_trials, learning
+from vlm_probe.analysis.material import Material, Settings
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.style import name_of
 
 WINDOW = 5
 """Logged points over which the success of training batches is averaged: a batch is small."""

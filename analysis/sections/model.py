@@ -6,16 +6,16 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.cell_model import INTERVALS, TERMS, CellModel, fit_cells
-from analysis.figures.caterpillar import caterpillar
-from analysis.labels import file_part, joined
-from analysis.material import Material
-from analysis.mixed_effects import FitResult
-from analysis.random_effects import RULE
-from analysis.result import Result
-from analysis.section import Figure, Section, Unanswerable
-from analysis.tables import number, proportion
-from analysis.transfer import with_names
+from vlm_probe.analysis.cell_model import INTERVALS, TERMS, CellModel, fit_cells
+from vlm_probe.analysis.figures.caterpillar import caterpillar
+from vlm_probe.analysis.labels import file_part, joined
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.mixed_effects import FitResult
+from vlm_probe.analysis.random_effects import RULE
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.tables import number, proportion
+from vlm_probe.analysis.transfer import with_names
 
 SHOWN = ("run", "item")
 """Grouping factors of the caterpillar plot, as far as the model has them."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from analysis.error_consistency import error_consistency
-from analysis.material import Material
-from analysis.section import Section, Unanswerable
-from analysis.selection import CELL
+from vlm_probe.analysis.error_consistency import error_consistency
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.selection import CELL
 
 
 def section(material: Material) -> Section:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.material import Material
-from analysis.minimal_pairs import pairs
-from analysis.result import Result
-from analysis.section import Section, Unanswerable
-from analysis.selection import CELL, cells
-from analysis.shortcut_rules import adjusted_success, item_rules
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.minimal_pairs import pairs
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.selection import CELL, cells
+from vlm_probe.analysis.shortcut_rules import adjusted_success, item_rules
 
 
 def section(material: Material) -> Section:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.alignment import alignment
-from analysis.alignment_model import alignment_model
-from analysis.kappa import FEWEST_SHARED
-from analysis.material import Material
-from analysis.result import Result
-from analysis.section import Section, Unanswerable
-from analysis.sets import human_responses
+from vlm_probe.analysis.alignment import alignment
+from vlm_probe.analysis.alignment_model import alignment_model
+from vlm_probe.analysis.kappa import FEWEST_SHARED
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.sets import human_responses
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from analysis.material import Material
-from analysis.rates import HOW, by_cell
-from analysis.result import Result
-from analysis.section import Section, Unanswerable
-from analysis.style import name_of
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.rates import HOW, by_cell
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.style import name_of
 
 
 def section(material: Material) -> Section:

@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from analysis.figures.psychometric import psychometric_curves
-from analysis.labels import file_part, joined, with_test, with_trained_on
-from analysis.material import Material
-from analysis.proportions import wilson
-from analysis.psychometric import psychometric
-from analysis.section import Figure, Section, Unanswerable
-from analysis.selection import CELL, cells, said_signal, signed_margin
-from analysis.style import name_of
+from vlm_probe.analysis.figures.psychometric import psychometric_curves
+from vlm_probe.analysis.labels import file_part, joined, with_test, with_trained_on
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.proportions import wilson
+from vlm_probe.analysis.psychometric import psychometric
+from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.selection import CELL, cells, said_signal, signed_margin
+from vlm_probe.analysis.style import name_of
 
 
 def section(material: Material) -> Section:

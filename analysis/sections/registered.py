@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from analysis.material import Material
-from analysis.registration import registered_contrasts
-from analysis.result import Result
-from analysis.section import Section, Unanswerable, some_columns
-from analysis.sections.contrasts import MEANS, MODEL, SIZE, sentences
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.registration import registered_contrasts
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.section import Section, Unanswerable, some_columns
+from vlm_probe.analysis.sections.contrasts import MEANS, MODEL, SIZE, sentences
 
 CELL = ["model", "training", "transfer", "contrast"]
 

@@ -7,13 +7,13 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures.heatmap import heatmap
-from analysis.frame import METHODS
-from analysis.labels import file_part, joined, span, training_name, with_test
-from analysis.levels import TRANSFER
-from analysis.material import Material
-from analysis.section import Figure, Section, Unanswerable, some_columns
-from analysis.transfer import transfer_matrix
+from vlm_probe.analysis.figures.heatmap import heatmap
+from vlm_probe.analysis.frame import METHODS
+from vlm_probe.analysis.labels import file_part, joined, span, training_name, with_test
+from vlm_probe.analysis.levels import TRANSFER
+from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.section import Figure, Section, Unanswerable, some_columns
+from vlm_probe.analysis.transfer import transfer_matrix
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "transfer")
 RATES = (

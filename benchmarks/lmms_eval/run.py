@@ -36,13 +36,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from probes.models import Trial
-from probes.models.catalog import lookup
-from probes.models.loading import load_model
-from probes.models.reply_limits import SPARE_TOKENS
-from probes.trials import read_run, read_trials
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
+from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models.catalog import lookup
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.reply_limits import SPARE_TOKENS
+from vlm_probe.probes.trials import read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
 
 HERE = Path(__file__).resolve().parent
 TASK = "towers-stability"
@@ -65,7 +65,7 @@ class Run:
 
 def with_probe(model: str, stimuli: StimulusSet, out: Path, limit: int, threads: int, device: str) -> Run:
     """A run of probe."""
-    command = ["-m", "probes.cli", "run", "--model", model, "--stimuli", str(stimuli.path), "--out", str(out)]
+    command = ["-m", "vlm_probe", "run", "--model", model, "--stimuli", str(stimuli.path), "--out", str(out)]
     command += ["--no-references", "--limit", str(limit), "--device", device, "--dtype", "float32"]
     wall, cpu = process([sys.executable, *command], out.with_suffix(".log"), threads, device)
     described = read_run(out)

@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.look import draw_colours, draw_surroundings
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
-from stimuli.scene import Body, Camera, Marker, Scene
-from stimuli.shapes import about_y, rotation
-from stimuli.simulators import Simulator, Stop
-from stimuli.tasks import Task, simulator_or_default
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.look import draw_colours, draw_surroundings
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.scene import Body, Camera, Marker, Scene
+from vlm_probe.stimuli.shapes import about_y, rotation
+from vlm_probe.stimuli.simulators import Simulator, Stop
+from vlm_probe.stimuli.tasks import Task, simulator_or_default
 
 RAMP, BOX = (0.42, 0.12, 0.02), (0.08, 0.08, 0.06)
 """Full extents, metres."""

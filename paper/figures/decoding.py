@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.style import COLUMN_MM, GREY, LIGHT, drawing, legend_above, look, name_of
+from vlm_probe.analysis.style import COLUMN_MM, GREY, LIGHT, drawing, legend_above, look, name_of
 
 DASHES: tuple[Any, ...] = ("-", (0, (3, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 METRICS = {"R2": "R²", "balanced accuracy": "Balanced accuracy"}

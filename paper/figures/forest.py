@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.style import GREY, LIGHT, drawing, look, name_of, signed
+from vlm_probe.analysis.style import GREY, LIGHT, drawing, look, name_of, signed
 
 LINE_MM, SPREAD = 3.3, 0.17
 """Height of a line, and how far the dots of runs stand apart in it."""

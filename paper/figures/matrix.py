@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.style import DIVERGING, GREY, MM, PAGE_MM, drawing
-from analysis.tables import proportion
-from paper.numbers import records
+from vlm_probe.analysis.style import DIVERGING, GREY, MM, PAGE_MM, drawing
+from vlm_probe.analysis.tables import proportion
+from vlm_probe.paper.numbers import records
 
 ROW_MM, GAP = 4.3, 0.45
 """Height of a row, and the gap between groups in rows and columns."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.style import PAGE_MM, drawing
+from vlm_probe.analysis.style import PAGE_MM, drawing
 
 HEIGHT_MM, TEXT_MM = 64.0, 19.0
 """Of the figure, and of the questions below the pictures."""

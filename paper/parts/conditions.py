@@ -6,15 +6,15 @@ import math
 
 import pandas as pd
 
-from analysis.contrasts import planned_contrasts
-from analysis.section import Unanswerable
-from analysis.style import name_of
-from paper.names import contrast_sides, key_of
-from paper.numbers import Numbers, listed, records
-from paper.part import Part
-from paper.parts.contrasts import put
-from paper.study import Study
-from paper.verdicts import does_not_transfer, improves, verdict
+from vlm_probe.analysis.contrasts import planned_contrasts
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.style import name_of
+from vlm_probe.paper.names import contrast_sides, key_of
+from vlm_probe.paper.numbers import Numbers, listed, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.parts.contrasts import put
+from vlm_probe.paper.study import Study
+from vlm_probe.paper.verdicts import does_not_transfer, improves, verdict
 
 JOINT, VARIED = "joint", "varied"
 FAR = ("cross-task", "cross-family", "zero-shot")

@@ -7,16 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import tables
-from analysis.contrasts import Contrasts
-from analysis.levels import TRANSFER
-from paper.figures.forest import forest
-from paper.latex import Rows, in_math, table, text
-from paper.names import LEVELS, contrast_sides, key_of, side_name
-from paper.numbers import Numbers, interval, listed, p_text, records
-from paper.part import Part
-from paper.study import OVER_ALL, Study
-from paper.verdicts import EFFECTS, VERDICTS, verdict
+from vlm_probe.analysis import tables
+from vlm_probe.analysis.contrasts import Contrasts
+from vlm_probe.analysis.levels import TRANSFER
+from vlm_probe.paper.figures.forest import forest
+from vlm_probe.paper.latex import Rows, in_math, table, text
+from vlm_probe.paper.names import LEVELS, contrast_sides, key_of, side_name
+from vlm_probe.paper.numbers import Numbers, interval, listed, p_text, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import OVER_ALL, Study
+from vlm_probe.paper.verdicts import EFFECTS, VERDICTS, verdict
 
 SINGLE = {"joint": ("within", "cross-family"), "randomised": ("within", "shifted")}
 """Conditions of training with contrasts of their own, and the levels at which the manuscript speaks of them."""
@@ -107,7 +107,7 @@ def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
     Args:
         numbers: Where to.
         name: Beginning of the names.
-        row: Of the table of `analysis.contrasts`.
+        row: Of the table of `vlm_probe.analysis.contrasts`.
         alpha: Level of the tests.
     """
     came_out = verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import tables
-from analysis.controls import controls
-from analysis.section import Unanswerable
-from analysis.style import name_of
-from paper import latex
-from paper.names import key_of, task_name
-from paper.numbers import Numbers, records
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis import tables
+from vlm_probe.analysis.controls import controls
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.style import name_of
+from vlm_probe.paper import latex
+from vlm_probe.paper.names import key_of, task_name
+from vlm_probe.paper.numbers import Numbers, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 MANNERS = {
     "blank": "blank picture",

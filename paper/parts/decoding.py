@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.section import Unanswerable
-from analysis.training import read_facts
-from paper.figures.decoding import decoding
-from paper.names import key_of, task_name, training_name
-from paper.numbers import Numbers, records
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.training import read_facts
+from vlm_probe.paper.figures.decoding import decoding
+from vlm_probe.paper.names import key_of, task_name, training_name
+from vlm_probe.paper.numbers import Numbers, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 POSITION = "last"
 """Where the answer is read: the last token. The last layer there is the site of record, chosen before looking."""

@@ -6,16 +6,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.contrasts import REINFORCEMENT
-from analysis.frame import METHODS
-from analysis.levels import family_of, held_out
-from analysis.style import name_of
-from analysis.training import read_facts
-from paper import latex
-from paper.names import CITED, SHIFTS, condition_keys, test_name, training_name
-from paper.numbers import Numbers, listed
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis.contrasts import REINFORCEMENT
+from vlm_probe.analysis.frame import METHODS
+from vlm_probe.analysis.levels import family_of, held_out
+from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.training import read_facts
+from vlm_probe.paper import latex
+from vlm_probe.paper.names import CITED, SHIFTS, condition_keys, test_name, training_name
+from vlm_probe.paper.numbers import Numbers, listed
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 
 def part(study: Study) -> Part:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.tables import proportion
-from paper.latex import Rows, in_math, table
-from paper.names import LEVELS, contrast_sides, side_name
-from paper.numbers import Numbers, interval
-from paper.part import Part
-from paper.parts.decoding import decodable
-from paper.study import Study
-from paper.verdicts import AGREEMENTS, does_not_transfer, improves, no_advantage, together, verdict
+from vlm_probe.analysis.tables import proportion
+from vlm_probe.paper.latex import Rows, in_math, table
+from vlm_probe.paper.names import LEVELS, contrast_sides, side_name
+from vlm_probe.paper.numbers import Numbers, interval
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.parts.decoding import decodable
+from vlm_probe.paper.study import Study
+from vlm_probe.paper.verdicts import AGREEMENTS, does_not_transfer, improves, no_advantage, together, verdict
 
 CLAIMS = (
     ("within", "Training raises success on the trained task, with or without interaction (there: to near ceiling)"),

@@ -6,15 +6,15 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures.learning import learning_curves
-from analysis.frame import METHODS
-from analysis.learning import KIND, learning
-from analysis.section import Unanswerable
-from analysis.style import name_of
-from paper.names import condition_keys, key_of, training_name
-from paper.numbers import Numbers, listed, records
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis.figures.learning import learning_curves
+from vlm_probe.analysis.frame import METHODS
+from vlm_probe.analysis.learning import KIND, learning
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.style import name_of
+from vlm_probe.paper.names import condition_keys, key_of, training_name
+from vlm_probe.paper.numbers import Numbers, listed, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 WINDOW, PANELS = 5, 3
 """Logged points over which success in training is averaged, since a batch is small; and how many conditions are drawn."""

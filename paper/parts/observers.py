@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from analysis.rates import by_cell
-from analysis.section import Unanswerable
-from paper.names import key_of
-from paper.numbers import Numbers, listed, records
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis.rates import by_cell
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.paper.names import key_of
+from vlm_probe.paper.numbers import Numbers, listed, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 WHO = {
     "observer.noisy-simulation": "who simulates what it sees through noise",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from analysis.levels import family_of
-from analysis.rates import by_cell
-from analysis.section import Unanswerable
-from analysis.style import name_of
-from paper import latex
-from paper.numbers import Numbers, listed, records
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis.levels import family_of
+from vlm_probe.analysis.rates import by_cell
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.style import name_of
+from vlm_probe.paper import latex
+from vlm_probe.paper.numbers import Numbers, listed, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 GOOD = 0.9
 """A rate from which on a family counts as seen."""

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.figures.psychometric import psychometric_curves
-from analysis.levels import held_out
-from analysis.proportions import wilson
-from analysis.psychometric import psychometric
-from analysis.section import Unanswerable
-from analysis.selection import cells, said_signal, signed_margin
-from paper.names import condition_keys, key_of, task_name, training_name
-from paper.numbers import Numbers, records
-from paper.part import Part
-from paper.study import Study
+from vlm_probe.analysis.figures.psychometric import psychometric_curves
+from vlm_probe.analysis.levels import held_out
+from vlm_probe.analysis.proportions import wilson
+from vlm_probe.analysis.psychometric import psychometric
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.selection import cells, said_signal, signed_margin
+from vlm_probe.paper.names import condition_keys, key_of, task_name, training_name
+from vlm_probe.paper.numbers import Numbers, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
 
 CELL = ("method", "train_tasks", "regime", "test_task")
 PANELS = 3

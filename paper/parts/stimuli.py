@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from analysis.levels import family_of
-from analysis.section import Unanswerable
-from paper.figures.stimuli import Shown, stimuli
-from paper.part import Part
-from paper.study import Study
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
-from stimuli.tasks import FAMILIES, get_task
+from vlm_probe.analysis.levels import family_of
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.paper.figures.stimuli import Shown, stimuli
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
 ITEMS, SEED, SIZE = 8, 4, 256
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import tables
-from analysis.figures.means import means
-from analysis.rates import by_cell, by_run
-from analysis.section import Unanswerable
-from analysis.style import name_of
-from paper import latex
-from paper.names import key_of, test_name
-from paper.numbers import Numbers, records
-from paper.part import Part
-from paper.study import Study
-from stimuli.tasks import task_names
+from vlm_probe.analysis import tables
+from vlm_probe.analysis.figures.means import means
+from vlm_probe.analysis.rates import by_cell, by_run
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.style import name_of
+from vlm_probe.paper import latex
+from vlm_probe.paper.names import key_of, test_name
+from vlm_probe.paper.numbers import Numbers, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
+from vlm_probe.stimuli.tasks import task_names
 
 CELL = ("method", "test_task")
 

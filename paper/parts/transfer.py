@@ -7,18 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import METHODS
-from analysis.levels import TRANSFER, family_of
-from analysis.section import Unanswerable
-from analysis.style import name_of
-from analysis.transfer import transfer_matrix
-from paper.figures.matrix import matrix
-from paper.names import condition_keys, test_name, training_name
-from paper.numbers import Numbers, records
-from paper.part import Part
-from paper.study import Study
-from paper.verdicts import verdict
-from stimuli.tasks import FAMILIES, task_names
+from vlm_probe.analysis.frame import METHODS
+from vlm_probe.analysis.levels import TRANSFER, family_of
+from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.transfer import transfer_matrix
+from vlm_probe.paper.figures.matrix import matrix
+from vlm_probe.paper.names import condition_keys, test_name, training_name
+from vlm_probe.paper.numbers import Numbers, records
+from vlm_probe.paper.part import Part
+from vlm_probe.paper.study import Study
+from vlm_probe.paper.verdicts import verdict
+from vlm_probe.stimuli.tasks import FAMILIES, task_names
 
 
 def part(study: Study) -> Part:
@@ -51,7 +51,7 @@ def cells(table: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFram
     """The cells of the figure: conditions of training as groups of rows, families as groups of columns.
 
     Args:
-        table: Of `analysis.transfer.transfer_matrix`.
+        table: Of `vlm_probe.analysis.transfer.transfer_matrix`.
         plain: The trials that it is of, for the order of conditions.
         alpha: Level of the tests.
     """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from probes.cli import (
+from vlm_probe.probes.cli import (
     adapters,
     analyze,
     check,
@@ -31,8 +31,17 @@ from probes.cli import (
     study,
     train,
 )
-from probes.cli.errors import FAILURE, INTERRUPTED, SUCCESS, USAGE, as_line, expected, names_nothing, usage_line
-from probes.cli.errors import report as tell_error
+from vlm_probe.probes.cli.errors import (
+    FAILURE,
+    INTERRUPTED,
+    SUCCESS,
+    USAGE,
+    as_line,
+    expected,
+    names_nothing,
+    usage_line,
+)
+from vlm_probe.probes.cli.errors import report as tell_error
 
 
 def _version() -> str:
@@ -87,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Always.
     """
     debug = os.environ.get("PROBE_DEBUG", "") not in ("", "0")
+    # Processes that a command starts must not import the user's analysis.py or random.py from the working directory.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         code = app(
             list(sys.argv[1:] if arguments is None else arguments),

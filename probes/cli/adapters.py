@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 app = App(name="adapters", help="List, show, verify and merge trained adapters.")
 
@@ -22,9 +22,9 @@ def list_(*folders: Path, json: Json = False, config: Config = None) -> int:
     Args:
         folders: Folders to look in, at any depth; by default `adapters`, where `probe train` puts them.
     """
-    from probes.cli.console import show, show_json
-    from probes.cli.errors import CommandError
-    from probes.models.adapter_folder import find_trained, read_trained
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.cli.errors import CommandError
+    from vlm_probe.probes.models.adapter_folder import find_trained, read_trained
 
     places = folders or (Path("adapters"),)
     for place in places:
@@ -64,8 +64,8 @@ def list_(*folders: Path, json: Json = False, config: Config = None) -> int:
 @app.command(name="show")
 def show_(adapter: Folder, /, *, json: Json = False, config: Config = None) -> int:
     """Show what an adapter says about itself: its base, its place and size, how it was trained, and from what."""
-    from probes.cli.console import show, show_json
-    from probes.models.adapter_folder import read_trained
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.models.adapter_folder import read_trained
 
     trained = read_trained(adapter)
     row = _row(trained)
@@ -105,9 +105,9 @@ def verify(
         dtype: Number format of the base.
         load_in_4bit: Quantise the base to 4 bits.
     """
-    from probes.cli.console import show, show_json
-    from probes.models.adapter_folder import read_adapter
-    from probes.models.loading import load_model
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.models.adapter_folder import read_adapter
+    from vlm_probe.probes.models.loading import load_model
 
     read = read_adapter(adapter)
     name = model or _base(read)
@@ -160,8 +160,8 @@ def merge(
         device: `cpu`, `cuda`, ...
         dtype: Number format of the merged weights; `auto`: float32 on a CPU or for small models, else that of the base.
     """
-    from probes.cli.console import show, show_json
-    from probes.models.merging import merge_adapter
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.models.merging import merge_adapter
 
     merged = merge_adapter(adapter, out, model=model, revision=revision, dtype=dtype, device=device)
     if json:
@@ -183,7 +183,7 @@ def merge(
 
 def _base(read: Any) -> str:
     """The base that an adapter names. Raises CommandError if it names none."""
-    from probes.cli.errors import CommandError
+    from vlm_probe.probes.cli.errors import CommandError
 
     if not read.base:
         raise CommandError(f"the adapter {read.folder} does not name its base model: give --model")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 
 def analyze(
@@ -36,14 +36,14 @@ def analyze(
         registered: Registration of a study (`probe study freeze`), or its folder: the contrasts that were planned are tested as such,
             with the bound of the registration, and everything else is called exploratory.
     """
-    from probes.cli.resources import one_thread
+    from vlm_probe.probes.cli.resources import one_thread
 
     one_thread()
-    from analysis.material import Settings
-    from analysis.registration import read_registration
-    from analysis.report import analyse
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.errors import FAILURE, SUCCESS
+    from vlm_probe.analysis.material import Settings
+    from vlm_probe.analysis.registration import read_registration
+    from vlm_probe.analysis.report import analyse
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
 
     plan = None if registered is None else read_registration(registered)
     with progress("analysing") as step:

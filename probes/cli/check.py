@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 if TYPE_CHECKING:
-    from stimuli.tasks import Task
+    from vlm_probe.stimuli.tasks import Task
 
 
 def check(
@@ -27,10 +27,10 @@ def check(
 
     Says in plain words what it does not keep and what to do. Exits with 1 if there is anything.
     """
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.errors import FAILURE, SUCCESS
-    from stimuli.contract import CHECKS, check_task
-    from stimuli.tasks import task_names
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
+    from vlm_probe.stimuli.contract import CHECKS, check_task
+    from vlm_probe.stimuli.tasks import task_names
 
     the_task = _load(task)
     with progress(f"checking {task}") as step:
@@ -55,9 +55,9 @@ def check(
 
 def _load(place: str) -> Task:
     """The task at module:Class, or of that name. Raises CommandError or UnknownName saying what is not there."""
-    from probes.cli.errors import CommandError
-    from probes.cli.resources import task_name
-    from stimuli.tasks import Task, get_task
+    from vlm_probe.probes.cli.errors import CommandError
+    from vlm_probe.probes.cli.resources import task_name
+    from vlm_probe.stimuli.tasks import Task, get_task
 
     module_name, colon, attribute = place.partition(":")
     if not colon:
@@ -66,7 +66,7 @@ def _load(place: str) -> Task:
         return get_task(task_name(place))
     # A console script does not have the working directory on its path, where somebody's own module most likely is.
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -82,7 +82,7 @@ def _load(place: str) -> Task:
         hint = f"did you mean {', '.join(close)}?" if close else "it defines no task"
         raise CommandError(f"{module_name} has no {attribute!r}: {hint}")
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise CommandError(f"{place} is no task: make it a class derived from stimuli.tasks.Task")
+        raise CommandError(f"{place} is no task: make it a class derived from vlm_probe.stimuli.tasks.Task")
     missing = sorted(found.__abstractmethods__)
     if missing:
         raise CommandError(f"{place} does not define {', '.join(missing)}: every task needs them, see docs/own-task.md")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from probes.cli.settings import Config, Jobs, Json, NotNegative, Positive, listed
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive, listed
 
 
 def decode(
@@ -63,12 +63,12 @@ def decode(
         load_in_4bit: Quantise the weights to four bits.
         out: Folder; by default decode/MODEL_SET.
     """
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
-    from probes.decoding.config import DecodeConfig
-    from probes.decoding.result import check_folder
-    from probes.decoding.study import decode as study
-    from probes.decoding.study import load, prepare
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
+    from vlm_probe.probes.decoding.config import DecodeConfig
+    from vlm_probe.probes.decoding.result import check_folder
+    from vlm_probe.probes.decoding.study import decode as study
+    from vlm_probe.probes.decoding.study import load, prepare
 
     check_model_name(model)
     task = check_stimuli_name(stimuli)
@@ -122,7 +122,7 @@ def _name(model: str, stimuli: str, task: str) -> str:
 
 
 def _report(result: dict[str, Any]) -> Any:
-    from probes.decoding.report import Report
+    from vlm_probe.probes.decoding.report import Report
 
     return Report(result)
 
@@ -131,8 +131,8 @@ def _draw(results: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Write the figures of one result, or the overview of several."""
     import matplotlib.pyplot as plt
 
-    from analysis.style import STYLE
-    from probes.decoding.figures import depth, intervention
+    from vlm_probe.analysis.style import STYLE
+    from vlm_probe.probes.decoding.figures import depth, intervention
 
     with plt.rc_context(STYLE):
         figures = [depth(results, folder / "decode.png")]

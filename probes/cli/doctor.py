@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from probes.cli.footprint import show_footprint
-from probes.cli.programs import programs
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.footprint import show_footprint
+from vlm_probe.probes.cli.programs import programs
+from vlm_probe.probes.cli.settings import Config, Json
 
 EXTRAS = {
     "mujoco": "the second physics engine",
@@ -54,7 +54,7 @@ def doctor(
         return show_footprint(model, dtype, device, load_in_4bit, batch_size, json)
     from dataclasses import asdict
 
-    from probes.cli.console import show, show_json
+    from vlm_probe.probes.cli.console import show, show_json
 
     packages = _packages()
     checks = _checks()
@@ -134,7 +134,7 @@ def _checks() -> list[Check]:
 
 def _engine() -> Check:
     try:
-        from stimuli.simulators import get_simulator
+        from vlm_probe.stimuli.simulators import get_simulator
 
         return {"what": "physics engine", "ok": True, "found": str(get_simulator().version())}
     except Exception as error:
@@ -142,8 +142,8 @@ def _engine() -> Check:
 
 
 def _tiny() -> Check:
-    from probes.models.catalog import weights_complete
-    from probes.tiny import WEIGHTS
+    from vlm_probe.probes.models.catalog import weights_complete
+    from vlm_probe.probes.tiny import WEIGHTS
 
     ok = weights_complete(WEIGHTS)
     return {"what": "embedded model", "ok": ok, "found": "tiny" if ok else "weights missing: install the package anew"}
@@ -162,7 +162,7 @@ def _served() -> Check:
     import os
     from importlib.util import find_spec
 
-    from probes.models.endpoint import KEYS
+    from vlm_probe.probes.models.endpoint import KEYS
 
     if find_spec("openai") is None:
         return {"what": "served models", "ok": True, "found": "not set up: pip install 'vlm-probe[served]'"}
@@ -174,7 +174,7 @@ def _served() -> Check:
 def _cache() -> Check:
     import tempfile
 
-    from stimuli.standard import cache_folder
+    from vlm_probe.stimuli.standard import cache_folder
 
     folder = cache_folder()
     try:

@@ -12,14 +12,14 @@ SUCCESS, FAILURE, USAGE, FAILED_TRIALS, INTERRUPTED = 0, 1, 2, 3, 130
 
 # By module, because an error can only be of a class whose module is loaded, and loading them here would be slow.
 _EXPECTED = {
-    "finetune.config": "TrainingError",
-    "probes.models": "ModelError",
-    "probes.trials": "RunError",
-    "probes.study.fields": "StudyError",
-    "stimuli.dataset": "StimulusError",
-    "stimuli.tasks": "UnknownTask",
+    "vlm_probe.finetune.config": "TrainingError",
+    "vlm_probe.probes.models": "ModelError",
+    "vlm_probe.probes.trials": "RunError",
+    "vlm_probe.probes.study.fields": "StudyError",
+    "vlm_probe.stimuli.dataset": "StimulusError",
+    "vlm_probe.stimuli.tasks": "UnknownTask",
 }
-_OURS = ("probes", "stimuli", "analysis", "finetune", "paper")
+_OURS = ("vlm_probe",)
 
 
 class CommandError(Exception):
@@ -52,7 +52,7 @@ def expected(error: Exception) -> bool:
 
 def names_nothing(error: Exception) -> bool:
     """Whether the error is a slip on the command line, such as a task or a model that does not exist."""
-    unknown_task = getattr(sys.modules.get("stimuli.tasks"), "UnknownTask", UnknownName)
+    unknown_task = getattr(sys.modules.get("vlm_probe.stimuli.tasks"), "UnknownTask", UnknownName)
     return isinstance(error, (UsageError, unknown_task))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.models.footprint import Footprint
+    from vlm_probe.probes.models.footprint import Footprint
 
 
 def show_footprint(model: str, dtype: str, device: str, load_in_4bit: bool, batch_size: int, json: bool) -> int:
@@ -24,9 +24,9 @@ def show_footprint(model: str, dtype: str, device: str, load_in_4bit: bool, batc
     """
     from dataclasses import asdict
 
-    from probes.cli.console import show, show_json
-    from probes.cli.resources import check_model_name
-    from probes.models.footprint import footprint
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.cli.resources import check_model_name
+    from vlm_probe.probes.models.footprint import footprint
 
     check_model_name(model)
     found = footprint(model, dtype=dtype, device=device, load_in_4bit=load_in_4bit, batch_size=batch_size)

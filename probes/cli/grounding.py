@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.run import RunConfig
-    from stimuli.dataset import StimulusSet
+    from vlm_probe.probes.run import RunConfig
+    from vlm_probe.stimuli.dataset import StimulusSet
 
 GROUNDING_N, GROUNDING_SEED = 120, 10_009
 """Size and seed of the grounding set that a battery of controls begins with."""
@@ -28,13 +28,13 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
         model: The loaded model.
         jobs: Processes that make the questions' pictures; None takes all cores.
     """
-    from analysis.logs import GROUNDING
-    from analysis.summary import seen
-    from probes.cli.console import progress, tell
-    from probes.cli.resources import cores
-    from probes.run import run
-    from stimuli.standard import further_set
-    from stimuli.tasks import get_task, task_names
+    from vlm_probe.analysis.logs import GROUNDING
+    from vlm_probe.analysis.summary import seen
+    from vlm_probe.probes.cli.console import progress, tell
+    from vlm_probe.probes.cli.resources import cores
+    from vlm_probe.probes.run import run
+    from vlm_probe.stimuli.standard import further_set
+    from vlm_probe.stimuli.tasks import get_task, task_names
 
     name = str(stimuli.card.get("task"))
     task = f"{get_task(name).family}-grounding" if name in task_names() else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Json, listed
+from vlm_probe.probes.cli.settings import Config, Json, listed
 
 
 def import_(
@@ -47,10 +47,10 @@ def import_(
         style: Whether prompts ask for the bare answer or for reasoning first.
         size: Edge to scale pictures to, pixels; by default they keep theirs.
     """
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.errors import FAILURE
-    from probes.cli.resources import task_name
-    from stimuli.importing import SHOWN_PROBLEMS, ImportProblems, import_set
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.errors import FAILURE
+    from vlm_probe.probes.cli.resources import task_name
+    from vlm_probe.stimuli.importing import SHOWN_PROBLEMS, ImportProblems, import_set
 
     try:
         with progress("reading pictures") as step:
@@ -103,8 +103,8 @@ def export(
     """
     from csv import DictWriter
 
-    from probes.cli.console import show
-    from probes.cli.resources import find_stimuli
+    from vlm_probe.probes.cli.console import show
+    from vlm_probe.probes.cli.resources import find_stimuli
 
     found = find_stimuli(stimuli, None)
     rows = list(found.flat_rows())
@@ -118,7 +118,7 @@ def export(
 
 def _mapping(option: str, text: str) -> dict[str, str]:
     """role=column,... as a dictionary. Raises CommandError if it is not of that form."""
-    from probes.cli.errors import CommandError
+    from vlm_probe.probes.cli.errors import CommandError
 
     found = {}
     for part in listed(text):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 
 def models(*, json: Json = False, config: Config = None) -> int:
     """List the models that have a short name; any local folder or hub id works as well."""
     from dataclasses import asdict
 
-    from probes.cli.console import show, show_json
-    from probes.models.catalog import ENTRIES, is_available
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.models.catalog import ENTRIES, is_available
 
     rows = [asdict(entry) | {"available": is_available(entry)} for entry in ENTRIES]
     for row in rows:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 
 def paper(
@@ -30,13 +30,13 @@ def paper(
         out: Folder of the paper; what an earlier build left there is replaced.
         manuscript: LaTeX file to use instead of the paper of this project; bibliographies beside it come along.
     """
-    from probes.cli.resources import one_thread
+    from vlm_probe.probes.cli.resources import one_thread
 
     one_thread()
-    from paper.build import HOME, build
-    from paper.manuscript import MAIN
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.errors import FAILURE, SUCCESS, CommandError
+    from vlm_probe.paper.build import HOME, build
+    from vlm_probe.paper.manuscript import MAIN
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.errors import FAILURE, SUCCESS, CommandError
 
     text = manuscript or HOME / MAIN
     if not text.is_file():

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 Rate = Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))]
 Spread = Annotated[float, Parameter(validator=validators.Number(gte=0))]
@@ -51,10 +51,10 @@ def power(
         seed: Of the simulation.
         out: Folder for the figure (PDF and PNG) and the table (CSV, JSON).
     """
-    from analysis.power import Scenario, grid
-    from analysis.power import power as simulate
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.errors import SUCCESS
+    from vlm_probe.analysis.power import Scenario, grid
+    from vlm_probe.analysis.power import power as simulate
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.errors import SUCCESS
 
     scenario = Scenario(
         effect=effect,
@@ -73,7 +73,7 @@ def power(
     else:
         show(str(found))
     if out is not None:
-        from analysis.figures.power import write
+        from vlm_probe.analysis.figures.power import write
 
         tell(f"figure and table: {write(found, out)}")
     return SUCCESS

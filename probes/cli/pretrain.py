@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config
+from vlm_probe.probes.cli.settings import Config
 
 
 def pretrain(
@@ -22,9 +22,9 @@ def pretrain(
         out: Folder for the weights and the checkpoint; the same command goes on from that.
         seed: Seed of the scenes, the questions and the initial weights.
     """
-    from probes.cli.console import show
-    from probes.tiny.pretrain import Recipe
-    from probes.tiny.pretrain import pretrain as train
+    from vlm_probe.probes.cli.console import show
+    from vlm_probe.probes.tiny.pretrain import Recipe
+    from vlm_probe.probes.tiny.pretrain import pretrain as train
 
     show(str(train(out, Recipe(seed=seed))))
     return 0

@@ -35,7 +35,7 @@ class Program:
 
 def programs() -> tuple[Program, ...]:
     """All of them; nothing that a run, a training or an analysis takes is among them."""
-    from paper import tex
+    from vlm_probe.paper import tex
 
     return (Program("TeX", tex.PROGRAMS, "the PDF of `probe paper`", tex.INSTALL), *OTHERS)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.models import Generation, Identity, Trial
-    from stimuli.dataset import StimulusSet
+    from vlm_probe.probes.models import Generation, Identity, Trial
+    from vlm_probe.stimuli.dataset import StimulusSet
 
 OBSERVER, LABEL = "noisy-simulation", "noisy simulation"
 CHUNK = 8
@@ -30,13 +30,13 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
     Returns:
         Label -> folder of the run; empty if the set is no two-option judgement with scenes, or the observer cannot run.
     """
-    from probes.cli.console import progress, tell
-    from probes.models import ModelError
-    from probes.models.observers import make_observer
-    from probes.run import RunConfig, run
-    from probes.trials import RUN, RunError, read_run
-    from stimuli.question import Options
-    from stimuli.standard import cache_folder
+    from vlm_probe.probes.cli.console import progress, tell
+    from vlm_probe.probes.models import ModelError
+    from vlm_probe.probes.models.observers import make_observer
+    from vlm_probe.probes.run import RunConfig, run
+    from vlm_probe.probes.trials import RUN, RunError, read_run
+    from vlm_probe.stimuli.question import Options
+    from vlm_probe.stimuli.standard import cache_folder
 
     first = stimuli.items[0]
     grammar = first.question.grammar
@@ -109,6 +109,6 @@ def _leave_interrupts() -> None:
 
 
 def _score(trials: Sequence[Trial]) -> list[Any]:
-    from probes.models.observers import make_observer
+    from vlm_probe.probes.models.observers import make_observer
 
     return list(make_observer(OBSERVER).score_options(trials))

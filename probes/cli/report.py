@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 Runs = Annotated[
     tuple[Path, ...],
@@ -37,11 +37,11 @@ def report(
         size: Longest edge of pictures in pixels; 0 leaves them out.
         motions: Scenes and answers that are simulated once more to show what happens, spread over the tests.
     """
-    from analysis.page.build import build
-    from analysis.page.motion import Motions
-    from analysis.page.pictures import Pictures
-    from probes.cli.console import show, show_json, tell
-    from probes.cli.errors import SUCCESS
+    from vlm_probe.analysis.page.build import build
+    from vlm_probe.analysis.page.motion import Motions
+    from vlm_probe.analysis.page.pictures import Pictures
+    from vlm_probe.probes.cli.console import show, show_json, tell
+    from vlm_probe.probes.cli.errors import SUCCESS
 
     page = build(runs, Pictures(size), Motions(motions))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +89,11 @@ def view(
         size: Longest edge of pictures in pixels; 0 leaves them out.
         motions: Scenes and answers that are simulated once more to show what happens.
     """
-    from analysis.page.motion import Motions
-    from analysis.page.pictures import Pictures
-    from analysis.page.server import HOST, View, make_server
-    from probes.cli.console import show, tell
-    from probes.cli.errors import SUCCESS, CommandError
+    from vlm_probe.analysis.page.motion import Motions
+    from vlm_probe.analysis.page.pictures import Pictures
+    from vlm_probe.analysis.page.server import HOST, View, make_server
+    from vlm_probe.probes.cli.console import show, tell
+    from vlm_probe.probes.cli.errors import SUCCESS, CommandError
 
     shown = View(runs, Pictures(size), Motions(motions))
     for note in shown.page().notes:  # a wrong path is told now, and the first reader does not wait

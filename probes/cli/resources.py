@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probes.cli.errors import CommandError, UnknownName
+from vlm_probe.probes.cli.errors import CommandError, UnknownName
 
 if TYPE_CHECKING:
-    from stimuli.dataset import StimulusSet
-    from stimuli.shifts import Shifts
+    from vlm_probe.stimuli.dataset import StimulusSet
+    from vlm_probe.stimuli.shifts import Shifts
 
 
 def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
@@ -23,8 +23,8 @@ def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
     Raises:
         StimulusError, UnknownName, CommandError: If there is no such set.
     """
-    from probes.cli.console import progress
-    from stimuli.standard import resolve
+    from vlm_probe.probes.cli.console import progress
+    from vlm_probe.stimuli.standard import resolve
 
     check_stimuli_name(name)
     with progress("making stimuli") as step:
@@ -46,9 +46,9 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
     Raises:
         StimulusError, UnknownName, CommandError: If there is no such set, or none can be made for an imported one.
     """
-    from probes.cli.console import progress
-    from stimuli.standard import further_set
-    from stimuli.tasks import task_names
+    from vlm_probe.probes.cli.console import progress
+    from vlm_probe.stimuli.standard import further_set
+    from vlm_probe.stimuli.tasks import task_names
 
     if name is not None:
         return find_stimuli(name, jobs)
@@ -68,7 +68,7 @@ def check_stimuli_name(name: str) -> str:
         UnknownName: If it is neither a folder nor a task or family.
         CommandError: If it can only be a path, and there is nothing; or the task cannot be shifted like that.
     """
-    from stimuli.dataset import StimulusSet
+    from vlm_probe.stimuli.dataset import StimulusSet
 
     if Path(name).is_dir():
         return str(StimulusSet.load(name).card["task"])
@@ -112,8 +112,8 @@ def check_shifts(task: str, text: str) -> Shifts:
     Raises:
         CommandError: If there are no such shifts, or the task cannot do them.
     """
-    from stimuli.shifts import check, parse_shifts
-    from stimuli.tasks import get_task
+    from vlm_probe.stimuli.shifts import check, parse_shifts
+    from vlm_probe.stimuli.tasks import get_task
 
     try:
         shifts = parse_shifts(text)
@@ -131,7 +131,7 @@ def task_name(name: str) -> str:
     """
     import difflib
 
-    from stimuli.tasks import FAMILIES, task_names
+    from vlm_probe.stimuli.tasks import FAMILIES, task_names
 
     known = [*FAMILIES, *task_names()]
     if name in known:
@@ -147,8 +147,8 @@ def check_model_name(name: str) -> None:
     Raises:
         UnknownName: With the closest names.
     """
-    from probes.models import ModelError
-    from probes.models.catalog import lookup
+    from vlm_probe.probes.models import ModelError
+    from vlm_probe.probes.models.catalog import lookup
 
     try:
         lookup(name)
@@ -168,7 +168,7 @@ def check_writable(folder: Path, resume: bool) -> None:
     Raises:
         CommandError: If it cannot be made or written, or holds a run that is not to be resumed.
     """
-    from probes.trials import RUN
+    from vlm_probe.probes.trials import RUN
 
     if not resume and (folder / RUN).exists():
         raise CommandError(

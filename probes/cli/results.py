@@ -19,9 +19,9 @@ def write_summary(run: Path, as_json: bool) -> None:
     Raises:
         RunError: If the disk does not take it.
     """
-    from analysis.summary import summarise
-    from probes.cli.console import show, show_json
-    from probes.trials import write_whole
+    from vlm_probe.analysis.summary import summarise
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.trials import write_whole
 
     summary = summarise(run)
     data = summary.to_dict()
@@ -39,10 +39,10 @@ def write_figure(run: Path, references: Mapping[str, Path]) -> None:
         run: Folder of the run.
         references: Label -> folder of an observer's run on the same set, to be drawn as a line.
     """
-    from analysis.figures.single import draw
-    from analysis.summary import summarise
-    from probes.cli.console import tell
-    from probes.trials import read_trials
+    from vlm_probe.analysis.figures.single import draw
+    from vlm_probe.analysis.summary import summarise
+    from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.trials import read_trials
 
     rows = read_trials(run)
     label = summarise(run).name if rows else ""

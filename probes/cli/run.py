@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
 
 if TYPE_CHECKING:
-    from probes.run import RunConfig
-    from probes.sharding import Processes
-    from stimuli.dataset import StimulusSet
+    from vlm_probe.probes.run import RunConfig
+    from vlm_probe.probes.sharding import Processes
+    from vlm_probe.stimuli.dataset import StimulusSet
 
 
 def run(
@@ -81,10 +81,10 @@ def run(
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
-    from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError
-    from probes.cli.grounding import ask_grounding
-    from probes.cli.references import reference_runs
-    from probes.cli.resources import (
+    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError
+    from vlm_probe.probes.cli.grounding import ask_grounding
+    from vlm_probe.probes.cli.references import reference_runs
+    from vlm_probe.probes.cli.resources import (
         check_model_name,
         check_stimuli_name,
         check_writable,
@@ -93,10 +93,10 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from probes.cli.results import write_figure, write_summary
-    from probes.presentation import PresentationError, manners
-    from probes.run import RunConfig, load
-    from probes.sharding import join
+    from vlm_probe.probes.cli.results import write_figure, write_summary
+    from vlm_probe.probes.presentation import PresentationError, manners
+    from vlm_probe.probes.run import RunConfig, load
+    from vlm_probe.probes.sharding import join
 
     stimuli = shifted_name(stimuli, shift)
     settings: dict[str, Any] = {
@@ -161,9 +161,9 @@ def run(
 
 def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None:
     """Refuse several attempts at what is no action, and a memory that there is not. Raises UsageError."""
-    from probes.cli.errors import UsageError
-    from probes.memory import Memory
-    from stimuli.tasks import get_task, task_names
+    from vlm_probe.probes.cli.errors import UsageError
+    from vlm_probe.probes.memory import Memory
+    from vlm_probe.stimuli.tasks import get_task, task_names
 
     if attempts > 1 and (task not in task_names() or get_task(task).kind != "action"):
         actions = ", ".join(name for name in task_names() if get_task(name).kind == "action")
@@ -215,7 +215,7 @@ def run_name(config: RunConfig, task: str) -> str:
 
 def _shifts(stimuli: str) -> str:
     """The shifts after the `@` of a set's name, as part of a folder's name."""
-    from stimuli.shifts import parse_shifts, spell
+    from vlm_probe.stimuli.shifts import parse_shifts, spell
 
     text = spell(parse_shifts(stimuli.partition("@")[2]))
     return "_" + text.replace(":", "").replace(",", "-") if text else ""
@@ -228,7 +228,7 @@ def _short(name: str) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas. Raises UsageError if they are not."""
-    from probes.cli.errors import UsageError
+    from vlm_probe.probes.cli.errors import UsageError
 
     try:
         return tuple(int(part) for part in text.split(","))
@@ -246,9 +246,9 @@ def _ask(
     processes: Processes,
 ) -> Any:
     """Run, and save the resolved settings as soon as the folder is known to be this run's."""
-    from probes.cli.console import progress
-    from probes.cli.settings import save
-    from probes.run import run as ask
+    from vlm_probe.probes.cli.console import progress
+    from vlm_probe.probes.cli.settings import save
+    from vlm_probe.probes.run import run as ask
 
     if not processes.first:
         return ask(config, items, folder, model=model, examples=examples, processes=processes)
@@ -267,7 +267,7 @@ def _ask(
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that mean the same from any working directory."""
-    from probes.models.catalog import lookup
+    from vlm_probe.probes.models.catalog import lookup
 
     fixed = dict(settings)
     folders = {

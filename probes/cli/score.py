@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 
 def score(
@@ -23,11 +23,11 @@ def score(
     Args:
         stimuli: The set it was made with; needed only if that has moved.
     """
-    from probes.cli.console import tell
-    from probes.cli.resources import find_stimuli
-    from probes.cli.results import write_figure, write_summary
-    from probes.readout import rescore
-    from probes.trials import read_run
+    from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.probes.cli.results import write_figure, write_summary
+    from vlm_probe.probes.readout import rescore
+    from vlm_probe.probes.trials import read_run
 
     made_with = stimuli or str(read_run(run).get("stimuli", {}).get("path", ""))
     n, changed = rescore(run, find_stimuli(made_with, None))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 
-from probes.cli.settings import Config, Jobs, Json
+from vlm_probe.probes.cli.settings import Config, Jobs, Json
 
 app = App(name="stimuli", help="Make, list, show, check and audit stimulus sets.")
 
@@ -47,9 +47,9 @@ def make(
         style: Whether prompts ask for the bare answer or for reasoning first.
         renderer: `photoreal` draws with Blender (the extra of that name), in seconds per picture.
     """
-    from probes.cli.console import progress, show, show_json
-    from probes.cli.resources import check_shifts, cores, task_name
-    from stimuli.generate import make_set
+    from vlm_probe.probes.cli.console import progress, show, show_json
+    from vlm_probe.probes.cli.resources import check_shifts, cores, task_name
+    from vlm_probe.stimuli.generate import make_set
 
     name = task_name(task)
     shifts = check_shifts(name, shift)
@@ -77,8 +77,8 @@ def make(
 @app.command(name="list")
 def list_(*, json: Json = False, config: Config = None) -> int:
     """List the tasks for which stimuli can be made."""
-    from probes.cli.console import show, show_json
-    from stimuli.tasks import FAMILIES, get_task, task_names
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.stimuli.tasks import FAMILIES, get_task, task_names
 
     tasks = [get_task(name) for name in task_names()]
     rows = [
@@ -128,9 +128,9 @@ def show_(
         shift: Of a task's or family's standard set, such as `camera:2`; `all`: every shift at every level on one of its
             scenes.
     """
-    from probes.cli.console import show
-    from probes.cli.resources import find_stimuli, shifted_name, task_name
-    from stimuli.sheet import contact_sheet, shift_sheet
+    from vlm_probe.probes.cli.console import show
+    from vlm_probe.probes.cli.resources import find_stimuli, shifted_name, task_name
+    from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
 
     if shift == "all":
         shift_sheet(task_name(stimuli), out)
@@ -157,10 +157,10 @@ def check(
     Args:
         engine: The engine to check with.
     """
-    from probes.cli.console import progress, show, show_json, tell
-    from probes.cli.errors import FAILURE, SUCCESS
-    from probes.cli.resources import find_stimuli
-    from stimuli.agreement import check as check_set
+    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
+    from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.agreement import check as check_set
 
     found = find_stimuli(stimuli, jobs)
     with progress(f"checking with {engine}") as step:
@@ -200,9 +200,9 @@ def audit(
     Args:
         out: Figure to write (.png or .pdf).
     """
-    from probes.cli.console import show, show_json, tell
-    from probes.cli.resources import find_stimuli
-    from stimuli.audit import audit as audit_set
+    from vlm_probe.probes.cli.console import show, show_json, tell
+    from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.audit import audit as audit_set
 
     audited = audit_set(find_stimuli(stimuli, jobs))
     rows = audited.rows()
@@ -224,7 +224,7 @@ def audit(
 def _show_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from probes.cli.console import show
+    from vlm_probe.probes.cli.console import show
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     headers = list(dict.fromkeys(key for row in rows for key in row))

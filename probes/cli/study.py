@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 
-from probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json
 
 if TYPE_CHECKING:
-    from probes.study.cells import Cell
-    from probes.study.design import Design
-    from probes.study.drive import Event
-    from probes.study.launch import Launch
-    from probes.study.overview import Overview
-    from probes.study.pools import Pool
-    from probes.study.store import Store
+    from vlm_probe.probes.study.cells import Cell
+    from vlm_probe.probes.study.design import Design
+    from vlm_probe.probes.study.drive import Event
+    from vlm_probe.probes.study.launch import Launch
+    from vlm_probe.probes.study.overview import Overview
+    from vlm_probe.probes.study.pools import Pool
+    from vlm_probe.probes.study.store import Store
 
 app = App(name="study", help="Plan, register, run and watch a whole study, declared in one file.")
 
@@ -52,15 +52,15 @@ def plan(
         jobs: Cells that will be done at a time.
         pilot: First time a small part of every kind of cell, as far as that was not done before.
     """
-    from probes.cli.console import show, show_json, tell
-    from probes.cli.resources import cores
-    from probes.study.overview import look_at
-    from probes.study.pace import paces
-    from probes.study.plan import Plan
+    from vlm_probe.probes.cli.console import show, show_json, tell
+    from vlm_probe.probes.cli.resources import cores
+    from vlm_probe.probes.study.overview import look_at
+    from vlm_probe.probes.study.pace import paces
+    from vlm_probe.probes.study.plan import Plan
 
     design, cells, store = _open(study, out)
     if pilot:
-        from probes.study.pilot import pilot as time_it
+        from vlm_probe.probes.study.pilot import pilot as time_it
 
         for line in time_it(cells, store, design.sets.size, max(1, cores() // jobs)):
             tell(f"could not be timed: {line}")
@@ -93,11 +93,11 @@ def freeze(
         jobs: Sets that are made at a time.
         again: Register a design that has changed since; the earlier record is kept.
     """
-    from probes.cli.console import show, show_json
-    from probes.study.drive import drive
-    from probes.study.fields import StudyError
-    from probes.study.pools import LocalPool
-    from probes.study.registration import REGISTRATION, register
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.study.drive import drive
+    from vlm_probe.probes.study.fields import StudyError
+    from vlm_probe.probes.study.pools import LocalPool
+    from vlm_probe.probes.study.registration import REGISTRATION, register
 
     design, cells, store = _open(study, out)
     sets = [cell for cell in cells if cell.kind == "sets"]
@@ -156,11 +156,11 @@ def run(
             file of one's own.
         sbatch: Further options of sbatch, such as `cpus_per_task=8` or `mem=32G`; may be repeated.
     """
-    from probes.cli.console import show_json
-    from probes.cli.errors import FAILED_TRIALS, SUCCESS
-    from probes.study.drive import drive
-    from probes.study.launch import find_launch
-    from probes.study.selection import matching, with_needs
+    from vlm_probe.probes.cli.console import show_json
+    from vlm_probe.probes.cli.errors import FAILED_TRIALS, SUCCESS
+    from vlm_probe.probes.study.drive import drive
+    from vlm_probe.probes.study.launch import find_launch
+    from vlm_probe.probes.study.selection import matching, with_needs
 
     design, cells, store = _open(study, out)
     wanted = with_needs(cells, matching(cells, only))
@@ -197,8 +197,8 @@ def status(
         jobs: Cells that are done at a time, for the time that is left.
         watch: Draw the table anew every two seconds, until nothing is at work.
     """
-    from probes.cli.console import show_json
-    from probes.study.selection import matching
+    from vlm_probe.probes.cli.console import show_json
+    from vlm_probe.probes.study.selection import matching
 
     design, all_cells, store = _open(study, out)
     cells = matching(all_cells, only)
@@ -236,10 +236,10 @@ def pack(
     Args:
         to: The folder; what an earlier packing left there is replaced.
     """
-    from probes.cli.console import show, show_json
-    from probes.study.overview import size_text
-    from probes.study.pack import pack as pack_it
-    from probes.study.registration import deviations, read_registration
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.study.overview import size_text
+    from vlm_probe.probes.study.pack import pack as pack_it
+    from vlm_probe.probes.study.registration import deviations, read_registration
 
     design, cells, store = _open(study, out)
     record = read_registration(store)
@@ -256,10 +256,10 @@ def _open(study: Path, out: Path | None) -> tuple[Design, list[Cell], Store]:
     """The design, its cells, and where they are."""
     from dataclasses import fields
 
-    from finetune.config import TrainConfig, make_config
-    from probes.study.cells import make_cells
-    from probes.study.design import read_design
-    from probes.study.store import Store
+    from vlm_probe.finetune.config import TrainConfig, make_config
+    from vlm_probe.probes.study.cells import make_cells
+    from vlm_probe.probes.study.design import read_design
+    from vlm_probe.probes.study.store import Store
 
     design = read_design(study, [field.name for field in fields(TrainConfig)])
     cells = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
@@ -278,8 +278,8 @@ def _interrupted_by(number: signal.Signals) -> Iterator[None]:
 
 def _tell_deviations(design: Design, cells: list[Cell], store: Store) -> None:
     """Say where a study is not as it was registered; nothing if it never was."""
-    from probes.cli.console import tell
-    from probes.study.registration import deviations, read_registration
+    from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.study.registration import deviations, read_registration
 
     record = read_registration(store)
     for line in deviations(record, design, cells) if record else []:
@@ -287,15 +287,15 @@ def _tell_deviations(design: Design, cells: list[Cell], store: Store) -> None:
 
 
 def _overview(cells: list[Cell], store: Store, jobs: int) -> Overview:
-    from probes.study.overview import look_at
-    from probes.study.pace import paces, seconds_of
+    from vlm_probe.probes.study.overview import look_at
+    from vlm_probe.probes.study.pace import paces, seconds_of
 
     found = paces(cells, store)
     return look_at(cells, store, lambda step: seconds_of(found, step), jobs)
 
 
 def _show(overview: Overview) -> None:
-    from probes.cli.console import show
+    from vlm_probe.probes.cli.console import show
 
     show(overview.table())
     for line in overview.failed():
@@ -312,9 +312,9 @@ def _pool(
     sbatch: tuple[str, ...],
     launch: Launch,
 ) -> Pool:
-    from probes.cli.errors import UsageError
-    from probes.cli.resources import cores
-    from probes.study.pools import LocalPool, SubmititPool
+    from vlm_probe.probes.cli.errors import UsageError
+    from vlm_probe.probes.cli.resources import cores
+    from vlm_probe.probes.study.pools import LocalPool, SubmititPool
 
     share = max(1, cores() // jobs)
     if executor != "slurm" and (partition or sbatch or (gpus and not launch.config)):
@@ -352,8 +352,8 @@ class _Watch:
     def __enter__(self) -> _Watch:
         import sys
 
-        from probes.cli.console import tell
-        from probes.study.store import ASIDE
+        from vlm_probe.probes.cli.console import tell
+        from vlm_probe.probes.study.store import ASIDE
 
         if self._moved:
             tell(
@@ -383,7 +383,7 @@ class _Watch:
             self._line(event)
 
     def _line(self, event: Event) -> None:
-        from probes.cli.console import tell
+        from vlm_probe.probes.cli.console import tell
 
         if event.what == "started":
             tell(f"{event.cell.id}: started")

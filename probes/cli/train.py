@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
 
 
 def train(
@@ -134,13 +134,13 @@ def train(
         force: Train on a held-out task all the same.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "preset", "jobs", "json", "config")}
-    from finetune.config import make_config
-    from finetune.mixture import parse_mixture
-    from probes.cli.console import progress, show, show_json
-    from probes.cli.errors import SUCCESS
-    from probes.cli.resources import check_model_name, cores, task_name
-    from probes.cli.settings import listed
-    from probes.models.catalog import lookup
+    from vlm_probe.finetune.config import make_config
+    from vlm_probe.finetune.mixture import parse_mixture
+    from vlm_probe.probes.cli.console import progress, show, show_json
+    from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.probes.cli.resources import check_model_name, cores, task_name
+    from vlm_probe.probes.cli.settings import listed
+    from vlm_probe.probes.models.catalog import lookup
 
     if avoid is not None:
         given["avoid"] = tuple(listed(avoid))
@@ -153,8 +153,8 @@ def train(
     folder = out or Path("adapters") / run_name(resolved)
     # Where bitsandbytes is installed, importing peft loads it, and it complains of an optional kernel on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from finetune.train import is_first
-    from finetune.train import train as run
+    from vlm_probe.finetune.train import is_first
+    from vlm_probe.finetune.train import train as run
 
     with progress(f"{method} of {model}") as step:
         result = run(resolved, folder, jobs=jobs or cores(), progress=step)
@@ -181,7 +181,7 @@ def _weights(mixture: Any) -> tuple[float, ...]:
 
 
 def _save_settings(folder: Path, settings: dict[str, Any]) -> None:
-    from probes.cli.settings import save
+    from vlm_probe.probes.cli.settings import save
 
     weights = settings.pop("weights") or [1] * len(settings["tasks"])
     settings["tasks"] = [f"{task}:{weight:g}" for task, weight in zip(settings["tasks"], weights, strict=True)]

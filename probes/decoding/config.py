@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from probes.decoding import DecodingError
+from vlm_probe.probes.decoding import DecodingError
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class DecodeConfig:
     Attributes:
         model: Alias, folder or hub id.
         stimuli: The set as the user named it.
-        target: Name of a target (`probes.decoding.targets`).
-        layers: As `probes.models.activations.choose_sites` reads them.
+        target: Name of a target (`vlm_probe.probes.decoding.targets`).
+        layers: As `vlm_probe.probes.models.activations.choose_sites` reads them.
         positions: Of the language model.
         adapter: Folder of an adapter on the model.
         compare: Folder of an adapter with which the model is compared.

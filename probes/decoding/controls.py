@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from probes.decoding.crossval import permuted
-from stimuli.dataset import Item
+from vlm_probe.probes.decoding.crossval import permuted
+from vlm_probe.stimuli.dataset import Item
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.decoding import DecodingError
+from vlm_probe.probes.decoding import DecodingError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.decoding import DecodingError
-from probes.decoding.controls import permutations
-from probes.decoding.crossval import Folds, bootstrap_counts, interval, logistic_model, ridge
-from probes.decoding.readings import BOOTSTRAP, Problem, Reading
-from probes.models import Trial
-from probes.models.activations import Mover, Site
-from stimuli.dataset import Item, StimulusSet
-from stimuli.question import Integers, Options
+from vlm_probe.probes.decoding import DecodingError
+from vlm_probe.probes.decoding.controls import permutations
+from vlm_probe.probes.decoding.crossval import Folds, bootstrap_counts, interval, logistic_model, ridge
+from vlm_probe.probes.decoding.readings import BOOTSTRAP, Problem, Reading
+from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models.activations import Mover, Site
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.question import Integers, Options
 
 KINDS = ("probe", "weights", "readout", "random", "permuted")
 DOSES = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.decoding import DecodingError
-from probes.decoding.controls import arbitrary_columns, permutations, permuted_columns, types_shared
-from probes.decoding.crossval import (
+from vlm_probe.probes.decoding import DecodingError
+from vlm_probe.probes.decoding.controls import arbitrary_columns, permutations, permuted_columns, types_shared
+from vlm_probe.probes.decoding.crossval import (
     ALPHAS,
     OUTER,
     STRENGTHS,
@@ -24,8 +24,8 @@ from probes.decoding.crossval import (
     r2_sums,
     ridge,
 )
-from probes.decoding.targets import Target, scene_types, target_values
-from stimuli.dataset import Item
+from vlm_probe.probes.decoding.targets import Target, scene_types, target_values
+from vlm_probe.stimuli.dataset import Item
 
 ARBITRARY = 10
 """Control tasks per probe, each with other arbitrary values."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.decoding.config import DecodeConfig
-from probes.decoding.crossval import ALPHAS, INNER, OUTER, STRENGTHS
-from probes.decoding.readings import ARBITRARY, BOOTSTRAP, Problem, Reading, familywise
-from probes.models import Identity
-from probes.trials import RunError, write_json
-from stimuli.audit import PIXELS
-from stimuli.dataset import Item, StimulusSet
-from stimuli.plain_json import parse_object
+from vlm_probe.probes.decoding.config import DecodeConfig
+from vlm_probe.probes.decoding.crossval import ALPHAS, INNER, OUTER, STRENGTHS
+from vlm_probe.probes.decoding.readings import ARBITRARY, BOOTSTRAP, Problem, Reading, familywise
+from vlm_probe.probes.models import Identity
+from vlm_probe.probes.trials import RunError, write_json
+from vlm_probe.stimuli.audit import PIXELS
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
-    from probes.models.activations import Site
+    from vlm_probe.probes.models.activations import Site
 
 RESULT, PREDICTIONS = "decode.json", "predictions.npz"
 
@@ -127,7 +127,7 @@ def compared(site: Site, reading: Reading, change: Mapping[str, Any]) -> dict[st
     Args:
         site: The site.
         reading: Of the other model.
-        change: How much better one of the two is (`probes.decoding.readings.difference`).
+        change: How much better one of the two is (`vlm_probe.probes.decoding.readings.difference`).
     """
     brief = {"score": reading.score, "score_ci": list(reading.interval), "secondary": reading.secondary}
     return {"site": site.name, **brief, **change}

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.models import Trial
-from probes.models.activations import HiddenStates, Site
-from probes.trials import RunError, lock_folder, write_json
-from stimuli.dataset import Item, StimulusSet
+from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models.activations import HiddenStates, Site
+from vlm_probe.probes.trials import RunError, lock_folder, write_json
+from vlm_probe.stimuli.dataset import Item, StimulusSet
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
 SYNC_INTERVAL = 2.0

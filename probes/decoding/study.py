@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from probes.decoding import DecodingError
-from probes.decoding.config import DecodeConfig
-from probes.decoding.readings import Problem, Reading, difference, make_problem, read
-from probes.decoding.result import check_folder, compared, describe, site_rows, warnings, write
-from probes.decoding.targets import cue_values, find_target
-from probes.provenance import git_state, hardware, versions
-from stimuli.audit import pixel_features
-from stimuli.dataset import Item, StimulusSet
+from vlm_probe.probes.decoding import DecodingError
+from vlm_probe.probes.decoding.config import DecodeConfig
+from vlm_probe.probes.decoding.readings import Problem, Reading, difference, make_problem, read
+from vlm_probe.probes.decoding.result import check_folder, compared, describe, site_rows, warnings, write
+from vlm_probe.probes.decoding.targets import cue_values, find_target
+from vlm_probe.probes.provenance import git_state, hardware, versions
+from vlm_probe.stimuli.audit import pixel_features
+from vlm_probe.stimuli.dataset import Item, StimulusSet
 
 SAME_CUE = 0.9999
 """|r| with the target from which on a cue is the target itself, and no shortcut to it."""
@@ -69,9 +69,9 @@ def decode(
     folder = check_folder(config, stimuli, out)
     tell = step or (lambda what, done, total: None)
 
-    from probes.decoding.intervention import outcomes
-    from probes.decoding.store import Activations, collect
-    from probes.models.activations import Site, choose_sites, untrained
+    from vlm_probe.probes.decoding.intervention import outcomes
+    from vlm_probe.probes.decoding.store import Activations, collect
+    from vlm_probe.probes.models.activations import Site, choose_sites, untrained
 
     if config.intervene != "none":
         outcomes(items)
@@ -143,7 +143,7 @@ def load(config: DecodeConfig, adapter: str | None) -> Any:
     Raises:
         ModelError: If it cannot be loaded.
     """
-    from probes.models.loading import load_model
+    from vlm_probe.probes.models.loading import load_model
 
     names = ("revision", "dtype", "device", "load_in_4bit")
     return load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
@@ -181,7 +181,7 @@ def _intervene(
     site: Any,
     tell: Step,
 ) -> dict[str, Any]:
-    from probes.decoding.intervention import intervene
+    from vlm_probe.probes.decoding.intervention import intervene
 
     if site is None:
         # The input has seen nothing at the last token; what the last block gives, only the output layer still reads.

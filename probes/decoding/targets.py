@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from probes.decoding import DecodingError
-from stimuli.dataset import Item
-from stimuli.question import Integers, Options
-from stimuli.scene import Body, Scene
-from stimuli.shapes import bottom
-from stimuli.tasks import UnknownTask, get_task
+from vlm_probe.probes.decoding import DecodingError
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.question import Integers, Options
+from vlm_probe.stimuli.scene import Body, Scene
+from vlm_probe.stimuli.shapes import bottom
+from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 Value = float | str | None
 """The value of a target for one item; None where the item has none."""
@@ -212,7 +212,7 @@ def scene_types(items: Sequence[Item]) -> npt.NDArray[np.str_]:
     tower, its lowest block). The same type comes in many groups, so that a probe can learn an arbitrary value per type
     and be tested on other scenes of the same type (Hewitt & Liang 2019).
     """
-    from stimuli.scene import COLOURS
+    from vlm_probe.stimuli.scene import COLOURS
 
     types = []
     for item in items:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig
 
-from probes.models import ModelError, Trial
+from vlm_probe.probes.models import ModelError, Trial
 
 POSITIONS = ("last", "image", "question")
 """Places in a prompt: its last token, where the answer is about to be said; the mean over the tokens of its pictures; the
@@ -92,7 +92,7 @@ class HiddenStates:
     Only the wanted positions leave a layer, so that a batch costs rows x sites x width numbers and not every token's.
 
     Args:
-        model: A model with weights (`probes.models.huggingface.HuggingFaceModel`).
+        model: A model with weights (`vlm_probe.probes.models.huggingface.HuggingFaceModel`).
         sites: What to read.
 
     Raises:
@@ -241,7 +241,7 @@ def untrained(model: Any, seed: int) -> Any:
     """
     from dataclasses import replace
 
-    from probes.models.huggingface import HuggingFaceModel
+    from vlm_probe.probes.models.huggingface import HuggingFaceModel
 
     network, identity = _network(model), model.identity
     if identity.details.get("load_in_4bit"):

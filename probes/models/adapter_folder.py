@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from probes.models import ModelError
-from probes.models.parts import part_of
-from stimuli.plain_json import parse_object
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.parts import part_of
+from vlm_probe.stimuli.plain_json import parse_object
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 IMPORTS = ("megatron_config",)

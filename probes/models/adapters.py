@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from probes.models import ModelError
-from probes.models.adapter_folder import WEIGHTS, read_adapter
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import WEIGHTS, read_adapter
 
 
 def attach_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:

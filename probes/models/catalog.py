@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from probes.models import ModelError
-from probes.tiny import WEIGHTS
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.tiny import WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from probes.models import ModelError
+from vlm_probe.probes.models import ModelError
 
 SMALL = 300_000_000
 """Parameters below which a call costs as much as its arithmetic, so that half precision saves nothing."""

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from probes.models import ModelError
+from vlm_probe.probes.models import ModelError
 
 log = logging.getLogger(__name__)
 

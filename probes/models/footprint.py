@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probes.models import ModelError, Turn
-from probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
-from probes.models.device import SMALL, choose_device, choose_dtype
-from stimuli.plain_json import parse_object
+from vlm_probe.probes.models import ModelError, Turn
+from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
+from vlm_probe.stimuli.plain_json import parse_object
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
 PICTURE = 224
@@ -147,7 +147,7 @@ def footprint(
     """
     import torch
 
-    from probes.models.huggingface import BATCH, DTYPES, SMALL_BATCH
+    from vlm_probe.probes.models.huggingface import BATCH, DTYPES, SMALL_BATCH
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
@@ -303,7 +303,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
     from PIL import Image
     from transformers import AutoConfig, AutoProcessor
 
-    from probes.models.prompting import Prompter
+    from vlm_probe.probes.models.prompting import Prompter
 
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -358,7 +358,7 @@ def _measure(folder: Path, name: str, device: str, batch: int) -> float:
     import torch
     from PIL import Image
 
-    from probes.models.huggingface import HuggingFaceModel
+    from vlm_probe.probes.models.huggingface import HuggingFaceModel
 
     model = HuggingFaceModel.load(folder, name, device=device)
     conversations = [[Turn("user", QUESTION, (Image.new("RGB", (PICTURE, PICTURE)),))]] * batch

@@ -26,15 +26,15 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from probes.models import Generation, Identity, ModelError, Trial
-from probes.models.adapter_folder import adapter_hash, check_base
-from probes.models.adapters import attach_adapter, check_effect
-from probes.models.device import SMALL, choose_device, choose_dtype
-from probes.models.footprint import read_weights, stored_dtype
-from probes.models.made_up import made_up
-from probes.models.option_scoring import OptionScorer, last_words_only
-from probes.models.prompting import Prompter, check_context
-from probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.models.adapter_folder import adapter_hash, check_base
+from vlm_probe.probes.models.adapters import attach_adapter, check_effect
+from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
+from vlm_probe.probes.models.footprint import read_weights, stored_dtype
+from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
+from vlm_probe.probes.models.prompting import Prompter, check_context
+from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class HuggingFaceModel:
-    """A vision-language model and its processor. Implements `probes.models.Model`.
+    """A vision-language model and its processor. Implements `vlm_probe.probes.models.Model`.
 
     Args:
         model: The network, with an adapter on it or without, in evaluation mode.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from probes.models import Model, ModelError
-from probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from vlm_probe.probes.models import Model, ModelError
+from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def load_model(
         wrong = [option for option, used in (given | {"--load-in-4bit": load_in_4bit}).items() if used]
         if wrong:
             raise ModelError(f"{' and '.join(wrong)} cannot be chosen for a served model: its server decides that")
-        from probes.models.served import ServedModel
+        from vlm_probe.probes.models.served import ServedModel
 
         return ServedModel.connect(
             entry.source,
@@ -62,7 +62,7 @@ def load_model(
     if entry.kind == "observer":
         if adapter is not None or load_in_4bit or revision is not None:
             raise ModelError(f"{name} is an observer: it has no weights to adapt, quantise or take a revision of")
-        from probes.models.observers import make_observer
+        from vlm_probe.probes.models.observers import make_observer
 
         return make_observer(entry.name)
     folder = find_weights(name, revision)
@@ -70,7 +70,7 @@ def load_model(
     if adapter_folder is not None and not adapter_folder.is_dir():
         raise ModelError(f"there is no adapter folder {adapter}: give a folder made by PEFT or `probe train`")
     try:
-        from probes.models.huggingface import HuggingFaceModel
+        from vlm_probe.probes.models.huggingface import HuggingFaceModel
     except ImportError as error:
         raise ModelError(f"{name} needs {error.name}, which is not installed: pip install vlm-probe") from error
     return HuggingFaceModel.load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from probes.models import Turn
+from vlm_probe.probes.models import Turn
 
 QUESTIONS = (
     "How many blocks are there?",

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from probes.models import ModelError
-from probes.models.adapter_folder import TRAINING, check_base, read_adapter
-from probes.models.adapters import attach_adapter
-from probes.models.huggingface import HuggingFaceModel, load_network, weights_hash
-from probes.models.loading import find_weights
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import TRAINING, check_base, read_adapter
+from vlm_probe.probes.models.adapters import attach_adapter
+from vlm_probe.probes.models.huggingface import HuggingFaceModel, load_network, weights_hash
+from vlm_probe.probes.models.loading import find_weights
 
 TOLERANCE = 1e-3
 """Nats by which log-probabilities of a model in single precision may differ after merging: rounding, and nothing else."""

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from probes.models import Generation, Identity, ModelError, Trial
-from stimuli.dataset import Item
-from stimuli.question import Answer
-from stimuli.scene import Push, Scene
-from stimuli.simulators import Outcome, Simulator, Stop, get_simulator
-from stimuli.tasks import UnknownTask, get_task
+from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.question import Answer
+from vlm_probe.stimuli.scene import Push, Scene
+from vlm_probe.stimuli.simulators import Outcome, Simulator, Stop, get_simulator
+from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 Floats = npt.NDArray[np.float64]
 Respond = Callable[[Item], Floats]
@@ -53,7 +53,7 @@ class Noise:
 
 
 class Observer:
-    """Answers items from their scenes. Implements `probes.models.Model`.
+    """Answers items from their scenes. Implements `vlm_probe.probes.models.Model`.
 
     Args:
         name: Of the catalogue.

@@ -22,7 +22,18 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from probes.models.reply_tree import NOTHING, Part, Tokens, Tree, build_tree, divide, groups, part_of_tree, stack, sums
+from vlm_probe.probes.models.reply_tree import (
+    NOTHING,
+    Part,
+    Tokens,
+    Tree,
+    build_tree,
+    divide,
+    groups,
+    part_of_tree,
+    stack,
+    sums,
+)
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from probes.models import ModelError, Trial, Turn
-from probes.models.reply_tree import Tokens
+from vlm_probe.probes.models import ModelError, Trial, Turn
+from vlm_probe.probes.models.reply_tree import Tokens
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from probes.models import Turn
+from vlm_probe.probes.models import Turn
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from probes.models import Generation, Identity, ModelError, Trial, Turn
-from probes.models.endpoint import Endpoint, RequestFailed
-from probes.models.made_up import made_up
-from probes.models.protocol import messages, positions, words_of
-from probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
-from probes.models.served_adapter import Saying, check_served, served_hash
-from probes.models.threads import in_threads
-from stimuli.dataset import Item
-from stimuli.question import Options
+from vlm_probe.probes.models import Generation, Identity, ModelError, Trial, Turn
+from vlm_probe.probes.models.endpoint import Endpoint, RequestFailed
+from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.protocol import messages, positions, words_of
+from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.probes.models.served_adapter import Saying, check_served, served_hash
+from vlm_probe.probes.models.threads import in_threads
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.question import Options
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ STRIKES = 2
 
 
 class ServedModel:
-    """A model behind an endpoint. Implements `probes.models.Model`; make one with `connect`.
+    """A model behind an endpoint. Implements `vlm_probe.probes.models.Model`; make one with `connect`.
 
     Args:
         endpoint: The server.

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from probes.models import ModelError
-from probes.models.adapter_folder import CONFIG, WEIGHTS, adapter_hash
-from probes.models.made_up import QUESTIONS
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import CONFIG, WEIGHTS, adapter_hash
+from vlm_probe.probes.models.made_up import QUESTIONS
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
-from probes.models import Trial
+from vlm_probe.probes.models import Trial
 
 
 def in_threads(

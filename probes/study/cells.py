@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from probes.cli.grounding import GROUNDING_N
-from probes.models import ModelError
-from probes.models.catalog import lookup
-from probes.models.observers import make_observer
-from probes.presentation import manners
-from probes.study.design import Design, MakeConfig, Model, Test, Training
-from probes.study.fields import StudyError
-from stimuli.shifts import parse_shifts
-from stimuli.simulators import get_simulator
-from stimuli.tasks import get_task
+from vlm_probe.probes.cli.grounding import GROUNDING_N
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.catalog import lookup
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.presentation import manners
+from vlm_probe.probes.study.design import Design, MakeConfig, Model, Test, Training
+from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.stimuli.shifts import parse_shifts
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import get_task
 
 FORMAT = 1
 KINDS = ("sets", "adapters", "runs", "observers", "decoding")
@@ -90,7 +90,7 @@ def make_cells(design: Design, make_config: MakeConfig) -> list[Cell]:
 
     Args:
         design: The design.
-        make_config: `finetune.config.make_config`, to know what presets say.
+        make_config: `vlm_probe.finetune.config.make_config`, to know what presets say.
 
     Raises:
         StudyError: If a setting of a training is not possible, or a model is not there.
@@ -219,7 +219,9 @@ class _Maker:
         try:
             resolved = dict(self._make_config(wanted, model.preset))
         except Exception as error:
-            if type(error).__name__ != "TrainingError":  # of `finetune.config`, which this layer does not know
+            if (
+                type(error).__name__ != "TrainingError"
+            ):  # of `vlm_probe.finetune.config`, which this layer does not know
                 raise
             raise StudyError(f"training {training.name} by {method}: {error}") from error
         if resolved["load_in_4bit"] and not model.loading.get("load_in_4bit"):

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probes.models import ModelError
-from probes.models.catalog import ENTRIES, lookup
-from probes.study.fields import Fields, StudyError, one_of, read_yaml
-from stimuli.shifts import check as check_shifts
-from stimuli.shifts import parse_shifts, spell
-from stimuli.tasks import FAMILIES, get_task, task_names
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.catalog import ENTRIES, lookup
+from vlm_probe.probes.study.fields import Fields, StudyError, one_of, read_yaml
+from vlm_probe.stimuli.shifts import check as check_shifts
+from vlm_probe.stimuli.shifts import parse_shifts, spell
+from vlm_probe.stimuli.tasks import FAMILIES, get_task, task_names
 
 METHODS = ("none", "sft", "ppo", "grpo", "rloo")
 REINFORCEMENT = "rl"
@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 Settings = Mapping[str, Any]
 MakeConfig = Callable[[Settings, str], Settings]
-"""From given settings of a training, and a preset, to all of them: `finetune.config.make_config`."""
+"""From given settings of a training, and a preset, to all of them: `vlm_probe.finetune.config.make_config`."""
 
 
 @dataclass(frozen=True)

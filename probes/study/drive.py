@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from probes.study.cells import Cell
-from probes.study.pools import Pool
-from probes.study.store import ENDED, WORK, Ended, Failure, Store, fingerprint, write_json
-from probes.study.worker import command_of, work_of
+from vlm_probe.probes.study.cells import Cell
+from vlm_probe.probes.study.pools import Pool
+from vlm_probe.probes.study.store import ENDED, WORK, Ended, Failure, Store, fingerprint, write_json
+from vlm_probe.probes.study.worker import command_of, work_of
 
 POLL = 0.2
 """Seconds between two looks at what has ended."""
@@ -39,7 +39,7 @@ def drive(
     except BaseException:
         rest = pool.stop()
         if rest:
-            from probes.cli.console import tell as say
+            from vlm_probe.probes.cli.console import tell as say
 
             say(rest)
         raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from probes.study.fields import StudyError, did_you_mean
+from vlm_probe.probes.study.fields import StudyError, did_you_mean
 
 SHARED = ("train", "run")
 """Commands that several processes can share."""
@@ -35,8 +35,8 @@ class Launch:
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The command line of a step's processes."""
         number = ["--num_processes", str(self.processes)] if self.processes else []
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.config, *number]
-        return [*launcher, "-m", "probes", *arguments]
+        launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", self.config, *number]
+        return [*launcher, "-m", "vlm_probe", *arguments]
 
 
 IN_PROCESS = Launch()
@@ -93,4 +93,4 @@ def call(command: Sequence[str], write: Callable[[str], object]) -> int:
 
 
 def _shipped() -> Path:
-    return Path(str(resources.files("finetune") / "launch"))
+    return Path(str(resources.files("vlm_probe.finetune") / "launch"))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from probes.study.cells import Cell, Step
-from probes.study.store import CELLS, LOG, Failure, Look, Store
+from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.store import CELLS, LOG, Failure, Look, Store
 
 COUNTS = ("done", "running", "failed", "blocked", "missing")
 Estimate = Callable[[Step], float | None]

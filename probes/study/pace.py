@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probes.study.cells import Cell, Step
-from probes.study.store import Store, read_json
+from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.store import Store, read_json
 
 PILOT = "pilot.json"
 START = "start"

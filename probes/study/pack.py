@@ -4,7 +4,7 @@ TO/study.yaml                      the declaration, as it stands
 TO/remarks.tex                     what is to be said of the study and no other file knows, if anybody wrote it into its folder
 TO/registration.json               what was registered, if anything was (and earlier records)
 TO/state.json                      cells done, failed and missing, what they took, and deviations from the registration
-TO/logs.parquet, runs.parquet      all logs, byte for byte (`probes.archive`); read like the runs themselves
+TO/logs.parquet, runs.parquet      all logs, byte for byte (`vlm_probe.probes.archive`); read like the runs themselves
 TO/adapters/<name>/training.json   how every adapter was trained, with its curves; the weights stay behind
 TO/decoding/<name>/<task>/...      results of decoding
 TO/sets/<name>/card.json           what every set holds; the pictures are made again from the declaration
@@ -19,15 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probes.archive import LOGS, RUNS
-from probes.decoding.result import RESULT
-from probes.models.adapter_folder import TRAINING
-from probes.study.cells import Cell
-from probes.study.fields import StudyError
-from probes.study.overview import Overview
-from probes.study.store import MARK, Store, read_json, size_of, write_json
-from probes.trials import TRIALS, archive_runs
-from stimuli.dataset import CARD
+from vlm_probe.probes.archive import LOGS, RUNS
+from vlm_probe.probes.decoding.result import RESULT
+from vlm_probe.probes.models.adapter_folder import TRAINING
+from vlm_probe.probes.study.cells import Cell
+from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.probes.study.overview import Overview
+from vlm_probe.probes.study.store import MARK, Store, read_json, size_of, write_json
+from vlm_probe.probes.trials import TRIALS, archive_runs
+from vlm_probe.stimuli.dataset import CARD
 
 STUDY, STATE, REMARKS = "study.yaml", "state.json", "remarks.tex"
 SMALL = {"sets": CARD, "adapters": TRAINING, "decoding": RESULT}

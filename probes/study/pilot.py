@@ -12,11 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from probes.study.cells import Cell, Step
-from probes.study.drive import drive
-from probes.study.pace import PILOT, START, fit, fixed, read_pilot
-from probes.study.pools import LocalPool
-from probes.study.store import Store, write_json
+from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.drive import drive
+from vlm_probe.probes.study.pace import PILOT, START, fit, fixed, read_pilot
+from vlm_probe.probes.study.pools import LocalPool
+from vlm_probe.probes.study.store import Store, write_json
 
 FOLDER = "pilot"
 WARM_UP = "warm-up"

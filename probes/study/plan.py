@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from probes.study.cells import Cell, trials
-from probes.study.design import Design
-from probes.study.overview import Overview, duration, left_text, size_text
-from probes.study.pace import Pace, bytes_of, seconds_of, start_of
+from vlm_probe.probes.study.cells import Cell, trials
+from vlm_probe.probes.study.design import Design
+from vlm_probe.probes.study.overview import Overview, duration, left_text, size_text
+from vlm_probe.probes.study.pace import Pace, bytes_of, seconds_of, start_of
 
 
 @dataclass(frozen=True)

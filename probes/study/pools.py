@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from probes.study.fields import StudyError
-from probes.study.launch import IN_PROCESS, Launch
-from probes.study.store import CELLS, JOB, LOG, Store, read_json, write_json
+from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.probes.study.launch import IN_PROCESS, Launch
+from vlm_probe.probes.study.store import CELLS, JOB, LOG, Store, read_json, write_json
 
 GRACE = 30.0
 """Seconds that a process has to end before it is killed."""
@@ -260,7 +260,7 @@ def worker_command(folder: Path, cell: str) -> list[str]:
         folder: Of the study.
         cell: Its id.
     """
-    return [sys.executable, "-m", "probes.study.worker", str(folder.resolve()), cell]
+    return [sys.executable, "-P", "-m", "vlm_probe.probes.study.worker", str(folder.resolve()), cell]
 
 
 def how_it_died(code: int) -> str:

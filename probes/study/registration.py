@@ -2,7 +2,7 @@
 
 STUDY/registration.json holds the design, the planned contrasts, the content and item ids of every set, and the hash of every
 step, under one hash of all of it. That hash can be published where its date can be checked; a record that was edited does not
-have it any more. `analysis.registration` reads the file, and calls exploratory what is not in it.
+have it any more. `vlm_probe.analysis.registration` reads the file, and calls exploratory what is not in it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from probes.provenance import git_state, versions
-from probes.study.cells import Cell
-from probes.study.design import Design
-from probes.study.fields import StudyError
-from probes.study.store import Store, read_json, write_json
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.provenance import git_state, versions
+from vlm_probe.probes.study.cells import Cell
+from vlm_probe.probes.study.design import Design
+from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.probes.study.store import Store, read_json, write_json
+from vlm_probe.stimuli.dataset import StimulusSet
 
 REGISTRATION = "registration.json"
 FORMAT = 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from probes.study.cells import Cell, count_by_kind
-from probes.study.fields import StudyError, did_you_mean
+from vlm_probe.probes.study.cells import Cell, count_by_kind
+from vlm_probe.probes.study.fields import StudyError, did_you_mean
 
 
 def matching(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:

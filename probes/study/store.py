@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from probes.study.cells import KINDS, Cell, Step
-from probes.study.fields import StudyError
+from vlm_probe.probes.study.cells import KINDS, Cell, Step
+from vlm_probe.probes.study.fields import StudyError
 
 MARK, LOCK, LOG, ENDED, WORK, JOB = "step.json", ".lock", "log.txt", "ended.json", "work.json", "job.json"
 CELLS, ASIDE = "cells", "aside"

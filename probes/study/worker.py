@@ -1,6 +1,6 @@
 """One job of a study: the steps of a cell, one after the other in one process, each through the command line of `probe`.
 
-`python -m probes.study.worker STUDY CELL` with the steps in STUDY/cells/CELL/work.json. A step that fails does not stop the
+`python -m vlm_probe.probes.study.worker STUDY CELL` with the steps in STUDY/cells/CELL/work.json. A step that fails does not stop the
 others. Exit codes: 0 all done, 3 some failed, 4 another process is at the cell.
 """
 
@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
-from probes.cli.settings import OTHER_VARIABLES
-from probes.study.cells import Cell, Step
-from probes.study.launch import IN_PROCESS, Launch, call
-from probes.study.store import (
+from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
+from vlm_probe.probes.cli.settings import OTHER_VARIABLES
+from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.launch import IN_PROCESS, Launch, call
+from vlm_probe.probes.study.store import (
     ENDED,
     LOCK,
     MARK,
@@ -159,7 +159,7 @@ def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
 
 def _call(arguments: tuple[str, ...], launch: Launch) -> tuple[int, str]:
     """Run a command line of `probe`, in this process if it is not launched: its exit code, and the reason if it failed."""
-    from probes.cli import main
+    from vlm_probe.probes.cli import main
 
     errors = _Tee(sys.stderr)
     if launch.is_for(arguments[:-2]):

@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from probes.tiny.tokenizer import CHAT_TEMPLATE, CONTEXT, IMAGE
+from vlm_probe.probes.tiny.tokenizer import CHAT_TEMPLATE, CONTEXT, IMAGE
 
 PIXELS = 112
 """Width and height that the processor resizes a picture to."""

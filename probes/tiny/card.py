@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from probes.tiny.architecture import DECODER_LAYERS, HEADS, HIDDEN, PIXELS, TOKENS, VISION_LAYERS
-from probes.tiny.tokenizer import VOCABULARY
-from stimuli.shifts import LEVELS
+from vlm_probe.probes.tiny.architecture import DECODER_LAYERS, HEADS, HIDDEN, PIXELS, TOKENS, VISION_LAYERS
+from vlm_probe.probes.tiny.tokenizer import VOCABULARY
+from vlm_probe.stimuli.shifts import LEVELS
 
 GOALS = {"plain": 0.95, "visual:1": 0.95, "visual:2": 0.90}
 """What every question is to reach: unshifted, and with all visual shifts at once at levels 1 and 2."""
@@ -49,7 +49,7 @@ SHA-256 of the scenes and pixels: `{data}`.
 
 ## Training
 
-From nothing, by `probes.tiny.pretrain`: seed {seed}, {processes} processes of one thread, {cpu_minutes:.0f} CPU-minutes
+From nothing, by `vlm_probe.probes.tiny.pretrain`: seed {seed}, {processes} processes of one thread, {cpu_minutes:.0f} CPU-minutes
 without the rendering, in {stages} stages, each from a high learning rate to a low one: {steps}. A step is {batch} pictures; the eyes
 learn what each patch shows, and the whole model gets as many questions on each picture as fit into {text_tokens} tokens.
 {note}
@@ -104,8 +104,8 @@ def model_card(facts: dict[str, Any], training: dict[str, Any]) -> str:
     """The card as markdown.
 
     Args:
-        facts: What `probes.tiny.evaluate` measured.
-        training: What `probes.tiny.pretrain` recorded in `training.json`.
+        facts: What `vlm_probe.probes.tiny.evaluate` measured.
+        training: What `vlm_probe.probes.tiny.pretrain` recorded in `training.json`.
     """
     recipe = training["recipe"]
     perception, before, single = facts["perception"], facts["before_adaptation"], facts["single_shifts"]

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from probes.tiny.architecture import PIXELS
-from probes.tiny.pictures import Picture
-from stimuli.simulators import FLOOR
+from vlm_probe.probes.tiny.architecture import PIXELS
+from vlm_probe.probes.tiny.pictures import Picture
+from vlm_probe.stimuli.simulators import FLOOR
 
 Floats = npt.NDArray[np.float32]
 _ROWS, _COLUMNS = np.mgrid[:PIXELS, :PIXELS].astype(np.float32)

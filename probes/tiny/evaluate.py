@@ -1,6 +1,6 @@
 """What `tiny` can do, measured on new pictures through the ordinary Hugging Face path, and written beside the weights.
 
-Run as `python -m probes.tiny.evaluate [FOLDER]`: it writes `evaluation.json` and `MODEL_CARD.md` there.
+Run as `python -m vlm_probe.probes.tiny.evaluate [FOLDER]`: it writes `evaluation.json` and `MODEL_CARD.md` there.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from PIL import Image
 from scipy.stats import rankdata
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from probes.allocation import keep_freed_memory
-from probes.tiny import WEIGHTS
-from probes.tiny.card import model_card
-from probes.tiny.pictures import RENDER_PIXELS, draw_scene, physics_tasks, shift_if_possible
-from probes.tiny.questions import grounding, sayable
-from stimuli.condition import Condition
-from stimuli.picture import draw
-from stimuli.question import PARAPHRASES, Question, Variant
-from stimuli.scene import Scene, mirror
-from stimuli.shifts import LEVELS, VISUAL, Shifts, parse_shifts
-from stimuli.simulators import get_simulator
-from stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
-from stimuli.tasks.grounding import GroundingTask
+from vlm_probe.probes.allocation import keep_freed_memory
+from vlm_probe.probes.tiny import WEIGHTS
+from vlm_probe.probes.tiny.card import model_card
+from vlm_probe.probes.tiny.pictures import RENDER_PIXELS, draw_scene, physics_tasks, shift_if_possible
+from vlm_probe.probes.tiny.questions import grounding, sayable
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import PARAPHRASES, Question, Variant
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.shifts import LEVELS, VISUAL, Shifts, parse_shifts
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks.grounding import GroundingTask
 
 SEED = 20_261_201
 """Of the held-out scenes; pretraining has other ones."""
@@ -358,7 +358,7 @@ def _auc(evidence: Any, truth: Any) -> float:
 
 
 def main() -> None:
-    """Command line: `python -m probes.tiny.evaluate [FOLDER]`."""
+    """Command line: `python -m vlm_probe.probes.tiny.evaluate [FOLDER]`."""
     parser = argparse.ArgumentParser(description="Measure the embedded model and write its card.")
     parser.add_argument("folder", type=Path, nargs="?", default=WEIGHTS)
     parser.add_argument("--per-ask", type=int, default=200)

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from probes.tiny.architecture import TOKENS
-from probes.tiny.pictures import Picture
-from probes.tiny.questions import Exchange
-from probes.tiny.tokenizer import ASSISTANT, BOS, EOS, USER
-from stimuli.scene import COLOURS
+from vlm_probe.probes.tiny.architecture import TOKENS
+from vlm_probe.probes.tiny.pictures import Picture
+from vlm_probe.probes.tiny.questions import Exchange
+from vlm_probe.probes.tiny.tokenizer import ASSISTANT, BOS, EOS, USER
+from vlm_probe.stimuli.scene import COLOURS
 
 PREFIX = 2 + TOKENS
 """Tokens that all questions about a picture share: the start, the user's turn and the picture."""

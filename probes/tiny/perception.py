@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from probes.tiny.architecture import GRID, HIDDEN, PATCH, PIXELS, TOKENS
-from probes.tiny.pictures import Picture
-from probes.tiny.questions import grounding, named, possible_asks, sayable, seen_by
-from stimuli.question import Answer, Integers, Question
-from stimuli.scene import COLOURS, MARKER_SHAPES, NEUTRALS, Body, Marker, Scene
-from stimuli.shapes import corners, rotation
-from stimuli.tasks import FAMILIES
-from stimuli.viewing import project
+from vlm_probe.probes.tiny.architecture import GRID, HIDDEN, PATCH, PIXELS, TOKENS
+from vlm_probe.probes.tiny.pictures import Picture
+from vlm_probe.probes.tiny.questions import grounding, named, possible_asks, sayable, seen_by
+from vlm_probe.stimuli.question import Answer, Integers, Question
+from vlm_probe.stimuli.scene import COLOURS, MARKER_SHAPES, NEUTRALS, Body, Marker, Scene
+from vlm_probe.stimuli.shapes import corners, rotation
+from vlm_probe.stimuli.tasks import FAMILIES
+from vlm_probe.stimuli.viewing import project
 
 CELLS = 2 * GRID
 """The colours of a patch are read in 2 x 2 cells."""

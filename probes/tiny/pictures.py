@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from transformers import LlavaProcessor
 
-from probes.tiny.architecture import PIXELS
-from stimuli.condition import Condition
-from stimuli.picture import draw, panel_boxes
-from stimuli.scene import Scene, mirror
-from stimuli.shifts import VISUAL, Shifts, apply
-from stimuli.simulators import Frame, get_simulator
-from stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
+from vlm_probe.probes.tiny.architecture import PIXELS
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.picture import draw, panel_boxes
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.shifts import VISUAL, Shifts, apply
+from vlm_probe.stimuli.simulators import Frame, get_simulator
+from vlm_probe.stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
 
 RENDER_PIXELS = 224
 """Width and height at which a stimulus is rendered before the processor shrinks it."""

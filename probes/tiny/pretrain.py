@@ -25,13 +25,13 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from probes.allocation import keep_freed_memory
-from probes.tiny.architecture import build_model, build_processor
-from probes.tiny.disguise import disguised
-from probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
-from probes.tiny.perception import ReadOuts
-from probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, pixel_values, relit
-from probes.tiny.questions import (
+from vlm_probe.probes.allocation import keep_freed_memory
+from vlm_probe.probes.tiny.architecture import build_model, build_processor
+from vlm_probe.probes.tiny.disguise import disguised
+from vlm_probe.probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
+from vlm_probe.probes.tiny.perception import ReadOuts
+from vlm_probe.probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, pixel_values, relit
+from vlm_probe.probes.tiny.questions import (
     Exchange,
     caption,
     draw_ask,
@@ -42,8 +42,8 @@ from probes.tiny.questions import (
     prompt_texts,
     seen_by,
 )
-from probes.tiny.tokenizer import build_tokenizer
-from stimuli.tasks import get_task
+from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.tasks import get_task
 
 BATCH = 16
 """Pictures per process and step."""

@@ -8,11 +8,11 @@ from typing import cast
 
 import numpy as np
 
-from probes.tiny.pictures import Picture, draw_scene, physics_tasks
-from stimuli.question import PARAPHRASES, THINK, Answer, Integers, Question, Variant
-from stimuli.scene import COLOURS, Body, Scene
-from stimuli.tasks import FAMILIES, Task, get_task
-from stimuli.tasks.grounding import GroundingTask
+from vlm_probe.probes.tiny.pictures import Picture, draw_scene, physics_tasks
+from vlm_probe.stimuli.question import PARAPHRASES, THINK, Answer, Integers, Question, Variant
+from vlm_probe.stimuli.scene import COLOURS, Body, Scene
+from vlm_probe.stimuli.tasks import FAMILIES, Task, get_task
+from vlm_probe.stimuli.tasks.grounding import GroundingTask
 
 ASK_WEIGHTS = {
     "count": 3.0,

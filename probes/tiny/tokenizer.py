@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from probes.tiny.words import CONTENT_WORDS, FUNCTION_WORDS
+from vlm_probe.probes.tiny.words import CONTENT_WORDS, FUNCTION_WORDS
 
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT = SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")

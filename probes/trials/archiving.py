@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from probes.archive import ArchiveError, write_archive
-from probes.trials.folder import RUN, TRIALS, RunError
-from probes.trials.reading import read_log, read_run
+from vlm_probe.probes.archive import ArchiveError, write_archive
+from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError
+from vlm_probe.probes.trials.reading import read_log, read_run
 
 
 def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:

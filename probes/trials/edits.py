@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probes.archive import archived_rows
-from probes.row_format import line_of
-from probes.trials.folder import RUN, TRIALS, RunError
-from probes.trials.reading import in_archive
+from vlm_probe.probes.archive import archived_rows
+from vlm_probe.probes.row_format import line_of
+from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError
+from vlm_probe.probes.trials.reading import in_archive
 
 log = logging.getLogger(__name__)
 

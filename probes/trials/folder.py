@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 TRIALS, RUN, LOCK = "trials.jsonl", "run.json", ".lock"
 SHARDS = "trials.*.jsonl"
-"""Logs of further processes of the same run (`probes.sharding`), until the first takes their rows over."""
+"""Logs of further processes of the same run (`vlm_probe.probes.sharding`), until the first takes their rows over."""
 
 
 class RunError(RuntimeError):

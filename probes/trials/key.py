@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from probes.models import Generation, Identity
-from stimuli.dataset import Item
+from vlm_probe.probes.models import Generation, Identity
+from vlm_probe.stimuli.dataset import Item
 
 
 def trial_key(identity: Identity, item: Item, readout: str, settings: Generation, manner: Sequence[Any] = ()) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
-from probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
-from probes.trials.folder import RUN, SHARDS, TRIALS, RunError
-from stimuli.plain_json import parse_object
+from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
+from vlm_probe.probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
+from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError
+from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,7 @@ def in_archive(look: Callable[[Path], Any], folder: str | Path) -> Any:
     """What an archive says of a folder.
 
     Args:
-        look: One of the functions of `probes.archive`.
+        look: One of the functions of `vlm_probe.probes.archive`.
         folder: Of a run, or of many.
 
     Raises:

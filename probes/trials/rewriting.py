@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from probes.row_format import COLUMNS, line_of, whole
-from probes.trials.edits import noting_edits, trials_hash
-from probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json, write_whole
-from probes.trials.reading import read_run, read_trials
-from probes.trials.writing import TrialLog
+from vlm_probe.probes.row_format import COLUMNS, line_of, whole
+from vlm_probe.probes.trials.edits import noting_edits, trials_hash
+from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json, write_whole
+from vlm_probe.probes.trials.reading import read_run, read_trials
+from vlm_probe.probes.trials.writing import TrialLog
 
 
 def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[int, int]:

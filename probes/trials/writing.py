@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probes.row_format import brief, line_of, whole
-from probes.trials.edits import noting_edits
-from probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json
-from probes.trials.reading import read_log, read_run
+from vlm_probe.probes.row_format import brief, line_of, whole
+from vlm_probe.probes.trials.edits import noting_edits
+from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json
+from vlm_probe.probes.trials.reading import read_log, read_run
 
 SYNC_INTERVAL = 2.0
 """Seconds between two forced writes to the disk. A row outlives its process at once, a power cut after this time."""
@@ -60,7 +60,7 @@ class TrialLog:
         """Write one row.
 
         Args:
-            row: All columns of `probes.row_format`.
+            row: All columns of `vlm_probe.probes.row_format`.
 
         Raises:
             RunError: If the disk does not take it; the rows before it stay.
@@ -169,7 +169,7 @@ class TrialLog:
 
 
 class ShardLog(TrialLog):
-    """The log of a further process of a run (`probes.sharding`): rows only, beside the run's own log.
+    """The log of a further process of a run (`vlm_probe.probes.sharding`): rows only, beside the run's own log.
 
     Nothing is read from it before the first process takes it over.
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import Scene
+from vlm_probe.stimuli.scene import Scene
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ class Simulator(Protocol):
 
 
 ENGINES = {
-    "pybullet": "stimuli.simulators.pybullet:PyBulletSimulator",
-    "mujoco": "stimuli.simulators.mujoco:MuJoCoSimulator",
+    "pybullet": "vlm_probe.stimuli.simulators.pybullet:PyBulletSimulator",
+    "mujoco": "vlm_probe.stimuli.simulators.mujoco:MuJoCoSimulator",
 }
 INSTALL = {
     "pybullet": "pip install pybullet (its wheels exist up to Python 3.11)",

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import Scene
-from stimuli.simulators import FRAME_INTERVAL, Outcome, Stop
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Outcome, Stop
 
 REST_SPEED = 2e-3
 """Metres per second (and radians per second / 10) below which a body counts as at rest."""

@@ -22,10 +22,10 @@ if sys.platform == "linux" and not any(os.environ.get(name) for name in ("MUJOCO
 import mujoco
 import numpy as np
 
-from stimuli.palettes import paint
-from stimuli.scene import Body, Marker, Scene
-from stimuli.shapes import cradle_boards, mesh
-from stimuli.simulators import (
+from vlm_probe.stimuli.palettes import paint
+from vlm_probe.stimuli.scene import Body, Marker, Scene
+from vlm_probe.stimuli.shapes import cradle_boards, mesh
+from vlm_probe.stimuli.simulators import (
     BACKGROUND,
     FLOOR,
     FRAME_INTERVAL,
@@ -36,8 +36,8 @@ from stimuli.simulators import (
     Poses,
     Stop,
 )
-from stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
-from stimuli.viewing import things
+from vlm_probe.stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
+from vlm_probe.stimuli.viewing import things
 
 STEP = 1 / 480
 """Coarsest integration step, seconds."""
@@ -48,7 +48,7 @@ BOUNCE_STEPS = 10
 
 
 class MuJoCoSimulator:
-    """MuJoCo physics and its OpenGL renderer. Implements `stimuli.simulators.Simulator`."""
+    """MuJoCo physics and its OpenGL renderer. Implements `vlm_probe.stimuli.simulators.Simulator`."""
 
     name = "mujoco"
     renderer = "OpenGL"
@@ -65,7 +65,7 @@ class MuJoCoSimulator:
         min_duration: float = MIN_DURATION,
         max_duration: float = MAX_DURATION,
     ) -> Outcome:
-        """See `stimuli.simulators.Simulator`."""
+        """See `vlm_probe.stimuli.simulators.Simulator`."""
         per_frame = steps_per_frame(scene, STEP)
         model = mujoco.MjModel.from_xml_string(model_xml(scene, step=FRAME_INTERVAL / per_frame))
         return run(_World(model, scene), scene, per_frame, stop, min_duration, max_duration)
@@ -229,7 +229,7 @@ def _geom_name(body: str, number: int) -> str:
 
 
 class _World:
-    """A compiled model in motion. Implements `stimuli.simulators.loop.World`."""
+    """A compiled model in motion. Implements `vlm_probe.stimuli.simulators.loop.World`."""
 
     def __init__(self, model: mujoco.MjModel, scene: Scene) -> None:
         self._model, self._data = model, mujoco.MjData(model)

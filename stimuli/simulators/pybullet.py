@@ -13,10 +13,10 @@ from importlib.metadata import version
 
 import numpy as np
 
-from stimuli.palettes import paint
-from stimuli.scene import Body, Marker, Scene, Vec3
-from stimuli.shapes import cradle_boards, mesh
-from stimuli.simulators import (
+from vlm_probe.stimuli.palettes import paint
+from vlm_probe.stimuli.scene import Body, Marker, Scene, Vec3
+from vlm_probe.stimuli.shapes import cradle_boards, mesh
+from vlm_probe.stimuli.simulators import (
     BACKGROUND,
     FRAME_INTERVAL,
     MAX_DURATION,
@@ -26,7 +26,7 @@ from stimuli.simulators import (
     Poses,
     Stop,
 )
-from stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
+from vlm_probe.stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
 
 
 def _import_pybullet():  # type: ignore[no-untyped-def]
@@ -59,7 +59,7 @@ NEAR, FAR = 0.05, 10.0
 
 
 class PyBulletSimulator:
-    """Bullet physics and the TinyRenderer. Implements `stimuli.simulators.Simulator`."""
+    """Bullet physics and the TinyRenderer. Implements `vlm_probe.stimuli.simulators.Simulator`."""
 
     name = "pybullet"
     renderer = "TinyRenderer"
@@ -84,7 +84,7 @@ class PyBulletSimulator:
         min_duration: float = MIN_DURATION,
         max_duration: float = MAX_DURATION,
     ) -> Outcome:
-        """See `stimuli.simulators.Simulator`."""
+        """See `vlm_probe.stimuli.simulators.Simulator`."""
         if self._built is not scene or not self._untouched:
             self._build(scene)
         self._untouched = False
@@ -258,7 +258,7 @@ class PyBulletSimulator:
 
 
 class _World:
-    """A loaded scene in motion. Implements `stimuli.simulators.loop.World`."""
+    """A loaded scene in motion. Implements `vlm_probe.stimuli.simulators.loop.World`."""
 
     def __init__(self, scene: Scene, client: int, ids: list[int], floor: int) -> None:
         self._client, self._ids, self._floor = client, ids, floor

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import Answer, Question, Variant, wordings
-from stimuli.scene import Scene, mirror
-from stimuli.simulators import Outcome, Simulator, get_simulator
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import Answer, Question, Variant, wordings
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
 
 AMBIGUITY_BAND = 0.1
 """|margin| (half widths) below which engines may disagree with statics and with each other; left out of designed sets."""

@@ -13,11 +13,21 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Grammar, Integers, Option, Options, Question, Variant, named_options
-from stimuli.scene import COLOURS, Body, Scene
-from stimuli.simulators import Simulator
-from stimuli.tasks import Score, Task, Unsatisfiable
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import (
+    THINK,
+    Answer,
+    Grammar,
+    Integers,
+    Option,
+    Options,
+    Question,
+    Variant,
+    named_options,
+)
+from vlm_probe.stimuli.scene import COLOURS, Body, Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import Score, Task, Unsatisfiable
 
 About = dict[str, str | int]
 """What one question is about: the blanks of its wording."""

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from probes.trials import COLUMNS, TrialLog, trials_hash
+from vlm_probe.probes.trials import COLUMNS, TrialLog, trials_hash
 
 Rows = list[dict[str, Any]]
 BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.0))
@@ -106,7 +106,7 @@ def trial_table(
     seed: int = 0,
     task_shift: str = "none",
 ) -> pd.DataFrame:
-    """A table of simulated judgements with the columns of `analysis.frame`.
+    """A table of simulated judgements with the columns of `vlm_probe.analysis.frame`.
 
     Args:
         cells: (method, training task, test task) -> log odds of a right answer. Method "none" is one untrained run.

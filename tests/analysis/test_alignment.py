@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-from analysis.alignment import alignment
-from analysis.alignment_model import alignment_model
-from analysis.humans import human_answers
-from analysis.sections.people import in_words
+from vlm_probe.analysis.alignment import alignment
+from vlm_probe.analysis.alignment_model import alignment_model
+from vlm_probe.analysis.humans import human_answers
+from vlm_probe.analysis.sections.people import in_words
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("none", "none", "towers-stability"): 1.0}

@@ -10,10 +10,10 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 from statsmodels.stats.multitest import multipletests
 
-from analysis import fit
-from analysis.contrasts import planned_contrasts
-from analysis.equivalence import jzs
-from analysis.frame import from_table
+from vlm_probe.analysis import fit
+from vlm_probe.analysis.contrasts import planned_contrasts
+from vlm_probe.analysis.equivalence import jzs
+from vlm_probe.analysis.frame import from_table
 
 Make = Callable[..., pd.DataFrame]
 A, B = "towers-stability", "towers-topblock"
@@ -252,8 +252,8 @@ def test_the_same_answers_from_all_are_no_difference() -> None:
 
 def test_a_difference_of_rates_has_the_interval_of_its_parts() -> None:
     # One run each and no effect of items: independent rates, whose intervals combine as Newcombe (1998) does.
-    from analysis.cell_model import fit_cells
-    from analysis.transfer import with_names
+    from vlm_probe.analysis.cell_model import fit_cells
+    from vlm_probe.analysis.transfer import with_names
 
     fitted = fit_cells(
         with_names(answers({"none": [1, 0, 1] * 20, "sft-0": [1, 1, 1, 0] * 15})), ["method"], allowed=["none"]

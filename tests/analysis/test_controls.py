@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.controls import controls
 from tests.analysis.conftest import saying
+from vlm_probe.analysis.controls import controls
 
 Make = Callable[..., pd.DataFrame]
 BASE = {("none", "none", "towers-stability"): 0.0}

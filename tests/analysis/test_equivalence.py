@@ -11,7 +11,7 @@ from scipy.stats import cauchy, nct
 from scipy.stats import t as student
 from statsmodels.stats.weightstats import DescrStatsW, ttost_ind
 
-from analysis.equivalence import (
+from vlm_probe.analysis.equivalence import (
     bayes_factor,
     bic_bayes_factor,
     equivalence,

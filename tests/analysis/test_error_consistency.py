@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import cohen_kappa_score
 
-from analysis.error_consistency import error_consistency
 from tests.analysis.conftest import answering
+from vlm_probe.analysis.error_consistency import error_consistency
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("none", "none", "towers-stability"): 1.0}

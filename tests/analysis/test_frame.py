@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.frame import COLUMNS, Dropped, FrameError, Trials, from_table, load
-from analysis.levels import TRANSFER, transfer_level
-from probes.trials import RUN, TRIALS, RunError, read_run
-from stimuli.tasks import task_names
 from tests.analysis.conftest import run_rows, write_run
+from vlm_probe.analysis.frame import COLUMNS, Dropped, FrameError, Trials, from_table, load
+from vlm_probe.analysis.levels import TRANSFER, transfer_level
+from vlm_probe.probes.trials import RUN, TRIALS, RunError, read_run
+from vlm_probe.stimuli.tasks import task_names
 
 
 def test_a_study_is_one_table(study_folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import permutation_test, ttest_ind
 from statsmodels.duration.survfunc import SurvfuncRight
 
-from analysis.learning import KIND, TEST, curves_from_trials, learning, permutation_p
+from vlm_probe.analysis.learning import KIND, TEST, curves_from_trials, learning, permutation_p
 
 
 def straight(method: str, slopes: list[float], end: float = 100, step: float = 10, **columns: str) -> pd.DataFrame:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from analysis.minimal_pairs import pairs
 from tests.analysis.conftest import saying
+from vlm_probe.analysis.minimal_pairs import pairs
 
 Make = Callable[..., pd.DataFrame]
 BASE = {("none", "none", "towers-stability"): 0.0}

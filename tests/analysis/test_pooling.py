@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, ttest_1samp
 from scipy.stats import t as student
 
-from analysis.pooling import pool
+from vlm_probe.analysis.pooling import pool
 
 # Colditz et al. (1994): trials of the BCG vaccine; cases and others, vaccinated and not.
 BCG = np.array(

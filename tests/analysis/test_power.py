@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import nct
 from scipy.stats import t as student
 
-from analysis.figures.power import write
-from analysis.power import Scenario, grid, power
+from vlm_probe.analysis.figures.power import write
+from vlm_probe.analysis.power import Scenario, grid, power
 
 
 def test_a_grid_is_a_list_or_a_range() -> None:

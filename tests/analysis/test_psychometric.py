@@ -10,12 +10,12 @@ import statsmodels.api as sm
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from analysis.frame import load
-from analysis.material import Settings, select
-from analysis.psychometric import psychometric
-from analysis.psychometric_fit import MAX_LAPSE, fit_functions, probability, steepest
-from analysis.sections.psychometry import section
 from tests.analysis.conftest import run_rows, write_run
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.material import Settings, select
+from vlm_probe.analysis.psychometric import psychometric
+from vlm_probe.analysis.psychometric_fit import MAX_LAPSE, fit_functions, probability, steepest
+from vlm_probe.analysis.sections.psychometry import section
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("sft", "towers-stability", "towers-stability"): 0.0}

@@ -3,7 +3,7 @@
 import pandas as pd
 from scipy.stats import binomtest
 
-from analysis.random_effects import choose
+from vlm_probe.analysis.random_effects import choose
 
 
 def two_runs(first: list[int], second: list[int]) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import report
-from analysis.contrasts import planned_contrasts
-from analysis.frame import from_table
-from analysis.material import Settings, select
-from analysis.registration import read_registration, registered_contrasts
-from probes.trials import RunError
+from vlm_probe.analysis import report
+from vlm_probe.analysis.contrasts import planned_contrasts
+from vlm_probe.analysis.frame import from_table
+from vlm_probe.analysis.material import Settings, select
+from vlm_probe.analysis.registration import read_registration, registered_contrasts
+from vlm_probe.probes.trials import RunError
 
 A, B = "towers-stability", "towers-topblock"
 SET = "0123456789ab"

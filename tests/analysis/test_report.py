@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from analysis.frame import load
-from analysis.material import Settings, select
-from analysis.report import DATA, REPORT, SECTIONS, analyse, answer
-from analysis.section import Section
-from probes.models import Identity
-from probes.models.observers import make_observer
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
-from stimuli.responses import Response, to_csv
 from tests.analysis.conftest import run_rows, write_run, write_study
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.material import Settings, select
+from vlm_probe.analysis.report import DATA, REPORT, SECTIONS, analyse, answer
+from vlm_probe.analysis.section import Section
+from vlm_probe.probes.models import Identity
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.responses import Response, to_csv
 
 QUICK = Settings(resamples=40)
 

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from analysis.clustered import clustered
-from analysis.controls import controls
-from analysis.error_consistency import error_consistency
-from analysis.frame import from_table
-from analysis.psychometric import psychometric
-from analysis.selection import item_groups, plain_trials
-from analysis.shortcut_rules import adjusted_success
 from tests.analysis.conftest import answering, saying
+from vlm_probe.analysis.clustered import clustered
+from vlm_probe.analysis.controls import controls
+from vlm_probe.analysis.error_consistency import error_consistency
+from vlm_probe.analysis.frame import from_table
+from vlm_probe.analysis.psychometric import psychometric
+from vlm_probe.analysis.selection import item_groups, plain_trials
+from vlm_probe.analysis.shortcut_rules import adjusted_success
 
 Make = Callable[..., pd.DataFrame]
 BASE = {("none", "none", "towers-stability"): 1.0}

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from analysis.shortcut_rules import adjusted_success, item_rules
-from stimuli.dataset import StimulusSet
 from tests.analysis.conftest import saying
+from vlm_probe.analysis.shortcut_rules import adjusted_success, item_rules
+from vlm_probe.stimuli.dataset import StimulusSet
 
 Make = Callable[..., pd.DataFrame]
 BASE = {("none", "none", "towers-stability"): 0.0}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from analysis.signal_detection import sensitivity, signal_detection
+from vlm_probe.analysis.signal_detection import sensitivity, signal_detection
 
 counts = st.integers(0, 500)
 

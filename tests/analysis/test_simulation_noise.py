@@ -9,8 +9,8 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from analysis.simulation_noise import fit_noise
 from tests.analysis.conftest import answering
+from vlm_probe.analysis.simulation_noise import fit_noise
 
 Make = Callable[..., pd.DataFrame]
 CELL = {("none", "none", "towers-stability"): 1.0}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from scipy.stats import norm
 
-from analysis.proportions import by_condition, wilson
-from analysis.rows import two_options
-from analysis.summary import summarise, summarise_rows
 from tests.analysis.conftest import run_rows, write_run
+from vlm_probe.analysis.proportions import by_condition, wilson
+from vlm_probe.analysis.rows import two_options
+from vlm_probe.analysis.summary import summarise, summarise_rows
 
 Make = Callable[..., list[dict[str, Any]]]
 RECORD = {

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import tables
+from vlm_probe.analysis import tables
 
 TABLE = pd.DataFrame(
     {

@@ -14,9 +14,9 @@ from scipy.special import expit
 from scipy.stats import norm
 from statsmodels.stats.proportion import proportion_effectsize
 
-from analysis.cell_model import fit_cells
-from analysis.effect_sizes import cohen_h, log_odds_of, rate_of, rate_slope
-from analysis.transfer import transfer_matrix, with_names
+from vlm_probe.analysis.cell_model import fit_cells
+from vlm_probe.analysis.effect_sizes import cohen_h, log_odds_of, rate_of, rate_slope
+from vlm_probe.analysis.transfer import transfer_matrix, with_names
 
 Make = Callable[..., pd.DataFrame]
 A, B = "towers-stability", "towers-topblock"

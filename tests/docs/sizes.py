@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from probes.cli import app
+from vlm_probe.probes.cli import app
 
 ITEMS = 12
 """Items of a standard set."""

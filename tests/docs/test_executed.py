@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import stimuli.standard
-from probes.cli import main
-from stimuli.tasks import get_task
+import vlm_probe.stimuli.standard
 from tests.docs import shell
 from tests.docs.blocks import PAGES, Block, blocks, files
 from tests.docs.material import MATERIAL
 from tests.docs.sizes import ITEMS, small
+from vlm_probe.probes.cli import main
+from vlm_probe.stimuli.tasks import get_task
 
 SLOW = {
     "adapters.md",
@@ -84,8 +84,8 @@ def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "reader"
     folder.mkdir()
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stimuli.standard, "STANDARD_N", ITEMS)
-    monkeypatch.setattr(stimuli.standard, "STANDARD_SIZE", 64)
+    monkeypatch.setattr(vlm_probe.stimuli.standard, "STANDARD_N", ITEMS)
+    monkeypatch.setattr(vlm_probe.stimuli.standard, "STANDARD_SIZE", 64)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     for file, text in files(page).items():

@@ -26,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
     )
@@ -45,7 +45,10 @@ def chromium() -> Iterator[Browser]:
 def test_every_package_and_command_has_its_reference(site: Path) -> None:
     commands = (site / "reference/cli.html").read_text(encoding="utf-8")
     assert all(f'id="probe-{name}"' in commands for name in ("run", "stimuli-make", "train", "analyze", "study-run"))
-    for package, name in (("analysis.mixed_effects", "fitting.fit"), ("stimuli", "dataset.StimulusSet")):
+    for package, name in (
+        ("vlm_probe.analysis.mixed_effects", "fitting.fit"),
+        ("vlm_probe.stimuli", "dataset.StimulusSet"),
+    ):
         page = (site / f"reference/{package}.html").read_text(encoding="utf-8")
         assert f'id="{package}.{name}"' in page and "Raises" in page
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from cyclopts import CycloptsError
 
-from probes.cli import app
 from tests.docs import shell
 from tests.docs.blocks import LANGUAGES, PAGES, ROOT, Block, blocks, files, spans
+from vlm_probe.probes.cli import app
 
 SCRIPTS = [block for page in PAGES for block in blocks(page) if block.language in ("sh", "console")]
 FOREIGN = {"git", "latexmk", "lmms/bin/pip", "sbatch", "squeue", "sudo", "ssh", "transformers", "vllm", "watch"}
@@ -40,7 +40,7 @@ def check(command: Sequence[str]) -> str:
     if name in ("accelerate", "torchrun"):
         assert "-m" in arguments, f"{command} starts no module"
         module, *rest = arguments[arguments.index("-m") + 1 :]
-        return parse(rest) if module == "probes" else f"there is no module {module}"
+        return parse(rest) if module == "vlm_probe" else f"there is no module {module}"
     if name == "make":
         known = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return "; ".join(f"no target {word}" for word in arguments if "=" not in word and word not in known)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.auxiliary import AuxiliaryObjective, Targets, WithAuxiliary, make_targets
-from finetune.lora import Capacity, make_trainable
-from probes.models import ModelError
-from probes.models.huggingface import load_network
-from stimuli.dataset import StimulusSet
+from vlm_probe.finetune.auxiliary import AuxiliaryObjective, Targets, WithAuxiliary, make_targets
+from vlm_probe.finetune.lora import Capacity, make_trainable
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.huggingface import load_network
+from vlm_probe.stimuli.dataset import StimulusSet
 
 IDS = torch.tensor([[1, *[3] * 16, 7, 8, 9, 2], [1, *[3] * 16, 9, 8, 7, 2]])
 LABELS = torch.where(torch.arange(21) < 19, -100, IDS)

@@ -18,20 +18,20 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-import finetune.train
-from finetune.closed_loop import PRIVATE, Episode, Loop, Playing, Sample, _valued, by_length, compared
-from finetune.config import TrainConfig, TrainingError, make_config, per_process
-from finetune.data import Example, TrainingSet
-from finetune.monitor import Monitor
-from finetune.reward import Judge, Judged
-from probes.episodes import Ask, Episodes
-from probes.memory import Memory
-from probes.models import ModelError, Trial
-from probes.models.loading import load_model
-from probes.presentation import PLAIN, Presenter
-from probes.readout import Scorer
-from stimuli.dataset import StimulusSet
-from stimuli.question import Parsed
+import vlm_probe.finetune.train
+from vlm_probe.finetune.closed_loop import PRIVATE, Episode, Loop, Playing, Sample, _valued, by_length, compared
+from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config, per_process
+from vlm_probe.finetune.data import Example, TrainingSet
+from vlm_probe.finetune.monitor import Monitor
+from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.probes.episodes import Ask, Episodes
+from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.models import ModelError, Trial
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.presentation import PLAIN, Presenter
+from vlm_probe.probes.readout import Scorer
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.question import Parsed
 
 REPLIES = ("-20", "huh", "20", "7", "0", "-3")
 
@@ -62,7 +62,7 @@ def played(
     """Train on the items of the set with given replies; gives the samples and the tensors of every rollout."""
     pictures = [(topblock.path / item.file_name).read_bytes() for item in topblock.items]
     data = TrainingSet(tuple(map(Example, topblock.items, pictures)))
-    monkeypatch.setattr(finetune.train, "training_set", lambda *_, **__: data)
+    monkeypatch.setattr(vlm_probe.finetune.train, "training_set", lambda *_, **__: data)
 
     def play(config: TrainConfig, solve: bool = False) -> list[tuple[list[Sample], dict[str, Any]]]:
         rollouts: list[tuple[list[Sample], dict[str, Any]]] = []
@@ -84,7 +84,7 @@ def played(
         with monkeypatch.context() as patch:
             patch.setattr(GRPOTrainer, "_generate_single_turn", generate)
             patch.setattr(Playing, "_generate_and_score_completions", watch)
-            finetune.train.train(config, tmp_path / "run")
+            vlm_probe.finetune.train.train(config, tmp_path / "run")
         return rollouts
 
     return play
@@ -249,7 +249,7 @@ def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(
 ) -> None:
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
     config = settings(method=method, generations=4 if method == "grpo" else 1, budget="samples=32", save_every=8)
-    finetune.train.train(config, tmp_path / "whole")
+    vlm_probe.finetune.train.train(config, tmp_path / "whole")
     usual = Monitor.on_step_end
 
     def stop(self: Any, args: Any, state: Any, control: Any, **further: Any) -> None:
@@ -260,9 +260,9 @@ def test_a_run_that_is_stopped_goes_on_exactly_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(Monitor, "on_step_end", stop)
         with pytest.raises(KeyboardInterrupt):
-            finetune.train.train(config, tmp_path / "stopped")
+            vlm_probe.finetune.train.train(config, tmp_path / "stopped")
     assert not (tmp_path / "stopped/training.json").exists()
-    finetune.train.train(config, tmp_path / "stopped")
+    vlm_probe.finetune.train.train(config, tmp_path / "stopped")
     whole, stopped = learned(tmp_path / "whole"), learned(tmp_path / "stopped")
     assert whole.keys() == stopped.keys() and any(tensor.abs().max() > 0 for tensor in whole.values())
     for name, tensor in whole.items():
@@ -280,9 +280,13 @@ def test_two_processes_play_and_learn(method: str, tmp_path: Path) -> None:
     # "Multi GPU" is what accelerate calls several processes, also where there is none.
     launch = f"-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port}"
     launch += " --mixed_precision no --dynamo_backend no"
-    command = f"{launch} -m probes train {options} --out {tmp_path / 'two'}"
+    command = f"{launch} -m vlm_probe train {options} --out {tmp_path / 'two'}"
     root = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "PROBE_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(root / "src"),
+        "PROBE_CACHE": str(tmp_path / "cache"),
+    }
     done = subprocess.run(
         [sys.executable, *command.split()], cwd=root, env=environment, capture_output=True, text=True, timeout=1800
     )

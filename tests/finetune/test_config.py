@@ -4,8 +4,16 @@ import json
 
 import pytest
 
-from finetune.config import Budget, TrainConfig, TrainingError, make_config, per_process, preset_names, read_preset
-from finetune.train import plan
+from vlm_probe.finetune.config import (
+    Budget,
+    TrainConfig,
+    TrainingError,
+    make_config,
+    per_process,
+    preset_names,
+    read_preset,
+)
+from vlm_probe.finetune.train import plan
 
 GIVEN = {"model": "tiny", "tasks": ("towers-topblock",), "method": "ppo"}
 

@@ -6,8 +6,8 @@ import pytest
 from trl import GRPOTrainer, RLOOTrainer, SFTTrainer
 from trl.trainer import utils
 
-from finetune.grpo import PRIVATE as PRIVATE_OF_RLOO
-from finetune.ppo import MULTIMODAL, PRIVATE
+from vlm_probe.finetune.grpo import PRIVATE as PRIVATE_OF_RLOO
+from vlm_probe.finetune.ppo import MULTIMODAL, PRIVATE
 
 
 def signature(name):

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-import finetune.train
-from finetune.config import TrainConfig, TrainingError, make_config
-from finetune.corrections import Corrections
-from finetune.data import Example, TrainingSet
-from finetune.sft import _Labelled
-from probes.episodes import Ask, Episodes
-from probes.memory import Memory
-from probes.models.loading import load_model
-from probes.presentation import PLAIN, Presenter
-from probes.readout import Scorer
-from stimuli.dataset import StimulusSet
-from stimuli.tasks import get_task
+import vlm_probe.finetune.train
+from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config
+from vlm_probe.finetune.corrections import Corrections
+from vlm_probe.finetune.data import Example, TrainingSet
+from vlm_probe.finetune.sft import _Labelled
+from vlm_probe.probes.episodes import Ask, Episodes
+from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.presentation import PLAIN, Presenter
+from vlm_probe.probes.readout import Scorer
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.tasks import get_task
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -75,7 +75,7 @@ def test_the_expert_is_asked_as_at_probing_and_its_reply_alone_is_learned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, memory = str(save_family(family)), Memory(3, kept)
-    monkeypatch.setattr(finetune.train, "training_set", lambda *_, **__: TrainingSet(examples(topblock)))
+    monkeypatch.setattr(vlm_probe.finetune.train, "training_set", lambda *_, **__: TrainingSet(examples(topblock)))
     batches: list[dict[str, Any]] = []
     collate = _Labelled.__call__
 
@@ -84,7 +84,7 @@ def test_the_expert_is_asked_as_at_probing_and_its_reply_alone_is_learned(
         return batches[-1]
 
     monkeypatch.setattr(_Labelled, "__call__", watch)
-    finetune.train.train(settings(model=folder, memory=kept), tmp_path / "run")
+    vlm_probe.finetune.train.train(settings(model=folder, memory=kept), tmp_path / "run")
     model: Any = load_model(folder)
     scorer = Scorer()
     episodes = Episodes(scorer, lambda _: "", (), Path(), True, 64)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.config import TrainConfig
-from finetune.monitor import Monitor
-from finetune.train import train
-from probes.models import ModelError
-from probes.models.adapter_folder import adapter_hash
-from probes.models.huggingface import weights_hash
-from probes.models.loading import load_model
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.finetune.monitor import Monitor
+from vlm_probe.finetune.train import train
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import adapter_hash
+from vlm_probe.probes.models.huggingface import weights_hash
+from vlm_probe.probes.models.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
@@ -75,7 +75,9 @@ def test_everything_at_once_resumes_exactly(
         diversity="conditions=2,wordings=1",
         shift="light:1",
     )
-    monkeypatch.setattr("finetune.curriculum.EVIDENCE", 2)  # so that the curriculum moves within so few blocks
+    monkeypatch.setattr(
+        "vlm_probe.finetune.curriculum.EVIDENCE", 2
+    )  # so that the curriculum moves within so few blocks
     whole = train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stopped_at(5, patch)
@@ -177,7 +179,7 @@ def test_two_processes_show_and_count_what_one_does(llava: Path, tmp_path: Path)
             sys.executable,
             *head,
             "-m",
-            "probes",
+            "vlm_probe",
             "train",
             "--model",
             str(llava),
@@ -186,7 +188,7 @@ def test_two_processes_show_and_count_what_one_does(llava: Path, tmp_path: Path)
             *options.split(),
         ]
         ended = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
         )
         assert ended.returncode == 0, ended.stderr[-2000:]
         made.append(json.loads((out / "training.json").read_text()))

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from finetune.curriculum import (
+from vlm_probe.finetune.curriculum import (
     EVIDENCE,
     OPEN_AT_FIRST,
     STEP,
@@ -18,9 +18,9 @@ from finetune.curriculum import (
     paced_share,
     parse_curriculum,
 )
-from finetune.mixture import parse_mixture
-from finetune.order import LAG, Order
-from stimuli.dataset import StimulusSet
+from vlm_probe.finetune.mixture import parse_mixture
+from vlm_probe.finetune.order import LAG, Order
+from vlm_probe.stimuli.dataset import StimulusSet
 
 HARD = {"a": np.linspace(0, 1, 40), "b": np.repeat([0.0, 0.5, 1.0], 8)}
 MIXTURE = parse_mixture("a:2,b:1")

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from finetune.config import TrainConfig, TrainingError
-from finetune.data import check_tasks, rows, training_set
-from stimuli.dataset import Item
-from stimuli.generate import make_set
-from stimuli.scene import mirror
-from stimuli.tasks import UnknownTask, get_task
+from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.data import check_tasks, rows, training_set
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.scene import mirror
+from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 
 def settings(**changes):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune.config import TrainingError
-from finetune.disk import check_room, saving
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.disk import check_room, saving
 
 LIMIT = 10_000
 

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from finetune.diversity import Diversity, describe, parse_diversity, plan
-from stimuli import design
-from stimuli.dataset import StimulusSet
-from stimuli.shifts import parse_shifts
-from stimuli.tasks import get_task
+from vlm_probe.finetune.diversity import Diversity, describe, parse_diversity, plan
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.shifts import parse_shifts
+from vlm_probe.stimuli.tasks import get_task
 
 TASK = get_task("towers-stability")
 

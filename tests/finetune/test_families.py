@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.closed_loop import PlayingPPO
-from finetune.config import TrainConfig, TrainingError, make_config
-from finetune.policy import silent_tokens
-from finetune.reward import Judge, Judged
-from finetune.train import train
-from probes.models.huggingface import end_tokens
 from tests.families import FAMILIES
+from vlm_probe.finetune.closed_loop import PlayingPPO
+from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config
+from vlm_probe.finetune.policy import silent_tokens
+from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.finetune.train import train
+from vlm_probe.probes.models.huggingface import end_tokens
 
 TRAINABLE = tuple(name for name in FAMILIES if name != "paligemma")
 METHODS = ("sft", "grpo", *(pytest.param(method, marks=pytest.mark.slow) for method in ("ppo", "rloo")))
@@ -66,7 +66,7 @@ def test_every_family_learns_the_same_in_any_micro_batch(
     folder = save_family(family)
     # The loss of reinforcement is a mean over the tokens of a micro-batch: the same for any if all replies are as long.
     monkeypatch.setattr(
-        "finetune.train.silent_tokens",
+        "vlm_probe.finetune.train.silent_tokens",
         lambda model, processor: [*silent_tokens(model, processor), *end_tokens(model, processor.tokenizer, family)],
     )
     # With this seed the first demonstrations have different lengths.

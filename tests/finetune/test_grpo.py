@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl import RLOOTrainer
 
-from finetune.grpo import LeaveOneOutTrainer
+from vlm_probe.finetune.grpo import LeaveOneOutTrainer
 
 
 @pytest.mark.parametrize("bonus", [0.0, 0.1])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.mixture import Share, apportion, interleave, parse_mixture, realised, spell
+from vlm_probe.finetune.mixture import Share, apportion, interleave, parse_mixture, realised, spell
 
 weights = st.lists(st.floats(0.05, 20), min_size=1, max_size=6)
 

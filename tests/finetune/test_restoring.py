@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from finetune.config import TrainingError
-from finetune.restoring import Restoring
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.restoring import Restoring
 
 FILE = "adapter_model.safetensors"
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from finetune.config import TrainConfig
-from finetune.reward import Judge, reward_functions
-from stimuli.outcomes import OutcomeCache
-from stimuli.tasks import get_task
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.finetune.reward import Judge, reward_functions
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.tasks import get_task
 
 
 def settings(**changes):

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.config import TrainConfig, TrainingError
-from finetune.train import train
+from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.train import train
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "ppo", "grpo", "rloo")
@@ -62,7 +62,7 @@ def options(config):
 
 def start(config, out, *, processes=1):
     """Start `probe train` as a user would."""
-    command = [sys.executable, "-m", "probes", "train", *options(config), "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "vlm_probe", "train", *options(config), "--out", str(out), "--json"]
     if processes > 1:
         head = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         with socket.socket() as free:
@@ -70,7 +70,7 @@ def start(config, out, *, processes=1):
             port = str(free.getsockname()[1])
         rest = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
         command = [*head, *rest, *command[1:]]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from probes.models import Generation, ModelError, Trial
-from probes.models.activations import HiddenStates, Site
-from probes.models.footprint import footprint
-from probes.models.loading import load_model
-from probes.run import RunConfig, run
-from probes.trials import read_run, read_trials
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
 from tests.families import FAMILIES
+from vlm_probe.probes.models import Generation, ModelError, Trial
+from vlm_probe.probes.models.activations import HiddenStates, Site
+from vlm_probe.probes.models.footprint import footprint
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
 
 pytestmark = pytest.mark.gpu
 

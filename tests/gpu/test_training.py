@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.config import TrainConfig
-from finetune.reward import Judge, Judged
-from finetune.train import train
-from probes.models import Generation, Trial
-from probes.models.loading import load_model
-from probes.models.merging import merge_adapter
-from stimuli.dataset import StimulusSet
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.finetune.train import train
+from vlm_probe.probes.models import Generation, Trial
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.merging import merge_adapter
+from vlm_probe.stimuli.dataset import StimulusSet
 
 pytestmark = pytest.mark.gpu
 
@@ -138,8 +138,8 @@ def test_the_command_line_from_training_to_decoding(tmp_path: Path) -> None:
 
     def probe(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "probes", *arguments],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            [sys.executable, "-m", "vlm_probe", *arguments],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
             cwd=tmp_path,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from analysis.levels import transfer_level
-from probes.trials import COLUMNS
-from stimuli.shifts import parse_shifts
-from stimuli.tasks import get_task
+from vlm_probe.analysis.levels import transfer_level
+from vlm_probe.probes.trials import COLUMNS
+from vlm_probe.stimuli.shifts import parse_shifts
+from vlm_probe.stimuli.tasks import get_task
 
 Rows = list[dict[str, Any]]
 BINS = ((-0.7, -0.4), (-0.4, -0.2), (-0.2, -0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.7))

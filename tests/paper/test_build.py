@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from paper.tex import lacking, typeset
-from probes.cli import main
+from vlm_probe.paper.tex import lacking, typeset
+from vlm_probe.probes.cli import main
 
 FIGURES = ["contrasts", "decoding", "learning", "matrix", "psychometric", "stimuli", "trained"]
 TABLES = ["conditions", "contrasts", "controls", "grounding", "hypotheses", "trained"]

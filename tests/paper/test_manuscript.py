@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from paper.build import HOME
-from paper.manuscript import MAIN, check, typed
-from paper.names import CITED
-from paper.numbers import NumberError, Numbers
-from paper.verdicts import VERDICTS, does_not_transfer, improves, no_advantage, together, verdict
+from vlm_probe.paper.build import HOME
+from vlm_probe.paper.manuscript import MAIN, check, typed
+from vlm_probe.paper.names import CITED
+from vlm_probe.paper.numbers import NumberError, Numbers
+from vlm_probe.paper.verdicts import VERDICTS, does_not_transfer, improves, no_advantage, together, verdict
 
 BEGIN = "\\documentclass{article}\n\\begin{document}\n"
 

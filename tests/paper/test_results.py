@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paper.build import HOME, build
+from vlm_probe.paper.build import HOME, build
 
 RESULTS, NUMBERS = HOME / "results", HOME / "numbers.json"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from probes.models import Generation, ModelError, Trial
-from probes.models.loading import load_model
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models import Generation, ModelError, Trial
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.stimuli.dataset import StimulusSet
 
 SaveModel = Callable[..., Path]
 
@@ -96,7 +96,7 @@ def test_an_adapter_of_other_weights_is_refused(
     import json
     import shutil
 
-    from probes.models.huggingface import weights_hash
+    from vlm_probe.probes.models.huggingface import weights_hash
 
     own = Path(shutil.copytree(adapter, tmp_path / "own"))
     base = {"name": "small", "weights_sha256": weights_hash(llava)}

@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import numpy as np
-from probes.allocation import keep_freed_memory
+from vlm_probe.probes.allocation import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 np.zeros(4_000_000) + 1

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from probes.models import Generation, ModelError, Trial, Turn
-from probes.models.activations import HiddenStates, Site
-from probes.models.huggingface import HuggingFaceModel
-from probes.models.loading import load_model
-from stimuli.dataset import StimulusSet
 from tests.families import FAMILIES
+from vlm_probe.probes.models import Generation, ModelError, Trial, Turn
+from vlm_probe.probes.models.activations import HiddenStates, Site
+from vlm_probe.probes.models.huggingface import HuggingFaceModel
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.stimuli.dataset import StimulusSet
 
 SETTINGS = Generation(max_new_tokens=4)
 

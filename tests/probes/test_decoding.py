@@ -16,23 +16,32 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.preprocessing import StandardScaler
 
-from probes.decoding import DecodingError
-from probes.decoding.config import DecodeConfig
-from probes.decoding.controls import arbitrary_columns, permuted_columns
-from probes.decoding.crossval import ALPHAS, _scaled, logistic, logistic_model, make_folds, permuted, r2_sums, ridge
-from probes.decoding.intervention import direction, outcomes
-from probes.decoding.readings import make_problem, read
-from probes.decoding.store import DONE, collect
-from probes.decoding.study import decode
-from probes.decoding.targets import TARGETS, available, find_target, scene_types
-from probes.models import ModelError, Trial
-from probes.models.activations import HiddenStates, Mover, Site, choose_sites, depths, untrained
-from probes.models.loading import load_model
-from probes.trials import RunError
-from stimuli.audit import pixel_features
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
-from stimuli.scene import Body, Push, Scene
+from vlm_probe.probes.decoding import DecodingError
+from vlm_probe.probes.decoding.config import DecodeConfig
+from vlm_probe.probes.decoding.controls import arbitrary_columns, permuted_columns
+from vlm_probe.probes.decoding.crossval import (
+    ALPHAS,
+    _scaled,
+    logistic,
+    logistic_model,
+    make_folds,
+    permuted,
+    r2_sums,
+    ridge,
+)
+from vlm_probe.probes.decoding.intervention import direction, outcomes
+from vlm_probe.probes.decoding.readings import make_problem, read
+from vlm_probe.probes.decoding.store import DONE, collect
+from vlm_probe.probes.decoding.study import decode
+from vlm_probe.probes.decoding.targets import TARGETS, available, find_target, scene_types
+from vlm_probe.probes.models import ModelError, Trial
+from vlm_probe.probes.models.activations import HiddenStates, Mover, Site, choose_sites, depths, untrained
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.trials import RunError
+from vlm_probe.stimuli.audit import pixel_features
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.scene import Body, Push, Scene
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +239,7 @@ def test_activations_are_kept_found_again_and_gone_on_with(
         return original(self, batch)
 
     monkeypatch.setattr(HiddenStates, "read", counting)
-    monkeypatch.setattr("probes.decoding.store.SYNC_INTERVAL", 0.0)
+    monkeypatch.setattr("vlm_probe.probes.decoding.store.SYNC_INTERVAL", 0.0)
     with pytest.raises(KeyboardInterrupt):
         collect(model, stability, items, sites, tmp_path, batch_size=4)
     assert asked == [4, 4, 0]
@@ -270,7 +279,7 @@ def test_memory_does_not_grow_with_items_times_layers(
         return found
 
     monkeypatch.setattr(HiddenStates, "read", watching)
-    monkeypatch.setattr("probes.decoding.store.SYNC_INTERVAL", 1e9)
+    monkeypatch.setattr("vlm_probe.probes.decoding.store.SYNC_INTERVAL", 1e9)
     stored = collect(model, stability, stability.items, sites, tmp_path, batch_size=2)
     assert len(alive) == 12 and len(given) == 12 * len(sites) and max(alive) <= len(sites)
     # And of what is on the disk, one site at a time is read: nothing else of it stays open.
@@ -422,7 +431,7 @@ def test_control_tasks_go_by_type(many: StimulusSet) -> None:
 def test_what_is_there_is_found_and_what_is_not_is_not(
     many: StimulusSet, name: str, draws: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("probes.decoding.readings.ARBITRARY", 3)
+    monkeypatch.setattr("vlm_probe.probes.decoding.readings.ARBITRARY", 3)
     rng = np.random.default_rng(5)
     problem = make_problem(find_target(name, many.items), many.items, draws, 0)
     y = problem.y - problem.y.mean()
@@ -490,7 +499,7 @@ def test_a_move_without_effect_on_its_own_direction_is_called_inconclusive() -> 
     """The table says so itself, and does not where the outcome follows."""
     from rich.console import Console
 
-    from probes.decoding.report import _intervention
+    from vlm_probe.probes.decoding.report import _intervention
 
     def summary(low: float) -> dict[str, Any]:
         return {"slope": {"mean": low + 0.1, "ci": [low, low + 0.2]}, "slope_by_draw": [low + 0.1]}
@@ -514,8 +523,8 @@ def test_a_move_without_effect_on_its_own_direction_is_called_inconclusive() -> 
 def test_a_study_of_two_models(
     llava: Path, model: Any, many: StimulusSet, save_adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("probes.decoding.intervention.TRIALS", 16)
-    monkeypatch.setattr("probes.decoding.intervention.PERMUTED", 2)
+    monkeypatch.setattr("vlm_probe.probes.decoding.intervention.TRIALS", 16)
+    monkeypatch.setattr("vlm_probe.probes.decoding.intervention.PERMUTED", 2)
     adapter = save_adapter(llava, tmp_path / "lora")
     config = DecodeConfig(
         str(llava), str(many.path), "com-offset", compare=str(adapter), permutations=9, directions=2, untrained=True

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.summary import summarise
-from probes.models import Generation, Identity, ModelError, Trial
-from probes.models.loading import load_model
-from probes.models.observers import make_observer
-from probes.presentation import PresentationError
-from probes.readout import rescore
-from probes.run import RunConfig, run
-from probes.trials import COLUMNS, TRIALS, RunError, read_run, read_trials
-from stimuli.dataset import Item, StimulusSet
-from stimuli.environment import PhysicsEnv
+from vlm_probe.analysis.summary import summarise
+from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.presentation import PresentationError
+from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import COLUMNS, TRIALS, RunError, read_run, read_trials
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.environment import PhysicsEnv
 
 
 def wrong(item: Item) -> int:

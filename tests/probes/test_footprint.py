@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from probes.cli import main
-from probes.models import ModelError, footprint
-from probes.models.footprint import read_weights
-from probes.models.loading import load_model
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models import ModelError, footprint
+from vlm_probe.probes.models.footprint import read_weights
+from vlm_probe.probes.models.loading import load_model
 
 SaveFamily = Callable[[str], Path]
 
@@ -23,7 +23,7 @@ def test_parameters_and_prompt_are_those_of_the_loaded_model(name: str, save_fam
     """Counted from the heads of files in several parts; tied weights once."""
     from PIL import Image
 
-    from probes.models import Turn
+    from vlm_probe.probes.models import Turn
 
     folder = save_family(name)
     found = footprint.footprint(str(folder))
@@ -85,7 +85,7 @@ def test_a_model_that_is_not_here_is_described_from_the_catalogue(monkeypatch: p
 
 
 def test_every_hub_entry_of_the_catalogue_has_a_published_shape() -> None:
-    from probes.models.catalog import ENTRIES
+    from vlm_probe.probes.models.catalog import ENTRIES
 
     assert {entry.name for entry in ENTRIES if entry.kind == "hub"} == set(footprint.PUBLISHED)
 

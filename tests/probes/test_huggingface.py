@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from probes.models import Generation, Trial
-from probes.models.huggingface import HuggingFaceModel
-from probes.models.loading import load_model
-from probes.models.reply_limits import SPARE_TOKENS
-from probes.run import RunConfig, run
-from probes.trials import read_run, read_trials
-from stimuli.dataset import StimulusSet
-from stimuli.question import Integers, Option, Options, Question
+from vlm_probe.probes.models import Generation, Trial
+from vlm_probe.probes.models.huggingface import HuggingFaceModel
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.reply_limits import SPARE_TOKENS
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.question import Integers, Option, Options, Question
 
 SaveModel = Callable[..., Path]
 

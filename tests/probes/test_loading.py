@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from probes.models import Generation, ModelError, Trial
-from probes.models.catalog import ENTRIES, is_available, lookup
-from probes.models.device import choose_dtype
-from probes.models.loading import load_model
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models import Generation, ModelError, Trial
+from vlm_probe.probes.models.catalog import ENTRIES, is_available, lookup
+from vlm_probe.probes.models.device import choose_dtype
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.stimuli.dataset import StimulusSet
 
 
 def refused(name: str, **settings: object) -> str:
@@ -29,7 +29,7 @@ def refused(name: str, **settings: object) -> str:
 
 def test_the_catalogue_is_read_without_torch() -> None:
     heavy = "{'torch', 'transformers', 'pybullet', 'pandas', 'huggingface_hub'}"
-    code = f"import sys; from probes.models.catalog import lookup; lookup('llava'); print(sorted({heavy} & {{*sys.modules}}))"
+    code = f"import sys; from vlm_probe.probes.models.catalog import lookup; lookup('llava'); print(sorted({heavy} & {{*sys.modules}}))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probes.memory import Memory, Past
-from probes.models import Trial, Turn
-from stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, remembered
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.memory import Memory, Past
+from vlm_probe.probes.models import Trial, Turn
+from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, remembered
+from vlm_probe.stimuli.dataset import StimulusSet
 
 
 def shade(value: int) -> Image.Image:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.models import Generation, ModelError, Trial
-from probes.models.observers import Noise, make_observer, noisy_simulation
-from probes.run import RunConfig, run
-from probes.trials import read_trials
-from stimuli.dataset import Item, StimulusSet
-from stimuli.generate import make_set
-from stimuli.tasks import FAMILIES, task_names
+from vlm_probe.probes.models import Generation, ModelError, Trial
+from vlm_probe.probes.models.observers import Noise, make_observer, noisy_simulation
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import read_trials
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.tasks import FAMILIES, task_names
 
 NAMES = ("chance", "heuristic", "ideal", "noisy-simulation")
 

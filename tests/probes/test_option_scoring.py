@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from probes.models import Trial
-from probes.models.loading import load_model
-from probes.models.option_scoring import OptionScorer
-from probes.models.reply_tree import build_tree, divide, groups
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.option_scoring import OptionScorer
+from vlm_probe.probes.models.reply_tree import build_tree, divide, groups
+from vlm_probe.stimuli.dataset import StimulusSet
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_small_parts_give_the_same(model: Any, topblock: StimulusSet, monkeypatc
     trials = [Trial(item, topblock.image(item)) for item in topblock.items[:2]]
     expected = model.score_options(trials)
     assert model._scorer.at_once
-    monkeypatch.setattr("probes.models.option_scoring.LOGITS_BUDGET", 1)  # now by way of the cache, in parts
+    monkeypatch.setattr("vlm_probe.probes.models.option_scoring.LOGITS_BUDGET", 1)  # now by way of the cache, in parts
     for a, b in zip(expected, model.score_options(trials), strict=True):
         assert np.abs(a - b).max() < 1e-4
 

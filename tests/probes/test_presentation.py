@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import ImageOps
 
-from analysis.summary import summarise
-from probes.models import Generation, Identity, Trial
-from probes.models.loading import load_model
-from probes.models.observers import make_observer
-from probes.presentation import CONTROLS, Manner, PresentationError, Presenter, manners
-from probes.readout import rescore
-from probes.run import RunConfig, run
-from probes.trials import RunError, read_trials
-from stimuli.dataset import StimulusSet
-from stimuli.generate import make_set
-from stimuli.picture import panel_boxes
-from stimuli.tasks import get_task
+from vlm_probe.analysis.summary import summarise
+from vlm_probe.probes.models import Generation, Identity, Trial
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.presentation import CONTROLS, Manner, PresentationError, Presenter, manners
+from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import RunError, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.picture import panel_boxes
+from vlm_probe.stimuli.tasks import get_task
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from probes.readout import Scorer
-from stimuli.condition import Condition
-from stimuli.dataset import Item
-from stimuli.question import Integers, Status, Variant, parse
-from stimuli.tasks import get_task, task_names
+from vlm_probe.probes.readout import Scorer
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.question import Integers, Status, Variant, parse
+from vlm_probe.stimuli.tasks import get_task, task_names
 
 TASKS = [name for name in task_names() if get_task(name).family in ("towers", "balance", "collision", "support")]
 SCORED = 8

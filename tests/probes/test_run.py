@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.models import Generation, Identity, Trial
-from probes.models.observers import make_observer
-from probes.readout import Scorer, rescore
-from probes.run import RunConfig, run
-from probes.trials import COLUMNS, RunError, read_run, read_trials, trials_hash
-from stimuli.dataset import Item, StimulusSet
-from stimuli.question import Integers
-from stimuli.tasks import get_task
+from vlm_probe.probes.models import Generation, Identity, Trial
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.readout import Scorer, rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import COLUMNS, RunError, read_run, read_trials, trials_hash
+from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.question import Integers
+from vlm_probe.stimuli.tasks import get_task
 
 
 class Yes:

@@ -25,15 +25,15 @@ from PIL import Image
 
 pytest.importorskip("openai")
 
-from probes.cli import main
-from probes.models import Generation, ModelError, Trial, Turn, endpoint
-from probes.models.endpoint import RequestFailed, backoff, retry_after
-from probes.models.loading import load_model
-from probes.models.protocol import data_url
-from probes.models.served import ServedModel
-from probes.run import RunConfig, run
-from probes.trials import RunError, read_run, read_trials
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models import Generation, ModelError, Trial, Turn, endpoint
+from vlm_probe.probes.models.endpoint import RequestFailed, backoff, retry_after
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.protocol import data_url
+from vlm_probe.probes.models.served import ServedModel
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import RunError, read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
 
 Body = dict[str, Any]
 SECRET = "sk-test-0123456789"
@@ -363,8 +363,8 @@ def test_a_run_that_is_killed_goes_on(server: Server, stability: StimulusSet, tm
 
     server.respond = slowly
     code = (
-        "import sys; from pathlib import Path; from probes.run import RunConfig, run;"
-        "from stimuli.dataset import StimulusSet;"
+        "import sys; from pathlib import Path; from vlm_probe.probes.run import RunConfig, run;"
+        "from vlm_probe.stimuli.dataset import StimulusSet;"
         "run(RunConfig('m', 's', base_url=sys.argv[1], concurrency=3), StimulusSet.load(sys.argv[2]), Path(sys.argv[3]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, server.url, str(stability.path), str(tmp_path / "r")])
@@ -643,7 +643,7 @@ def test_an_adapter_of_the_tower_is_pointed_out(server: Server, tmp_path: Path, 
     server.respond = adapted(0.5)
     model = ServedModel.connect(server.url, "m", adapter="a")
     assert "1 tensors of the adapter a are outside the language model" in caplog.text and names[0] in caplog.text
-    from probes.models.adapter_folder import adapter_hash
+    from vlm_probe.probes.models.adapter_folder import adapter_hash
 
     assert model.identity.adapter_sha256 == adapter_hash(tmp_path)
 
@@ -679,7 +679,7 @@ def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     """`transformers serve` with the embedded model: (base URL, model id)."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    from probes.tiny import WEIGHTS
+    from vlm_probe.probes.tiny import WEIGHTS
 
     folder = tmp_path_factory.mktemp("serve")
     shutil.copytree(WEIGHTS, folder / "tiny")

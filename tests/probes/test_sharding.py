@@ -15,20 +15,20 @@ from typing import Any
 
 import pytest
 
-from probes.models.observers import make_observer
-from probes.readout import rescore
-from probes.run import RunConfig, run
-from probes.sharding import ALONE, Processes, _merged, join
-from probes.trials import TRIALS, RunError, TrialLog, read_run, read_trials
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.sharding import ALONE, Processes, _merged, join
+from vlm_probe.probes.trials import TRIALS, RunError, TrialLog, read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from probes.models.observers import Observer, make_observer
-from probes.run import RunConfig, run
-from probes.sharding import join
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models.observers import Observer, make_observer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.sharding import join
+from vlm_probe.stimuli.dataset import StimulusSet
 
 quick, pause = Observer.generate, float(sys.argv[3])
 def slow(self, trials, settings):
@@ -77,7 +77,7 @@ def contents(folder: Path) -> dict[str, dict[str, Any]]:
 def test_accelerate_launch_gives_what_one_process_gives(stability: StimulusSet, tmp_path: Path) -> None:
     launcher = Path(sys.executable).parent / "accelerate"
     command = [str(launcher), "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
-    probe = ["-m", "probes", "run", "--model", "tiny", "--stimuli", str(stability.path), "--no-references", "--json"]
+    probe = ["-m", "vlm_probe", "run", "--model", "tiny", "--stimuli", str(stability.path), "--no-references", "--json"]
     settings = {"OMP_NUM_THREADS": "1", "PROBE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [*command, *probe, "--out", "both"],

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from probes.models.observers import make_observer
-from probes.readout import rescore
-from probes.run import RunConfig, run
-from probes.trials import COLUMNS, RUN, TRIALS, RunError, TrialLog, load_frame, read_run, read_trials
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import COLUMNS, RUN, TRIALS, RunError, TrialLog, load_frame, read_run, read_trials
+from vlm_probe.stimuli.dataset import StimulusSet
 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from probes.models.observers import Observer, make_observer
-from probes.readout import rescore
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.models.observers import Observer, make_observer
+from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
 
 quick = Observer.generate
 def slow(self, trials, settings):

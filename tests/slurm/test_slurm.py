@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.trials import read_run, read_trials
+from vlm_probe.probes.trials import read_run, read_trials
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("slurm.sh")
@@ -54,7 +54,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     started = subprocess.run([SCRIPT, "start", folder], env=os.environ | ports, capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -67,7 +67,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def study(*arguments: str) -> subprocess.Popen[str]:
     """Start `probe study`."""
-    command = [sys.executable, "-m", "probes", "study", *arguments]
+    command = [sys.executable, "-m", "vlm_probe", "study", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

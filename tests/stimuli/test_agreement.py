@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from stimuli import agreement
-from stimuli.agreement import check
-from stimuli.dataset import StimulusError, StimulusSet
-from stimuli.generate import make_set
+from vlm_probe.stimuli import agreement
+from vlm_probe.stimuli.agreement import check
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.generate import make_set
 
 pytest.importorskip("mujoco")
 

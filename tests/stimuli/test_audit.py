@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from stimuli.audit import audit
-from stimuli.baselines import cue_accuracy
-from stimuli.dataset import StimulusError
-from stimuli.generate import make_set
-from stimuli.sheet import contact_sheet, shift_sheet
-from stimuli.standard import resolve
-from stimuli.tasks.towers.stability import TowersStability
+from vlm_probe.stimuli.audit import audit
+from vlm_probe.stimuli.baselines import cue_accuracy
+from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
+from vlm_probe.stimuli.standard import resolve
+from vlm_probe.stimuli.tasks.towers.stability import TowersStability
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_shift_sheet_shows_every_visible_shift(tmp_path):
 
 def test_names_resolve_to_cached_standard_sets(tmp_path, monkeypatch, stability):
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path))
-    monkeypatch.setattr("stimuli.standard.STANDARD_N", 8)
-    monkeypatch.setattr("stimuli.standard.STANDARD_SIZE", 64)
+    monkeypatch.setattr("vlm_probe.stimuli.standard.STANDARD_N", 8)
+    monkeypatch.setattr("vlm_probe.stimuli.standard.STANDARD_SIZE", 64)
     made = resolve("towers")
     assert made.card["task"] == "towers-stability"
     assert resolve("towers-stability").path == made.path

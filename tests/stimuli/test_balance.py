@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stimuli import design
-from stimuli.question import Variant
-from stimuli.scene import mirror
-from stimuli.simulators import get_simulator
-from stimuli.statics import centre_of_mass, seesaw_margin
-from stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
-from stimuli.tasks.balance.heavier import equalised
-from stimuli.tasks.balance.place import in_the_way, working
-from stimuli.tasks.balance.pose import come_down, end_down, levelled, plank_angle
-from stimuli.tasks.balance.rules import SIGN_RULES, scene_sides, sides
-from stimuli.tasks.balance.seesaw import (
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.scene import mirror
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.statics import centre_of_mass, seesaw_margin
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks.balance.heavier import equalised
+from vlm_probe.stimuli.tasks.balance.place import in_the_way, working
+from vlm_probe.stimuli.tasks.balance.pose import come_down, end_down, levelled, plank_angle
+from vlm_probe.stimuli.tasks.balance.rules import SIGN_RULES, scene_sides, sides
+from vlm_probe.stimuli.tasks.balance.seesaw import (
     EQUAL,
     SIZES,
     Layout,
@@ -30,7 +30,7 @@ from stimuli.tasks.balance.seesaw import (
     standing,
     tilted,
 )
-from stimuli.tasks.balance.weights import draw_layout
+from vlm_probe.stimuli.tasks.balance.weights import draw_layout
 
 CUBE = (0.05, 0.05, 0.05)
 

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stimuli import kinematics
-from stimuli.condition import Condition
-from stimuli.picture import draw, panel_poses
-from stimuli.question import Variant
-from stimuli.scene import mirror
-from stimuli.shapes import rotation
-from stimuli.simulators import BACKGROUND, FLOOR, get_simulator
-from stimuli.tasks import get_task
-from stimuli.tasks.collision.aim import working_angles
-from stimuli.tasks.collision.launch import event_of
-from stimuli.tasks.collision.outcome import gate_at, gate_margin
-from stimuli.tasks.collision.table import (
+from vlm_probe.stimuli import kinematics
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.picture import draw, panel_poses
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.scene import mirror
+from vlm_probe.stimuli.shapes import rotation
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, get_simulator
+from vlm_probe.stimuli.tasks import get_task
+from vlm_probe.stimuli.tasks.collision.aim import working_angles
+from vlm_probe.stimuli.tasks.collision.launch import event_of
+from vlm_probe.stimuli.tasks.collision.outcome import gate_at, gate_margin
+from vlm_probe.stimuli.tasks.collision.table import (
     Look,
     arrow,
     ball,
@@ -33,7 +33,7 @@ from stimuli.tasks.collision.table import (
     settled,
     struck_crossing,
 )
-from stimuli.viewing import project
+from vlm_probe.stimuli.viewing import project
 
 R = 0.04
 

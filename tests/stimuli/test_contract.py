@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probes.cli import main
-from stimuli.contract import CHECKS, run_check
-from stimuli.question import Option, Options, Question
-from stimuli.scene import Camera, Marker
-from stimuli.simulators import get_simulator
-from stimuli.tasks import Score, Unsatisfiable, get_task
-from stimuli.tasks.towers.topblock import TowersTopblock
+from vlm_probe.probes.cli import main
+from vlm_probe.stimuli.contract import CHECKS, run_check
+from vlm_probe.stimuli.question import Option, Options, Question
+from vlm_probe.stimuli.scene import Camera, Marker
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import Score, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks.towers.topblock import TowersTopblock
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inclined_plane"
 sys.path.insert(0, str(EXAMPLE))
@@ -204,7 +204,7 @@ def test_a_shift_that_carries_an_object_out_of_the_picture_is_found(monkeypatch)
     def closer(scenes, shifts, rng):
         return tuple(dataclasses.replace(s, camera=dataclasses.replace(s.camera, distance=0.3)) for s in scenes)
 
-    monkeypatch.setattr("stimuli.contract.apply_alike", closer)
+    monkeypatch.setattr("vlm_probe.stimuli.contract.apply_alike", closer)
     finding = run_check("shifted picture", InclineSlide())[0]
     assert "with the shift colour:1" in finding.problem
     assert finding.check == "shifted picture"
@@ -263,7 +263,7 @@ def test_the_entry_point_of_the_example_registers_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLE))
     try:
         assert get_task("incline-slide").family == "incline"
-        from stimuli.generate import make_set
+        from vlm_probe.stimuli.generate import make_set
 
         made = make_set("incline-slide", 24, 0, tmp_path / "set", size=64)
         assert made.card["labels"] == {"slides": 12, "stays": 12}

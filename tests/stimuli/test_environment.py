@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from stimuli.environment import ANSWERED, EMPTY, UNREAD, PhysicsEnv, action_tasks, environment_id, register_all
-from stimuli.outcomes import OutcomeCache
-from stimuli.simulators import get_simulator
-from stimuli.spaces import prompt_space
-from stimuli.tasks import get_task
+from vlm_probe.stimuli.environment import (
+    ANSWERED,
+    EMPTY,
+    UNREAD,
+    PhysicsEnv,
+    action_tasks,
+    environment_id,
+    register_all,
+)
+from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.spaces import prompt_space
+from vlm_probe.stimuli.tasks import get_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

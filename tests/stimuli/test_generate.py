@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from stimuli.dataset import StimulusError, StimulusSet
-from stimuli.generate import make_set
-from stimuli.tasks import UnknownTask
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.tasks import UnknownTask
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -96,10 +95,10 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_generation_leaves_no_set(tmp_path, sign):
     out = tmp_path / "set"
-    code = f"from stimuli.generate import make_set; make_set('towers-stability', 4000, 0, {str(out)!r}, size=64)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": "."}
+    code = (
+        f"from vlm_probe.stimuli.generate import make_set; make_set('towers-stability', 4000, 0, {str(out)!r}, size=64)"
     )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".set.partial-*/images/*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from probes.cli import main
-from probes.models import ModelError
-from probes.models.observers import make_observer
-from probes.readout import Scorer
-from probes.run import RunConfig, run
-from probes.trials import read_trials
-from stimuli.answer_cells import read_answer, read_grammar
-from stimuli.audit import audit
-from stimuli.dataset import StimulusError, StimulusSet
-from stimuli.importing import ImportProblems, import_set
-from stimuli.question import Integers, Options
-from stimuli.sheet import contact_sheet
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.readout import Scorer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import read_trials
+from vlm_probe.stimuli.answer_cells import read_answer, read_grammar
+from vlm_probe.stimuli.audit import audit
+from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.importing import ImportProblems, import_set
+from vlm_probe.stimuli.question import Integers, Options
+from vlm_probe.stimuli.sheet import contact_sheet
 
 
 def write(path, rows):

@@ -3,16 +3,15 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stimuli.generate import make_set
-from stimuli.scene import Body, Push, Scene
-from stimuli.simulators import get_simulator
-from stimuli.tasks import get_task
-from stimuli.tasks.towers.tower import block
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.scene import Body, Push, Scene
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import get_task
+from vlm_probe.stimuli.tasks.towers.tower import block
 
 pytest.importorskip("mujoco")
 
@@ -47,7 +46,7 @@ def test_velocity_and_push_move_a_body_to_the_right():
 
 def test_missing_bullet_is_replaced_with_a_warning(monkeypatch, caplog):
     get_simulator.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "stimuli.simulators.pybullet", None)
+    monkeypatch.setitem(__import__("sys").modules, "vlm_probe.stimuli.simulators.pybullet", None)
     try:
         assert get_simulator().name == "mujoco"
         assert "pybullet is not installed" in caplog.text
@@ -58,13 +57,13 @@ def test_missing_bullet_is_replaced_with_a_warning(monkeypatch, caplog):
 def draw(folder, **environment):
     """Make a set with MuJoCo in another process, without a screen."""
     code = (
-        "import sys; sys.modules['stimuli.simulators.pybullet'] = None\n"
-        "from stimuli.generate import make_set\n"
+        "import sys; sys.modules['vlm_probe.stimuli.simulators.pybullet'] = None\n"
+        "from vlm_probe.stimuli.generate import make_set\n"
         f"print(make_set('towers-topblock', 1, 0, {str(folder)!r}, size=64).card['versions']['renderer'])"
     )
     hidden = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"}
     given = {name: value for name, value in os.environ.items() if name not in hidden}
-    given |= {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    given |= environment
     return subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stimuli.question import Integers, Option, Options, Question, grammar_from_dict, parse
+from vlm_probe.stimuli.question import Integers, Option, Options, Question, grammar_from_dict, parse
 
 YES_NO = Options((Option("yes", "stands"), Option("no", "falls")))
 COLOURS = Options(tuple(Option(c, c) for c in ("red", "green", "blue")))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stimuli.scene import Body, Camera, Push, Scene, mirror
+from vlm_probe.stimuli.scene import Body, Camera, Push, Scene, mirror
 
 numbers = st.floats(-2, 2, allow_nan=False).map(lambda v: round(v, 3) + 0.0)
 

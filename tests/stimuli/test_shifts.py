@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stimuli import design
-from stimuli.dataset import StimulusError
-from stimuli.generate import make_set
-from stimuli.palettes import PALETTES
-from stimuli.picture import draw
-from stimuli.question import Variant
-from stimuli.scene import COLOURS, Camera, Scene, mirror
-from stimuli.shapes import corners
-from stimuli.shifts import (
+from vlm_probe.stimuli import design
+from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.palettes import PALETTES
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.scene import COLOURS, Camera, Scene, mirror
+from vlm_probe.stimuli.shapes import corners
+from vlm_probe.stimuli.shifts import (
     DISTRACTORS,
     LEVELS,
     MIN_SEPARATION,
@@ -32,10 +32,10 @@ from stimuli.shifts import (
     shifted_condition,
     spell,
 )
-from stimuli.simulators import BACKGROUND, FLOOR, get_simulator
-from stimuli.standard import resolve
-from stimuli.tasks import FAMILIES, Unsatisfiable, get_task
-from stimuli.viewing import project, unproject
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, get_simulator
+from vlm_probe.stimuli.standard import resolve
+from vlm_probe.stimuli.tasks import FAMILIES, Unsatisfiable, get_task
+from vlm_probe.stimuli.viewing import project, unproject
 
 ALL = [((name, level),) for name in ORDER if name != "count" for level in LEVELS]
 TOWERS = ("towers-stability", "towers-topblock", "towers-sideblock")
@@ -331,8 +331,8 @@ def test_members_of_a_group_share_their_shift():
 
 def test_names_of_sets_carry_shifts(tmp_path, monkeypatch):
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path))
-    monkeypatch.setattr("stimuli.standard.STANDARD_N", 8)
-    monkeypatch.setattr("stimuli.standard.STANDARD_SIZE", 64)
+    monkeypatch.setattr("vlm_probe.stimuli.standard.STANDARD_N", 8)
+    monkeypatch.setattr("vlm_probe.stimuli.standard.STANDARD_SIZE", 64)
     shifted = resolve("towers@camera:2")
     assert shifted.card["shifts"] == {"camera": 2}
     assert resolve("towers-stability@camera:2").path == shifted.path != resolve("towers").path

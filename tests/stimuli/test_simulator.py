@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stimuli.scene import Body, Camera, Push, Scene
-from stimuli.simulators import BACKGROUND, FLOOR, MIN_DURATION, get_simulator
-from stimuli.tasks import get_task
-from stimuli.tasks.towers.tower import block, fallen
+from vlm_probe.stimuli.scene import Body, Camera, Push, Scene
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, MIN_DURATION, get_simulator
+from vlm_probe.stimuli.tasks import get_task
+from vlm_probe.stimuli.tasks.towers.tower import block, fallen
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden_scenes.json"
 

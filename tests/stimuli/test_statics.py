@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stimuli.simulators import get_simulator
-from stimuli.statics import stack_margin, stack_overshoot
-from stimuli.tasks import AMBIGUITY_BAND
-from stimuli.tasks.towers.tower import Look, draw_towers, fallen
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.statics import stack_margin, stack_overshoot
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND
+from vlm_probe.stimuli.tasks.towers.tower import Look, draw_towers, fallen
 
 steps = st.lists(st.floats(-0.9, 0.9), min_size=1, max_size=5)
 

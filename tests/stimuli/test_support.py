@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from stimuli.question import Variant
-from stimuli.scene import Scene, mirror
-from stimuli.shifts import FRICTIONS
-from stimuli.simulators import get_simulator
-from stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
-from stimuli.tasks.grounding import GroundingTask
-from stimuli.tasks.support.brace import MOVABLE, working_places
-from stimuli.tasks.support.remove import candidates, removal_margins, without
-from stimuli.tasks.support.structure import (
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.scene import Scene, mirror
+from vlm_probe.stimuli.shifts import FRICTIONS
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks.grounding import GroundingTask
+from vlm_probe.stimuli.tasks.support.brace import MOVABLE, working_places
+from vlm_probe.stimuli.tasks.support.remove import candidates, removal_margins, without
+from vlm_probe.stimuli.tasks.support.structure import (
     THICKNESS,
     Load,
     Look,

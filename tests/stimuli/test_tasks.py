@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stimuli.contract import CHECKS, run_check
-from stimuli.question import Variant
-from stimuli.tasks import UnknownTask, get_task, task_names
+from vlm_probe.stimuli.contract import CHECKS, run_check
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.tasks import UnknownTask, get_task, task_names
 
 TASKS = task_names()
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stimuli.picture import draw
-from stimuli.scene import Body, Camera, Marker, Scene
-from stimuli.shapes import about_y
-from stimuli.simulators import Poses, get_simulator
-from stimuli.textures import CONTRAST, ON_BODIES, ON_FLOORS, PATTERNS, Texture, brightness, parse_texture
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.scene import Body, Camera, Marker, Scene
+from vlm_probe.stimuli.shapes import about_y
+from vlm_probe.stimuli.simulators import Poses, get_simulator
+from vlm_probe.stimuli.textures import CONTRAST, ON_BODIES, ON_FLOORS, PATTERNS, Texture, brightness, parse_texture
 
 BLOCK = Body("block", "box", (0.2, 0.2, 0.2), (0.0, 0.0, 0.1), "yellow")
 FRONT = Camera(target=(0.0, 0.0, 0.1), pitch=0.0)
@@ -85,7 +85,7 @@ def test_a_texture_moves_and_turns_with_its_body():
 
 
 def test_mirror_images_have_mirrored_textures_also_on_wedges():
-    from stimuli.scene import mirror
+    from vlm_probe.stimuli.scene import mirror
 
     simulator = get_simulator()
     for shape in ("box", "wedge"):

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import Grammar, Integers
-from stimuli.scene import Body, Scene
-from stimuli.tasks import Unsatisfiable
-from stimuli.tasks.balance.pose import come_down, end_down, levelled
-from stimuli.tasks.balance.seesaw import SHAPE_WORDS, Look, Standing, standing
-from stimuli.tasks.balance.weights import draw_layout
-from stimuli.tasks.grounding import (
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import Grammar, Integers
+from vlm_probe.stimuli.scene import Body, Scene
+from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks.balance.pose import come_down, end_down, levelled
+from vlm_probe.stimuli.tasks.balance.seesaw import SHAPE_WORDS, Look, Standing, standing
+from vlm_probe.stimuli.tasks.balance.weights import draw_layout
+from vlm_probe.stimuli.tasks.grounding import (
     About,
     Ask,
     GroundingTask,

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
-from stimuli.scene import Scene
-from stimuli.simulators import Simulator
-from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.balance.pose import come_down, end_down, levelled
-from stimuli.tasks.balance.seesaw import (
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.balance.pose import come_down, end_down, levelled
+from vlm_probe.stimuli.tasks.balance.seesaw import (
     MARGIN_BINS,
     SIDES,
     SIZES,

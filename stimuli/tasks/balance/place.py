@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
-from stimuli.scene import Scene
-from stimuli.shapes import bottom
-from stimuli.simulators import Simulator
-from stimuli.statics import seesaw_margin
-from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.balance.seesaw import (
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.shapes import bottom
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.statics import seesaw_margin
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.balance.seesaw import (
     SHAPE_WORDS,
     SHOWN,
     Layout,
@@ -29,7 +29,7 @@ from stimuli.tasks.balance.seesaw import (
     standing,
     tilted,
 )
-from stimuli.tasks.balance.weights import draw_layout, draw_load, load_colours, weight_sentences
+from vlm_probe.stimuli.tasks.balance.weights import draw_layout, draw_load, load_colours, weight_sentences
 
 STRATA = ((3, 5), (6, 8), (9, 11), (12, 14))
 """Whole centimetres from the fulcrum's middle at which the counterweight balances the plank best."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from stimuli.scene import Body, Quaternion, Scene
-from stimuli.shapes import about_y
+from vlm_probe.stimuli.scene import Body, Quaternion, Scene
+from vlm_probe.stimuli.shapes import about_y
 
 
 def come_down(scene: Scene, side: int) -> Scene:

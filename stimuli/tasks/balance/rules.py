@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.scene import Scene
-from stimuli.tasks.balance.seesaw import SIDES, Floats, half_width, lean, standing
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.tasks.balance.seesaw import SIDES, Floats, half_width, lean, standing
 
 Signs = npt.NDArray[np.int64]
 

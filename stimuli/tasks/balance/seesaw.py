@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.look import draw_colours, draw_surroundings
-from stimuli.scene import Body, Camera, Scene, Vec3
-from stimuli.shapes import WALL, bottom, corners, volume
-from stimuli.simulators import Outcome, Stop
-from stimuli.statics import centre_of_mass, seesaw_margin
+from vlm_probe.stimuli.look import draw_colours, draw_surroundings
+from vlm_probe.stimuli.scene import Body, Camera, Scene, Vec3
+from vlm_probe.stimuli.shapes import WALL, bottom, corners, volume
+from vlm_probe.stimuli.simulators import Outcome, Stop
+from vlm_probe.stimuli.statics import centre_of_mass, seesaw_margin
 
 Floats = npt.NDArray[np.float64]
 
@@ -334,7 +334,7 @@ def lean(scene: Scene) -> float:
 
 
 def scene_margin(scene: Scene) -> float:
-    """Signed margin of the loaded plank, half widths of the fulcrum (see `stimuli.statics.seesaw_margin`)."""
+    """Signed margin of the loaded plank, half widths of the fulcrum (see `vlm_probe.stimuli.statics.seesaw_margin`)."""
     return float(seesaw_margin(lean(scene), 1.0))
 
 

@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
-from stimuli.scene import Scene
-from stimuli.simulators import Simulator
-from stimuli.statics import seesaw_margin
-from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.balance.rules import cues, objects_alone, sides, sign_rules, torque_side
-from stimuli.tasks.balance.seesaw import (
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.statics import seesaw_margin
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.balance.rules import cues, objects_alone, sides, sign_rules, torque_side
+from vlm_probe.stimuli.tasks.balance.seesaw import (
     LENGTH,
     MARGIN_BINS,
     SIDES,
@@ -32,7 +32,7 @@ from stimuli.tasks.balance.seesaw import (
     tilted,
     whole,
 )
-from stimuli.tasks.balance.weights import STATED, draw_layout, load_colours, weight_sentences
+from vlm_probe.stimuli.tasks.balance.weights import STATED, draw_layout, load_colours, weight_sentences
 
 TEXTS = (
     "The plank lies loosely on the grey support and is let go. Does it tilt to the left, tilt to the right, or stay balanced?",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stimuli.scene import Scene
-from stimuli.tasks import Unsatisfiable
-from stimuli.tasks.balance.seesaw import (
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks.balance.seesaw import (
     EQUAL,
     SHAPE_WORDS,
     SHOWN,

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stimuli import kinematics
-from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
-from stimuli.scene import Scene
-from stimuli.simulators import Simulator
-from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.collision.table import (
+from vlm_probe.stimuli import kinematics
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.collision.table import (
     ARROW_TIME,
     LARGEST,
     Floats,

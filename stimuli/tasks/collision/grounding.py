@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from stimuli import kinematics
-from stimuli.condition import Condition
-from stimuli.question import Answer, Question, Variant
-from stimuli.scene import COLOURS, Body, Scene
-from stimuli.tasks import Unsatisfiable
-from stimuli.tasks.collision.table import (
+from vlm_probe.stimuli import kinematics
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import Answer, Question, Variant
+from vlm_probe.stimuli.scene import COLOURS, Body, Scene
+from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks.collision.table import (
     ARROW_TIME,
     MOMENTS,
     SHOWN,
@@ -24,7 +24,7 @@ from stimuli.tasks.collision.table import (
     moving,
     plane,
 )
-from stimuli.tasks.grounding import (
+from vlm_probe.stimuli.tasks.grounding import (
     MIN_SEPARATION,
     About,
     Ask,

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stimuli import kinematics
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
-from stimuli.scene import PANELS, Body, Push, Scene
-from stimuli.simulators import FRAME_INTERVAL, Simulator
-from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.collision.table import (
+from vlm_probe.stimuli import kinematics
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.scene import PANELS, Body, Push, Scene
+from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Simulator
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.collision.table import (
     LARGEST,
     Floats,
     Look,

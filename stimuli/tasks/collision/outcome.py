@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stimuli import kinematics
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
-from stimuli.scene import Body, Scene
-from stimuli.simulators import Simulator
-from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.collision.table import (
+from vlm_probe.stimuli import kinematics
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.scene import Body, Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.collision.table import (
     ARROW_TIME,
     GATES,
     LARGEST,

@@ -15,12 +15,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from stimuli import kinematics
-from stimuli.look import draw_colours, draw_surroundings
-from stimuli.scene import COLOURS, Body, Camera, Marker, Quaternion, Scene, Vec3
-from stimuli.shapes import about_z
-from stimuli.simulators import Outcome, Stop
-from stimuli.viewing import extent, project
+from vlm_probe.stimuli import kinematics
+from vlm_probe.stimuli.look import draw_colours, draw_surroundings
+from vlm_probe.stimuli.scene import COLOURS, Body, Camera, Marker, Quaternion, Scene, Vec3
+from vlm_probe.stimuli.shapes import about_z
+from vlm_probe.stimuli.simulators import Outcome, Stop
+from vlm_probe.stimuli.viewing import extent, project
 
 SHOWN = ("arrow", "ghost", "strip")
 """How the velocity of the moving ball is shown: by an arrow, by pale balls where it was, or by a strip of four moments."""

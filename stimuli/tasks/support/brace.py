@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
-from stimuli.scene import Body, Scene, mirror
-from stimuli.simulators import Simulator
-from stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable
-from stimuli.tasks.support.structure import (
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.scene import Body, Scene, mirror
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable
+from vlm_probe.stimuli.tasks.support.structure import (
     FRICTION_NEEDED,
     THICKNESS,
     Floats,

@@ -7,10 +7,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.scene import Body, Scene, mirror
-from stimuli.tasks.grounding import Ask, GroundingTask, count, exists, left_right, nth_colour, shape, words
-from stimuli.tasks.support.structure import THICKNESS, Floats, Load, Look, Post, Structure, direction, loads, posts
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.scene import Body, Scene, mirror
+from vlm_probe.stimuli.tasks.grounding import Ask, GroundingTask, count, exists, left_right, nth_colour, shape, words
+from vlm_probe.stimuli.tasks.support.structure import (
+    THICKNESS,
+    Floats,
+    Load,
+    Look,
+    Post,
+    Structure,
+    direction,
+    loads,
+    posts,
+)
 
 GAP = 0.012
 """Metres between two things side by side."""

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
-from stimuli.scene import COLOURS, Body, Scene
-from stimuli.simulators import Simulator
-from stimuli.tasks import Task, Unsatisfiable
-from stimuli.tasks.support.structure import (
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.scene import COLOURS, Body, Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.tasks.support.structure import (
     DEPTH,
     MARGIN_BINS,
     THICKNESS,

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.look import draw_colours, draw_surroundings
-from stimuli.scene import Body, Camera, Marker, Push, Scene
-from stimuli.shapes import bottom
-from stimuli.simulators import Outcome, Simulator, Stop
-from stimuli.tasks import simulator_or_default
+from vlm_probe.stimuli.look import draw_colours, draw_surroundings
+from vlm_probe.stimuli.scene import Body, Camera, Marker, Push, Scene
+from vlm_probe.stimuli.shapes import bottom
+from vlm_probe.stimuli.simulators import Outcome, Simulator, Stop
+from vlm_probe.stimuli.tasks import simulator_or_default
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,13 +7,23 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Integers, Option, Options, Question, Variant, named_options, wordings
-from stimuli.scene import Scene
-from stimuli.simulators import Simulator
-from stimuli.statics import stack_margin, stack_overshoot
-from stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.towers.tower import (
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import (
+    THINK,
+    Answer,
+    Integers,
+    Option,
+    Options,
+    Question,
+    Variant,
+    named_options,
+    wordings,
+)
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.statics import stack_margin, stack_overshoot
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.towers.tower import (
     FALLEN,
     MARGIN_BINS,
     SMALL_STEP,

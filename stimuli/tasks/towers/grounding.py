@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from stimuli.condition import Condition
-from stimuli.question import Answer, Grammar, Integers
-from stimuli.scene import COLOURS, Body, Scene
-from stimuli.tasks.grounding import (
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import Answer, Grammar, Integers
+from vlm_probe.stimuli.scene import COLOURS, Body, Scene
+from vlm_probe.stimuli.tasks.grounding import (
     MIN_SEPARATION,
     About,
     Ask,
@@ -23,7 +23,7 @@ from stimuli.tasks.grounding import (
     number_of,
     words,
 )
-from stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower_blocks, width_cm
+from vlm_probe.stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower_blocks, width_cm
 
 ASKS = ("count", "nth-colour", "left-right", "exists", "shift")
 """The questions of the standard set; the others are easier or denser ones about the same pictures, for pretraining."""

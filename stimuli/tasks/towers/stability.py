@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from stimuli.condition import Condition, in_bin
-from stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
-from stimuli.scene import Scene
-from stimuli.simulators import Simulator
-from stimuli.statics import stack_margin
-from stimuli.tasks import Task, Unsatisfiable, simulator_or_default
-from stimuli.tasks.towers.tower import (
+from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.statics import stack_margin
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks.towers.tower import (
     MARGIN_BINS,
     MAX_STEP,
     SMALL_STEP,

@@ -1,7 +1,7 @@
 """What a tower is: its geometry on a millimetre grid, its look, and when it has fallen.
 
 Geometry is sampled in units of blocks (1 = one block width) by drawing many towers at once and keeping the first that
-meets every requirement; the closed form of `stimuli.statics` makes that cheap.
+meets every requirement; the closed form of `vlm_probe.stimuli.statics` makes that cheap.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.look import draw_colours, draw_surroundings
-from stimuli.scene import Body, Camera, Scene
-from stimuli.simulators import Stop
-from stimuli.statics import stack_margin, stack_overshoot
-from stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.look import draw_colours, draw_surroundings
+from vlm_probe.stimuli.scene import Body, Camera, Scene
+from vlm_probe.stimuli.simulators import Stop
+from vlm_probe.stimuli.statics import stack_margin, stack_overshoot
+from vlm_probe.stimuli.tasks import Unsatisfiable
 
 BLOCK = 0.10
 """Edge of a block, metres. Ten centimetres, so that whole centimetres are tenths of a block."""
@@ -57,7 +57,7 @@ def width_cm(scene: Scene) -> float:
 
 
 def tower_margin(scene: Scene) -> float:
-    """Signed stability margin of the tower, half widths (see `stimuli.statics.stack_margin`)."""
+    """Signed stability margin of the tower, half widths (see `vlm_probe.stimuli.statics.stack_margin`)."""
     return float(stack_margin(*tower_arrays(scene)))
 
 

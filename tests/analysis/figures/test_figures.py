@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from scipy.special import expit
 
-from analysis.figures.calibration import calibration
-from analysis.figures.caterpillar import caterpillar
-from analysis.figures.forest import forest
-from analysis.figures.heatmap import heatmap
-from analysis.figures.learning import learning_curves
-from analysis.figures.means import means
-from analysis.figures.psychometric import psychometric_curves
-from analysis.style import COLUMN_MM, DPI, PAGE_MM
+from vlm_probe.analysis.figures.calibration import calibration
+from vlm_probe.analysis.figures.caterpillar import caterpillar
+from vlm_probe.analysis.figures.forest import forest
+from vlm_probe.analysis.figures.heatmap import heatmap
+from vlm_probe.analysis.figures.learning import learning_curves
+from vlm_probe.analysis.figures.means import means
+from vlm_probe.analysis.figures.psychometric import psychometric_curves
+from vlm_probe.analysis.style import COLUMN_MM, DPI, PAGE_MM
 
 METHODS = ("none", "sft", "grpo")
 TESTS = ("towers-stability", "towers-stability@camera:2", "towers-topblock", "balance-tilt")

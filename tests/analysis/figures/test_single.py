@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy.stats import norm
 
-from analysis.figures.single import draw, psychometric
-from analysis.style import COLUMN_MM, DPI
+from vlm_probe.analysis.figures.single import draw, psychometric
+from vlm_probe.analysis.style import COLUMN_MM, DPI
 
 Make = Callable[..., list[dict[str, Any]]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from analysis.style import legend_above
+from vlm_probe.analysis.style import legend_above
 
 
 def test_a_legend_names_what_any_panel_shows_once() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from analysis import fit
+from vlm_probe.analysis import fit
 
 FORMULA = "correct ~ method*margin + (1|run) + (1 + margin|item)"
 

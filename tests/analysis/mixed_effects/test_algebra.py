@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from analysis.mixed_effects import elimination
-from analysis.mixed_effects.elimination import Layout
-from analysis.mixed_effects.families import BINOMIAL, POISSON
-from analysis.mixed_effects.glmm import GeneralizedMixedModel
-from analysis.mixed_effects.lmm import LinearMixedModel
-from analysis.mixed_effects.optimise import differentiate
-from analysis.mixed_effects.terms import RandomTerm
+from vlm_probe.analysis.mixed_effects import elimination
+from vlm_probe.analysis.mixed_effects.elimination import Layout
+from vlm_probe.analysis.mixed_effects.families import BINOMIAL, POISSON
+from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
+from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
+from vlm_probe.analysis.mixed_effects.optimise import differentiate
+from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 
 def term(name, codes, slope=None, correlated=True):

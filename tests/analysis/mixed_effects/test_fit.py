@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from analysis import FitError
 from tests.analysis.mixed_effects.conftest import quietly
+from vlm_probe.analysis import FitError
 
 
 def test_it_prints_the_table_of_a_paper(logistic):

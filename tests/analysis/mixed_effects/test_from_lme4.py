@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import fit
 from tests.analysis.mixed_effects.conftest import simulate
+from vlm_probe.analysis import fit
 
 PAGE = Path(__file__).parents[3] / "docs" / "from-lme4.md"
 

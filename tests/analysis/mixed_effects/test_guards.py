@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitError, FitWarning, SeparationError, fit
 from tests.analysis.mixed_effects.conftest import quietly, simulate
+from vlm_probe.analysis import FitError, FitWarning, SeparationError, fit
 
 
 def refused(text, formula, data, **settings):

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitError
 from tests.analysis.mixed_effects.conftest import quietly
+from vlm_probe.analysis import FitError
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import binom, chi2, norm
 
-from analysis import FitError
 from tests.analysis.mixed_effects.conftest import quietly
+from vlm_probe.analysis import FitError
 
 
 def test_limits_are_where_a_fit_with_the_effect_held_loses_192(trials):

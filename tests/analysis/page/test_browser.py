@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from analysis.frame import load
-from analysis.page.build import build
-from analysis.page.motion import Motions
-from analysis.page.pictures import Pictures
-from analysis.page.server import View, make_server
-from analysis.proportions import wilson
-from probes.models.observers import make_observer
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
 from tests.analysis.conftest import run_rows, write_run, write_study
 from tests.analysis.page.browser import CHROMIUM, DRIVER, Browser, browser
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.page.build import build
+from vlm_probe.analysis.page.motion import Motions
+from vlm_probe.analysis.page.pictures import Pictures
+from vlm_probe.analysis.page.server import View, make_server
+from vlm_probe.analysis.proportions import wilson
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
 
 pytestmark = [
     pytest.mark.slow,

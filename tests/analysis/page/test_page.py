@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analysis.frame import load
-from analysis.page.build import build
-from analysis.page.motion import Motions
-from analysis.page.packing import packed, script_json
-from analysis.page.pictures import Pictures
-from analysis.page.trials import MOST_OPTIONS, probabilities, shown_trials
-from probes.models.observers import make_observer
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
-from stimuli.question import Integers
 from tests.analysis.conftest import run_rows, write_run, write_study
+from vlm_probe.analysis.frame import load
+from vlm_probe.analysis.page.build import build
+from vlm_probe.analysis.page.motion import Motions
+from vlm_probe.analysis.page.packing import packed, script_json
+from vlm_probe.analysis.page.pictures import Pictures
+from vlm_probe.analysis.page.trials import MOST_OPTIONS, probabilities, shown_trials
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.question import Integers
 
 HOSTILE = "</script><script>document.title = 'taken'</script><!--<script> {{data}} \u2028 & \ud83d"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.page.motion import Motions
-from analysis.page.pictures import Pictures
-from analysis.page.server import View, make_server
 from tests.analysis.conftest import run_rows, write_run
+from vlm_probe.analysis.page.motion import Motions
+from vlm_probe.analysis.page.pictures import Pictures
+from vlm_probe.analysis.page.server import View, make_server
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def probe(_clean: None, tmp_path: Path) -> Probe:
 
     def call(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "probes.cli", *map(str, arguments)],
+            [sys.executable, "-m", "vlm_probe", *map(str, arguments)],
             cwd=tmp_path,
             env=os.environ | variables,
             capture_output=True,
@@ -39,6 +39,6 @@ def probe(_clean: None, tmp_path: Path) -> Probe:
 @pytest.fixture(scope="session")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set of towers-stability."""
-    from stimuli.generate import make_set
+    from vlm_probe.stimuli.generate import make_set
 
     return make_set("towers-stability", 48, 0, tmp_path_factory.mktemp("sets") / "towers", size=64).path

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.cli import main
-from probes.models import Generation, Trial
-from probes.models.adapter_folder import adapter_hash
-from probes.models.huggingface import weights_hash
-from probes.models.loading import load_model
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models import Generation, Trial
+from vlm_probe.probes.models.adapter_folder import adapter_hash
+from vlm_probe.probes.models.huggingface import weights_hash
+from vlm_probe.probes.models.loading import load_model
+from vlm_probe.stimuli.dataset import StimulusSet
 
 TRAINING = {
     "method": "grpo",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import main
-from probes.models.observers import make_observer
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
 
 
 def call(*arguments: object) -> int:

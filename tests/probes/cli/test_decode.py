@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import main
+from vlm_probe.probes.cli import main
 
 Probe = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -18,7 +18,7 @@ Probe = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 items in 20 groups."""
-    from stimuli.generate import make_set
+    from vlm_probe.stimuli.generate import make_set
 
     return make_set("towers-stability", 80, 3, tmp_path_factory.mktemp("sets") / "many", size=64).path
 
@@ -34,8 +34,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 def test_two_targets_share_activations(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, llava: Path, many: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("probes.decoding.intervention.TRIALS", 8)
-    monkeypatch.setattr("probes.decoding.intervention.PERMUTED", 2)
+    monkeypatch.setattr("vlm_probe.probes.decoding.intervention.TRIALS", 8)
+    monkeypatch.setattr("vlm_probe.probes.decoding.intervention.PERMUTED", 2)
     arguments = ["--model", llava, "--stimuli", many, "--layers", "vision,1-2", "--permutations", "9", "--out", "out"]
     code, out, err = run(capsys, *arguments, "--target", "com-offset,count", "--directions", "1")
     assert code == 0, err
@@ -91,7 +91,7 @@ def test_observers_have_no_states(capsys: pytest.CaptureFixture[str], many: Path
 
 def test_help_is_light() -> None:
     code = (
-        "import sys\nfrom probes.cli import main\n"
+        "import sys\nfrom vlm_probe.probes.cli import main\n"
         "try: main(['decode', '--help'])\nexcept SystemExit as end: assert not end.code, end.code\n"
         "print([m for m in ('torch', 'numpy', 'sklearn', 'matplotlib', 'PIL') if m in sys.modules])"
     )

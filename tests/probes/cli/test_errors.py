@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import main
-from probes.cli.errors import expected, report, usage_line
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.cli.errors import expected, report, usage_line
 
 USAGE, FAILURE = 2, 1
 CASES = [
@@ -84,7 +84,7 @@ def test_a_full_disk_in_the_cache_is_one_line(capsys: pytest.CaptureFixture[str]
 
 
 def test_debug_shows_where_it_happened(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stimuli.dataset import StimulusError
+    from vlm_probe.stimuli.dataset import StimulusError
 
     monkeypatch.setenv("PROBE_DEBUG", "1")
     with pytest.raises(StimulusError):

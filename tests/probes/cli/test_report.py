@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import main
-from probes.models.observers import make_observer
-from probes.run import RunConfig, run
-from stimuli.dataset import StimulusSet
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.stimuli.dataset import StimulusSet
 
 
 def call(*arguments: object) -> int:
@@ -58,7 +58,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_page_is_served_until_it_is_interrupted(observed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "probes.cli", "view", str(observed), "--port", "0", "--motions", "0"]
+    command = [sys.executable, "-m", "vlm_probe", "view", str(observed), "--port", "0", "--motions", "0"]
     server = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
     )

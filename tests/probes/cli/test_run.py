@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from probes.cli import main
+from vlm_probe.probes.cli import main
 
 Probe = Callable[..., subprocess.CompletedProcess[str]]
 KEYS = "run model stimuli n accuracy accuracy_ci d_prime criterion parse_rate reward baselines"
@@ -123,7 +123,10 @@ def test_the_model_comes_before_the_stimuli(probe: Probe, tmp_path: Path) -> Non
 def test_an_interrupted_run_goes_on(probe: Probe, towers: Path, tmp_path: Path) -> None:
     command = ["run", "--model", "noisy-simulation", "--stimuli", str(towers), "--batch-size", "1", "--out", "r"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "probes.cli", *command], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "vlm_probe", *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     log = tmp_path / "r/trials.jsonl"
     deadline = time.monotonic() + 60

@@ -12,8 +12,8 @@ from cyclopts import CycloptsError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.cli import app
-from probes.cli.settings import SETTINGS, save
+from vlm_probe.probes.cli import app
+from vlm_probe.probes.cli.settings import SETTINGS, save
 
 RUN = ["run", "--model", "chance", "--stimuli", "towers"]
 

@@ -22,7 +22,7 @@ HEAVY = (
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["stimuli", "make", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom probes.cli import main\n"
+        "import sys\nfrom vlm_probe.probes.cli import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
         f"print('loaded:', [m for m in {HEAVY!r} if m in sys.modules])"
     )
@@ -31,6 +31,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_names_every_command() -> None:
-    found = subprocess.run([sys.executable, "-m", "probes.cli", "--help"], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-m", "vlm_probe", "--help"], capture_output=True, text=True, check=True)
     for command in ("run", "stimuli", "models", "score", "pretrain", "doctor"):
         assert f" {command} " in found.stdout

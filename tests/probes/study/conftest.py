@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config import TrainConfig, make_config
-from probes.study.cells import Cell, make_cells
-from probes.study.design import Design, read_design
+from vlm_probe.finetune.config import TrainConfig, make_config
+from vlm_probe.probes.study.cells import Cell, make_cells
+from vlm_probe.probes.study.design import Design, read_design
 
 SETTINGS = [field.name for field in fields(TrainConfig)]
 OBSERVERS = """

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config import TrainConfig, make_config
-from probes.cli import app
-from probes.study.cells import make_cells, trials
-from probes.study.design import read_design
-from probes.study.fields import StudyError
+from vlm_probe.finetune.config import TrainConfig, make_config
+from vlm_probe.probes.cli import app
+from vlm_probe.probes.study.cells import make_cells, trials
+from vlm_probe.probes.study.design import read_design
+from vlm_probe.probes.study.fields import StudyError
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from probes.cli import main
-from probes.trials import read_run, read_trials, runs_below, trials_hash
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.trials import read_run, read_trials, runs_below, trials_hash
 
 
 def call(capsys, *arguments):
@@ -82,7 +82,7 @@ def test_a_packed_study_is_read_like_the_runs(study, capsys, tmp_path):
     assert [cell["state"] for cell in state["cells"]] == ["done", "done"]
     assert state["deviations"] == ["it was not registered"]
 
-    from analysis.frame import load
+    from vlm_probe.analysis.frame import load
 
     columns = [name for name in load([run]).table if name != "folder"]
     assert load([packed]).table[columns].equals(load([folder / "observers"]).table[columns])

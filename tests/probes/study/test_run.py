@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from probes.cli import main
-from probes.trials import read_run, read_trials
+from vlm_probe.probes.cli import main
+from vlm_probe.probes.trials import read_run, read_trials
 
 ROOT = Path(__file__).parents[3]
 NOISY = "observers/noisy-simulation/towers-stability"
@@ -28,15 +28,15 @@ def call(capsys, *arguments):
 
 def start(*arguments):
     """Start the command line as a user would."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "probes", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "vlm_probe", *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
 def study(tmp_path, watching, monkeypatch):
     """The file of a study of observers."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     path = tmp_path / "study.yaml"
     path.write_text(watching)
     return path
@@ -149,7 +149,7 @@ def test_what_fails_does_not_stop_the_rest_and_can_be_repeated_by_hand(study, ca
     words = failure["command"].split()
     assert words[:3] == ["probe", "run", "--model"]
     by_hand = subprocess.run(
-        [sys.executable, "-m", "probes", *words[1:]], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-m", "vlm_probe", *words[1:]], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}
     )
     assert by_hand.returncode == 0
     code, out, _ = call(capsys, "study", "run", study)
@@ -209,7 +209,7 @@ def test_jobs_of_submitit_do_the_same(study, capsys, tmp_path, monkeypatch):
 
 
 def test_accelerate_starts_what_a_model_is_asked(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     study = tmp_path / "study.yaml"
     study.write_text(
         "study: base\nmodels: [tiny]\nsets: {n: 8, seed: 5, size: 32}\ntests: {tasks: [towers-stability]}\n"
@@ -220,7 +220,7 @@ def test_accelerate_starts_what_a_model_is_asked(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "studies" / "base"
     log = (folder / "cells" / "runs" / "tiny_none" / "log.txt").read_text()
     assert code == 0, out + err + log
-    assert f"--config_file {cpu} -m probes run --model tiny" in log
+    assert f"--config_file {cpu} -m vlm_probe run --model tiny" in log
     assert len(read_trials(folder / "runs" / "tiny_none" / "towers-stability")) == 8
     code, _, err = call(capsys, "study", "run", study, "--launch", "zero")
     assert code == 1

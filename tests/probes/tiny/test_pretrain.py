@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from probes.tiny import pictures as drawing
-from probes.tiny.architecture import PIXELS, TOKENS, build_model, build_processor
-from probes.tiny.disguise import disguised
-from probes.tiny.packing import PREFIX, Encoder, pack, read, see
-from probes.tiny.perception import NOTHING, ReadOuts, attributes, facts
-from probes.tiny.pictures import draw_scene, physics_tasks, pixel_values, render_pictures
-from probes.tiny.pretrain import Recipe, Stage, pretrain
-from probes.tiny.questions import grounding, perception, physics_format, possible_asks, prompt_texts
-from probes.tiny.tokenizer import IMAGE, build_tokenizer
-from stimuli.picture import draw
-from stimuli.question import Integers, Variant
-from stimuli.scene import COLOURS, mirror
-from stimuli.simulators import get_simulator
-from stimuli.tasks import FAMILIES, get_task
+from vlm_probe.probes.tiny import pictures as drawing
+from vlm_probe.probes.tiny.architecture import PIXELS, TOKENS, build_model, build_processor
+from vlm_probe.probes.tiny.disguise import disguised
+from vlm_probe.probes.tiny.packing import PREFIX, Encoder, pack, read, see
+from vlm_probe.probes.tiny.perception import NOTHING, ReadOuts, attributes, facts
+from vlm_probe.probes.tiny.pictures import draw_scene, physics_tasks, pixel_values, render_pictures
+from vlm_probe.probes.tiny.pretrain import Recipe, Stage, pretrain
+from vlm_probe.probes.tiny.questions import grounding, perception, physics_format, possible_asks, prompt_texts
+from vlm_probe.probes.tiny.tokenizer import IMAGE, build_tokenizer
+from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.question import Integers, Variant
+from vlm_probe.stimuli.scene import COLOURS, mirror
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +160,8 @@ def test_physics_prompts_come_with_every_answer_in_random_order():
 
 @pytest.mark.slow
 def test_the_recipe_runs_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr("probes.tiny.pretrain.CHUNK", 32)
-    monkeypatch.setattr("probes.tiny.pictures.CHUNK", 32)
+    monkeypatch.setattr("vlm_probe.probes.tiny.pretrain.CHUNK", 32)
+    monkeypatch.setattr("vlm_probe.probes.tiny.pictures.CHUNK", 32)
     stages = (
         Stage(3, 1e-3, whole=False, pictures=(0, 32)),
         Stage(3, 1e-3, pictures=(0, 32)),

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.tiny.questions import prompt_texts
-from probes.tiny.tokenizer import SPECIAL, TAGS, build_tokenizer
-from stimuli.scene import COLOURS
+from vlm_probe.probes.tiny.questions import prompt_texts
+from vlm_probe.probes.tiny.tokenizer import SPECIAL, TAGS, build_tokenizer
+from vlm_probe.stimuli.scene import COLOURS
 
 PICTURE_TURN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many blocks?"}]}
 

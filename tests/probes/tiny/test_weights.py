@@ -10,14 +10,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, SiglipImageProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from probes.tiny import WEIGHTS
-from probes.tiny.card import GOALS, model_card, shortfalls
-from probes.tiny.evaluate import Asked, accuracies, judgement, load, parse_rates, replies
-from probes.tiny.pictures import RENDER_PIXELS
-from stimuli.condition import Condition
-from stimuli.question import Variant
-from stimuli.simulators import get_simulator
-from stimuli.tasks import FAMILIES, get_task
+from vlm_probe.probes.tiny import WEIGHTS
+from vlm_probe.probes.tiny.card import GOALS, model_card, shortfalls
+from vlm_probe.probes.tiny.evaluate import Asked, accuracies, judgement, load, parse_rates, replies
+from vlm_probe.probes.tiny.pictures import RENDER_PIXELS
+from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.question import Variant
+from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
 FACTS = json.loads((WEIGHTS / "evaluation.json").read_text())
 # Few questions tell a proportion only roughly: the fast test asks this many of each kind and pools them over a family.
