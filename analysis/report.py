@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,12 +23,12 @@ from vlm_probe.analysis.material import Material, Settings, select
 from vlm_probe.analysis.registration import Registration
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
-from vlm_probe.probes.trials import lock_folder
+from vlm_probe.stimuli.output import OutputFolder, claim
 
 log = logging.getLogger(__name__)
 
 REPORT, DATA, FIGURES, TABLES = "report.md", "analysis.json", "figures", "tables"
-PARTIAL = ".partial-"
+KIND = "report"
 SECTIONS = (
     ("data", "The data"),
     ("perception", "Perception"),
@@ -101,32 +98,23 @@ def analyse(
 
     Raises:
         FrameError: If the runs cannot be made into one table.
-        RunError: If a folder holds no run, or another process is writing to `out`.
-        OSError: If the folder cannot be written.
+        OutputError: If `out` holds something else than a report, another process is writing to it, or it cannot be written.
+        RunError: If a folder holds no run.
     """
     step = _Steps(progress, 2 * len(SECTIONS) + 1)
-    material = select(load(paths), settings, registration)
-    step()
-    sections, failed = answer(material, step)
-    data = _data(sections, material)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(out)
-    try:
-        _write(out, sections, data, step)
-    except OSError as error:
-        # A disk that is full does not say where.
-        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
-    finally:
-        os.close(lock)
+    with claim(out, KIND) as folder:
+        folder.check()
+        material = select(load(paths), settings, registration)
+        step()
+        sections, failed = answer(material, step)
+        data = _data(sections, material)
+        _write(folder, sections, data, step)
     return Report(tuple(sections), tuple(failed), data, out)
 
 
-def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Callable[[], None]) -> None:
+def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any], step: Callable[[], None]) -> None:
     """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
-    for left in out.glob(f"{PARTIAL}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as folder:
-        made = Path(folder)
+    with folder.scratch() as made:
         for section in sections:
             for figure in section.figures:
                 figure.draw(made / FIGURES / figure.name)
@@ -136,12 +124,7 @@ def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Calla
             json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
         (made / REPORT).write_text(_markdown(sections, data), encoding="utf-8")
-        # The text is the first to go and the last to come: a folder with a report has all that belongs to it.
-        (out / REPORT).unlink(missing_ok=True)
-        for old in (FIGURES, TABLES):
-            shutil.rmtree(out / old, ignore_errors=True)
-        for new in sorted(made.iterdir(), key=lambda path: path.name == REPORT):
-            new.replace(out / new.name)
+        folder.replace_all(made, last=REPORT)
 
 
 def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:

@@ -11,8 +11,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from vlm_probe.finetune.mixture import Share, apportion
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.generate import Progress, shifted_well
+from vlm_probe.stimuli.output import Busy, OutputError, whole_folder
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
@@ -223,17 +222,14 @@ def _cached(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Exampl
         ]
     examples = _make(recipe, jobs, progress)
     table = Dataset.from_dict({"item": [_line(e.item) for e in examples], "png": [e.png for e in examples]})
-    partial_folder = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        table.save_to_disk(str(partial_folder))
-        if not folder.exists():
-            partial_folder.rename(folder)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot keep training items in {folder.parent}: {error.strerror or error}; free some space or set PROBE_CACHE"
-        ) from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        with whole_folder(folder, "training items") as made:
+            table.save_to_disk(str(made))
+    except Busy:
+        pass  # another process is keeping the same ones
+    except OutputError as error:
+        if not folder.is_dir():
+            raise TrainingError(f"cannot keep training items ({error}): free some space or set PROBE_CACHE") from error
     return examples
 
 

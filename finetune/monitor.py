@@ -225,5 +225,10 @@ def by_task(tasks: Sequence[str], successes: Sequence[float]) -> dict[str, float
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint of a run, or None."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole_checkpoints(folder), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints of a run."""
+    named = (path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal())
+    return [path for path in named if (path / COMPLETE).is_file()]

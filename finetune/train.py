@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from transformers import TrainerCallback
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
@@ -36,8 +36,9 @@ from vlm_probe.finetune.data import rows as make_rows
 from vlm_probe.finetune.disk import check_room, saving
 from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
 from vlm_probe.finetune.kernels import score_replies_only
-from vlm_probe.finetune.monitor import Monitor, Progress, last_checkpoint
+from vlm_probe.finetune.monitor import COMPLETE, LIVE, Monitor, Progress, last_checkpoint, whole_checkpoints
 from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
+from vlm_probe.finetune.ppo import CRITIC
 from vlm_probe.finetune.reward import Judge, reward_functions
 from vlm_probe.finetune.sft import make_sft
 from vlm_probe.probes.allocation import keep_freed_memory
@@ -45,11 +46,17 @@ from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
 from vlm_probe.probes.provenance import git_state, hardware, versions
-from vlm_probe.probes.trials import LOCK, lock_folder
+from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
 from vlm_probe.stimuli.plain_json import parse_object
 
 FORMAT = 1
+KIND = "training run"
 CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"
+FINAL = f"{CHECKPOINTS}/final"
+"""Where TRL saves to at the end; what is wanted of it moves up."""
+NOT_KEPT = ("training_args.bin", "README.md")
+STRAY = (f"{CHECKPOINTS}/{LIVE}", f"{CHECKPOINTS}/README.md")
+"""What else lies beside the checkpoints while a run goes on: its curves, and what TRL writes."""
 LOG_ROWS = 200
 """Rows of the record that a supervised run has; a reinforced one has a row for every rollout."""
 CHECKPOINTS_KEPT = 2
@@ -113,24 +120,32 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
         What `training.json` says.
 
     Raises:
+        OutputError: If `out` holds something else, cannot be written, or another process trains there.
         TrainingError, ModelError: If it cannot start or has to be stopped; one line with the fix.
-        RunError: If another process trains there.
     """
     folder = Path(out)
     state = PartialState(cpu=choose_device(config.device) == "cpu")
     config = per_process(config, state.num_processes)
     check_tasks(config)
-    done = _open(folder, config, state)
+    check_claim(folder, KIND)
+    done = _finished(folder, config)
     if done is not None:
         return done
-    with _held(folder, state):
+    state.wait_for_everyone()
+    with claim(folder, KIND) if state.is_main_process else contextlib.nullcontext() as output:
         # Once more: another process may have finished it meanwhile.
-        return _open(folder, config, state) or _train(config, folder, state, jobs, progress)
+        return _finished(folder, config) or _train(config, folder, output, state, jobs, progress)
 
 
 def _train(
-    config: TrainConfig, folder: Path, state: PartialState, jobs: int, progress: Progress | None
+    config: TrainConfig,
+    folder: Path,
+    output: OutputFolder | None,
+    state: PartialState,
+    jobs: int,
+    progress: Progress | None,
 ) -> dict[str, Any]:
+    """Train in a folder that the first process has claimed; the others have no `output`."""
     device = choose_device(config.device)
     if device == "cpu":
         keep_freed_memory()
@@ -148,11 +163,18 @@ def _train(
     monitor = Monitor(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
-    if state.is_main_process:
-        _write(folder / SETTINGS, config.to_dict())
+    if output is not None:
+        output.write_json(SETTINGS, config.to_dict(), indent=1)
+        output.track(*STRAY)
+        for name in [name for name in _checkpoints(planned) if not (folder / name / COMPLETE).is_file()]:
+            output.drop(name)
+        output.announce(*_checkpoints(planned), FINAL)
+    state.wait_for_everyone()
     with _quiet():
         course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
         trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
+    if output is not None:
+        trainer.add_callback(_Checkpoints(output))
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     if checkpoint is not None:
         monitor.resume(checkpoint)
@@ -162,20 +184,50 @@ def _train(
     monitor.start()
     with _quiet(), saving(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder / FINAL))
     result = _result(config, policy, data, course, monitor, planned, started)
     state.wait_for_everyone()
-    if state.is_main_process:
-        if (folder / WEIGHTS).is_file():
-            result["adapter_sha256"] = adapter_hash(folder)
+    if output is not None:
+        made = folder / FINAL
+        if (made / WEIGHTS).is_file():
+            # The rest is what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings.
+            kept = [made / CONFIG, made / WEIGHTS, *sorted(made.glob(f"{CRITIC}/*"))]
+            result["adapter_sha256"] = adapter_hash(made)
         else:
-            policy.processor.save_pretrained(folder)
-        draw_curves(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", folder / CURVES)
-        _tidy(folder)
-        _write(folder / TRAINING, result)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            policy.processor.save_pretrained(made)
+            kept = [path for path in sorted(made.rglob("*")) if path.is_file() and path.name not in NOT_KEPT]
+        for path in kept:
+            output.place(path, path.relative_to(made).as_posix())
+        with output.file(CURVES) as partial:
+            draw_curves(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", partial)
+        output.write_json(TRAINING, result, indent=1)
+        for name in (*_checkpoints(planned), FINAL):
+            output.drop(name)
+        output.remove(*STRAY)
     state.wait_for_everyone()
     return result
+
+
+def _checkpoints(planned: Plan) -> list[str]:
+    """The folders of all checkpoints that a run makes."""
+    steps = dict.fromkeys((*range(planned.save_every, planned.steps + 1, planned.save_every), planned.steps))
+    return [f"{CHECKPOINTS}/checkpoint-{step}" for step in steps]
+
+
+class _Checkpoints(TrainerCallback):
+    """Keeps the last checkpoints. Comes after what marks them as whole."""
+
+    def __init__(self, output: OutputFolder) -> None:
+        self._output = output
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """List the new checkpoint's files, and delete those of the oldest one."""
+        self._output.adopt(f"{CHECKPOINTS}/checkpoint-{state.global_step}")
+        steps = sorted(int(path.name.rpartition("-")[2]) for path in whole_checkpoints(self._output.path / CHECKPOINTS))
+        for step in steps[:-CHECKPOINTS_KEPT]:
+            name = f"{CHECKPOINTS}/checkpoint-{step}"
+            self._output.drop(name)
+            self._output.announce(name)
 
 
 def is_first() -> bool:
@@ -187,44 +239,22 @@ def _tokens(budget: Budget) -> int:
     return budget.amount if budget.kind == "tokens" else 0
 
 
-def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, Any] | None:
-    """Make the folder, or recognise it; what it says if it is finished.
+def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What a finished run of these settings says; None if there is none.
 
     Raises:
-        TrainingError: If it holds another run.
+        TrainingError: If the folder holds a run of other settings.
     """
-    settings = json.loads(json.dumps(config.to_dict()))
     file = folder / SETTINGS
-    if file.is_file():
-        before = _read(file)
-        differ = sorted(name for name in settings if settings[name] != before.get(name))
-        if differ:
-            raise TrainingError(
-                f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
-            )
-        if (folder / TRAINING).is_file():
-            return _read(folder / TRAINING)
+    if not file.is_file():
         return None
-    if (folder / CONFIG).exists() or (folder / TRAINING).exists():
-        raise TrainingError(f"{folder} holds an adapter already: choose another --out, or delete it first")
-    state.wait_for_everyone()
-    if state.is_main_process:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
-    return None
-
-
-@contextlib.contextmanager
-def _held(folder: Path, state: PartialState) -> Iterator[None]:
-    """Keep other trainings out of the folder. Raises RunError if there is one."""
-    lock = lock_folder(folder) if state.is_main_process else -1
-    try:
-        yield
-    finally:
-        if lock >= 0:
-            os.close(lock)
+    settings, before = json.loads(json.dumps(config.to_dict())), _read(file)
+    differ = sorted(name for name in settings if settings[name] != before.get(name))
+    if differ:
+        raise TrainingError(
+            f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
+        )
+    return _read(folder / TRAINING) if (folder / TRAINING).is_file() else None
 
 
 def _sample_tokens(processor: Any, data: TrainingSet, n: int = 8) -> float:
@@ -263,7 +293,6 @@ def _trainer(
         "logging_steps": planned.log_every,
         "save_strategy": "steps",
         "save_steps": planned.save_every,
-        "save_total_limit": CHECKPOINTS_KEPT,
         "seed": config.seed,
         "data_seed": config.seed,
         "report_to": [] if config.report_to == "none" else [config.report_to],
@@ -351,31 +380,12 @@ def _result(
     }
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings."""
-    shutil.rmtree(folder / "ref", ignore_errors=True)
-    keep = {CONFIG, WEIGHTS, CURVES, SETTINGS, TRAINING, LOCK}
-    if (folder / WEIGHTS).is_file():
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in keep:
-                file.unlink()
-    for stray in ("training_args.bin", "README.md"):
-        (folder / stray).unlink(missing_ok=True)
-
-
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
     try:
         return parse_object(file.read_bytes(), finite=False)
     except ValueError as error:
         raise TrainingError(f"{file} is damaged ({error}): choose another --out, or delete the folder first") from error
-
-
-def _write(file: Path, data: Any) -> None:
-    """Write JSON so that the file is whole or absent."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
 
 
 @contextlib.contextmanager

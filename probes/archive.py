@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
+from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.plain_json import parse
 
 if TYPE_CHECKING:
@@ -69,9 +70,8 @@ def write_archive(out: Path, runs: Iterable[tuple[str, str, Sequence[Mapping[str
     rows_of_all = pa.concat_tables(tables)
     options = {"compression": "zstd", "compression_level": 19}
     for name, table in ((LOGS, rows_of_all), (RUNS, pa.table(records))):
-        partial = out / f"{name}.partial"
-        pq.write_table(table, partial, **options)
-        partial.replace(out / name)
+        with whole_file(out / name) as partial:
+            pq.write_table(table, partial, **options)
     _open.cache_clear()
     return int(rows_of_all.num_rows)
 

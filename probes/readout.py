@@ -15,6 +15,7 @@ from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
 from vlm_probe.stimuli.attempts import Attempt, carry_out
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.outcomes import OutcomeCache
+from vlm_probe.stimuli.output import OutputFolder
 from vlm_probe.stimuli.question import Answer, Integers, Options
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Score, get_task
@@ -204,19 +205,21 @@ UNANSWERED: Columns = {
 """The scored columns of a trial without an answer."""
 
 
-def rescore(folder: str | Path, stimuli: StimulusSet) -> tuple[int, int]:
+def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> tuple[int, int]:
     """Read and score the replies of a run once more, without a model, and write them in place of the old rows.
 
     Args:
-        folder: The run.
+        run: Its folder, or that which is claimed already.
         stimuli: The set that it was made with.
 
     Returns:
         Number of rows, and of those that came out differently.
 
     Raises:
-        RunError: If the run is not of this set, another process is writing to it, or the rows cannot be written.
+        OutputError: If another process is writing to the run, or the rows cannot be written.
+        RunError: If the run is not of this set, or is damaged.
     """
+    folder = run.path if isinstance(run, OutputFolder) else run
     if read_run(folder).get("stimuli", {}).get("content_sha256") != stimuli.content_sha256:
         raise RunError(f"{folder} was made with another stimulus set than {stimuli.path}; give that one with --stimuli")
     scorer, items, presenter = Scorer(), {item.item_id: item for item in stimuli.items}, Presenter(stimuli)
@@ -235,7 +238,7 @@ def rescore(folder: str | Path, stimuli: StimulusSet) -> tuple[int, int]:
                 " restore its log"
             ) from error
 
-    return rewrite_trials(Path(folder), again)
+    return rewrite_trials(run, again)
 
 
 def _plain(value: Any) -> Any:

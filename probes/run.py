@@ -22,6 +22,7 @@ from vlm_probe.probes.sharding import ALONE, Processes
 from vlm_probe.probes.trials import RunError, trials_hash
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import OutputError, OutputFolder
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class RunReport:
 def run(
     config: RunConfig,
     stimuli: StimulusSet,
-    out: Path,
+    out: Path | OutputFolder,
     *,
     model: Model | None = None,
     examples: StimulusSet | None = None,
@@ -132,7 +133,7 @@ def run(
     Args:
         config: What is asked of whom, and how.
         stimuli: The items.
-        out: Folder of the run: new, or of the same run, begun earlier.
+        out: Folder of the run: new, or of the same run, begun earlier; or one that the caller has claimed.
         model: The model, if it is loaded already; by default `config` says which one is loaded.
         examples: The set that worked examples come from, if the design has any.
         progress: Told how many trials are done, and how many there are.
@@ -141,8 +142,10 @@ def run(
     Raises:
         ModelError: If the model cannot be loaded, or cannot answer such items.
         PresentationError: If the design cannot be had with these items.
-        RunError: If `out` holds another run, is in use, or cannot be written.
+        OutputError: If `out` holds something else, is in use, or cannot be written.
+        RunError: If `out` holds another run.
     """
+    folder = out.path if isinstance(out, OutputFolder) else out
     items = stimuli.items[: config.limit]
     if not items:
         raise RunError(f"{stimuli.path} has no items")
@@ -172,7 +175,9 @@ def run(
         described["stimuli"]["guesses"] = guesses(cues, memory.attempts)
     with processes.open_log(out, described) as trials:
         scorer, status = Scorer(), "failed"
-        episodes = Episodes(scorer, key, trials.done, out, model.needs_images, int(stimuli.card.get("image_size", 0)))
+        episodes = Episodes(
+            scorer, key, trials.done, folder, model.needs_images, int(stimuli.card.get("image_size", 0))
+        )
         # Episodes are shared before it is known which are over, since the log grows while the others read it.
         pending = [ask for ask in wanted if memory.attempts > 1 or keys[ask.id] not in trials.done]
         trials.update(
@@ -198,7 +203,7 @@ def run(
             raise
         finally:
             # What went wrong is already on its way up; a full disk must not hide it.
-            with suppress(*(() if status == "finished" else (RunError,))):
+            with suppress(*(() if status == "finished" else (RunError, OutputError))):
                 observed = observed or getattr(model, "observed", {})
                 trials.update(
                     status=status,
@@ -207,7 +212,7 @@ def run(
                     observed=observed,
                     trials_sha256=trials_hash(trials.folder),
                 )
-    return RunReport(out, len(wanted), n_errors)
+    return RunReport(folder, len(wanted), n_errors)
 
 
 def load(config: RunConfig) -> Model:

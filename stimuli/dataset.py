@@ -29,6 +29,8 @@ from vlm_probe.stimuli.responses import Response, read_csv
 from vlm_probe.stimuli.scene import Scene
 
 METADATA, CARD = "metadata.jsonl", "card.json"
+KIND = "stimulus set"
+"""What the manifest of a set's folder calls it."""
 CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}
 """Entries of a card that the program itself reads."""
 

@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,7 +22,8 @@ from PIL import Image
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli import shifts as shifting
 from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
-from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.output import whole_folder, write_json
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import PARAPHRASES
 from vlm_probe.stimuli.shifts import Shifts, is_physical
@@ -91,7 +90,8 @@ def make_set(
         The set.
 
     Raises:
-        StimulusError: If `out` exists or cannot be written, or a worker process dies.
+        OutputError: If `out` exists or cannot be written, or another process is making it.
+        StimulusError: If a worker process dies.
         UnknownTask: If there is no such task.
         Unsatisfiable: If the task has no such scenes as the shifts ask for.
         ModuleNotFoundError: If the renderer is not installed; the message says how to install it.
@@ -107,25 +107,13 @@ def make_set(
     _painter(recipe)
     shifting.check(the_task, shifts)
     folder = Path(out)
-    if folder.exists():
-        raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{folder.name}.partial-*"):
-            if not Path(f"/proc/{stale.name.rpartition('-')[2]}").exists():
-                shutil.rmtree(stale, ignore_errors=True)
-        for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
-            (partial / sub).mkdir(parents=True)
-        card = _write(recipe, the_task, partial, jobs, progress)
-        (partial / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-        partial.rename(folder)
-    except OSError as error:
-        raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error
+        with whole_folder(folder, KIND) as partial:
+            for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
+                (partial / sub).mkdir()
+            write_json(partial / CARD, _write(recipe, the_task, partial, jobs, progress))
     except BrokenProcessPool as error:
         raise StimulusError("a worker process died (out of memory?): try --jobs 1") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return StimulusSet.load(folder)
 
 

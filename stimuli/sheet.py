@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
 from vlm_probe.stimuli.simulators import get_simulator
@@ -48,7 +49,8 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         sheet.paste(stimuli.image(item).resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
         for number, line in enumerate(_lines(item)):
             draw_on.text((left + 2, top + CELL + 3 + LINE * number), line[:WIDEST], fill="black", font=font)
-    sheet.save(out, "PNG")
+    with whole_file(Path(out)) as partial:
+        sheet.save(partial, "PNG")
 
 
 def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
@@ -87,7 +89,8 @@ def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
             sheet.paste(picture.resize((edge, edge), Image.Resampling.LANCZOS), (left, top))
             caption = f"{name}:{level}" if level else "unshifted"
             draw_on.text((left + 2, top + edge), caption, fill="black", font=font)
-    sheet.save(out, "PNG", optimize=True)
+    with whole_file(Path(out)) as partial:
+        sheet.save(partial, "PNG", optimize=True)
 
 
 def _lines(item: Item) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.generate import Progress, make_set
+from vlm_probe.stimuli.output import Busy, OutputError
 from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import FAMILIES, get_task
@@ -32,7 +34,8 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
         progress: Called with (items done, items in all), if the set has to be made.
 
     Raises:
-        StimulusError: If it is a folder but not a stimulus set, or the cache cannot be written.
+        OutputError: If the cache cannot be written.
+        StimulusError: If it is a folder but not a stimulus set.
         UnknownTask: If it is none of the three; the message lists the closest task names.
         ValueError: If there are no such shifts, or the task has no such scenes (`Unsatisfiable`).
     """
@@ -84,18 +87,19 @@ def further_set(
         progress: Called with (items done, n).
 
     Raises:
-        StimulusError: If the cache cannot be written.
+        OutputError: If the cache cannot be written.
     """
     the_task = get_task(task)
     engine = get_simulator().version().replace(" ", "-")
     # Every shift by name and level, so that `visual:2` and its parts are one set.
     code = "".join(f"_{name}{level}" for name, level in shifts)
     folder = cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}{code}"
-    if not folder.exists():
+    while not folder.exists():
         try:
             return make_set(the_task.name, n, seed, folder, size=size, jobs=jobs, shifts=shifts, progress=progress)
-        except StimulusError:
-            # Another process may have finished the same set in the meantime.
+        except Busy:
+            time.sleep(0.2)  # until another process has finished the same set, or has ended
+        except OutputError:
             if not folder.exists():
                 raise
     return StimulusSet.load(folder)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive, listed
+
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.output import OutputFolder
 
 
 def decode(
@@ -64,11 +67,12 @@ def decode(
         out: Folder; by default decode/MODEL_SET.
     """
     from vlm_probe.probes.cli.console import progress, show, show_json, tell
-    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
+    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, find_stimuli
     from vlm_probe.probes.decoding.config import DecodeConfig
     from vlm_probe.probes.decoding.result import check_folder
+    from vlm_probe.probes.decoding.study import KIND, load, prepare
     from vlm_probe.probes.decoding.study import decode as study
-    from vlm_probe.probes.decoding.study import load, prepare
+    from vlm_probe.stimuli.output import check_claim, claim
 
     check_model_name(model)
     task = check_stimuli_name(stimuli)
@@ -93,24 +97,25 @@ def decode(
     }
     wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
     folder = out or Path("decode") / _name(model, stimuli, task)
-    check_writable(folder, resume=True)
+    check_claim(folder, KIND)
     items = find_stimuli(stimuli, jobs)
     for one in wanted:  # every target, before the first one is decoded
         prepare(one, items)
         check_folder(one, items, folder)
     loaded = None if compare else load(wanted[0], adapter)
     results = []
-    for one in wanted:
-        with _Steps(progress) as step:
-            result = study(one, items, folder, model=loaded, step=step)
-        results.append(result)
-        if not json:
-            show(_report(result))
-        for figure in _draw([result], check_folder(one, items, folder)):
-            tell(f"figure: {figure}")
-    if len(results) > 1:
-        for figure in _draw(results, folder):
-            tell(f"figure: {figure}")
+    with claim(folder, KIND) as output:
+        for one in wanted:
+            with _Steps(progress) as step:
+                result = study(one, items, output, model=loaded, step=step)
+            results.append(result)
+            if not json:
+                show(_report(result))
+            for figure in _draw([result], output, f"{check_folder(one, items, folder)}/"):
+                tell(f"figure: {figure}")
+        if len(results) > 1:
+            for figure in _draw(results, output):
+                tell(f"figure: {figure}")
     if json:
         show_json(results[0] if len(results) == 1 else results)
 
@@ -127,7 +132,7 @@ def _report(result: dict[str, Any]) -> Any:
     return Report(result)
 
 
-def _draw(results: list[dict[str, Any]], folder: Path) -> list[Path]:
+def _draw(results: list[dict[str, Any]], folder: OutputFolder, below: str = "") -> list[Path]:
     """Write the figures of one result, or the overview of several."""
     import matplotlib.pyplot as plt
 
@@ -135,10 +140,14 @@ def _draw(results: list[dict[str, Any]], folder: Path) -> list[Path]:
     from vlm_probe.probes.decoding.figures import depth, intervention
 
     with plt.rc_context(STYLE):
-        figures = [depth(results, folder / "decode.png")]
+        names = [f"{below}decode.png"]
+        with folder.file(names[0]) as partial:
+            depth(results, partial)
         if len(results) == 1 and "intervention" in results[0]:
-            figures.append(intervention(results[0], folder / "intervention.png"))
-    return figures
+            names.append(f"{below}intervention.png")
+            with folder.file(names[1]) as partial:
+                intervention(results[0], partial)
+    return [folder.path / name for name in names]
 
 
 class _Steps:

@@ -17,6 +17,7 @@ _EXPECTED = {
     "vlm_probe.probes.trials": "RunError",
     "vlm_probe.probes.study.fields": "StudyError",
     "vlm_probe.stimuli.dataset": "StimulusError",
+    "vlm_probe.stimuli.output": "OutputError",
     "vlm_probe.stimuli.tasks": "UnknownTask",
 }
 _OURS = ("vlm_probe",)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from vlm_probe.probes.cli.settings import Config, Json, listed
+from vlm_probe.probes.cli.settings import Config, Json, Overwrite, listed
 
 
 def import_(
@@ -92,6 +92,7 @@ def export(
     /,
     *,
     csv: Path,
+    overwrite: Overwrite = False,
     config: Config = None,
 ) -> int:
     """Write a set as one flat table, one row per item, for spreadsheets and statistics programs.
@@ -105,10 +106,12 @@ def export(
 
     from vlm_probe.probes.cli.console import show
     from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.output import claim_file, whole_file
 
+    claim_file(csv, overwrite=overwrite)
     found = find_stimuli(stimuli, None)
     rows = list(found.flat_rows())
-    with csv.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)

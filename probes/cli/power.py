@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,6 +56,7 @@ def power(
     from vlm_probe.analysis.power import power as simulate
     from vlm_probe.probes.cli.console import progress, show, show_json, tell
     from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.stimuli.output import claim
 
     scenario = Scenario(
         effect=effect,
@@ -66,14 +68,18 @@ def power(
         alpha=alpha,
         bound=bound,
     )
-    with progress("simulating") as step:
-        found = simulate(grid(runs), grid(items), scenario, simulations, seed, check, step)
-    if json:
-        show_json(found.to_dict())
-    else:
-        show(str(found))
-    if out is not None:
-        from vlm_probe.analysis.figures.power import write
+    with claim(out, "power analysis") if out is not None else nullcontext() as folder:
+        if folder is not None:
+            folder.check()
+        with progress("simulating") as step:
+            found = simulate(grid(runs), grid(items), scenario, simulations, seed, check, step)
+        if json:
+            show_json(found.to_dict())
+        else:
+            show(str(found))
+        if folder is not None:
+            from vlm_probe.analysis.figures.power import write
 
-        tell(f"figure and table: {write(found, out)}")
+            write(found, folder)
+            tell(f"figure and table: {out}")
     return SUCCESS

@@ -35,6 +35,7 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
     from vlm_probe.probes.models.observers import make_observer
     from vlm_probe.probes.run import RunConfig, run
     from vlm_probe.probes.trials import RUN, RunError, read_run
+    from vlm_probe.stimuli.output import OutputError
     from vlm_probe.stimuli.question import Options
     from vlm_probe.stimuli.standard import cache_folder
 
@@ -61,7 +62,7 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
         )
         with progress(f"reference observer ({OBSERVER})") as step, _Parallel(observer, jobs) as shared:
             run(config, stimuli, folder, model=shared, progress=step)
-    except (RunError, ModelError, OSError) as error:
+    except (RunError, ModelError, OutputError, OSError) as error:
         tell(f"no reference line: {error}")
         return {}
     return {LABEL: folder}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json, Overwrite
 
 Runs = Annotated[
     tuple[Path, ...],
@@ -22,6 +21,7 @@ def report(
     /,
     *,
     out: Path = Path("report.html"),
+    overwrite: Overwrite = False,
     size: Count = 224,
     motions: Count = 100,
     json: Json = False,
@@ -33,7 +33,7 @@ def report(
     `probe analyze`.
 
     Args:
-        out: The file; one that is there is replaced.
+        out: The file.
         size: Longest edge of pictures in pixels; 0 leaves them out.
         motions: Scenes and answers that are simulated once more to show what happens, spread over the tests.
     """
@@ -42,16 +42,11 @@ def report(
     from vlm_probe.analysis.page.pictures import Pictures
     from vlm_probe.probes.cli.console import show, show_json, tell
     from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.stimuli.output import claim_file, write_whole
 
+    claim_file(out, overwrite=overwrite)
     page = build(runs, Pictures(size), Motions(motions))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Moved to its place when it is whole, so that an earlier page is never half replaced.
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(page.html, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, page.html)
     for note in page.notes:
         tell(note)
     made = {

@@ -158,27 +158,23 @@ def check_model_name(name: str) -> None:
         # A folder or hub id that is not there is the loader's to tell.
 
 
-def check_writable(folder: Path, resume: bool) -> None:
+def check_run_folder(folder: Path, resume: bool) -> None:
     """Refuse a run folder that can be seen to be unusable, before anything slow happens.
 
     Args:
         folder: Of the run.
-        resume: Whether a run that is there may be gone on with.
+        resume: Whether a run that is there may be resumed.
 
     Raises:
-        CommandError: If it cannot be made or written, or holds a run that is not to be resumed.
+        CommandError: If it holds a run that is not to be resumed.
+        OutputError: If it holds anything else, or cannot be made or written.
     """
-    from vlm_probe.probes.trials import RUN
+    from vlm_probe.probes.trials import KIND, RUN
+    from vlm_probe.stimuli.output import check_claim
 
     if not resume and (folder / RUN).exists():
-        raise CommandError(
-            f"{folder} holds a run already: leave out --no-resume to go on with it, or choose another --out"
-        )
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise CommandError(f"cannot write to {folder}: {nearest} is a file; choose another folder with --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise CommandError(f"cannot write to {folder}: no permission in {nearest}; choose another folder with --out")
+        raise CommandError(f"{folder} holds a run already: leave out --no-resume to resume it, or choose another --out")
+    check_claim(folder, KIND)
 
 
 def one_thread() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vlm_probe.probes.run import RunConfig
     from vlm_probe.probes.sharding import Processes
     from vlm_probe.stimuli.dataset import StimulusSet
+    from vlm_probe.stimuli.output import OutputFolder
 
 
 def run(
@@ -86,8 +87,8 @@ def run(
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
         check_model_name,
+        check_run_folder,
         check_stimuli_name,
-        check_writable,
         cores,
         find_examples,
         find_stimuli,
@@ -96,7 +97,10 @@ def run(
     from vlm_probe.probes.cli.results import write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
+    from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join
+    from vlm_probe.probes.trials import KIND
+    from vlm_probe.stimuli.output import claim
 
     stimuli = shifted_name(stimuli, shift)
     settings: dict[str, Any] = {
@@ -134,7 +138,7 @@ def run(
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
-        check_writable(folder, resume)
+        check_run_folder(folder, resume)
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
@@ -142,20 +146,24 @@ def run(
     if max(run_config.examples):
         pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
     saved = settings | {"examples": examples, "out": out, "references": references}
-    if design == "controls" and processes.first:
-        ask_grounding(run_config, items, folder, loaded, jobs)
-    report = _ask(run_config, items, folder, loaded, saved, pool, processes)
-    processes.leave()
     if not processes.first:
+        ask(run_config, items, folder, model=loaded, examples=pool, processes=processes)
+        processes.leave()
         return SUCCESS
-    write_summary(folder, json)
-    lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
-    try:
-        if references:
-            lines = reference_runs(items, model, limit, jobs or cores())
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    write_figure(folder, lines)
+    # Held to the end: summary and figure are of the trials that this process has written.
+    with claim(folder, KIND) as output:
+        if design == "controls":
+            ask_grounding(run_config, items, folder, loaded, jobs)
+        report = _ask(run_config, items, output, loaded, saved, pool, processes)
+        processes.leave()
+        write_summary(output, json)
+        lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
+        try:
+            if references:
+                lines = reference_runs(items, model, limit, jobs or cores())
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        write_figure(output, lines)
     return code
 
 
@@ -239,7 +247,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _ask(
     config: RunConfig,
     items: StimulusSet,
-    folder: Path,
+    folder: OutputFolder,
     model: Any,
     saved: dict[str, Any],
     examples: StimulusSet | None,
@@ -250,8 +258,6 @@ def _ask(
     from vlm_probe.probes.cli.settings import save
     from vlm_probe.probes.run import run as ask
 
-    if not processes.first:
-        return ask(config, items, folder, model=model, examples=examples, processes=processes)
     with progress(f"asking {config.model}") as step:
         written = False
 

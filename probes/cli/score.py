@@ -24,14 +24,20 @@ def score(
         stimuli: The set it was made with; needed only if that has moved.
     """
     from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.cli.errors import CommandError
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.probes.cli.results import write_figure, write_summary
     from vlm_probe.probes.readout import rescore
-    from vlm_probe.probes.trials import read_run
+    from vlm_probe.probes.trials import KIND, TRIALS, read_run
+    from vlm_probe.stimuli.output import claim
 
     made_with = stimuli or str(read_run(run).get("stimuli", {}).get("path", ""))
-    n, changed = rescore(run, find_stimuli(made_with, None))
-    tell(f"{n} trials scored, {changed} of them differently from before")
-    write_summary(run, json)
-    write_figure(run, {})
+    if not (run / TRIALS).is_file():
+        raise CommandError(f"{run} has no {TRIALS} on the disk that could be scored: give the folder of a run")
+    found = find_stimuli(made_with, None)
+    with claim(run, KIND) as output:
+        n, changed = rescore(output, found)
+        tell(f"{n} trials scored, {changed} of them differently from before")
+        write_summary(output, json)
+        write_figure(output, {})
     return 0

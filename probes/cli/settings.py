@@ -16,12 +16,16 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, validators
 
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.output import OutputFolder
+
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
+Overwrite = Annotated[bool, Parameter(name="--overwrite", negative=(), help="Replace a file that is there already.")]
 Jobs = Annotated[
     int | None, Parameter(validator=validators.Number(gte=1), help="Processes for stimuli and reference observers.")
 ]
@@ -123,17 +127,17 @@ class Sources:
             _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
 
 
-def save(folder: Path, command: str, values: dict[str, Any]) -> None:
-    """Write the options of a command into a folder, as a TOML file that --config reads.
+def save(folder: OutputFolder, command: str, values: dict[str, Any]) -> None:
+    """Write the options of a command into its folder, as a TOML file that --config reads.
 
     Args:
-        folder: It must be there.
+        folder: Of its results.
         command: Of `probe`.
         values: Its options; those without a value are left out.
     """
     head = f"# Made by `probe {command}`; `probe {command} --config` with this file gives the same command again.\n"
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
-    (folder / SETTINGS).write_text(head + "".join(lines), encoding="utf-8")
+    folder.write(SETTINGS, head + "".join(lines))
 
 
 def listed(text: str) -> list[str]:

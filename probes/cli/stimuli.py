@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, Overwrite
 
 app = App(name="stimuli", help="Make, list, show, check and audit stimulus sets.")
 
@@ -115,6 +115,7 @@ def show_(
     /,
     *,
     out: Path = Path("contact-sheet.png"),
+    overwrite: Overwrite = False,
     n: Count = 24,
     shift: Shift = "",
     jobs: Jobs = None,
@@ -130,8 +131,10 @@ def show_(
     """
     from vlm_probe.probes.cli.console import show
     from vlm_probe.probes.cli.resources import find_stimuli, shifted_name, task_name
+    from vlm_probe.stimuli.output import claim_file
     from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
 
+    claim_file(out, overwrite=overwrite)
     if shift == "all":
         shift_sheet(task_name(stimuli), out)
     else:
@@ -191,6 +194,7 @@ def audit(
     /,
     *,
     out: Path | None = None,
+    overwrite: Overwrite = False,
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
@@ -203,7 +207,10 @@ def audit(
     from vlm_probe.probes.cli.console import show, show_json, tell
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.audit import audit as audit_set
+    from vlm_probe.stimuli.output import claim_file
 
+    if out is not None:
+        claim_file(out, overwrite=overwrite)
     audited = audit_set(find_stimuli(stimuli, jobs))
     rows = audited.rows()
     if out is not None:

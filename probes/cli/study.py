@@ -101,15 +101,15 @@ def freeze(
 
     design, cells, store = _open(study, out)
     sets = [cell for cell in cells if cell.kind == "sets"]
-    with store.held():
+    with store.held() as output:
         pool = LocalPool(store, jobs)
-        moved = store.tidy(cells)
+        moved = store.tidy(cells, output)
         with _Watch(sets, store, pool, moved) as watch:
             drive(sets, store, pool, watch)
         failures = _overview(sets, store, jobs).failures
         if failures:
             raise StudyError(f"{failures[0].step} could not be made: {failures[0].reason}")
-        record = register(design, cells, store, again)
+        record = register(design, cells, store, output, again)
     if json:
         show_json(record)
         return 0
@@ -166,9 +166,9 @@ def run(
     wanted = with_needs(cells, matching(cells, only))
     _tell_deviations(design, cells, store)
     # A polite end is an interruption, as it is for cells: a driver in the background does not hear Ctrl-C.
-    with store.held(), _interrupted_by(signal.SIGTERM):
+    with store.held() as output, _interrupted_by(signal.SIGTERM):
         pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch, find_launch(launch, gpus))
-        moved = store.tidy(cells)
+        moved = store.tidy(cells, output)
         with _Watch(wanted, store, pool, moved) as watch:
             drive(wanted, store, pool, watch)
     overview = _overview(wanted, store, jobs)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
 from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.output import OutputFolder
 
 
 def train(
@@ -135,37 +138,55 @@ def train(
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "preset", "jobs", "json", "config")}
     from vlm_probe.finetune.config import make_config
-    from vlm_probe.finetune.mixture import parse_mixture
     from vlm_probe.probes.cli.console import progress, show, show_json
     from vlm_probe.probes.cli.errors import SUCCESS
-    from vlm_probe.probes.cli.resources import check_model_name, cores, task_name
+    from vlm_probe.probes.cli.resources import check_model_name, cores
     from vlm_probe.probes.cli.settings import listed
     from vlm_probe.probes.models.catalog import lookup
 
     if avoid is not None:
         given["avoid"] = tuple(listed(avoid))
-    mixture = parse_mixture(tasks)
-    given["tasks"] = tuple(task_name(share.task) for share in mixture)
-    given["weights"] = () if len({round(share.share, 9) for share in mixture}) == 1 else _weights(mixture)
+    given = with_tasks(given, tasks)
     check_model_name(model)
     embedded = lookup(model).kind == "embedded"
     resolved = make_config(given, preset if preset is not None else "tiny" if embedded else "")
     folder = out or Path("adapters") / run_name(resolved)
     # Where bitsandbytes is installed, importing peft loads it, and it complains of an optional kernel on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from vlm_probe.finetune.train import is_first
+    from vlm_probe.finetune.train import KIND, is_first
     from vlm_probe.finetune.train import train as run
+    from vlm_probe.stimuli.output import claim
 
     with progress(f"{method} of {model}") as step:
         result = run(resolved, folder, jobs=jobs or cores(), progress=step)
     if not is_first():
         return SUCCESS
-    _save_settings(folder, resolved.to_dict() | {"out": str(folder.resolve())})
+    with claim(folder, KIND) as output:
+        _save_settings(output, resolved.to_dict() | {"out": str(folder.resolve())})
     if json:
         show_json(result | {"out": str(folder)})
     else:
         show(_table(result, folder))
     return SUCCESS
+
+
+def with_tasks(settings: dict[str, Any], tasks: str) -> dict[str, Any]:
+    """Settings of a training with its tasks and their weights.
+
+    Args:
+        settings: Fields of the configuration.
+        tasks: Separated by commas, with weights where their shares differ: `towers-stability:2,balance-tilt`.
+
+    Raises:
+        UnknownName, TrainingError: If there is no such task, or a weight is no number.
+    """
+    from vlm_probe.finetune.mixture import parse_mixture
+    from vlm_probe.probes.cli.resources import task_name
+
+    mixture = parse_mixture(tasks)
+    equal = len({round(share.share, 9) for share in mixture}) == 1
+    names = tuple(task_name(share.task) for share in mixture)
+    return settings | {"tasks": names, "weights": () if equal else _weights(mixture)}
 
 
 def run_name(config: Any) -> str:
@@ -180,7 +201,7 @@ def _weights(mixture: Any) -> tuple[float, ...]:
     return tuple(round(share.share / least, 6) for share in mixture)
 
 
-def _save_settings(folder: Path, settings: dict[str, Any]) -> None:
+def _save_settings(folder: OutputFolder, settings: dict[str, Any]) -> None:
     from vlm_probe.probes.cli.settings import save
 
     weights = settings.pop("weights") or [1] * len(settings["tasks"])

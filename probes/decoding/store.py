@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +24,9 @@ import numpy.typing as npt
 
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.activations import HiddenStates, Site
-from vlm_probe.probes.trials import RunError, lock_folder, write_json
+from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import OutputFolder, whole_file, write_json
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
 SYNC_INTERVAL = 2.0
@@ -80,7 +79,7 @@ def collect(
     stimuli: StimulusSet,
     items: Sequence[Item],
     sites: Sequence[Site],
-    out: Path,
+    out: OutputFolder,
     *,
     batch_size: int = 0,
     progress: Progress | None = None,
@@ -97,12 +96,13 @@ def collect(
         progress: Told how many items are read, and how many there are.
 
     Raises:
-        RunError: If the folder cannot be written, or another process is writing there.
+        OutputError: If something else is in their place.
+        RunError: If the folder cannot be written.
         StimulusError: If a picture cannot be read.
         ModelError: If the model has no such sites.
     """
     described = identify(model, stimuli, items)
-    home = out / FOLDER
+    home = out.path / FOLDER
     for found in sorted(home.glob(f"*/{DESCRIPTION}")):
         if _holds(found.parent, described, sites):
             return Activations(found.parent, len(items))
@@ -110,12 +110,9 @@ def collect(
     key = hashlib.sha256(json.dumps([described, names], sort_keys=True).encode()).hexdigest()[:16]
     folder = home / key
     try:
+        out.track(*(f"{FOLDER}/{key}/{name}" for name in (DESCRIPTION, DONE, *(f"{name}.npy" for name in names))))
         folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(home, f".{key}.lock")  # beside the folder, which may have to be made anew
-        try:
-            _fill(folder, described, model, stimuli, items, sites, batch_size, progress)
-        finally:
-            os.close(lock)
+        _fill(folder, described, model, stimuli, items, sites, batch_size, progress)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from error
     return Activations(folder, len(items))
@@ -155,8 +152,6 @@ def _fill(
             if any(len(array) != len(items) for array in (done, *arrays.values())):
                 raise ValueError("another length")
         except (OSError, ValueError, EOFError):
-            shutil.rmtree(folder)
-            folder.mkdir()
             arrays, done = {}, np.zeros(len(items), dtype=bool)
     # Prompts of similar length in one batch need little padding.
     pending = sorted(np.flatnonzero(~done).tolist(), key=lambda i: len(items[i].question.prompt))
@@ -219,7 +214,5 @@ def _sync(arrays: Mapping[Site, npt.NDArray[np.float32]]) -> None:
 
 
 def _save(path: Path, array: npt.NDArray[np.bool_]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    temporary.replace(path)
+    with whole_file(path) as partial:
+        np.save(partial, array)

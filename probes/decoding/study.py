@@ -19,7 +19,9 @@ from vlm_probe.probes.decoding.targets import cue_values, find_target
 from vlm_probe.probes.provenance import git_state, hardware, versions
 from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import OutputFolder, claim
 
+KIND = "decoding"
 SAME_CUE = 0.9999
 """|r| with the target from which on a cue is the target itself, and no shortcut to it."""
 
@@ -42,7 +44,7 @@ def prepare(config: DecodeConfig, stimuli: StimulusSet) -> tuple[list[Item], Pro
 
 
 def decode(
-    config: DecodeConfig, stimuli: StimulusSet, out: Path, *, model: Any = None, step: Step | None = None
+    config: DecodeConfig, stimuli: StimulusSet, out: Path | OutputFolder, *, model: Any = None, step: Step | None = None
 ) -> dict[str, Any]:
     """Decode a target from every layer and place of a model, with all controls, and write it down.
 
@@ -51,7 +53,7 @@ def decode(
     Args:
         config: What is decoded from whom.
         stimuli: The items.
-        out: The folder.
+        out: The folder, or that which is claimed already.
         model: The model, if it is loaded already, with `config.adapter` on it. Of a comparison, the bare one; leave it out where
             memory has no room for two.
         step: Told what is being done.
@@ -62,11 +64,15 @@ def decode(
     Raises:
         DecodingError: If the target cannot be decoded from these items.
         ModelError: If the model cannot be loaded, or has no such layers.
-        RunError: If the folder cannot be used.
+        OutputError: If `out` holds something else, cannot be written, or another process is writing to it.
+        RunError: If it holds results of other settings.
     """
+    if not isinstance(out, OutputFolder):
+        with claim(out, KIND) as folder:
+            return decode(config, stimuli, folder, model=model, step=step)
     started = datetime.now(UTC)
     items, problem = prepare(config, stimuli)
-    folder = check_folder(config, stimuli, out)
+    name = check_folder(config, stimuli, out.path)
     tell = step or (lambda what, done, total: None)
 
     from vlm_probe.probes.decoding.intervention import outcomes
@@ -129,7 +135,7 @@ def decode(
     result |= {"versions": versions("scikit-learn", "scipy"), "git": git_state(), "hardware": hardware()}
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
     result = json.loads(json.dumps(result))  # as it will be read again: no tuples
-    write(folder, result, predictions, items, problem)
+    write(out, name, result, predictions, items, problem)
     return result
 
 

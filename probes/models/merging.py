@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from vlm_probe.probes.models.adapter_folder import TRAINING, check_base, read_ad
 from vlm_probe.probes.models.adapters import attach_adapter
 from vlm_probe.probes.models.huggingface import HuggingFaceModel, load_network, weights_hash
 from vlm_probe.probes.models.loading import find_weights
+from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
 
 TOLERANCE = 1e-3
 """Nats by which log-probabilities of a model in single precision may differ after merging: rounding, and nothing else."""
@@ -62,14 +61,14 @@ def merge_adapter(
         device: "auto" is the first GPU, if there is one.
 
     Raises:
-        ModelError: If the folder exists, the adapter is not one of this model, or the merged model says something else.
+        OutputError: If the folder exists, or cannot be written.
+        ModelError: If the adapter is not one of this model, or the merged model says something else.
     """
     read = read_adapter(adapter)
     name = model or read.base
     if not name:
         raise ModelError(f"the adapter {adapter} does not name its base model: give --model")
-    if out.exists():
-        raise ModelError(f"{out} exists already: choose another --out, or delete it first")
+    check_absent(out)
     base = find_weights(name, revision)
     network, processor, device = load_network(base, name, dtype=dtype, device=device)
     check_base(adapter, weights_hash(base), name)
@@ -77,14 +76,16 @@ def merge_adapter(
     inputs = HuggingFaceModel(adapted, processor, name).probe_inputs()
     before = _log_probabilities(adapted, inputs)
     precision = str(network.dtype).removeprefix("torch.")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
-        adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
+        whole = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # of PEFT, where weights are not finite
+        raise ModelError(f"the adapter {adapter} cannot be merged ({error}): train it anew") from error
+    with whole_folder(out, "merged model") as partial:
+        whole.save_pretrained(partial)
         _copy_rest(base, partial)
         note = {"base": name, "adapter_sha256": read.sha256, "dtype": precision}
-        (partial / TRAINING).write_text(json.dumps(read.training | {"merged": note}, indent=2) + "\n", encoding="utf-8")
-        del network, adapted
+        write_json(partial / TRAINING, read.training | {"merged": note})
+        del network, adapted, whole
         gc.collect()
         merged, _, _ = load_network(partial, out.name, dtype=precision, device=device)
         difference = float((_log_probabilities(merged, inputs) - before).abs().max())
@@ -94,11 +95,6 @@ def merge_adapter(
                 f" by up to {difference:.2g}): use the adapter as it is, with --adapter {adapter}"
             )
         digest = weights_hash(partial)
-        partial.rename(out)
-    except ValueError as error:  # of PEFT, where weights are not finite
-        raise ModelError(f"the adapter {adapter} cannot be merged ({error}): train it anew") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Merged(out, name, precision, digest, difference)
 
 

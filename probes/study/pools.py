@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.study.launch import IN_PROCESS, Launch
-from vlm_probe.probes.study.store import CELLS, JOB, LOG, Store, read_json, write_json
+from vlm_probe.probes.study.store import CELLS, JOB, LOG, Store, read_json
+from vlm_probe.stimuli.output import write_json
 
 GRACE = 30.0
 """Seconds that a process has to end before it is killed."""

@@ -17,18 +17,22 @@ from vlm_probe.probes.provenance import git_state, versions
 from vlm_probe.probes.study.cells import Cell
 from vlm_probe.probes.study.design import Design
 from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.store import Store, read_json, write_json
+from vlm_probe.probes.study.store import Store, read_json
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputFolder
 
 REGISTRATION = "registration.json"
 FORMAT = 1
 
 
-def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = False) -> dict[str, Any]:
+def register(
+    design: Design, cells: Sequence[Cell], store: Store, output: OutputFolder, again: bool = False
+) -> dict[str, Any]:
     """Write the registration of a study, whose sets must be there.
 
     Args:
         design, cells, store: The study.
+        output: Its folder, as `Store.held` gives it.
         again: Register a changed design anew; the earlier record stays beside the new one, and is named in it.
 
     Returns:
@@ -50,7 +54,7 @@ def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = 
                 f" {'; '.join(changes)}; go back to it, or register anew with --again, which keeps the earlier record"
             )
         earlier.append(str(found["sha256"]))
-        write_json(store.folder / f"registration-{len(earlier)}.json", found)
+        output.write_json(f"registration-{len(earlier)}.json", found)
     record = {
         "format": FORMAT,
         "registered": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +65,7 @@ def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = 
         "git": git_state(),
     }
     record = {"sha256": record_hash(record), **record}
-    write_json(store.folder / REGISTRATION, record)
+    output.write_json(REGISTRATION, record)
     return record
 
 

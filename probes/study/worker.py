@@ -35,10 +35,12 @@ from vlm_probe.probes.study.store import (
     read_json,
     size_of,
     take,
-    write_json,
 )
+from vlm_probe.stimuli.output import OutputError, claim, kind_of
 
 AT_WORK = 4
+OUTPUTS = {"train": "training run", "run": "run", "decode": "decoding"}
+"""Command -> what the manifest of its folder calls it; a stimulus set's appears when it is whole, and is marked then."""
 PATIENCE = 5.0
 """Seconds to wait for a lock that somebody may hold only to look at the cell."""
 ERRORS_KEPT = 4
@@ -112,7 +114,7 @@ def _steps(store: Store, cell: Cell, processes: int, launch: Launch) -> tuple[li
             continue
         try:
             reason = _do(store, step, processes, launch)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             reason = as_line(error)
         if reason:
             failures.append(Failure(step.id, reason, command_of(step)))
@@ -136,8 +138,9 @@ def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
     mark = {"sha256": step.sha256, "arguments": list(step.arguments), "pace": step.pace, "amount": step.amount}
     _say(f"$ {command_of(step)}")
     store.make_room(step)
-    if step.arguments[0] != "stimuli":  # whose folder must not be there beforehand: it appears when it is whole
-        write_json(out / MARK, mark)
+    kind = OUTPUTS.get(step.arguments[0])
+    if kind is not None:
+        _note(out, kind, mark)
     clock, cpu = time.monotonic(), _cpu_seconds()
     code, reason = _call((*step.arguments, "--jobs", str(processes)), launch)
     if code == INTERRUPTED:
@@ -153,8 +156,14 @@ def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
         "ended": _now(),
         "host": os.uname().nodename,
     }
-    write_json(out / MARK, mark | facts)
+    _note(out, str(kind_of(out)), mark | facts)
     return ""
+
+
+def _note(out: Path, kind: str, mark: dict[str, Any]) -> None:
+    """Write down in the folder of a step which one it is. Raises OutputError if the folder is somebody else's."""
+    with claim(out, kind) as folder:
+        folder.write_json(MARK, mark)
 
 
 def _call(arguments: tuple[str, ...], launch: Launch) -> tuple[int, str]:

@@ -28,6 +28,7 @@ from vlm_probe.probes.tiny.card import model_card
 from vlm_probe.probes.tiny.pictures import RENDER_PIXELS, draw_scene, physics_tasks, shift_if_possible
 from vlm_probe.probes.tiny.questions import grounding, sayable
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.output import write_json, write_whole
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import PARAPHRASES, Question, Variant
 from vlm_probe.stimuli.scene import Scene, mirror
@@ -254,9 +255,9 @@ def evaluate(
                 place = place.setdefault(parent, {})
             place[last] = found
             sys.stderr.write(f"{path}: {json.dumps(found)}\n")
-    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "evaluation.json", facts, indent=1)
     training = json.loads((folder / "training.json").read_text())
-    (folder / "MODEL_CARD.md").write_text(model_card(facts, training))
+    write_whole(folder / "MODEL_CARD.md", model_card(facts, training))
     return facts
 
 

@@ -14,6 +14,7 @@ from transformers import LlavaProcessor
 
 from vlm_probe.probes.tiny.architecture import PIXELS
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw, panel_boxes
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import VISUAL, Shifts, apply
@@ -174,10 +175,8 @@ def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: Ll
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         made = render_pictures(np.random.default_rng([*seed, chunk]), CHUNK, processor)
-        part = path.with_name(f".{path.name}.partial")
-        with part.open("wb") as file:
-            np.savez(file, **_arrays(made))  # type: ignore[arg-type]
-        part.replace(path)
+        with whole_file(path) as partial:
+            np.savez(partial, **_arrays(made))  # type: ignore[arg-type]
     with np.load(path) as stored:
         return _pictures(stored)
 

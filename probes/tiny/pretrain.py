@@ -43,7 +43,10 @@ from vlm_probe.probes.tiny.questions import (
     seen_by,
 )
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.output import claim, whole_file, write_json
 from vlm_probe.stimuli.tasks import get_task
+
+LOG, STATE, WEIGHTS, CACHE = "log.jsonl", "state.pt", "weights", "cache"
 
 BATCH = 16
 """Pictures per process and step."""
@@ -131,15 +134,20 @@ def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
 
     Returns:
         The folder with the weights.
+
+    Raises:
+        OutputError: If `out` holds something else, cannot be written, or another process is writing to it.
     """
     recipe = recipe or Recipe()
-    (out / "cache").mkdir(parents=True, exist_ok=True)
-    if recipe.processes == 1:
-        _work(0, recipe, out, "")
-        return out / "weights"
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_work, args=(recipe, out, f"file://{folder}/meet"), nprocs=recipe.processes)
-    return out / "weights"
+    with claim(out, "pretraining") as output, tempfile.TemporaryDirectory() as folder:
+        output.track(LOG, STATE)
+        output.announce(WEIGHTS, CACHE)
+        (out / CACHE).mkdir(exist_ok=True)
+        if recipe.processes == 1:
+            _work(0, recipe, out, "")
+        else:
+            spawn(_work, args=(recipe, out, f"file://{folder}/meet"), nprocs=recipe.processes)
+    return out / WEIGHTS
 
 
 def _chunks(stage: Stage) -> range:
@@ -167,7 +175,7 @@ class _Worker:
 
     def run(self) -> None:
         """All stages, from wherever the checkpoint is."""
-        recipe, state = self.recipe, self.out / "state.pt"
+        recipe, state = self.recipe, self.out / STATE
         kept: dict[str, Any] | None = None
         if state.exists():
             kept = torch.load(state, weights_only=True)
@@ -191,7 +199,7 @@ class _Worker:
             self.pictures, self.loaded = [p for c in chunks for p in self._chunk(1, c)], stage.pictures
 
     def _chunk(self, stream: int, number: int) -> list[Picture]:
-        return cached_pictures(self.out / "cache", (self.recipe.seed, stream), number, self.processor)
+        return cached_pictures(self.out / CACHE, (self.recipe.seed, stream), number, self.processor)
 
     def _train(self, stage: Stage, kept: dict[str, Any] | None) -> None:
         self._load(stage)
@@ -360,7 +368,7 @@ class _Worker:
     def _tell(self, facts: dict[str, Any]) -> None:
         line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
         sys.stderr.write(line + "\n")
-        with (self.out / "log.jsonl").open("a") as log:
+        with (self.out / LOG).open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
     def _digest(self) -> str:
@@ -384,10 +392,9 @@ class _Worker:
             "cpu": self.cpu,
             "steps": self.steps,
         }
-        part = self.out / "state.tmp"
-        torch.save(state, part)
-        part.replace(self.out / "state.pt")
-        save_weights(self.model, self.processor, self.out / "weights")
+        with whole_file(self.out / STATE) as partial:
+            torch.save(state, partial)
+        save_weights(self.model, self.processor, self.out / WEIGHTS)
         facts = {
             "recipe": {
                 **asdict(self.recipe),
@@ -401,7 +408,7 @@ class _Worker:
             "cpu_seconds": round(self.cpu),
             "data_sha256": data,
         }
-        (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        write_json(self.out / WEIGHTS / "training.json", facts, indent=1)
 
 
 def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

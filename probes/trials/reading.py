@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
 from vlm_probe.probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
-from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError
+from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError, shards
 from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / TRIALS
     if path.is_file():
-        logs = [read_log(file)[0] for file in (path, *sorted(Path(folder).glob(SHARDS)))]
+        logs = [read_log(file)[0] for file in (path, *shards(Path(folder)))]
     else:
         found = in_archive(archived_rows, folder)
         if found is None:

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from vlm_probe.analysis.figures.power import write
 from vlm_probe.analysis.power import Scenario, grid, power
+from vlm_probe.stimuli.output import claim
 
 
 def test_a_grid_is_a_list_or_a_range() -> None:
@@ -75,7 +76,10 @@ def test_an_impossible_scenario_is_refused(wrong: dict[str, object], said: str) 
 
 def test_the_curve_and_the_table_are_written(tmp_path) -> None:
     found = power([3, 5, 9], [50, 100], Scenario(), simulations=200)
-    folder = write(found, tmp_path / "power")
-    assert {path.name for path in folder.iterdir()} == {"power.pdf", "power.png", "power.csv", "power.json"}
-    first = (folder / "power.png").read_bytes()
-    assert (write(found, folder) / "power.png").read_bytes() == first
+    folder = tmp_path / "power"
+    with claim(folder, "power analysis") as output:
+        write(found, output)
+        made = {name: (folder / name).read_bytes() for name in output.names}
+        assert set(made) == {"power.pdf", "power.png", "power.csv", "power.json"}
+        write(found, output)
+        assert {name: (folder / name).read_bytes() for name in output.names} == made

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.train import train
+from vlm_probe.stimuli.output import OutputError
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "ppo", "grpo", "rloo")
@@ -128,7 +129,9 @@ def _check_folder(folder, result, config):
     assert stored["budget"]["tokens"] > 64 * 90, "a prompt with its picture has more than 90 tokens"
     assert [row["samples"] for row in stored["curves"]] == [16, 32, 48, 64]
     names = {"adapter_config.json", "adapter_model.safetensors", "training.json", "settings.json", "curves.png"}
-    assert {p.name for p in folder.iterdir()} - {".lock"} == names | ({"critic"} if config.method == "ppo" else set())
+    assert {p.name for p in folder.iterdir()} - {".lock", ".vlm-probe.json"} == names | (
+        {"critic"} if config.method == "ppo" else set()
+    )
     # It is finished: the same command gives the same result, and another one is refused.
     assert train(config, folder) == stored
     with pytest.raises(TrainingError, match=r"other settings \(learning_rate\)"):
@@ -173,7 +176,7 @@ def test_what_is_wrong_is_said_before_anything_starts(tmp_path, save_adapter, ll
             train(config, tmp_path / "run")
         assert "\n" not in str(caught.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         train(settings("ppo"), tmp_path / "file" / "run")
 
 

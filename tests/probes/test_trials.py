@@ -19,6 +19,7 @@ from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import COLUMNS, RUN, TRIALS, RunError, TrialLog, load_frame, read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputError
 
 SLOW_RUN = """
 import sys, time
@@ -27,6 +28,7 @@ from vlm_probe.probes.models.observers import Observer, make_observer
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputError
 
 quick = Observer.generate
 def slow(self, trials, settings):
@@ -109,9 +111,9 @@ def test_damage_in_the_middle_is_reported(stability: StimulusSet, tmp_path: Path
 def test_a_second_process_is_refused(stability: StimulusSet, tmp_path: Path) -> None:
     out = finished(stability, tmp_path / "run")
     with TrialLog(out, read_run(out)):
-        with pytest.raises(RunError, match="another process is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             finished(stability, out)
-        with pytest.raises(RunError, match="another process is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             rescore(out, stability)
         assert len(read_trials(out)) == len(stability)  # reading is free
     finished(stability, out)
@@ -169,7 +171,7 @@ def test_a_full_disk_is_reported_and_what_was_written_stays(
 
 def test_a_folder_that_cannot_be_written_is_refused(stability: StimulusSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write a run to"):
+    with pytest.raises(OutputError, match="cannot write to"):
         finished(stability, tmp_path / "file" / "run")
 
 

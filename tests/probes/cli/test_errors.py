@@ -30,7 +30,7 @@ CASES = [
     (["stimuli", "make", "towers", "--out", "s", "-n", "0"], USAGE, "Must be >= 1"),
     (["stimuli", "make", "towers", "--out", "s", "-n", "-3"], USAGE, "Must be >= 1"),
     (["stimuli", "make", "towers", "--out", "s", "--size", "1"], USAGE, "Must be >= 16"),
-    (["stimuli", "make", "towers", "--out", "empty"], FAILURE, "exists already"),
+    (["stimuli", "make", "towers", "--out", "."], FAILURE, "exists already"),
     (["stimuli", "make", "towers", "--out", "file/below", "-n", "4"], FAILURE, "file/below"),
     (["stimuli", "show", "empty"], FAILURE, "probe stimuli make"),
     (["stimuli", "audit", "empty"], FAILURE, "probe stimuli make"),
