@@ -62,7 +62,7 @@ def make(
     with progress("making stimuli") as step:
         if out is None:
             return further_set(name, n, seed, size=size, shifts=shifts, jobs=processes, progress=step)
-        return make_set(name, n, seed, out, size=size, shifts=shifts, jobs=processes, progress=step)
+        return make_set(name, n, seed, Path(out), size=size, shifts=shifts, jobs=processes, progress=step)
 
 
 def run(model: str, stimuli: StimulusSet | Place, *, out: Place | None = None, **settings: Any) -> RunReport:
@@ -198,4 +198,6 @@ def trials(*runs: RunReport | Place) -> pd.DataFrame:
 
 
 def _folders(runs: tuple[RunReport | Place, ...]) -> list[Path]:
-    return [Path(getattr(run, "path", run)) for run in runs]
+    from vlm_probe.probes.run import RunReport
+
+    return [run.path if isinstance(run, RunReport) else Path(run) for run in runs]
