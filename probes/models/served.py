@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 
 GREETING = 16
 """Tokens of the reply to a made-up question, where the run does not say how many its replies may have."""
+SHORTER = (
+    "give fewer --examples or --attempts, a shorter --memory or fewer --max-new-tokens, or start the server with a longer context"
+    " and more images per prompt"
+)
+"""What helps against a request that is too long."""
 STRIKES = 2
 """So many failed trials in a row, for each that is under way at a time, and the server is taken to be gone."""
 
@@ -146,27 +151,26 @@ class ServedModel:
         Raises:
             ModelError: If it refuses them all, or says that it has no room for the replies.
         """
-        refusals: list[str] = []
+        first: ModelError | None = None
         for trial in trials:
-            told = f"a request of this run ({trial.item.item_id}, {_images(trial)} images)"
+            told = f"a request of this run ({trial.item.item_id}, images: {_images(trial)})"
             try:
-                reply = self._first_request(trial, readout, settings)
+                answer = self._first_request(trial, readout, settings)
             except RequestFailed as error:
                 if error.filtered:
                     return
-                refusals.append(f"{told}: {error}")
+                # The words about an image that is too large end with a fix of their own.
+                fix = "" if error.status == 413 else f"; {SHORTER}"
+                first = first or ModelError(f"{self._endpoint.url} does not take {told}: {error}{fix}")
                 if error.refused:
                     continue
                 break
-            if refusals:
-                log.warning("%s does not take %s", self._endpoint.url, refusals[0])
-            self._check_room(trial, prompt_tokens(reply), settings, told)
+            if first is not None:
+                log.warning("%s; a shorter one is taken, so that trials like it will fail", first)
+            self._check_room(trial, prompt_tokens(answer), settings, told)
             return
-        if refusals:
-            raise ModelError(
-                f"{self._endpoint.url} does not take {refusals[0]}; give fewer --examples or --attempts, a shorter --memory or"
-                " fewer --max-new-tokens, or start the server with a longer context and more images per prompt"
-            )
+        if first is not None:
+            raise first
 
     def _first_request(self, trial: Trial, readout: str, settings: Generation) -> dict[str, Any]:
         """The answer to the first request of a trial. If it is usable, the trial need not be asked again."""
@@ -187,8 +191,7 @@ class ServedModel:
         tokens = (seen or 0) + (settings.max_new_tokens or _limit(trial.item)) * (1 + earlier)
         if isinstance(room, int) and seen and tokens > room:
             raise ModelError(
-                f"{self._model} reads {room} tokens at {self._endpoint.url}, and {told} may take {tokens}: give fewer"
-                " --examples or --attempts, a shorter --memory such as last-1, or fewer --max-new-tokens"
+                f"{self._model} reads {room} tokens at {self._endpoint.url}, and {told} may take {tokens}: {SHORTER}"
             )
 
     def stream(self, trials: Iterable[Trial], readout: str, settings: Generation) -> Iterator[tuple[Trial, Any, float]]:
@@ -345,8 +348,7 @@ class ServedModel:
                 ask(sampling, _conversation(images))
         except RequestFailed as error:
             raise ModelError(
-                f"{self._endpoint.url} does not take the {images} images of one prompt of this run: {error}; give fewer --examples"
-                " or --attempts, a shorter --memory, or start the server with a longer context and more images per prompt"
+                f"{self._endpoint.url} does not take the {images} images of one prompt of this run: {error}; {SHORTER}"
             ) from error
         self._check_sight(reply)
         return reply
