@@ -124,7 +124,7 @@ def test_files_of_the_working_folder_are_never_run(python: Path, traps: Path) ->
         assert done.returncode == 0 and "parse rate" in done.stdout, done.stderr
         assert (traps / f"run{number}" / "psychometric.png").is_file()
     made = call(
-        python, traps, *probe, "stimuli", "make", "towers-stability", "-n", "40", "--jobs", "2", "--out", "set"
+        python, traps, *probe, "stimuli", "make", "towers-stability", "-n", "40", "--processes", "2", "--out", "set"
     )
     assert made.returncode == 0, made.stderr
     assert not list(traps.rglob("*.ran"))

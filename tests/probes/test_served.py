@@ -112,7 +112,8 @@ def test_sampling_has_a_seed_for_each_trial(server: Server, stability: StimulusS
     def seeds(folder: str, **changes: Any) -> dict[str, int]:
         server.requests.clear()
         ask(server, stability, tmp_path / folder, limit=6, temperature=0.7, **changes)
-        sent = [body for _, _, body in server.requests if "seed" in body]
+        real = {item.image_sha256 for item in stability.items}
+        sent = [body for _, _, body in server.requests if picture_hash(body) in real]
         assert all(body["temperature"] == 0.7 for body in sent)
         return {picture_hash(body): body["seed"] for body in sent}
 
@@ -229,7 +230,7 @@ def test_a_rate_limit_holds_for_all_requests(server: Server, stability: Stimulus
 def test_a_server_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
     server: Server, stability: StimulusSet, tmp_path: Path
 ) -> None:
-    server.respond = lambda number, body: (502, {}, {"error": {"message": "gone"}}) if number >= 10 else None
+    server.respond = lambda number, body: (502, {}, {"error": {"message": "gone"}}) if number >= 11 else None
     with pytest.raises(ModelError, match=r"failed 4 trials in a row.*HTTP 502: gone.*give the same command again"):
         ask(server, stability, tmp_path / "r", concurrency=2)
     kept = [row for row in read_trials(tmp_path / "r") if not row["error"]]
@@ -349,7 +350,7 @@ def test_a_server_that_wants_another_name_for_the_limit(server: Server, stabilit
 def test_a_server_that_counts_no_picture_is_suspicious(server: Server, caplog: Any) -> None:
     server.respond = lambda number, body: {"usage": {"prompt_tokens": 10}}
     ServedModel.connect(server.url, "m")
-    assert "it may leave pictures out" in caplog.text
+    assert "it may leave images out" in caplog.text
 
 
 def test_another_server_is_another_run_unless_it_names_the_same_weights(
@@ -556,7 +557,9 @@ def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     folder = tmp_path_factory.mktemp("serve")
     shutil.copytree(WEIGHTS, folder / "tiny")
     bent = folder / "tiny" / "generation_config.json"
-    bent.write_text(json.dumps(json.loads(bent.read_text()) | {"repetition_penalty": 9.0, "do_sample": True, "top_k": 3}))
+    bent.write_text(
+        json.dumps(json.loads(bent.read_text()) | {"repetition_penalty": 9.0, "do_sample": True, "top_k": 3})
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
