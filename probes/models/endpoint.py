@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import socket
 import ssl
 import threading
@@ -96,6 +97,7 @@ class Endpoint:
         try:
             parts = urlsplit(url)
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            usable &= not re.search(r"[\s\x00-\x1f\\]|\.\.", url)
         except ValueError:  # brackets or a port that are none
             usable = False
         if not usable:
@@ -230,8 +232,11 @@ class Endpoint:
                 raise error.__cause__ from None
             raise _Trouble(RequestFailed(self._reason(error), refused=False)) from error
         # The client parses what is called JSON, and hands on as text what is called something else.
-        answer = _parsed(reply) if isinstance(reply, str) else reply
-        fault = fault_of(answer)
+        try:
+            answer = _parsed(reply) if isinstance(reply, str) else reply
+            fault = fault_of(answer)
+        except RecursionError as error:
+            raise _Trouble(RequestFailed("the server's reply is nested too deeply", refused=False)) from error
         if fault is None:
             return dict(answer)
         raise self._failure(code_of(fault.error) or 200, fault.error, str(body["model"]), fault=fault)

@@ -176,15 +176,16 @@ def words_of_error(error: Any) -> str:
     """
     if isinstance(error, str):
         title = re.search(r"<title[^>]*>(.{1,300}?)</title>", error[:20_000], re.IGNORECASE | re.DOTALL)
-        page = "<html" in error[:2_000].lower() or title is not None
-        return " ".join(
-            (title.group(1) if title else re.sub(r"<[^<>]*>", " ", error[:4_000]) if page else error).split()
-        )
+        page = "<html" in error[:2_000].lower()
+        words = title.group(1) if title else re.sub(r"<[^<>]*>", " ", error[:4_000]) if page else error
+        # Neither line breaks nor what would move a terminal's cursor.
+        return " ".join("".join(letter if letter.isprintable() else " " for letter in words[:4_000]).split())
     if isinstance(error, list):
         return "; ".join(filter(None, map(words_of_error, error[:20])))
     if not isinstance(error, Mapping):
         return "" if error is None else str(error)
-    words = next((w for n in ("message", "detail", "msg", "error", "title") if (w := words_of_error(error.get(n)))), "")
+    names = ("message", "detail", "msg", "error", "title")
+    words = next((found for name in names if (found := words_of_error(error.get(name)))), "")
     place = error.get("loc") or error.get("param")
     where = ".".join(map(str, place)) if isinstance(place, list) else str(place or "")
     return f"{where}: {words}" if where and where not in words else words or brief(dict(error))

@@ -33,6 +33,11 @@ GREEDY = (0.0, 0.001, 0.01, 0.1)
 """Temperatures that stand for greedy decoding, the first that the server takes."""
 LIMITS = ("max_tokens", "max_completion_tokens")
 """Names of the token limit; newer models of OpenAI have the second."""
+_UNKNOWN = re.compile(
+    r"max_completion_tokens|un(supported|known|recogni[sz]ed|expected)|not (supported|permitted|allowed|compatible)|extra|deprecated",
+    re.IGNORECASE,
+)
+"""How servers say that they have no such field."""
 PLAIN = 1.0
 """The temperature that changes nothing; it is the protocol's own, so that it need not be sent where it is wanted."""
 
@@ -199,10 +204,10 @@ def _one_by_one(
 
 def _named(error: RequestFailed, values: _Values) -> list[str]:
     """The fields of the request that an error names; the temperature only where it names no other."""
-    sent = {name: name for name in ("temperature", "seed", *NEUTRAL) if values[name]} | {"limit": values["limit"][0]}
     for words in (error.param, error.words):
-        found = [name for name, field in sent.items() if _names(words, field)]
-        if values["limit"][0] == LIMITS[0] and "limit" not in found and _names(words, LIMITS[1]):
+        found = [name for name in ("temperature", "seed", *NEUTRAL) if values[name] and _names(words, name)]
+        # One that is too large would be so by any name.
+        if any(_names(words, name) for name in LIMITS) and _UNKNOWN.search(error.words):
             found.append("limit")
         if found:
             return [name for name in found if name != "temperature"] or found

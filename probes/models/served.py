@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 GREETING = 16
 """Tokens of the reply to a made-up question, where the run does not say how many its replies may have."""
+SEEDS = 0x7FFFFFFF
+"""The largest seed: what goes into 32 bits with a sign."""
 SHORTER = (
     "give fewer --examples or --attempts, a shorter --memory or fewer --max-new-tokens, or start the server with a longer context"
     " and more images per prompt"
@@ -162,9 +164,9 @@ class ServedModel:
                 # The words about an image that is too large end with a fix of their own.
                 fix = "" if error.status == 413 else f"; {SHORTER}"
                 first = first or ModelError(f"{self._endpoint.url} does not take {told}: {error}{fix}")
-                if error.refused:
-                    continue
-                break
+                if error.status is None and not error.refused:
+                    break
+                continue
             if first is not None:
                 log.warning("%s; a shorter one is taken, so that trials like it will fail", first)
             self._check_room(trial, prompt_tokens(answer), settings, told)
@@ -273,7 +275,7 @@ class ServedModel:
         """The request for a reply."""
         # Of the trial, so that two trials do not share their luck, and one has the same when it is asked again.
         name = " ".join(part for part in trial.id if part)
-        seed = zlib.crc32(f"{name} {settings.seed}".encode()) & 0x7FFFFFFF
+        seed = zlib.crc32(f"{name} {settings.seed}".encode()) & SEEDS
         fields = self._sampling.at(settings.temperature)
         tokens = settings.max_new_tokens or _limit(trial.item)
         return {"messages": messages(trial.turns), **fields.replying(tokens, seed)}
@@ -286,7 +288,7 @@ class ServedModel:
             if error.filtered:
                 return Reply(str(error), "filtered")
             raise
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestFailed(str(error), refused=True) from error
 
     def _complete(
@@ -325,7 +327,7 @@ class ServedModel:
         def ask(sampling: Sampling, turns: Sequence[Turn]) -> dict[str, Any]:
             nonlocal sent
             sent += 1  # the first time a server may still be starting; after that it need not be waited for
-            body = {"messages": messages(turns), **sampling.replying(tokens, settings.seed)}
+            body = {"messages": messages(turns), **sampling.replying(tokens, settings.seed & SEEDS)}
             return self._complete(body, counted=False, retries=None if sent == 1 else 1, any_reply=True)
 
         try:
@@ -342,7 +344,7 @@ class ServedModel:
             log.warning("%s: %s", self._endpoint.url, note)
         fault = fault_of(reply)
         if fault is not None:
-            log.warning("%s took a first question without a usable reply: %s", self._endpoint.url, fault.message)
+            log.warning("%s took a first question without a usable reply: %s", self._endpoint.url, fault.message[:300])
         try:
             if images > 1:
                 ask(sampling, _conversation(images))

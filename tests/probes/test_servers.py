@@ -195,12 +195,12 @@ def images_of(body: Body) -> int:
 @pytest.mark.parametrize(
     ("changes", "refused", "message"),
     [
+        ({"max_new_tokens": 801}, lambda body: body.get("max_tokens", 0) > 800, r"does not answer for 'm'.*At most 1"),
         (
             {"examples": (0, 2)},
             lambda body: images_of(body) > 1,
             r"does not take the 3 images of one prompt.*At most 1.*--examples",
         ),
-        ({"max_new_tokens": 900}, lambda body: body["max_tokens"] > 800, r"does not answer for 'm'.*At most 1"),
         ({"style": "think"}, lambda body: body["max_tokens"] > 500, r"does not answer for 'm'.*At most 1"),
     ],
 )
@@ -209,7 +209,9 @@ def test_the_longest_request_is_tried_before_any_work(
 ) -> None:
     from vlm_probe.probes.run import RunConfig, load
 
-    server.respond = lambda number, body: refusal("At most 1 may be provided") if refused(body) else None
+    # It names the limit, and would take any number of tokens by the other name.
+    words = "At most 1 may be provided; max_tokens must be at most 800"
+    server.respond = lambda number, body: refusal(words) if refused(body) else None
     with pytest.raises(ModelError, match=message) as error:
         load(RunConfig("m", "s", base_url=server.url, **changes))
     assert "\n" not in str(error.value)
@@ -235,6 +237,8 @@ def test_the_run_s_own_request_is_tried_before_the_first_trial(
     shown = {item.item_id: item.image_sha256 for item in stability.items}
     server.respond = lambda number, body: refusal("I dislike it") if picture_hash(body) == shown[longest] else None
     assert ask(server, stability, tmp_path / "r").n_errors == 1
+    server.respond = lambda number, body: refusal("no memory", 500) if picture_hash(body) == shown[longest] else None
+    assert ask(server, stability, tmp_path / "q").n_errors == 1
     # The request that was tried is a trial like any other, and not asked twice.
     server.respond = lambda number, body: None
     server.requests.clear()
@@ -361,6 +365,11 @@ SECRETLY = {"prompt_tokens": 26, "completion_tokens_details": {"reasoning_tokens
             "filtered",
             "HTTP 400: The response was filtered due to the prompt triggering our content management policy.",
         ),
+        (
+            lambda number, body: refusal("The model requires moderation and your input was flagged", 403),
+            "filtered",
+            "HTTP 403: The model requires moderation and your input was flagged",
+        ),
     ],
 )  # fmt: skip
 def test_replies_that_have_a_status_of_their_own(
@@ -449,6 +458,7 @@ def test_an_image_that_is_too_large_is_one_line(
         ({"choices": "yes"}, "holds no message"),
         ({"choices": [7]}, "holds no message"),
         (b"[" * 100_000, "is not JSON"),
+        (b'{"error":' + b'{"message":' * 940 + b"1" + b"}" * 941, "reply is"),
         (b"<html><title>Sign in</title></html>", "is not JSON: 'Sign in'"),
         (b"", "is not JSON"),
         ("yes", "is not JSON: 'yes'"),
@@ -539,6 +549,7 @@ def test_a_reply_with_anything_anywhere_is_read_or_refused_in_one_line(data: st.
         ({"detail": [{"loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]}, "body.top_k: Extra inputs are not permitted"),
         ([{"error": {"code": 400, "message": "API key not valid"}}], "API key not valid"),
         ("a\nplain  text", "a plain text"),
+        ("a\x1b[2J \ud83dtext\u2028", "a [2J text"),
         (PAGE.decode(), "413 Request Entity Too Large"),
         ("<html><body><p>Gone</p></body></html>", "Gone"),
         ({"message": {"message": "inside"}}, "inside"),
@@ -651,7 +662,10 @@ def test_proxies_that_cannot_be_used_are_one_line(monkeypatch: pytest.MonkeyPatc
         ServedModel.connect("http://192.0.2.1/v1", "m")
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://localhost:99999/v1", "http://localhost:x/v1", "http:///v1"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1", "http://localhost:99999/v1", "http://localhost:x/v1", "http:///v1", "http://a b/v1", "http://a..b"],
+)
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(ModelError, match="no address of a server"):
         ServedModel.connect(url, "m")
