@@ -5,18 +5,19 @@ from __future__ import annotations
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.probes.models import Ended
 from vlm_probe.probes.presentation import Manner, Presenter
 from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
 from vlm_probe.stimuli.attempts import Attempt, carry_out
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.output import OutputFolder
-from vlm_probe.stimuli.question import Answer, Integers, Options
+from vlm_probe.stimuli.question import Answer, Integers, Options, Parsed
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Score, get_task
 
@@ -48,37 +49,45 @@ class Scorer:
         assert item.scene is not None
         return self._known.score(task, item.scene, item.question, answer, scene_hash=item.scene_sha256)
 
-    def row(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
+    def row(self, item: Item, raw: str | None, logprobs: list[float] | None, ended: Ended = "") -> Columns:
         """All columns that follow from an item and what was given to it: a reply, else log-probabilities.
 
         Args:
             item: What was asked.
             raw: The reply; None where log-probabilities were read.
             logprobs: Of every legal answer, nats; None where a reply was read.
+            ended: How the reply ended, if not by itself.
 
         Raises:
             ValueError: If there is not one finite log-probability per legal answer.
         """
-        return self.describe(item) | self.scored(item, raw, logprobs)
+        return self.describe(item) | self.scored(item, raw, logprobs, ended)
 
-    def scored(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
+    def scored(self, item: Item, raw: str | None, logprobs: list[float] | None, ended: Ended = "") -> Columns:
         """The columns that follow from what was given to an item: a reply, else log-probabilities.
 
         Args:
             item: What was asked.
             raw: The reply; None where log-probabilities were read.
             logprobs: Of every legal answer, nats; None where a reply was read.
+            ended: How the reply ended, if not by itself.
 
         Raises:
             ValueError: If there is not one finite log-probability per legal answer.
         """
-        return self.reply(item, raw) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
+        return self.reply(item, raw, ended) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
 
-    def reply(self, item: Item, raw: str) -> Columns:
-        """The columns that follow from a reply."""
+    def reply(self, item: Item, raw: str, ended: Ended = "") -> Columns:
+        """The columns that follow from a reply.
+
+        Args:
+            item: What was asked.
+            raw: The reply.
+            ended: How it ended, if not by itself: what was withheld is not read, what was cut off may hold the answer.
+        """
         parsed = item.question.parse(raw)
-        if parsed.value is None:
-            return UNANSWERED | {"raw": raw, "status": parsed.status}
+        if parsed.value is None or ended == "filtered":
+            return UNANSWERED | {"raw": raw, "status": ended or parsed.status}
         return self._answered(item, parsed.value) | {"raw": raw}
 
     def options(self, item: Item, logprobs: npt.NDArray[np.float64]) -> Columns:
@@ -117,7 +126,10 @@ class Scorer:
             size: Edge of the picture, pixels.
         """
         assert item.scene is not None  # actions without a scene are refused before the run
-        parsed = item.question.parse(reply_of(item, row))
+        reply = reply_of(item, row)
+        # What was withheld may hold a number all the same, which nobody has answered.
+        unread = Parsed(reply, None, row["status"]) if row["answer"] is None else None
+        parsed = unread or item.question.parse(reply)
         return carry_out(
             get_task(item.task),
             item.scene,
@@ -231,7 +243,9 @@ def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> tuple[int, int]:
             raise RunError(f"{folder} has a trial of {row['item_id']!r}, which its set does not have: restore its log")
         try:
             item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
-            return row | scorer.row(item, row["raw"], row["logprobs"])
+            # How a reply ended is known from its server alone, and stays.
+            ended: Ended = next((name for name in get_args(Ended) if name == row["status"]), "")
+            return row | scorer.row(item, row["raw"], row["logprobs"], ended)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(
                 f"{folder}: the trial of {row['item_id']} is none that can be scored ({type(error).__name__}: {error});"

@@ -13,13 +13,15 @@ from typing import Any, Literal
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
 from vlm_probe.probes.memory import Memory
-from vlm_probe.probes.models import Generation, Model
+from vlm_probe.probes.models import Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
+from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from vlm_probe.probes.provenance import git_state, hardware, training_facts, versions
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.sharding import ALONE, Processes
-from vlm_probe.probes.trials import RunError, trials_hash
+from vlm_probe.probes.trials import RunError, is_run, trials_hash
+from vlm_probe.stimuli.attempts import remembered
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.output import OutputError, OutputFolder
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
+TRIED = 2
+"""Of the longest requests, so many are tried at a server that refuses: one may be refused for what its image shows."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -105,6 +109,11 @@ class RunConfig:
         """How often, and with what memory, a scene is tried."""
         return Memory(self.attempts, self.memory)
 
+    @property
+    def images(self) -> int:
+        """Images in the longest conversation: of the question, of worked examples, and of what earlier attempts did."""
+        return 1 + max(self.examples, default=0) + min(remembered(self.memory, self.attempts), self.attempts - 1)
+
 
 @dataclass(frozen=True)
 class RunReport:
@@ -160,6 +169,8 @@ def run(
     keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
     if len(keys) != len(wanted):
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
+    if not is_run(folder):  # what is left of a run that was begun is as long at most
+        _check_request(model, wanted, config.readout, settings)
     if memory.attempts > 1:
         _check_context(model, wanted, settings)
         if memory.kept == "none" and not config.temperature and model.needs_images:
@@ -223,8 +234,10 @@ def load(config: RunConfig) -> Model:
     """
     from vlm_probe.probes.models.loading import load_model
 
-    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout")
-    return load_model(config.model, **{name: getattr(config, name) for name in names})
+    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout", "images")
+    limit = config.max_new_tokens or (THINKING_TOKENS if config.style == "think" else 0)
+    settings = Generation(limit, config.temperature, config.seed)
+    return load_model(config.model, settings=settings, **{name: getattr(config, name) for name in names})
 
 
 def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
@@ -249,6 +262,25 @@ def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) ->
     longest = {ask.asked.question.prompt: ask for ask in wanted}
     chosen = sorted(longest.values(), key=lambda ask: len(ask.asked.question.prompt))[-LONGEST:]
     check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
+
+
+def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: Generation) -> None:
+    """Refuse a server that does not take the longest requests of the run. Raises ModelError."""
+    check = getattr(model, "check_request", None)
+    if check is None:
+        return
+
+    def length(ask: Ask) -> tuple[bool, int, bool, int]:
+        question = ask.asked.question
+        return ask.manner.control != "description", ask.manner.examples, question.style == "think", len(question.prompt)
+
+    trials: list[Trial] = []
+    for ask in sorted(wanted, key=length, reverse=True)[:LONGEST]:
+        with suppress(Exception):  # what cannot be shown is a failed trial when it is asked
+            trials.append(ask.memory.longest(ask.trial(with_picture=True)))
+        if len(trials) == TRIED:
+            break
+    check(trials, readout, settings)
 
 
 def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
@@ -301,7 +333,7 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
     error = answer.error
     if error is None:
         try:
-            columns |= scorer.scored(item, answer.raw, answer.logprobs)
+            columns |= scorer.scored(item, answer.raw, answer.logprobs, answer.ended)
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
     return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Answer = str | int | tuple[int, int]
 """A semantic answer: the value of an option, one whole number, or a pair of whole numbers."""
@@ -20,7 +20,14 @@ Answer = str | int | tuple[int, int]
 MOST_ANSWERS = 1_000_000
 """Of whole numbers. All of them are listed, for their log-probabilities and for what a random one is worth."""
 
-Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished"]
+Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished", "filtered"]
+"""How reading a reply went. Only "ok" is an answer; all others count as no answer.
+
+ok: one legal answer. empty: no text. no_answer: text without a legal answer. ambiguous: several answers. out_of_range, not_whole:
+a number that the question does not allow. unfinished: cut off before an answer, or in the middle of a thought. filtered: withheld by
+a content filter, or refused; only a server tells that.
+"""
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +284,16 @@ def parse(reply: str, grammar: Grammar, style: str = "direct") -> Parsed:
     """
     if not reply.strip():
         return Parsed(reply, None, "empty")
+    folded = reply.lower()
+    if folded.rfind("<think>") > folded.rfind("</think>"):
+        return Parsed(reply, None, "unfinished")  # nothing in a thought is an answer
     blocks = _blocks(reply)
     if blocks:
         results = {grammar.read(block) for block in blocks}
         if len(results) > 1:
             return Parsed(reply, None, "ambiguous")
         return Parsed(reply, *results.pop())
-    if style == "think" or "<answer>" in reply.lower():
+    if style == "think" or "<answer>" in folded:
         return Parsed(reply, None, "unfinished")
     return Parsed(reply, *grammar.read(reply))
 

@@ -38,6 +38,7 @@ from vlm_probe.probes.trials import RunError, read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.importing import ImportProblems, import_set
 from vlm_probe.stimuli.opening import LARGEST, open_picture
+from vlm_probe.stimuli.output import claim
 from vlm_probe.stimuli.plain_json import parse
 from vlm_probe.stimuli.tasks import UnknownTask
 
@@ -123,7 +124,9 @@ def test_runs_with_anything_in_them(finished: Path, stability: StimulusSet, tmp_
     lines = (finished / "trials.jsonl").read_text().splitlines()[:4]
     for number, (what, data) in enumerate(mutations(record if file == "run.json" else json.loads(lines[0]))):
         folder = tmp_path / str(number)
-        folder.mkdir()
+        with claim(folder, "run") as output:
+            output.track("trials.jsonl", "run.json")
+            output.write("notes.txt", "")
         changed = [json.dumps(data), *lines[1:]] if file == "trials.jsonl" else lines
         (folder / "trials.jsonl").write_text("\n".join(changed) + "\n")
         (folder / "run.json").write_text(json.dumps(data if file == "run.json" else record))

@@ -12,6 +12,9 @@ from PIL import Image
 
 from vlm_probe.stimuli.dataset import Item
 
+Ended = Literal["", "unfinished", "filtered"]
+"""How a reply ended that did not end by itself, as a status of `vlm_probe.stimuli.question.Status`."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -70,6 +73,20 @@ def trial_id(item_id: str, manner: str, attempt: int) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What a model said, where its server tells how that ended.
+
+    Attributes:
+        text: The reply.
+        ended: "unfinished" if it was cut off, which counts where no answer can be read in it; "filtered" if it was withheld or
+            refused, and then nothing is read in it; empty if it ended by itself.
+    """
+
+    text: str
+    ended: Ended = ""
+
+
+@dataclass(frozen=True)
 class Generation:
     """How replies are generated. The default is greedy, which every published number should say it is."""
 
@@ -106,8 +123,10 @@ class Model(Protocol):
         observed: What it has seen so far, as plain data for `run.json`.
         check(items): Raises ModelError for items that it cannot answer, before any is asked.
         check_context(trials, settings): Raises ModelError for conversations that are too long for it.
+        check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
         prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
-        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order.
+        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
+            is a text, or a `Reply`.
 
     Attributes:
         needs_images: Whether it looks at pictures; one that does not is given none.

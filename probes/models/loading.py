@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from vlm_probe.probes.models import Model, ModelError
+from vlm_probe.probes.models import Generation, Model, ModelError
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ def load_model(
     base_url: str | None = None,
     concurrency: int = 8,
     readout: str = "generate",
+    settings: Generation | None = None,
+    images: int = 1,
 ) -> Model:
     """Load a model or an observer, or reach a served model.
 
@@ -40,6 +42,8 @@ def load_model(
         base_url: Of the server, for a served model.
         concurrency: Trials that a served model is asked at a time.
         readout: What a served model will be asked for: "generate" or "options".
+        settings: How a served model will generate replies; by default greedily.
+        images: Images in the longest conversation that a served model will be asked.
 
     Raises:
         ModelError: If that is not possible here; one line with the fix.
@@ -58,6 +62,8 @@ def load_model(
             adapter=None if adapter is None else str(adapter),
             readout=readout,
             concurrency=concurrency,
+            settings=settings,
+            images=images,
         )
     if entry.kind == "observer":
         if adapter is not None or load_in_4bit or revision is not None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vlm_probe.probes.cli import app
 from vlm_probe.probes.cli.settings import SETTINGS, save
+from vlm_probe.stimuli.output import claim
 
 RUN = ["run", "--model", "chance", "--stimuli", "towers"]
 
@@ -105,5 +106,6 @@ def test_mistakes_elsewhere_are_errors(tmp_path: Path, monkeypatch: pytest.Monke
 def test_saved_settings_can_be_read_again(text: str, number: int, share: float, flag: bool) -> None:
     values = {"text": text, "number": number, "share": share, "flag": flag}
     with TemporaryDirectory() as folder:
-        save(Path(folder), "run", {**values, "nothing": None})
+        with claim(Path(folder), "run") as output:
+            save(output, "run", {**values, "nothing": None})
         assert tomllib.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8")) == values
