@@ -10,27 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 
-from vlm_probe.probes.cli import (
-    adapters,
-    analyze,
-    check,
-    decode,
-    doctor,
-    importing,
-    models,
-    paper,
-    power,
-    pretrain,
-    report,
-    run,
-    score,
-    settings,
-    stimuli,
-    study,
-    train,
-)
+from vlm_probe.probes.cli import settings
 from vlm_probe.probes.cli.errors import (
     FAILURE,
     INTERRUPTED,
@@ -66,24 +48,41 @@ app: App = App(
     config=tuple(settings.Sources(lambda: app)),
     suppress_keyboard_interrupt=False,
 )
-app.command(run.run)
-app.command(stimuli.app)
-stimuli.app.command(importing.import_, name="import")
-stimuli.app.command(importing.export)
-app.command(adapters.app)
-app.command(check.check)
-app.command(models.models)
-app.command(score.score)
-app.command(train.train)
-app.command(decode.decode)
-app.command(analyze.analyze)
-app.command(report.report)
-app.command(report.view)
-app.command(paper.paper)
-app.command(power.power)
-app.command(study.app)
-app.command(pretrain.pretrain)
-app.command(doctor.doctor)
+COMMANDS = {
+    "Start": {
+        "doctor": ("doctor:doctor", "Say what is installed, what is missing, and whether a model runs here."),
+        "models": ("models:models", "List the models that have a short name."),
+    },
+    "Stimuli": {
+        "stimuli": ("stimuli:app", "Make, list, show, check, audit, import and export stimulus sets."),
+        "check": ("check:check", "Check a task of your own against the contract of all tasks."),
+    },
+    "Ask": {
+        "run": ("run:run", "Run a model on a stimulus set; print the summary, write trials and figure."),
+        "score": ("score:score", "Score the replies of a run again, without a model."),
+        "decode": ("decode:decode", "Decode physical quantities from hidden states."),
+    },
+    "Train": {
+        "train": ("train:train", "Train a model with LoRA: SFT, PPO, GRPO or RLOO."),
+        "adapters": ("adapters:app", "List, show, verify and merge adapters."),
+        "pretrain": ("pretrain:pretrain", "Pretrain the embedded model `tiny` again."),
+    },
+    "Analyse": {
+        "analyze": ("analyze:analyze", "Analyse runs: statistics, figures, tables and a report."),
+        "report": ("report:report", "Write runs as one HTML page to explore."),
+        "view": ("report:view", "Show that page on this machine while runs go on."),
+        "power": ("power:power", "Simulate the power of a planned contrast."),
+    },
+    "Publish": {
+        "study": ("study:app", "Plan, register, run and pack a whole study from one file."),
+        "paper": ("paper:paper", "Build a paper from a study: figures, tables, numbers and PDF."),
+    },
+}
+"""Group -> command -> where it is, below this package, and what it does. A command's module is imported when it is used."""
+for number, (title, commands) in enumerate(COMMANDS.items()):
+    group = Group(title, sort_key=number)
+    for name, (place, purpose) in commands.items():
+        app.command(f"vlm_probe.probes.cli.{place}", name=name, help=purpose, group=group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter, validators
 
 from vlm_probe.probes.cli.settings import Config, Jobs, Json, Overwrite
 
-app = App(name="stimuli", help="Make, list, show, check and audit stimulus sets.")
+app = App(name="stimuli", help="Make, list, show, check, audit, import and export stimulus sets.")
 
 Count = Annotated[int, Parameter(name=("--n", "-n"), validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
@@ -244,3 +244,11 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+for _name, _purpose in (
+    ("import", "Make a stimulus set of your own images, a table of trials, and human responses."),
+    ("export", "Write a set as one flat table, one row per item."),
+):
+    _function = "import_" if _name == "import" else _name
+    app.command(f"vlm_probe.probes.cli.importing:{_function}", name=_name, help=_purpose)
