@@ -25,6 +25,7 @@ from vlm_probe.probes.trials import (
     trials_hash,
     was_edited,
 )
+from vlm_probe.stimuli.errors import reading
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
@@ -91,11 +92,9 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
     """
     record = read_run(folder)
     log = _unedited(folder, record)
-    try:
+    # Of files that were not written by a run, what can be told apart at sight is told when they are read.
+    with reading(f"the run {folder}", RunError, "restore its files, or run again with another --out"):
         return _read(folder, record, log)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        # Files that were not written by a run; what can be told apart at sight is told when they are read.
-        raise RunError(f"{folder} is no run as `probe run` writes it ({type(error).__name__}: {error})") from error
 
 
 def _read(folder: Path, record: Mapping[str, Any], log: str) -> tuple[pd.DataFrame, Counter[str], Source]:

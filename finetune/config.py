@@ -12,6 +12,7 @@ from vlm_probe.finetune.curriculum import parse_curriculum
 from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.probes.memory import Memory
+from vlm_probe.stimuli.errors import ProbeError
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
@@ -20,7 +21,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 
 
-class TrainingError(Exception):
+class TrainingError(ProbeError):
     """A training run cannot start, or has to be stopped; the message names the thing and ends with the fix."""
 
 

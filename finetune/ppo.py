@@ -26,6 +26,7 @@ from vlm_probe.finetune.families import AnyFamily
 from vlm_probe.finetune.monitor import Counting
 from vlm_probe.finetune.restoring import Restoring
 from vlm_probe.finetune.value_head import ValueHead, load_value_head, save_value_head
+from vlm_probe.stimuli.errors import InvalidInput
 
 CRITIC, STATE = "critic", "ppo.json"
 """Folder of the critic in that of an adapter or a model, and its file with the present weight of the KL penalty."""
@@ -95,7 +96,7 @@ class PPOConfig(GRPOConfig):
         if self.loss_type not in ("bnpo", "grpo", "dr_grpo", "dapo"):
             raise ValueError(f"loss_type is {self.loss_type!r}: PPO clips ratios, so use bnpo, grpo, dr_grpo or dapo")
         if self.adaptive_kl and not self.beta:
-            raise ValueError("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
+            raise InvalidInput("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
 
 
 class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):

@@ -46,6 +46,7 @@ from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, ad
 from vlm_probe.probes.models.device import choose_device
 from vlm_probe.probes.provenance import git_state, hardware, versions
 from vlm_probe.probes.trials import LOCK, lock_folder
+from vlm_probe.stimuli.errors import reason_of
 from vlm_probe.stimuli.plain_json import parse_object
 
 FORMAT = 1
@@ -170,7 +171,7 @@ def _train(
             result["adapter_sha256"] = adapter_hash(folder)
         else:
             policy.processor.save_pretrained(folder)
-        draw_curves(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", folder / CURVES)
+        _draw(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", folder / CURVES)
         _tidy(folder)
         _write(folder / TRAINING, result)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -349,6 +350,14 @@ def _result(
         "curves": monitor.record.rows,
         "adapter_sha256": None,
     }
+
+
+def _draw(rows: list[dict[str, float]], title: str, file: Path) -> None:
+    """Draw the curves, which are in `training.json` as well: a figure that fails must not cost what was learned."""
+    try:
+        draw_curves(rows, title, file)
+    except Exception as error:
+        logging.getLogger(__name__).warning("%s could not be drawn: %s", file, reason_of(error))
 
 
 def _tidy(folder: Path) -> None:

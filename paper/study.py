@@ -19,6 +19,7 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper.numbers import records
 from vlm_probe.probes.archive import LOGS
 from vlm_probe.probes.trials import read_run, runs_below
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 ASKED = ("runs", "observers")
@@ -30,7 +31,7 @@ OVER_ALL = "all plain"
 """What contrasts that are about no single condition of training have for one."""
 
 
-class PaperError(ValueError):
+class PaperError(ProbeError, ValueError):
     """A paper cannot be made; the message says why, and ends with what to do."""
 
 
@@ -168,9 +169,5 @@ def _without_curves(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with reading(path, PaperError, "repeat the step that made it, or delete its folder"):
         return parse_object(path.read_bytes(), finite=False)
-    except (OSError, ValueError) as error:
-        raise PaperError(
-            f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder"
-        ) from error

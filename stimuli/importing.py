@@ -21,6 +21,7 @@ from vlm_probe.stimuli.bins import with_bins
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.conversion import SMALLEST, Picture, convert
 from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
@@ -111,7 +112,7 @@ def import_set(
     """
     source, folder, pictures = Path(table), Path(out), Path(images)
     if size is not None and size < SMALLEST:
-        raise ValueError(f"size must be at least {SMALLEST}, got {size}")
+        raise InvalidInput(f"size must be at least {SMALLEST}, got {size}")
     if folder.exists():
         raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
     if not pictures.is_dir():

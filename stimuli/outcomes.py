@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import Answer, Question
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
@@ -41,7 +42,7 @@ class OutcomeCache:
 
     def __init__(self, size: int = DEFAULT_SIZE) -> None:
         if size < 0:
-            raise ValueError(f"the size of an outcome cache cannot be negative, got {size}")
+            raise InvalidInput(f"the size of an outcome cache cannot be negative, got {size}")
         self.size = size
         self._scores: OrderedDict[tuple[object, ...], Score] = OrderedDict()
         self._hits = self._misses = 0

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.plain_json import parse_object
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ SHOWN = 3
 """Names of foreign files that a refusal lists."""
 
 
-class OutputError(RuntimeError):
+class OutputError(ProbeError, RuntimeError):
     """Something cannot be written where it was asked for; the message says why and what to do."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 
@@ -50,21 +51,15 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
     Raises:
         StimulusError: If it cannot be read.
     """
-    try:
+    with reading(path, StimulusError, "give a table that is saved as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StimulusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise StimulusError(f"cannot read {path}: {error.strerror}") from error
     if path.suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand within texts
             if not line.strip():
                 continue
-            try:
+            with reading(f"{path}, line {number},", StimulusError, "write one JSON object per line"):
                 cells = {k: "" if v is None else _cell(v) for k, v in parse_object(line, finite=False).items()}
-            except ValueError as error:
-                raise StimulusError(f"{path}, line {number}: not a JSON object ({error})") from error
             rows.append(Row(number, cells))
         return rows, list(dict.fromkeys(key for row in rows for key in row.cells))
     if path.suffix not in (".csv", ".tsv"):

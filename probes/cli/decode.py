@@ -63,7 +63,7 @@ def decode(
         load_in_4bit: Quantise the weights to four bits.
         out: Folder; by default decode/MODEL_SET.
     """
-    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.console import progress, show, show_json
     from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
     from vlm_probe.probes.decoding.config import DecodeConfig
     from vlm_probe.probes.decoding.result import check_folder
@@ -106,11 +106,9 @@ def decode(
         results.append(result)
         if not json:
             show(_report(result))
-        for figure in _draw([result], check_folder(one, items, folder)):
-            tell(f"figure: {figure}")
+        _draw([result], check_folder(one, items, folder))
     if len(results) > 1:
-        for figure in _draw(results, folder):
-            tell(f"figure: {figure}")
+        _draw(results, folder)
     if json:
         show_json(results[0] if len(results) == 1 else results)
 
@@ -127,18 +125,21 @@ def _report(result: dict[str, Any]) -> Any:
     return Report(result)
 
 
-def _draw(results: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write the figures of one result, or the overview of several."""
-    import matplotlib.pyplot as plt
+def _draw(results: list[dict[str, Any]], folder: Path) -> None:
+    """Write the figures of one result, or the overview of several, and say where they are."""
+    from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.cli.results import warning_of
 
-    from vlm_probe.analysis.style import STYLE
-    from vlm_probe.probes.decoding.figures import depth, intervention
+    with warning_of("figure"):
+        import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
-        figures = [depth(results, folder / "decode.png")]
-        if len(results) == 1 and "intervention" in results[0]:
-            figures.append(intervention(results[0], folder / "intervention.png"))
-    return figures
+        from vlm_probe.analysis.style import STYLE
+        from vlm_probe.probes.decoding.figures import depth, intervention
+
+        with plt.rc_context(STYLE):
+            tell(f"figure: {depth(results, folder / 'decode.png')}")
+            if len(results) == 1 and "intervention" in results[0]:
+                tell(f"figure: {intervention(results[0], folder / 'intervention.png')}")
 
 
 class _Steps:

@@ -93,7 +93,7 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import write_figure, write_summary
+    from vlm_probe.probes.cli.results import warning_of, write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.sharding import join
@@ -148,14 +148,16 @@ def run(
     processes.leave()
     if not processes.first:
         return SUCCESS
-    write_summary(folder, json)
+    is_readable = write_summary(folder, json)
     lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
     try:
-        if references:
-            lines = reference_runs(items, model, limit, jobs or cores())
+        if references and is_readable:
+            with warning_of("reference line"):
+                lines = reference_runs(items, model, limit, jobs or cores())
     except KeyboardInterrupt:
         code = INTERRUPTED
-    write_figure(folder, lines)
+    if is_readable:
+        write_figure(folder, lines)
     return code
 
 

@@ -32,6 +32,6 @@ def score(
     made_with = stimuli or str(read_run(run).get("stimuli", {}).get("path", ""))
     n, changed = rescore(run, find_stimuli(made_with, None))
     tell(f"{n} trials scored, {changed} of them differently from before")
-    write_summary(run, json)
-    write_figure(run, {})
+    if write_summary(run, json):
+        write_figure(run, {})
     return 0

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import ProbeError
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,5 @@ class Model(Protocol):
         ...
 
 
-class ModelError(RuntimeError):
+class ModelError(ProbeError, RuntimeError):
     """A model cannot be loaded or used; the message names it and the fix. Raised before any stimulus work."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from vlm_probe.stimuli.errors import ProbeError, reading
 
-class StudyError(ValueError):
+
+class StudyError(ProbeError, ValueError):
     """A study cannot be read, frozen or run; the message names the key, cell or file and ends with the fix."""
 
 
@@ -37,19 +39,15 @@ def read_yaml(path: Path) -> Any:
     Raises:
         StudyError: If it cannot be read, is no YAML, or names a key twice.
     """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except RecursionError as error:
-        raise StudyError(f"{path} is nested too deeply, or within itself: write it out plainly") from error
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}; give the path of its YAML file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise StudyError(f"{path}{where}: {problem}") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not a text file in UTF-8: give the path of the study's YAML file") from error
+    with reading(path, StudyError, "give a YAML file as `docs/study.md` describes it"):
+        try:
+            found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark is not None else ""
+            problem = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise StudyError(f"{path}{where}: {problem}") from error
+        return found
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.stimuli.errors import ProbeError
+
 log = logging.getLogger(__name__)
 
 TRIALS, RUN, LOCK = "trials.jsonl", "run.json", ".lock"
@@ -17,7 +19,7 @@ SHARDS = "trials.*.jsonl"
 """Logs of further processes of the same run (`vlm_probe.probes.sharding`), until the first takes their rows over."""
 
 
-class RunError(RuntimeError):
+class RunError(ProbeError, RuntimeError):
     """A run's folder cannot be used; the message says why and what to do."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import ProbeError, UnknownName
 from vlm_probe.stimuli.question import Answer, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
@@ -39,7 +40,7 @@ class Score:
     outcome: Outcome | None = field(default=None, repr=False, compare=False)
 
 
-class Unsatisfiable(ValueError):
+class Unsatisfiable(ProbeError, ValueError):
     """No scene of the family meets the condition."""
 
 
@@ -259,7 +260,7 @@ FAMILIES: dict[str, str] = {
 """Families and their headline judgement task, which is what a family name stands for on the command line."""
 
 
-class UnknownTask(LookupError):
+class UnknownTask(UnknownName):
     """No task of that name; the message lists the closest ones."""
 
 
