@@ -19,10 +19,12 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback
 
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.probes.decoding.targets import TARGETS, find_target
 from vlm_probe.probes.models import ModelError
 from vlm_probe.stimuli.dataset import Item
-from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.stimuli.errors import InvalidInput, reading
 
 HEAD_LEARNING_RATE = 1e-3
 FILE = "auxiliary.pt"
@@ -160,9 +162,10 @@ class AuxiliaryObjective:
 
     def resume(self, checkpoint: Path) -> None:
         """Go on with the head of a checkpoint."""
-        stored = torch.load(checkpoint / FILE, weights_only=True)
-        self.head.load_state_dict(stored["head"])
-        self._optimiser.load_state_dict(stored["optimiser"])
+        with reading(checkpoint / FILE, TrainingError, RESTART):
+            stored = torch.load(checkpoint / FILE, weights_only=True)
+            self.head.load_state_dict(stored["head"])
+            self._optimiser.load_state_dict(stored["optimiser"])
 
     def _keep(self, module: Any, given: Any, output: Any) -> None:
         if self._heard is not None:

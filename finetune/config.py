@@ -38,7 +38,7 @@ class Budget:
         kind, _, amount = text.partition("=")
         try:
             number = int(float(amount))
-        except ValueError:
+        except (ValueError, OverflowError):
             number = 0
         if kind not in BUDGETS or number < 1:
             raise TrainingError(f"--budget is {text!r}: write samples=5000, steps=200 or tokens=1000000")
@@ -296,6 +296,8 @@ def _check(config: TrainConfig) -> None:
     ):
         if getattr(config, name) < 0:
             raise TrainingError(f"--{_option(name)} cannot be negative, got {getattr(config, name)}")
+    if config.method == "ppo" and config.adaptive_kl and not config.beta:
+        raise TrainingError("--adaptive-kl steers --beta, which must not be 0: start with --beta 0.01")
     Budget.parse(config.budget)
     try:
         parse_curriculum(config.curriculum)

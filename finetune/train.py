@@ -44,10 +44,14 @@ from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
+from vlm_probe.probes.models.loading import check_options
 from vlm_probe.probes.provenance import git_state, hardware, versions
 from vlm_probe.probes.trials import LOCK, lock_folder
-from vlm_probe.stimuli.errors import reason_of
+from vlm_probe.stimuli.errors import is_installed, reading, reason_of
 from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.standard import check_available, check_cache
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"
@@ -114,10 +118,11 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
         What `training.json` says.
 
     Raises:
-        TrainingError, ModelError: If it cannot start or has to be stopped; one line with the fix.
+        TrainingError, ModelError, StimulusError: If it cannot start or has to be stopped; one line with the fix.
         RunError: If another process trains there.
     """
     folder = Path(out)
+    check_needs(config)
     state = PartialState(cpu=choose_device(config.device) == "cpu")
     config = per_process(config, state.num_processes)
     check_tasks(config)
@@ -132,6 +137,9 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
 def _train(
     config: TrainConfig, folder: Path, state: PartialState, jobs: int, progress: Progress | None
 ) -> dict[str, Any]:
+    # First of all, since it may find that nothing can be resumed.
+    warn = log.warning if state.is_main_process else log.debug
+    checkpoint = last_checkpoint(folder / CHECKPOINTS, warn)
     device = choose_device(config.device)
     if device == "cpu":
         keep_freed_memory()
@@ -154,11 +162,10 @@ def _train(
     with _quiet():
         course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
         trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
     if checkpoint is not None:
         monitor.resume(checkpoint)
         course.resume(checkpoint)
-        logging.getLogger(__name__).info("going on from %s", checkpoint)
+        log.info("going on from %s", checkpoint)
     started = datetime.now(UTC)
     monitor.start()
     with _quiet(), saving(folder):
@@ -177,6 +184,26 @@ def _train(
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return result
+
+
+def check_needs(config: TrainConfig) -> None:
+    """Refuse settings that this machine lacks something for, before anything is made or loaded.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        TrainingError, ModelError, StimulusError: If a package, a device, a folder or the cache is missing; with the fix.
+    """
+    wanted = {"tensorboard": ("tensorboard", "tensorboardX")}.get(config.report_to, (config.report_to,))
+    if config.report_to != "none" and not any(map(is_installed, wanted)):
+        raise TrainingError(
+            f"--report-to {config.report_to} needs {wanted[0]}, which is not installed: pip install {wanted[0]}, or leave it out"
+        )
+    check_options(config.device, config.load_in_4bit, *([config.init] if config.init else []))
+    check_cache()
+    for name in config.avoid:
+        check_available(name)
 
 
 def is_first() -> bool:
@@ -203,9 +230,7 @@ def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, A
             raise TrainingError(
                 f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
             )
-        if (folder / TRAINING).is_file():
-            return _read(folder / TRAINING)
-        return None
+        return _finished(folder / TRAINING) if (folder / TRAINING).is_file() else None
     if (folder / CONFIG).exists() or (folder / TRAINING).exists():
         raise TrainingError(f"{folder} holds an adapter already: choose another --out, or delete it first")
     state.wait_for_everyone()
@@ -357,7 +382,7 @@ def _draw(rows: list[dict[str, float]], title: str, file: Path) -> None:
     try:
         draw_curves(rows, title, file)
     except Exception as error:
-        logging.getLogger(__name__).warning("%s could not be drawn: %s", file, reason_of(error))
+        log.warning("%s could not be drawn: %s", file, reason_of(error))
 
 
 def _tidy(folder: Path) -> None:
@@ -374,10 +399,22 @@ def _tidy(folder: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
-    try:
+    with reading(file, TrainingError, "choose another --out, or delete the folder first"):
         return parse_object(file.read_bytes(), finite=False)
-    except ValueError as error:
-        raise TrainingError(f"{file} is damaged ({error}): choose another --out, or delete the folder first") from error
+
+
+def _finished(file: Path) -> dict[str, Any]:
+    """What a training that is over says. Raises TrainingError if it does not say what it should."""
+    with reading(file, TrainingError, "choose another --out, or delete the folder first"):
+        found = parse_object(file.read_bytes(), finite=False)
+        kinds = {"method": str, "model": str, "tasks": list, "budget": dict, "curves": list}
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {str(found[name])[:40]!r}")
+        for values in (found["budget"], *found["curves"]):
+            if not all(isinstance(value, int | float) for value in values.values()):
+                raise TypeError(f"a number is missing in {str(values)[:40]!r}")
+        return found
 
 
 def _write(file: Path, data: Any) -> None:

@@ -15,8 +15,9 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper import manuscript, tex
 from vlm_probe.paper.numbers import Numbers
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study, read_study
+from vlm_probe.paper.study import PaperError, Study, read_study
 from vlm_probe.probes.study.pack import REMARKS
+from vlm_probe.stimuli.errors import reading
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,9 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
             progress(done, len(PARTS) + 2)
 
     study = read_study(folder)
+    remarks = folder / REMARKS
+    with reading(remarks, PaperError, "save it as UTF-8"):
+        remarked = remarks.read_text(encoding="utf-8") if remarks.is_file() else ""
     step()
     generated = out / GENERATED
     shutil.rmtree(generated, ignore_errors=True)
@@ -128,8 +132,7 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         numbers.verdict(f"part.{name}", "missing" if name in missing else "made", ("made", "missing"))
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
-    remarks = folder / REMARKS
-    (generated / REMARKS).write_text(remarks.read_text(encoding="utf-8") if remarks.is_file() else "", encoding="utf-8")
+    (generated / REMARKS).write_text(remarked, encoding="utf-8")
     slips = _lay_out(text, out, numbers, missing)
     pdf, problem = (None, slips) if slips else tex.typeset(out / manuscript.MAIN)
     step()

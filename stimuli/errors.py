@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 LONGEST_REASON = 200
@@ -24,6 +25,12 @@ class UnknownName(ProbeError, LookupError):
 
 class NotInstalled(ProbeError, ModuleNotFoundError):
     """An optional package that is needed and is not installed; the message ends with the line that installs it."""
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it. A folder of that name without code is none."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 @contextmanager

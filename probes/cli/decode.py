@@ -69,9 +69,12 @@ def decode(
     from vlm_probe.probes.decoding.result import check_folder
     from vlm_probe.probes.decoding.study import decode as study
     from vlm_probe.probes.decoding.study import load, prepare
+    from vlm_probe.probes.models.loading import check_options
+    from vlm_probe.stimuli.standard import check_available
 
     check_model_name(model)
     task = check_stimuli_name(stimuli)
+    check_available(stimuli)
     common: dict[str, Any] = {
         "model": model,
         "stimuli": stimuli,
@@ -94,6 +97,7 @@ def decode(
     wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
     folder = out or Path("decode") / _name(model, stimuli, task)
     check_writable(folder, resume=True)
+    check_options(device, load_in_4bit, adapter, compare)
     items = find_stimuli(stimuli, jobs)
     for one in wanted:  # every target, before the first one is decoded
         prepare(one, items)

@@ -85,6 +85,7 @@ def run(
     from vlm_probe.probes.cli.grounding import ask_grounding
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
+        check_examples,
         check_model_name,
         check_stimuli_name,
         check_writable,
@@ -97,6 +98,7 @@ def run(
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.sharding import join
+    from vlm_probe.stimuli.standard import check_available
 
     stimuli = shifted_name(stimuli, shift)
     settings: dict[str, Any] = {
@@ -135,6 +137,9 @@ def run(
     processes = join()
     if processes.first:
         check_writable(folder, resume)
+        check_available(stimuli)
+        if max(run_config.examples):
+            check_examples(task, examples_from)
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))

@@ -161,7 +161,9 @@ def check(
     from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.agreement import check as check_set
+    from vlm_probe.stimuli.simulators import get_simulator
 
+    get_simulator(engine)  # whether it is installed, before a set is made
     found = find_stimuli(stimuli, jobs)
     with progress(f"checking with {engine}") as step:
         agreement = check_set(found, engine, step)

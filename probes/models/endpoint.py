@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -66,8 +67,13 @@ class Endpoint:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            is_address &= not re.search(r"[\s\x00-\x1f\\]|\.\.", url)
+        except ValueError:  # a port that is none, or half an address of version 6
+            is_address = False
+        if not is_address:
             raise ModelError(f"--base-url {url!r} is no address of a server: give one like http://localhost:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             # The address is written to the run's folder, and whatever is in it with it.

@@ -43,6 +43,7 @@ from vlm_probe.probes.tiny.questions import (
     seen_by,
 )
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.tasks import get_task
 
 BATCH = 16
@@ -170,18 +171,24 @@ class _Worker:
         recipe, state = self.recipe, self.out / "state.pt"
         kept: dict[str, Any] | None = None
         if state.exists():
-            kept = torch.load(state, weights_only=True)
-            self.model.load_state_dict(kept["model"])
-            self.read_outs.load_state_dict(kept["read_outs"])
-            self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
-            self.steps = kept["steps"]
-            self.rng = np.random.default_rng([recipe.seed, 7, self.rank, self.stage, self.step])
+            with reading(state, InvalidInput, "restore it, or delete it to begin from the start"):
+                kept = self._resume(state)
         while self.stage < len(recipe.stages):
             self._train(recipe.stages[self.stage], kept)
             kept = None
             self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
             self._save(None)
         self._save(None, "" if self.rank else self._digest())
+
+    def _resume(self, state: Path) -> dict[str, Any]:
+        """Take over a checkpoint, and give what is in it."""
+        kept: dict[str, Any] = torch.load(state, weights_only=True)
+        self.model.load_state_dict(kept["model"])
+        self.read_outs.load_state_dict(kept["read_outs"])
+        self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
+        self.steps = kept["steps"]
+        self.rng = np.random.default_rng([self.recipe.seed, 7, self.rank, self.stage, self.step])
+        return kept
 
     def _load(self, stage: Stage) -> None:
         """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""
@@ -360,7 +367,7 @@ class _Worker:
     def _tell(self, facts: dict[str, Any]) -> None:
         line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
         sys.stderr.write(line + "\n")
-        with (self.out / "log.jsonl").open("a") as log:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
     def _digest(self) -> str:
@@ -401,7 +408,7 @@ class _Worker:
             "cpu_seconds": round(self.cpu),
             "data_sha256": data,
         }
-        (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
