@@ -25,7 +25,7 @@ from vlm_probe.probes.trials import (
     trials_hash,
     was_edited,
 )
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import is_text, reading
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
@@ -77,6 +77,9 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
         if path.name == GROUNDING or not any(run in path.parents for run in runs):
             runs.append(path)
     trainings = sorted(path.parent for path in folder.rglob(TRAINING))
+    for path in trainings:
+        if not is_text(str(path)):
+            raise RunError(f"the training {path} has a name that is not UTF-8: rename its folder")
     if not runs and not trainings:
         raise RunError(
             f"{folder} holds no run ({TRIALS} and {RUN}): make one with `probe run --out {folder}`, or check the path"

@@ -12,7 +12,7 @@ from vlm_probe.finetune.curriculum import parse_curriculum
 from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.probes.memory import Memory
-from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.errors import ProbeError, is_installed
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
@@ -251,6 +251,30 @@ def per_process(config: TrainConfig, processes: int) -> TrainConfig:
             f" a divisor of {share}"
         )
     return replace(config, micro_batch=micro)
+
+
+def check_needs(config: TrainConfig) -> None:
+    """Refuse settings that this machine lacks something for, before anything is made or loaded.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        TrainingError, ModelError, StimulusError: If a package, a device, a folder or the cache is missing; with the fix.
+    """
+    # Here, since only a training that begins needs them, and not every reading of a study's file.
+    from vlm_probe.probes.models.loading import check_options
+    from vlm_probe.stimuli.standard import check_available, check_cache
+
+    wanted = {"tensorboard": ("tensorboard", "tensorboardX")}.get(config.report_to, (config.report_to,))
+    if config.report_to != "none" and not any(map(is_installed, wanted)):
+        raise TrainingError(
+            f"--report-to {config.report_to} needs {wanted[0]}, which is not installed: pip install {wanted[0]}, or leave it out"
+        )
+    check_options(config.device, config.load_in_4bit, *([config.init] if config.init else []))
+    check_cache()
+    for name in config.avoid:
+        check_available(name)
 
 
 def _check(config: TrainConfig) -> None:

@@ -27,7 +27,7 @@ from accelerate.utils import set_seed
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
-from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, per_process
+from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, check_needs, per_process
 from vlm_probe.finetune.corrections import Corrections
 from vlm_probe.finetune.course import Course
 from vlm_probe.finetune.curves import draw_curves
@@ -44,12 +44,10 @@ from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
-from vlm_probe.probes.models.loading import check_options
 from vlm_probe.probes.provenance import git_state, hardware, versions
 from vlm_probe.probes.trials import LOCK, lock_folder
-from vlm_probe.stimuli.errors import is_installed, reading, reason_of
+from vlm_probe.stimuli.errors import reading, reason_of
 from vlm_probe.stimuli.plain_json import parse_object
-from vlm_probe.stimuli.standard import check_available, check_cache
 
 log = logging.getLogger(__name__)
 
@@ -184,26 +182,6 @@ def _train(
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return result
-
-
-def check_needs(config: TrainConfig) -> None:
-    """Refuse settings that this machine lacks something for, before anything is made or loaded.
-
-    Args:
-        config: The settings.
-
-    Raises:
-        TrainingError, ModelError, StimulusError: If a package, a device, a folder or the cache is missing; with the fix.
-    """
-    wanted = {"tensorboard": ("tensorboard", "tensorboardX")}.get(config.report_to, (config.report_to,))
-    if config.report_to != "none" and not any(map(is_installed, wanted)):
-        raise TrainingError(
-            f"--report-to {config.report_to} needs {wanted[0]}, which is not installed: pip install {wanted[0]}, or leave it out"
-        )
-    check_options(config.device, config.load_in_4bit, *([config.init] if config.init else []))
-    check_cache()
-    for name in config.avoid:
-        check_available(name)
 
 
 def is_first() -> bool:

@@ -129,7 +129,7 @@ def read_study(folder: Path, resamples: int = 200) -> Study:
         models=_models(folder),
         registration=registration,
         unfinished=0 if packed else len(_asked(folder)) - len(_finished(folder)),
-        deviations=tuple(_read(folder / STATE).get("deviations", ())) if (folder / STATE).is_file() else (),
+        deviations=_deviations(folder),
     )
 
 
@@ -146,8 +146,16 @@ def _finished(folder: Path) -> list[Path]:
 def _name(folder: Path) -> str:
     """What the study calls itself, where that is known, or else its folder."""
     if (folder / REGISTRATION).is_file():
-        return str(_read(folder / REGISTRATION)["study"])
+        return str(_read(folder / REGISTRATION).get("study") or folder.resolve().name)
     return folder.resolve().name
+
+
+def _deviations(folder: Path) -> tuple[str, ...]:
+    """What is not as it was registered, as `probe study pack` found it."""
+    if not (folder / STATE).is_file():
+        return ()
+    with reading(folder / STATE, PaperError, "pack the study again (`probe study pack`)"):
+        return tuple(map(str, _read(folder / STATE).get("deviations", ())))
 
 
 def _models(folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -64,6 +64,11 @@ def is_text(value: str) -> bool:
     return True
 
 
+def whole_text(text: str) -> str:
+    """A text in which halves of surrogate pairs are replacement characters, as where bytes are decoded: it can be written."""
+    return text if is_text(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def reason_of(problem: BaseException) -> str:
     """What an exception says, as a short phrase in one line."""
     if isinstance(problem, RecursionError):

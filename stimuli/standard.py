@@ -8,7 +8,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.generate import Progress, make_set
 from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
@@ -70,6 +70,8 @@ def check_cache() -> None:
     """
     folder = cache_folder()
     with reading(folder, StimulusError, "set PROBE_CACHE to a folder that can be written"):
+        if not is_text(str(folder)):
+            raise ValueError("its name is not UTF-8")
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             why = "it is no folder" if not nearest.is_dir() else "no permission"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,16 +113,21 @@ def find_columns(
             raise StimulusError(f"there is no role {role!r} for a column: there are {', '.join(roles)}")
         if column not in header:
             close = difflib.get_close_matches(column, header, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(header)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(header)}"
             raise StimulusError(f"{table} has no column {column!r}: {hint}")
     places = {role: mapping.get(role, role) for role in roles if mapping.get(role, role) in header}
     for role in needed:
         if role not in places:
             raise StimulusError(
-                f"{table} has no column {role!r} ({roles[role]}); it has {', '.join(header)}: map one with"
-                f" --columns {role}={header[0] if header else 'NAME'} (of a table of responses: --response-columns)"
+                f"{table} has no column {role!r} ({roles[role]}); it has {_listed(header)}: map one with"
+                f" --columns {role}=NAME (of a table of responses: --response-columns)"
             )
     return places
+
+
+def _listed(header: Sequence[str]) -> str:
+    """Columns for a message, which must not be as long as a table that is none."""
+    return textwrap.shorten(", ".join(name[:40] for name in header) or "none", 200, placeholder=" ...")
 
 
 def number(text: str, default: float, wrong: Callable[[str], None]) -> float:

@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         check_texts({f"argument {number}": text for number, text in enumerate(given, 1)})
-        check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
+        if not {"--help", "-h", "--version"} & set(given):
+            check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
         code = app(
             given,
             exit_on_error=False,

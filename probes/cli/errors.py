@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SUCCESS, FAILURE, USAGE, FAILED_TRIALS, INTERRUPTED = 0, 1, 2, 3, 130
 
+LONGEST_LINE = 1000
+"""Characters of a message; the fix is at its end."""
 _WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL)
 
 
@@ -43,10 +45,19 @@ def as_line(error: Exception) -> str:
     """The message of an expected error, in one line."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        if error.errno in _WRONG_PATH:
-            return f"{text}; check the path"
-        return f"{text}; choose another folder, or check its permissions and free space"
-    return " ".join(str(error).split()) or type(error).__name__
+        fix = (
+            "check the path"
+            if error.errno in _WRONG_PATH
+            else "choose another folder, or check its permissions and free space"
+        )
+        return _shown(f"{text}; {fix}")
+    return _shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """A text of bounded length, without characters that could steer a terminal: messages quote files of anybody."""
+    text = text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def usage_line(error: CycloptsError) -> str:

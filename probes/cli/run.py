@@ -81,7 +81,7 @@ def run(
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
-    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError
+    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.grounding import ask_grounding
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
@@ -140,13 +140,14 @@ def run(
         check_available(stimuli)
         if max(run_config.examples):
             check_examples(task, examples_from)
+    saved = _portable(settings | {"examples": examples, "out": out, "references": references})
+    check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
     pool = None
     if max(run_config.examples):
         pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
-    saved = settings | {"examples": examples, "out": out, "references": references}
     if design == "controls" and processes.first:
         ask_grounding(run_config, items, folder, loaded, jobs)
     report = _ask(run_config, items, folder, loaded, saved, pool, processes)
@@ -266,7 +267,7 @@ def _ask(
             nonlocal written
             if not written:
                 written = True
-                save(folder, "run", _portable(saved))
+                save(folder, "run", saved)
             step(done, total)
 
         return ask(config, items, folder, model=model, examples=examples, progress=started, processes=processes)

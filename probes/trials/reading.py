@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
 from vlm_probe.probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
 from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ def is_run(folder: str | Path) -> bool:
 def runs_below(folder: str | Path) -> list[Path]:
     """The folders of all runs below a folder, on the disk and in archives, sorted."""
     found = {path.parent for path in Path(folder).rglob(TRIALS)} | set(in_archive(archived_runs, folder))
+    for path in found:
+        if not is_text(str(path)):
+            raise RunError(f"the run {path} has a name that is not UTF-8: rename its folder")
     return sorted(found)
 
 
