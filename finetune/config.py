@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -279,6 +280,7 @@ def check_needs(config: TrainConfig) -> None:
 
 def _check(config: TrainConfig) -> None:
     """Raise TrainingError if a value is out of its range."""
+    _check_kinds(config)
     choices = (
         ("method", METHODS),
         ("where", PLACES),
@@ -339,6 +341,25 @@ def _check(config: TrainConfig) -> None:
         )
     if config.method == "sft" and config.style == "think":
         raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
+
+
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+"""Types of settings as they are annotated, and in words."""
+
+
+def _check_kinds(config: TrainConfig) -> None:
+    """Raise TrainingError if a value is of another type, as files of settings may have it, or is not finite."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        kind, name = _KINDS.get(str(field.type), (tuple, "a list"))
+        is_kind = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
+        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise TrainingError(f"--{_option(field.name)} must be {name}, got {str(value)[:40]!r}")
 
 
 def _check_tasks(config: TrainConfig) -> None:

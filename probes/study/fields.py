@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.stimuli.errors import ProbeError, is_text, reading
 
 
 class StudyError(ProbeError, ValueError):
@@ -19,6 +19,15 @@ class StudyError(ProbeError, ValueError):
 
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that is given twice is an error; by default, the second would silently win."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """As its parent's, but for what no file name and no table takes."""
+        found = super().construct_scalar(node)
+        if isinstance(found, str) and (not is_text(found) or "\0" in found):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a zero byte or half of a surrogate pair in a text", node.start_mark
+            )
+        return found
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As its parent's."""
@@ -149,7 +158,7 @@ class Fields:
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise StudyError(f"{self.at(key)} must be a list of texts, such as [one, two], got {_shown(value)}")
-        if not listed and default is None:
+        if not listed and (default is None or len(default)):
             raise StudyError(f"{self.at(key)} is empty: name at least one, or leave out what it belongs to")
         return _once(listed, self.at(key))
 
