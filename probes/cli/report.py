@@ -41,8 +41,10 @@ def report(
     from vlm_probe.analysis.page.motion import Motions
     from vlm_probe.analysis.page.pictures import Pictures
     from vlm_probe.probes.cli.console import show, show_json, tell
-    from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.probes.cli.errors import SUCCESS, UsageError
 
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: give the name of an HTML file")
     page = build(runs, Pictures(size), Motions(motions))
     out.parent.mkdir(parents=True, exist_ok=True)
     # Moved to its place when it is whole, so that an earlier page is never half replaced.

@@ -203,9 +203,12 @@ def audit(
         out: Figure to write (.png or .pdf).
     """
     from vlm_probe.probes.cli.console import show, show_json, tell
+    from vlm_probe.probes.cli.errors import UsageError
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.audit import audit as audit_set
 
+    if out is not None and out.suffix not in (".png", ".pdf"):
+        raise UsageError(f"--out {out} is no name of a figure: write one that ends in .png or .pdf")
     audited = audit_set(find_stimuli(stimuli, jobs))
     rows = audited.rows()
     if out is not None:

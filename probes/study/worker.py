@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
+from vlm_probe.probes.cli.errors import FAILED_TRIALS, FAILURE, INTERRUPTED, SUCCESS, as_line
 from vlm_probe.probes.cli.settings import OTHER_VARIABLES
 from vlm_probe.probes.study.cells import Cell, Step
 from vlm_probe.probes.study.fields import StudyError
@@ -37,7 +37,7 @@ from vlm_probe.probes.study.store import (
     take,
     write_json,
 )
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 AT_WORK = 4
@@ -229,6 +229,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; the same study goes on from here")
         return INTERRUPTED
+    except (ProbeError, OSError) as error:
+        _say(as_line(error))
+        return FAILURE
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"budget": "5000"}, "samples=5000"),
         ({"budget": "samples=0"}, "samples=5000"),
         ({"budget": "hours=3"}, "samples=5000"),
-        ({"learning_rate": 0.0}, "--learning-rate must be a finite number"),
+        ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a finite number"),
         ({"warmup": 1.5}, "between 0 and 1"),
         ({"beta": -0.1}, "cannot be negative"),
