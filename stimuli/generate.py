@@ -119,7 +119,7 @@ def make_set(
         for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
             (partial / sub).mkdir(parents=True)
         card = _write(recipe, the_task, partial, jobs, progress)
-        (partial / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        (partial / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.rename(folder)
     except OSError as error:
         raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error

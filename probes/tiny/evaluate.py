@@ -254,9 +254,9 @@ def evaluate(
                 place = place.setdefault(parent, {})
             place[last] = found
             sys.stderr.write(f"{path}: {json.dumps(found)}\n")
-    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1) + "\n")
-    training = json.loads((folder / "training.json").read_text())
-    (folder / "MODEL_CARD.md").write_text(model_card(facts, training))
+    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    (folder / "MODEL_CARD.md").write_text(model_card(facts, training), encoding="utf-8")
     return facts
 
 
