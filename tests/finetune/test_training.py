@@ -121,7 +121,7 @@ def test_a_run_that_is_killed_goes_on_exactly_where_it_was(method, tmp_path):
 
 
 def test_a_damaged_record_of_a_training_is_one_line(tmp_path):
-    config = settings("sft")
+    config = settings("sft", micro_batch=16)
     stored = {"method": "sft", "model": "tiny", "tasks": [], "budget": {"samples": 64}, "curves": [{"samples": 16.0}]}
     (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
     (tmp_path / "training.json").write_text(json.dumps(stored))
