@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib import util
 from pathlib import Path
 
 LONGEST_REASON = 200
@@ -29,7 +29,7 @@ class NotInstalled(ProbeError, ModuleNotFoundError):
 
 def is_installed(package: str) -> bool:
     """Whether a package can be imported, without importing it. A folder of that name without code is none."""
-    spec = find_spec(package)
+    spec = util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_probe.probes.cli import app
+from vlm_probe.probes.cli.errors import UsageError
 from vlm_probe.probes.cli.settings import SETTINGS, save
 
 RUN = ["run", "--model", "chance", "--stimuli", "towers"]
@@ -24,7 +25,7 @@ def parsed(*arguments: str) -> dict[str, Any]:
 
 
 def refused(*arguments: str) -> str:
-    with pytest.raises(CycloptsError) as caught:
+    with pytest.raises((CycloptsError, UsageError)) as caught:
         parsed(*arguments)
     return str(caught.value)
 
