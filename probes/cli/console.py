@@ -1,4 +1,4 @@
-"""Output: results to stdout, progress to stderr; a moving bar on a terminal, plain lines elsewhere; any encoding, or none at all."""
+"""Output: results to stdout, progress to stderr; a moving bar on a terminal, plain lines elsewhere; streams of any encoding."""
 
 from __future__ import annotations
 
