@@ -106,7 +106,7 @@ class _Archive:
     def __init__(self, folder: Path) -> None:
         import pyarrow.parquet as pq
 
-        with reading(folder / LOGS, ArchiveError, f"restore it, and {RUNS} beside it"):
+        with reading(folder / LOGS, ArchiveError, f"restore it, and {RUNS} next to it"):
             runs, self._logs = pq.read_table(folder / RUNS), pq.read_table(folder / LOGS)
             self.records: dict[str, str] = dict(zip(runs[FOLDER].to_pylist(), runs[RECORD].to_pylist(), strict=True))
             folders = self._logs[FOLDER].to_pylist()

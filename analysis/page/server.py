@@ -69,7 +69,7 @@ class View:
 def make_server(view: View, port: int) -> ThreadingHTTPServer:
     """A server of the page on loopback. Call `serve_forever` on it.
 
-    Clients that are slow, half open, too many or say too much are dropped without a word.
+    Clients that are slow, half open, too many or send too much are dropped silently.
 
     Args:
         view: What is served.
