@@ -22,6 +22,7 @@ from vlm_probe.analysis.labels import natural_key
 from vlm_probe.analysis.levels import TRANSFER, families, family_of
 from vlm_probe.analysis.logs import GROUNDING, Source, find, read_log
 from vlm_probe.analysis.training import CURVE_COLUMNS, read_curves
+from vlm_probe.stimuli.errors import ProbeError, reading
 
 METHODS = ("none", "sft", "ppo", "grpo", "rloo")
 OBSERVERS = ("chance", "heuristic", "ideal", "noisy-simulation")
@@ -127,7 +128,7 @@ _DEFAULTS: dict[str, Any] = {
 _IDENTITY = ["run", "readout", "stimuli", "test_task", "item_id", "manner", "attempts", "memory", "attempt", "sample"]
 
 
-class FrameError(ValueError):
+class FrameError(ProbeError, ValueError):
     """The trials cannot be made into one table; the message says why and what to do."""
 
 
@@ -266,13 +267,11 @@ def _different(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
-    try:
+    with reading(path, FrameError, "give a trial table as a .csv or .parquet file"):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=True)
-    except (ValueError, ImportError) as error:
-        raise FrameError(f"cannot read {path} as a table ({error}): give a .csv or .parquet file") from error
-    filled, lost = _filled(table, str(path))
-    return filled.assign(folder=str(path)), lost, Source(str(path), sha256, len(table))
+        filled, lost = _filled(table, str(path))
+        return filled.assign(folder=str(path)), lost, Source(str(path), sha256, len(table))
 
 
 def _filled(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, Counter[str]]:

@@ -25,6 +25,7 @@ from vlm_probe.probes.trials import (
     trials_hash,
     was_edited,
 )
+from vlm_probe.stimuli.errors import is_text, reading
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
@@ -76,6 +77,9 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
         if path.name == GROUNDING or not any(run in path.parents for run in runs):
             runs.append(path)
     trainings = sorted(path.parent for path in folder.rglob(TRAINING))
+    for path in trainings:
+        if not is_text(str(path)):
+            raise RunError(f"the training {path} has a name that is not UTF-8: rename its folder")
     if not runs and not trainings:
         raise RunError(
             f"{folder} holds no run ({TRIALS} and {RUN}): make one with `probe run --out {folder}`, or check the path"
@@ -91,11 +95,9 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
     """
     record = read_run(folder)
     log = _unedited(folder, record)
-    try:
+    # Of files that were not written by a run, what can be told apart at sight is told when they are read.
+    with reading(f"the run {folder}", RunError, "restore its files, or run again with another --out"):
         return _read(folder, record, log)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        # Files that were not written by a run; what can be told apart at sight is told when they are read.
-        raise RunError(f"{folder} is no run as `probe run` writes it ({type(error).__name__}: {error})") from error
 
 
 def _read(folder: Path, record: Mapping[str, Any], log: str) -> tuple[pd.DataFrame, Counter[str], Source]:

@@ -28,6 +28,7 @@ from vlm_probe.analysis.effect_sizes import log_odds_of
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.run_means import crossed
 from vlm_probe.analysis.selection import Floats
+from vlm_probe.stimuli.errors import InvalidInput
 
 CHUNK = 4_000_000
 """Answers that are simulated at once: some 100 MB."""
@@ -63,13 +64,13 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if not (0 < self.base < 1 and 0 < self.base + self.effect < 1):
-            raise ValueError(
+            raise InvalidInput(
                 f"rates of {self.base:g} and {self.base + self.effect:g} are not both inside (0, 1): choose another effect or base"
             )
         if self.against not in ("method", "base"):
-            raise ValueError(f"a method is compared against another `method` or the `base`, not {self.against!r}")
+            raise InvalidInput(f"a method is compared against another `method` or the `base`, not {self.against!r}")
         if min(self.run_sd, self.item_sd, self.interaction_sd) < 0:
-            raise ValueError("standard deviations cannot be negative")
+            raise InvalidInput("standard deviations cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,13 +110,13 @@ def grid(text: str, most: int = 8) -> list[int]:
     elif match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
         low, high = int(match[1]), int(match[2])
         if high < low:
-            raise ValueError(f"{text!r} ends before it begins: write {high}..{low}")
+            raise InvalidInput(f"{text!r} ends before it begins: write {high}..{low}")
         steps = np.geomspace(max(low, 1), max(high, 1), most)
         numbers = [low, high, *(_round(step) for step in steps[1:-1] if low < high)]
     else:
-        raise ValueError(f"{text!r} is no list of numbers: write 3,5,10 or 3..20")
+        raise InvalidInput(f"{text!r} is no list of numbers: write 3,5,10 or 3..20")
     if min(numbers) < 2:
-        raise ValueError(f"{text!r} starts below 2: no variance can be estimated from fewer")
+        raise InvalidInput(f"{text!r} starts below 2: no variance can be estimated from fewer")
     return sorted(set(numbers))
 
 

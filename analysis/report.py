@@ -23,6 +23,7 @@ from vlm_probe.analysis.material import Material, Settings, select
 from vlm_probe.analysis.registration import Registration
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.stimuli.errors import ProbeError, reason_of
 from vlm_probe.stimuli.output import OutputFolder, claim
 
 log = logging.getLogger(__name__)
@@ -115,15 +116,15 @@ def analyse(
 def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any], step: Callable[[], None]) -> None:
     """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
     with folder.scratch() as made:
+        shown = []
         for section in sections:
-            for figure in section.figures:
-                figure.draw(made / FIGURES / figure.name)
+            shown.append(_drawn(section, made / FIGURES))
             _write_tables(section, made / TABLES)
             step()
         (made / DATA).write_text(
             json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
-        (made / REPORT).write_text(_markdown(sections, data), encoding="utf-8")
+        (made / REPORT).write_text(_markdown(shown, data), encoding="utf-8")
         folder.replace_all(made, last=REPORT)
 
 
@@ -170,19 +171,26 @@ def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:
     except Unanswerable as reason:
         return Section(key, title, "", missing=str(reason)), True
     except Exception as error:  # one section that fails must not cost the others
-        if isinstance(error, ValueError) and _raised_by_us(error):
+        if isinstance(error, ProbeError):  # of the data, and not of this program
             return Section(key, title, "", missing=" ".join(str(error).split())), True
         log.debug("section %s", key, exc_info=True)
         text = " ".join(str(error).split())[:300]
         return Section(key, title, "", missing=f"could not be computed ({type(error).__name__}: {text})"), False
 
 
-def _raised_by_us(error: Exception) -> bool:
-    """Whether our own code says what is wrong with the data, rather than a library what is wrong with our code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("vlm_probe.analysis.")
+def _drawn(section: Section, folder: Path) -> Section:
+    """Draw the figures of a section; the section with those that could be drawn. One that fails must not cost the report."""
+    figures = []
+    for figure in section.figures:
+        try:
+            figure.draw(folder / figure.name)
+        except OSError:  # the disk
+            raise
+        except Exception as error:
+            log.warning("the figure %s could not be drawn: %s", figure.name, reason_of(error))
+        else:
+            figures.append(figure)
+    return replace(section, figures=tuple(figures))
 
 
 def _data(sections: list[Section], material: Material) -> dict[str, Any]:

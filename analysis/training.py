@@ -12,6 +12,7 @@ import pandas as pd
 
 from vlm_probe.analysis.levels import families
 from vlm_probe.probes.trials import RunError
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.plain_json import parse_object
 from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 
@@ -94,13 +95,11 @@ def read_curves(folder: Path) -> pd.DataFrame:
         RunError: If its `training.json` cannot be read.
     """
     path = folder / TRAINING
-    try:
+    with reading(path, RunError, "leave the folder out"):
         facts = parse_object(path.read_bytes(), finite=False)
         rows: Sequence[Mapping[str, Any]] = facts.get("curves") or ()
         training = read_facts(facts)
         found = pd.DataFrame([{"samples": row["samples"]} | {m: row.get(m) for m in MEASURES} for row in rows])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read as the record of a training ({error}): leave the folder out") from error
     if found.empty:
         return pd.DataFrame(columns=list(CURVE_COLUMNS))
     model = model_name(str(facts.get("model") or ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +13,7 @@ from vlm_probe.finetune.curriculum import parse_curriculum
 from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.probes.memory import Memory
+from vlm_probe.stimuli.errors import ProbeError, is_installed
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
@@ -20,7 +22,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 
 
-class TrainingError(Exception):
+class TrainingError(ProbeError):
     """A training run cannot start, or has to be stopped; the message names the thing and ends with the fix."""
 
 
@@ -37,7 +39,7 @@ class Budget:
         kind, _, amount = text.partition("=")
         try:
             number = int(float(amount))
-        except ValueError:
+        except (ValueError, OverflowError):
             number = 0
         if kind not in BUDGETS or number < 1:
             raise TrainingError(f"--budget is {text!r}: write samples=5000, steps=200 or tokens=1000000")
@@ -252,8 +254,33 @@ def per_process(config: TrainConfig, processes: int) -> TrainConfig:
     return replace(config, micro_batch=micro)
 
 
+def check_needs(config: TrainConfig) -> None:
+    """Refuse settings that this machine lacks something for, before anything is made or loaded.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        TrainingError, ModelError, StimulusError: If a package, a device, a folder or the cache is missing; with the fix.
+    """
+    # Here, since only a training that begins needs them, and not every reading of a study's file.
+    from vlm_probe.probes.models.loading import check_options
+    from vlm_probe.stimuli.standard import check_available, check_cache
+
+    wanted = {"tensorboard": ("tensorboard", "tensorboardX")}.get(config.report_to, (config.report_to,))
+    if config.report_to != "none" and not any(map(is_installed, wanted)):
+        raise TrainingError(
+            f"--report-to {config.report_to} needs {wanted[0]}, which is not installed: pip install {wanted[0]}, or leave it out"
+        )
+    check_options(config.device, config.load_in_4bit, *([config.init] if config.init else []))
+    check_cache()
+    for name in config.avoid:
+        check_available(name)
+
+
 def _check(config: TrainConfig) -> None:
     """Raise TrainingError if a value is out of its range."""
+    _check_kinds(config)
     choices = (
         ("method", METHODS),
         ("where", PLACES),
@@ -295,6 +322,8 @@ def _check(config: TrainConfig) -> None:
     ):
         if getattr(config, name) < 0:
             raise TrainingError(f"--{_option(name)} cannot be negative, got {getattr(config, name)}")
+    if config.method == "ppo" and config.adaptive_kl and not config.beta:
+        raise TrainingError("--adaptive-kl steers --beta, which must not be 0: start with --beta 0.01")
     Budget.parse(config.budget)
     try:
         parse_curriculum(config.curriculum)
@@ -312,6 +341,25 @@ def _check(config: TrainConfig) -> None:
         )
     if config.method == "sft" and config.style == "think":
         raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
+
+
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+"""Types of settings as they are annotated, and in words."""
+
+
+def _check_kinds(config: TrainConfig) -> None:
+    """Raise TrainingError if a value is of another type, as files of settings may have it, or is not finite."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        kind, name = _KINDS.get(str(field.type), (tuple, "a list"))
+        is_kind = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
+        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise TrainingError(f"--{_option(field.name)} must be {name}, got {str(value)[:40]!r}")
 
 
 def _check_tasks(config: TrainConfig) -> None:

@@ -25,9 +25,11 @@ from vlm_probe.finetune.diversity import parse_diversity, plan
 from vlm_probe.finetune.mixture import Share, apportion
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.generate import Progress, shifted_well
 from vlm_probe.stimuli.output import Busy, OutputError, whole_folder
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import parse_object
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
@@ -216,10 +218,12 @@ def _cached(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Exampl
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = cache_folder() / "training" / f"{recipe.task}_n{recipe.n}_s{recipe.seed}_{digest}"
     if folder.is_dir():
-        table = load_from_disk(str(folder))
-        return [
-            Example(Item.from_row(json.loads(row)), png) for row, png in zip(table["item"], table["png"], strict=True)
-        ]
+        with reading(folder, TrainingError, "delete the folder, and it is made again"):
+            table = load_from_disk(str(folder))
+            return [
+                Example(Item.from_row(parse_object(row)), png)
+                for row, png in zip(table["item"], table["png"], strict=True)
+            ]
     examples = _make(recipe, jobs, progress)
     table = Dataset.from_dict({"item": [_line(e.item) for e in examples], "png": [e.png for e in examples]})
     try:

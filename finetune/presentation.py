@@ -14,7 +14,11 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.finetune.order import Order
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import parse_object
 
 FILE = "order.json"
 """Of a checkpoint: the successes that the order of the training depends on."""
@@ -102,7 +106,8 @@ class OrderKeeping(TrainerCallback):
 
     def resume(self, checkpoint: Path) -> None:
         """Take over what a checkpoint holds."""
-        self._order.restore(json.loads((checkpoint / FILE).read_text(encoding="utf-8")))
+        with reading(checkpoint / FILE, TrainingError, RESTART):
+            self._order.restore(parse_object((checkpoint / FILE).read_bytes()))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
-from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, per_process
+from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, check_needs, per_process
 from vlm_probe.finetune.corrections import Corrections
 from vlm_probe.finetune.course import Course
 from vlm_probe.finetune.curves import draw_curves
@@ -36,7 +36,7 @@ from vlm_probe.finetune.data import rows as make_rows
 from vlm_probe.finetune.disk import check_room, saving
 from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
 from vlm_probe.finetune.kernels import score_replies_only
-from vlm_probe.finetune.monitor import COMPLETE, LIVE, Monitor, Progress, last_checkpoint, whole_checkpoints
+from vlm_probe.finetune.monitor import LIVE, Monitor, Progress, finished_checkpoints, last_checkpoint
 from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
 from vlm_probe.finetune.ppo import CRITIC
 from vlm_probe.finetune.reward import Judge, reward_functions
@@ -46,8 +46,11 @@ from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
 from vlm_probe.probes.provenance import git_state, hardware, versions
+from vlm_probe.stimuli.errors import reading, reason_of
 from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
 from vlm_probe.stimuli.plain_json import parse_object
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 KIND = "training run"
@@ -121,9 +124,10 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
 
     Raises:
         OutputError: If `out` holds something else, cannot be written, or another process trains there.
-        TrainingError, ModelError: If it cannot start or has to be stopped; one line with the fix.
+        TrainingError, ModelError, StimulusError: If it cannot start or has to be stopped; one line with the fix.
     """
     folder = Path(out)
+    check_needs(config)
     state = PartialState(cpu=choose_device(config.device) == "cpu")
     config = per_process(config, state.num_processes)
     check_tasks(config)
@@ -146,6 +150,9 @@ def _train(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Train in a folder that the first process has claimed; the others have no `output`."""
+    # First of all, since it may find that nothing can be resumed.
+    warn = log.warning if state.is_main_process else log.debug
+    checkpoint = last_checkpoint(folder / CHECKPOINTS, warn)
     device = choose_device(config.device)
     if device == "cpu":
         keep_freed_memory()
@@ -166,20 +173,21 @@ def _train(
     if output is not None:
         output.write_json(SETTINGS, config.to_dict(), indent=1)
         output.track(*STRAY)
-        for name in [name for name in _checkpoints(planned) if not (folder / name / COMPLETE).is_file()]:
+        first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        upcoming = [name for step, name in _checkpoints(planned).items() if step > first]
+        for name in upcoming:  # half written, or damaged
             output.drop(name)
-        output.announce(*_checkpoints(planned), FINAL)
+        output.announce(*upcoming, FINAL)
     state.wait_for_everyone()
     with _quiet():
         course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
         trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
     if output is not None:
         trainer.add_callback(_Checkpoints(output))
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
     if checkpoint is not None:
         monitor.resume(checkpoint)
         course.resume(checkpoint)
-        logging.getLogger(__name__).info("going on from %s", checkpoint)
+        log.info("going on from %s", checkpoint)
     started = datetime.now(UTC)
     monitor.start()
     with _quiet(), saving(folder):
@@ -199,19 +207,19 @@ def _train(
         for path in kept:
             output.place(path, path.relative_to(made).as_posix())
         with output.file(CURVES) as partial:
-            draw_curves(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", partial)
+            _draw(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", partial)
         output.write_json(TRAINING, result, indent=1)
-        for name in (*_checkpoints(planned), FINAL):
+        for name in (*_checkpoints(planned).values(), FINAL):
             output.drop(name)
         output.remove(*STRAY)
     state.wait_for_everyone()
     return result
 
 
-def _checkpoints(planned: Plan) -> list[str]:
-    """The folders of all checkpoints that a run makes."""
-    steps = dict.fromkeys((*range(planned.save_every, planned.steps + 1, planned.save_every), planned.steps))
-    return [f"{CHECKPOINTS}/checkpoint-{step}" for step in steps]
+def _checkpoints(planned: Plan) -> dict[int, str]:
+    """Step -> folder of all checkpoints that a run makes."""
+    steps = (*range(planned.save_every, planned.steps + 1, planned.save_every), planned.steps)
+    return {step: f"{CHECKPOINTS}/checkpoint-{step}" for step in steps}
 
 
 class _Checkpoints(TrainerCallback):
@@ -223,11 +231,9 @@ class _Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """List the new checkpoint's files, and delete those of the oldest one."""
         self._output.adopt(f"{CHECKPOINTS}/checkpoint-{state.global_step}")
-        steps = sorted(int(path.name.rpartition("-")[2]) for path in whole_checkpoints(self._output.path / CHECKPOINTS))
+        steps = sorted(step for step, _ in finished_checkpoints(self._output.path / CHECKPOINTS))
         for step in steps[:-CHECKPOINTS_KEPT]:
-            name = f"{CHECKPOINTS}/checkpoint-{step}"
-            self._output.drop(name)
-            self._output.announce(name)
+            self._output.drop(f"{CHECKPOINTS}/checkpoint-{step}")
 
 
 def is_first() -> bool:
@@ -254,7 +260,7 @@ def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         raise TrainingError(
             f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
         )
-    return _read(folder / TRAINING) if (folder / TRAINING).is_file() else None
+    return _result_of(folder / TRAINING) if (folder / TRAINING).is_file() else None
 
 
 def _sample_tokens(processor: Any, data: TrainingSet, n: int = 8) -> float:
@@ -380,17 +386,41 @@ def _result(
     }
 
 
+def _draw(rows: list[dict[str, float]], title: str, file: Path) -> None:
+    """Draw the curves, which are in `training.json` as well: a figure that fails must not cost what was learned."""
+    try:
+        draw_curves(rows, title, file)
+    except Exception as error:
+        log.warning("the curves could not be drawn: %s", reason_of(error))
+
+
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
-    try:
+    with reading(file, TrainingError, "choose another --out, or delete the folder first"):
         return parse_object(file.read_bytes(), finite=False)
-    except ValueError as error:
-        raise TrainingError(f"{file} is damaged ({error}): choose another --out, or delete the folder first") from error
+
+
+def _result_of(file: Path) -> dict[str, Any]:
+    """What a training that is over says. Raises TrainingError if it does not say what it should."""
+    with reading(file, TrainingError, "choose another --out, or delete the folder first"):
+        found = parse_object(file.read_bytes(), finite=False)
+        kinds = {"method": str, "model": str, "tasks": list, "budget": dict, "curves": list}
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {str(found[name])[:40]!r}")
+        for values in (found["budget"], *found["curves"]):
+            if not all(isinstance(value, int | float) for value in values.values()):
+                raise TypeError(f"a number is missing in {str(values)[:40]!r}")
+        return found
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the rows that transformers prints for itself, and its warnings of names that will change in future."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -15,8 +15,9 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper import manuscript, tex
 from vlm_probe.paper.numbers import Numbers
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study, read_study
+from vlm_probe.paper.study import PaperError, Study, read_study
 from vlm_probe.probes.study.pack import REMARKS
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import claim
 
 log = logging.getLogger(__name__)
@@ -111,14 +112,17 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
     with claim(out, KIND) as output:
         output.check()
         study = read_study(folder)
+        remarks = folder / REMARKS
+        with reading(remarks, PaperError, "save it as UTF-8"):
+            remarked = remarks.read_text(encoding="utf-8") if remarks.is_file() else ""
         step()
         with output.scratch() as made:
-            paper = _build(folder, study, made, out, text, step)
+            paper = _build(study, remarked, made, out, text, step)
             output.replace_all(made)
     return paper
 
 
-def _build(folder: Path, study: Study, made: Path, out: Path, text: Path, step: Callable[[], None]) -> Paper:
+def _build(study: Study, remarked: str, made: Path, out: Path, text: Path, step: Callable[[], None]) -> Paper:
     """Make everything in a folder from which it is moved to `out`."""
     generated = made / GENERATED
     for name in (FIGURES, TABLES):
@@ -138,8 +142,7 @@ def _build(folder: Path, study: Study, made: Path, out: Path, text: Path, step: 
         numbers.verdict(f"part.{name}", "missing" if name in missing else "made", ("made", "missing"))
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
-    remarks = folder / REMARKS
-    (generated / REMARKS).write_text(remarks.read_text(encoding="utf-8") if remarks.is_file() else "", encoding="utf-8")
+    (generated / REMARKS).write_text(remarked, encoding="utf-8")
     slips = _lay_out(text, made, numbers, missing)
     pdf, problem = (None, slips) if slips else tex.typeset(made / manuscript.MAIN)
     step()

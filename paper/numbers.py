@@ -18,6 +18,7 @@ import pandas as pd
 from vlm_probe.analysis import tables
 from vlm_probe.analysis.result import plain
 from vlm_probe.paper.latex import in_math
+from vlm_probe.stimuli.errors import ProbeError
 
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9.@+-]*")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -49,7 +50,7 @@ MACROS = r"""
 """What numbers.tex begins with; it needs no package."""
 
 
-class NumberError(ValueError):
+class NumberError(ProbeError, ValueError):
     """A name or a number that a manuscript cannot have; the message says which and why."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.plain_json import parse
 
@@ -26,7 +27,7 @@ LOGS, RUNS = "logs.parquet", "runs.parquet"
 FOLDER, RECORD = "folder", "run_json"
 
 
-class ArchiveError(ValueError):
+class ArchiveError(ProbeError, ValueError):
     """Logs cannot be archived, or an archive cannot be read; the message says which and what to do."""
 
 
@@ -95,28 +96,23 @@ def archived_record(folder: Path) -> str | None:
 def archived_rows(folder: Path) -> list[dict[str, Any]] | None:
     """The rows of an archived run; None if there is no such run. Raises ArchiveError if the archive is damaged."""
     found = _find(folder)
-    try:
+    with reading(f"the archive of {folder}", ArchiveError, "restore it"):
         return None if found is None else found[0].rows(found[1])
-    except ValueError as error:
-        raise ArchiveError(f"the archive of {folder} is damaged ({error}): restore it") from error
 
 
 class _Archive:
     """An archive that is open: its tables in memory, which are small until they become rows."""
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
+        with reading(folder / LOGS, ArchiveError, f"restore it, and {RUNS} next to it"):
             runs, self._logs = pq.read_table(folder / RUNS), pq.read_table(folder / LOGS)
             self.records: dict[str, str] = dict(zip(runs[FOLDER].to_pylist(), runs[RECORD].to_pylist(), strict=True))
             folders = self._logs[FOLDER].to_pylist()
             for name in self.records:
                 if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
                     raise ValueError(f"it has a run {name!r}, which lies outside its folder")
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            raise ArchiveError(f"{folder / LOGS} cannot be read ({error}): restore it") from error
         self._places: dict[str, tuple[int, int]] = {}
         for place, name in enumerate(folders):  # the rows of a run stand together
             start, n = self._places.get(name, (place, 0))

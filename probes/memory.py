@@ -21,6 +21,7 @@ from PIL import Image
 from vlm_probe.probes.models import Trial, Turn
 from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, Attempt, remembered
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput
 
 WORDS = (UNREAD, FAILED, IMPOSSIBLE)
 """All that may be said of an attempt after which there is another one."""
@@ -69,7 +70,7 @@ class Memory:
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+            raise InvalidInput(f"attempts must be at least 1, got {self.attempts}")
         remembered(self.kept, self.attempts)
 
     def of(self, past: Sequence[Past]) -> tuple[Past, ...]:

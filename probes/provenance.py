@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.models.adapter_folder import TRAINING
+from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 PACKAGES = (
@@ -42,7 +43,9 @@ def git_state() -> dict[str, Any] | None:
 
     def ask(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        ).stdout.strip()
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
@@ -76,19 +79,17 @@ def training_facts(folder: Path | None, adapter_sha256: str) -> dict[str, Any] |
         Method, tasks, seed, budget and so on; None if nobody wrote down how it came about.
 
     Raises:
-        ValueError: If the file is damaged, or about another adapter.
+        InvalidInput: If the file is damaged, or about another adapter.
     """
     if folder is None or not (path := folder / TRAINING).is_file():
         return None
-    try:
+    with reading(path, InvalidInput, "restore it, or remove it to run without these facts"):
         facts = parse_object(path.read_bytes(), finite=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or remove it to run without these facts") from error
     if "method" not in facts:
         return None  # of a pretraining
     noted = facts.get("adapter_sha256")
     if adapter_sha256 and noted and noted != adapter_sha256:
-        raise ValueError(
+        raise InvalidInput(
             f"{path} is about another adapter than the one beside it (the hashes differ): restore the folder as it was"
             " trained, or remove the file to run without these facts"
         )

@@ -24,6 +24,7 @@ from vlm_probe.probes.trials import RunError, is_run, trials_hash
 from vlm_probe.stimuli.attempts import remembered
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import whole_text
 from vlm_probe.stimuli.output import OutputError, OutputFolder
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
@@ -333,10 +334,12 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
     error = answer.error
     if error is None:
         try:
-            columns |= scorer.scored(item, answer.raw, answer.logprobs, answer.ended)
+            raw = None if answer.raw is None else whole_text(answer.raw)
+            columns |= scorer.scored(item, raw, answer.logprobs, answer.ended)
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
-    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}
+    told = None if error is None else whole_text(error)
+    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": told, "time": _now()}
 
 
 def _check_scorable(items: Sequence[Item]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.opening import open_picture
 from vlm_probe.stimuli.plain_json import parse_object
 from vlm_probe.stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
@@ -35,7 +36,7 @@ CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "basel
 """Entries of a card that the program itself reads."""
 
 
-class StimulusError(ValueError):
+class StimulusError(ProbeError, ValueError):
     """A stimulus set is missing, incomplete or damaged; the message names the file, the line and the fix."""
 
 
@@ -162,12 +163,10 @@ class StimulusSet:
                 f"{folder} is not a stimulus set: it has no {' and no '.join(missing)}; make one with"
                 " `probe stimuli make TASK --out DIR`"
             )
-        try:
+        with reading(folder / CARD, StimulusError, "make the set again, or restore the file"):
             card = parse_object((folder / CARD).read_bytes())
             expected = (int(card["n"]), str(card["content_sha256"]))
             _check_card(card)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise StimulusError(f"{folder / CARD} is damaged ({error}); make the set anew") from error
         with (folder / METADATA).open("rb") as metadata:
             found = hashlib.file_digest(metadata, "sha256").hexdigest()
         opened = cls(folder, card)
@@ -192,12 +191,9 @@ class StimulusSet:
         """
         with (self.path / METADATA).open("rb") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    yield parse_object(line)
-                except ValueError as error:
-                    raise StimulusError(
-                        f"{self.path / METADATA}, line {number}: truncated or damaged ({error}); make the set anew"
-                    ) from error
+                with reading(f"{self.path / METADATA}, line {number},", StimulusError, "make the set again"):
+                    row = parse_object(line)
+                yield row
 
     @cached_property
     def items(self) -> list[Item]:
@@ -208,10 +204,8 @@ class StimulusSet:
         """
         items = []
         for number, row in enumerate(self.rows(), 1):
-            try:
+            with reading(f"{self.path / METADATA}, line {number},", StimulusError, "make the set again"):
                 items.append(Item.from_row(row))
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise StimulusError(f"{self.path / METADATA}, line {number}: not an item ({error})") from error
         return items
 
     def __len__(self) -> int:
@@ -226,11 +220,9 @@ class StimulusSet:
         stated = self.card.get("responses")
         if not stated:
             return []
-        try:
+        with reading(f"the list of human responses of {self.path}", StimulusError, "import the set again"):
             path = self._within(str(stated["file"]))
             return list(read_csv(path, str(stated["sha256"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StimulusError(f"{self.path}: its human responses cannot be read: {error}") from error
 
     def flat_rows(self) -> Iterator[dict[str, Any]]:
         """The items as flat rows of text and numbers, for a table: one column for every factor, scenes left out."""

@@ -23,6 +23,7 @@ from vlm_probe.stimuli import design
 from vlm_probe.stimuli import shifts as shifting
 from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
 from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.output import whole_folder, write_json
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import PARAPHRASES
@@ -99,9 +100,9 @@ def make_set(
     """
     for name, value, least in (("n", n, 1), ("size", size, 16), ("jobs", jobs, 1), ("seed", seed, 0)):
         if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+            raise InvalidInput(f"{name} must be at least {least}, got {value}")
     if style not in ("direct", "think"):
-        raise ValueError(f'style must be "direct" or "think", got {style!r}')
+        raise InvalidInput(f'style must be "direct" or "think", got {style!r}')
     the_task = get_task(task)
     recipe = Recipe(task, n, seed, size, style, segmentation, depth, shifts, renderer)
     _painter(recipe)
@@ -257,7 +258,7 @@ def _painter(recipe: Recipe) -> Simulator:
     if not recipe.renderer:
         return get_simulator()
     if recipe.renderer != "photoreal":
-        raise ValueError(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
+        raise InvalidInput(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
     from vlm_probe.stimuli.photoreal import get_photoreal
 
     return get_photoreal()

@@ -19,6 +19,7 @@ from vlm_probe.stimuli.bins import with_bins
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.conversion import SMALLEST, Picture, convert
 from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
@@ -111,7 +112,7 @@ def import_set(
     """
     source, folder, pictures = Path(table), Path(out), Path(images)
     if size is not None and size < SMALLEST:
-        raise ValueError(f"size must be at least {SMALLEST}, got {size}")
+        raise InvalidInput(f"size must be at least {SMALLEST}, got {size}")
     check_absent(folder)
     if not pictures.is_dir():
         raise StimulusError(f"there is no folder of pictures {pictures}")

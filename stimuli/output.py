@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.plain_json import parse_object
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _PARTIAL = re.compile(r"\.(?P<stem>.+)\.\d+\.partial(?P<suffix>\.[^.]+)?")
 """Name of a file that is being written, or that was when its process was killed."""
 
 
-class OutputError(RuntimeError):
+class OutputError(ProbeError, RuntimeError):
     """Something cannot be written where it was asked for; the message says why and what to do."""
 
 
@@ -306,13 +307,13 @@ class OutputFolder:
         """List all files that are in an announced folder now, because the library has finished with it."""
         below = (path for path in sorted((self.path / folder).rglob("*")) if path.is_file())
         self._files |= {path.relative_to(self.path).as_posix(): [] for path in below}
+        self._folders = [name for name in self._folders if name != folder]
         self._write()
 
     def drop(self, folder: str) -> None:
-        """Delete what a library has written to an announced folder; of one that a kill left half written, everything."""
-        own = [name for name in self._files if name.startswith(f"{folder}/")]
-        self.remove(*own)
-        if not own and folder in self._folders:
+        """Delete what a library has written to a folder; of one that it has not finished, everything."""
+        self.remove(*(name for name in self._files if name.startswith(f"{folder}/")))
+        if folder in self._folders:
             shutil.rmtree(self.path / folder, ignore_errors=True)
         self._folders = [name for name in self._folders if name != folder]
         for path in (self.path / folder, *(self.path / parent for parent in list(Path(folder).parents)[:-1])):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
@@ -36,7 +37,7 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         OSError: If the file cannot be written.
     """
     if n < 1 or columns < 1:
-        raise ValueError(f"a contact sheet needs at least one item and one column, got n = {n}, columns = {columns}")
+        raise InvalidInput(f"a contact sheet needs at least one item and one column, got n = {n}, columns = {columns}")
     items = _spread(stimuli.items, n)
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)

@@ -11,12 +11,14 @@ import shutil
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from cyclopts import App, CycloptsError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -25,8 +27,10 @@ from vlm_probe.analysis.page.build import build
 from vlm_probe.analysis.page.motion import Motions
 from vlm_probe.analysis.page.packing import script_json
 from vlm_probe.analysis.page.pictures import Pictures
+from vlm_probe.analysis.registration import read_registration
+from vlm_probe.analysis.training import read_curves
 from vlm_probe.finetune.config import TrainConfig
-from vlm_probe.probes.cli import main
+from vlm_probe.probes.cli import app, main
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, read_adapter
 from vlm_probe.probes.models.footprint import read_weights
@@ -34,8 +38,9 @@ from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.study.design import read_design
 from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.trials import RunError, read_run, read_trials
+from vlm_probe.probes.trials import RunError, archive_runs, read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.errors import ProbeError, is_text
 from vlm_probe.stimuli.importing import ImportProblems, import_set
 from vlm_probe.stimuli.opening import LARGEST, open_picture
 from vlm_probe.stimuli.output import claim
@@ -308,25 +313,191 @@ def test_weights_whose_head_claims_more_than_there_can_be(tmp_path: Path) -> Non
             read_weights(folder)
 
 
-def test_the_command_line_tells_it_in_one_line(
-    tmp_path: Path, stability: StimulusSet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def damages(whole: bytes) -> dict[str, bytes]:
+    """A file as accidents and strangers leave it."""
+    return {
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "deep": b"[" * 100_000,
+        "binary": random.Random(0).randbytes(3000),
+        "zeros": bytes(1000),
+        "list": b"[[1, null]]",
+        "number": b"7",
+        "object": b"{}",
+        "surrogate": b'{"study": "\\ud83d", "n": 1}',
+        "another encoding": "Zürich".encode("utf-16"),
+    }
+
+
+@pytest.fixture(scope="module")
+def sound(finished: Path, stability: StimulusSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file of every kind that is read, all of them sound."""
+    folder = tmp_path_factory.mktemp("sound")
+    shutil.copytree(stability.path, folder / "set")
+    shutil.copytree(finished, folder / "run")
+    archive_runs([folder / "run"], folder, folder / "archive")
+    table = load([folder / "run"]).table
+    table.to_csv(folder / "table.csv", index=False)
+    table.to_parquet(folder / "table.parquet")
+    shutil.copyfile(ROOT / "paper/results/registration.json", folder / "registration.json")
+    shutil.copyfile(ROOT / "examples/study/study.yaml", folder / "study.yaml")
+    (folder / "training").mkdir()
+    facts = {"method": "sft", "tasks": ["towers-stability"], "curves": [{"samples": 1, "success": 0.5}]}
+    (folder / "training" / "training.json").write_text(json.dumps(facts))
+    (folder / "items.jsonl").write_text(json.dumps({"file": "a.png", "answer": "stands"}) + "\n")
+    (folder / "items.csv").write_text("file,answer\na.png,stands\n")
+    shutil.copyfile(next((stability.path / "images").iterdir()), folder / "a.png")
+    return folder
+
+
+def read_settings(file: Path) -> None:
+    """Read a file of options as the command line does."""
+    app.parse_args(["models", "--config", str(file)], exit_on_error=False, print_error=False)
+
+
+def import_items(file: Path) -> None:
+    """Import a table of items, to nowhere."""
+    with TemporaryDirectory() as folder:
+        import_set(file.parent, file, Path(folder) / "set", task="towers-stability")
+
+
+READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "set/card.json": (lambda file: StimulusSet.load(file.parent).items, "card.json"),
+    "set/metadata.jsonl": (lambda file: StimulusSet.load(file.parent).items, "metadata.jsonl"),
+    "run/run.json": (lambda file: load([file.parent]), "run"),
+    "run/trials.jsonl": (lambda file: load([file.parent]), "trials.jsonl"),
+    "archive/logs.parquet": (lambda file: load([file.parent]), "archive"),
+    "archive/runs.parquet": (lambda file: load([file.parent]), "archive"),
+    "table.csv": (lambda file: load([file]), "table.csv"),
+    "table.parquet": (lambda file: load([file]), "table.parquet"),
+    "registration.json": (read_registration, "registration.json"),
+    "study.yaml": (lambda file: read_design(file, list(TrainConfig.__dataclass_fields__)), "study.yaml"),
+    "training/training.json": (lambda file: read_curves(file.parent), "training.json"),
+    "items.csv": (import_items, "items.csv"),
+    "items.jsonl": (import_items, "items.jsonl"),
+    "config.toml": (read_settings, "config.toml"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_names_what_is_damaged(sound: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "files"
+    shutil.copytree(sound, folder)
+    file, (read, named) = folder / name, READERS[name]
+    if not file.exists():
+        file.write_text("json = true\n")
+    read(file)
+    told = 0
+    for what, data in damages(file.read_bytes()).items():
+        file.write_bytes(data)
+        try:
+            read(file)
+        except ProbeError as error:
+            told += 1
+            problems = error.problems if isinstance(error, ImportProblems) else [str(error)]
+            assert all(named in text and "\n" not in text and len(text) < 700 for text in problems), (what, problems)
+            assert is_text("".join(problems)), what
+        except CycloptsError as error:  # what is TOML, and names no option
+            assert named in str(error), what
+    assert told >= 4
+
+
+BAD = (
+    *("run.json", "trials.jsonl", "card.json", "metadata.jsonl", "training.json", "adapter_config.json", "config.json"),
+    *("adapter_model.safetensors", "model.safetensors", "tokenizer.json", "settings.json", "registration.json"),
+    *(
+        "logs.parquet",
+        "runs.parquet",
+        "state.json",
+        "x.yaml",
+        "t.csv",
+        "t.jsonl",
+        "t.parquet",
+        "main.tex",
+        "config.toml",
+    ),
+)
+"""Files that a folder may hold for one command or another."""
+
+
+def commands_on(bad: str, good: Path, run: Path) -> Iterator[list[str]]:
+    """Every command, with a damaged folder or file wherever it takes one."""
+    asked = ["--stimuli", str(good), "--limit", "2", "--no-references"]
+    adapt = ["train", "--tasks", "towers-topblock", "--method", "sft", "--budget", "samples=16", "--items", "16"]
+    yield ["run", "--model", "chance", "--stimuli", bad]
+    yield ["run", "--model", "chance", *asked, "--out", bad]
+    yield ["run", "--model", f"./{bad}", *asked]
+    yield ["run", "--model", "tiny", *asked, "--adapter", bad]
+    yield ["run", "--model", "chance", *asked, "--examples", "1", "--examples-from", bad]
+    yield ["run", "--model", "chance", *asked, "--config", f"{bad}/config.toml", "--readout", "lips"]
+    yield ["stimuli", "make", "towers", "-n", "4", "--out", bad]
+    yield from (["stimuli", name, bad] for name in ("show", "check", "audit"))
+    yield ["stimuli", "export", bad, "--csv", "out.csv"]
+    yield ["stimuli", "list", "--config", f"{bad}/run.json"]
+    for table in ("t.csv", "t.jsonl", "t.parquet"):
+        yield [
+            "stimuli",
+            "import",
+            "--images",
+            bad,
+            "--table",
+            f"{bad}/{table}",
+            "--out",
+            "o",
+            "--task",
+            "towers-count",
+        ]
+    yield from (["adapters", name, bad] for name in ("show", "verify"))
+    yield ["adapters", "list", "nowhere"]
+    yield ["adapters", "merge", bad, "--out", "o"]
+    yield ["check", f"task_{bad}:Task"]
+    yield ["models", "--config", bad]
+    yield ["score", bad]
+    yield from ([*adapt, "--model", "tiny", option, bad] for option in ("--init", "--avoid", "--out"))
+    yield [*adapt, "--model", f"./{bad}"]
+    yield ["decode", "--model", "tiny", "--stimuli", bad, "--target", "margin"]
+    yield ["analyze", bad]
+    yield ["analyze", str(run), "--registered", f"{bad}/registration.json"]
+    yield from ([name, bad] for name in ("report", "view", "paper"))
+    yield ["paper", bad, "--manuscript", f"{bad}/main.tex"]
+    yield ["power", "--runs", bad]
+    yield from (["study", name, f"{bad}/x.yaml"] for name in ("plan", "freeze", "run", "status"))
+    yield ["study", "pack", f"{bad}/x.yaml", "--to", "o"]
+    yield ["pretrain", "--out", "o", "--config", f"{bad}/t.csv"]
+    yield ["doctor", "--model", f"./{bad}"]
+
+
+def every_command(of: App, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """The names of all commands of the command line."""
+    below = {name for name in of if not name.startswith("-")}
+    return set().union(*(every_command(of[name], (*path, name)) for name in below)) if below else {path}
+
+
+@pytest.mark.parametrize("what", ["binary", "list", "deep"])
+def test_every_command_tells_it_in_one_line(
+    tmp_path: Path,
+    stability: StimulusSet,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = write_set(tmp_path / "set", stability, list(stability.rows())[:1], n="many")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("[" * 100_000)
-    (tmp_path / "run" / "trials.jsonl").write_text("")
-    for arguments in (
-        ["run", "--model", "chance", "--stimuli", made],
-        ["stimuli", "show", made],
-        ["analyze", tmp_path / "run"],
-        ["report", tmp_path / "run"],
-        ["score", tmp_path / "run"],
-    ):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
+    data = damages(b"")[what]
+    (tmp_path / what).mkdir()
+    for name in BAD:
+        (tmp_path / what / name).write_bytes(data)
+    (tmp_path / f"task_{what}.py").write_bytes(data)
+    seen = set()
+    for arguments in commands_on(what, stability.path, finished):
+        seen |= {tuple(arguments[:1]), tuple(arguments[:2])}
+        with pytest.raises(SystemExit) as end:  # anything else is a traceback
+            main(arguments)
         told = capsys.readouterr().err
-        assert end.value.code == 1 and told.startswith("probe: ") and told.count("\n") == 1, arguments
+        assert end.value.code in (1, 2), (arguments, told)
+        assert told.startswith("probe: ") and told.count("\n") == 1, (arguments, told)
+    assert every_command(app) <= seen, "a new command belongs into the list"
 
 
 def test_nothing_here_runs_what_it_reads() -> None:

@@ -67,6 +67,21 @@ def test_light_modules_stay_light(module, heavy):
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_are_utf8_whatever_the_locale(path):
+    """An encoding that is not stated is that of the locale, which may be ASCII."""
+    found = []
+    for call in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
+        mode = next((arg.value for arg in call.args if isinstance(arg, ast.Constant)), given.get("mode"))
+        opens = call.func.attr == "open" and isinstance(mode, str) and re.fullmatch("[rwax]t?[+]?", mode)
+        if (opens or call.func.attr in ("read_text", "write_text") or given.get("text")) and "encoding" not in given:
+            found.append(f"line {call.lineno}: {ast.unparse(call)[:80]}")
+    assert not found
+
+
 def test_the_readme_has_one_line_per_source_file_and_its_links_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [str(path) for path in SOURCES if f"`{path}`" not in readme]

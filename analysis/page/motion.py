@@ -12,6 +12,7 @@ from vlm_probe.analysis.material import kind_of
 from vlm_probe.analysis.page.pictures import encoded
 from vlm_probe.analysis.page.trials import Shown, is_mirrored
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
 from vlm_probe.stimuli.tasks import get_task
@@ -54,7 +55,7 @@ class Motions:
 
     def __init__(self, most: int) -> None:
         if most < 0:
-            raise ValueError(f"the number of simulated trials cannot be negative, got {most}: use 0 for none")
+            raise InvalidInput(f"the number of simulated trials cannot be negative, got {most}: use 0 for none")
         self.most = most
         self._found: dict[str, Motion | None] = {}
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Group
 
 from vlm_probe.probes.cli import settings
+from vlm_probe.probes.cli.console import discard, prepare_streams
 from vlm_probe.probes.cli.errors import (
     FAILURE,
     INTERRUPTED,
     SUCCESS,
     USAGE,
     as_line,
+    check_texts,
     expected,
     names_nothing,
     usage_line,
@@ -95,11 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Always.
     """
     debug = os.environ.get("PROBE_DEBUG", "") not in ("", "0")
+    prepare_streams()
     # Processes that a command starts must not import the user's analysis.py or random.py from the working directory.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        check_texts({f"argument {number}": text for number, text in enumerate(given, 1)})
+        if not {"--help", "-h", "--version"} & set(given):
+            check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
         code = app(
-            list(sys.argv[1:] if arguments is None else arguments),
+            given,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",
@@ -113,11 +121,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell_error("interrupted; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader (`| head`) has gone; there is nobody to tell. Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has gone; there is nobody to tell.
+        discard(sys.stdout)
+        discard(sys.stderr)
         sys.exit(FAILURE)
     except Exception as error:
         if debug or not expected(error):
             raise
         tell_error(as_line(error))
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was stdout that is full
+            discard(sys.stdout)
         sys.exit(USAGE if names_nothing(error) else FAILURE)
+
+
+def _here() -> str:
+    """The working directory, which is part of what is written down; empty if it was removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""

@@ -66,16 +66,19 @@ def decode(
         load_in_4bit: Quantise the weights to four bits.
         out: Folder; by default decode/MODEL_SET.
     """
-    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.console import progress, show, show_json
     from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, find_stimuli
     from vlm_probe.probes.decoding.config import DecodeConfig
     from vlm_probe.probes.decoding.result import check_folder
     from vlm_probe.probes.decoding.study import KIND, load, prepare
     from vlm_probe.probes.decoding.study import decode as study
+    from vlm_probe.probes.models.loading import check_options
     from vlm_probe.stimuli.output import check_claim, claim
+    from vlm_probe.stimuli.standard import check_available
 
     check_model_name(model)
     task = check_stimuli_name(stimuli)
+    check_available(stimuli)
     common: dict[str, Any] = {
         "model": model,
         "stimuli": stimuli,
@@ -98,6 +101,7 @@ def decode(
     wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
     folder = out or Path("decode") / _name(model, stimuli, task)
     check_claim(folder, KIND)
+    check_options(device, load_in_4bit, adapter, compare)
     items = find_stimuli(stimuli, jobs)
     for one in wanted:  # every target, before the first one is decoded
         prepare(one, items)
@@ -111,11 +115,9 @@ def decode(
             results.append(result)
             if not json:
                 show(_report(result))
-            for figure in _draw([result], output, f"{check_folder(one, items, folder)}/"):
-                tell(f"figure: {figure}")
+            _draw([result], output, f"{check_folder(one, items, folder)}/")
         if len(results) > 1:
-            for figure in _draw(results, output):
-                tell(f"figure: {figure}")
+            _draw(results, output)
     if json:
         show_json(results[0] if len(results) == 1 else results)
 
@@ -132,22 +134,25 @@ def _report(result: dict[str, Any]) -> Any:
     return Report(result)
 
 
-def _draw(results: list[dict[str, Any]], folder: OutputFolder, below: str = "") -> list[Path]:
-    """Write the figures of one result, or the overview of several."""
-    import matplotlib.pyplot as plt
+def _draw(results: list[dict[str, Any]], folder: OutputFolder, below: str = "") -> None:
+    """Write the figures of one result, or the overview of several, and say where they are."""
+    from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.cli.results import warning_of
 
-    from vlm_probe.analysis.style import STYLE
-    from vlm_probe.probes.decoding.figures import depth, intervention
+    with warning_of("figure"):
+        import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
-        names = [f"{below}decode.png"]
-        with folder.file(names[0]) as partial:
-            depth(results, partial)
-        if len(results) == 1 and "intervention" in results[0]:
-            names.append(f"{below}intervention.png")
-            with folder.file(names[1]) as partial:
-                intervention(results[0], partial)
-    return [folder.path / name for name in names]
+        from vlm_probe.analysis.style import STYLE
+        from vlm_probe.probes.decoding.figures import depth, intervention
+
+        with plt.rc_context(STYLE):
+            with folder.file(f"{below}decode.png") as partial:
+                depth(results, partial)
+            tell(f"figure: {folder.path / below}/decode.png")
+            if len(results) == 1 and "intervention" in results[0]:
+                with folder.file(f"{below}intervention.png") as partial:
+                    intervention(results[0], partial)
+                tell(f"figure: {folder.path / below}/intervention.png")
 
 
 class _Steps:

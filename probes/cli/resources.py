@@ -60,6 +60,26 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
         return further_set(task, EXAMPLES_N, EXAMPLES_SEED, size=size, jobs=jobs or cores(), progress=step)
 
 
+def check_examples(task: str, name: str | None) -> None:
+    """Refuse worked examples that cannot be found or made, before anything slow happens.
+
+    Args:
+        task: Of the items that are asked.
+        name: As for `find_examples`.
+
+    Raises:
+        StimulusError, UnknownName, CommandError: As for `find_examples`.
+    """
+    from vlm_probe.stimuli.standard import check_available
+    from vlm_probe.stimuli.tasks import task_names
+
+    if name is not None:
+        check_stimuli_name(name)
+        check_available(name)
+    elif task not in task_names():
+        raise CommandError(f"there is no task {task} that examples can be made for: give --examples-from SET")
+
+
 def check_stimuli_name(name: str) -> str:
     """The task that a set's name stands for, found without making anything, so that a slip costs no time.
 

@@ -82,10 +82,11 @@ def run(
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
-    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError
+    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.grounding import ask_grounding
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
+        check_examples,
         check_model_name,
         check_run_folder,
         check_stimuli_name,
@@ -94,13 +95,14 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import write_figure, write_summary
+    from vlm_probe.probes.cli.results import warning_of, write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join
     from vlm_probe.probes.trials import KIND
     from vlm_probe.stimuli.output import claim
+    from vlm_probe.stimuli.standard import check_available
 
     stimuli = shifted_name(stimuli, shift)
     settings: dict[str, Any] = {
@@ -139,13 +141,17 @@ def run(
     processes = join()
     if processes.first:
         check_run_folder(folder, resume)
+        check_available(stimuli)
+        if max(run_config.examples):
+            check_examples(task, examples_from)
+    saved = _portable(settings | {"examples": examples, "out": out, "references": references})
+    check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
     pool = None
     if max(run_config.examples):
         pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
-    saved = settings | {"examples": examples, "out": out, "references": references}
     if not processes.first:
         ask(run_config, items, folder, model=loaded, examples=pool, processes=processes)
         processes.leave()
@@ -156,14 +162,16 @@ def run(
             ask_grounding(run_config, items, folder, loaded, jobs)
         report = _ask(run_config, items, output, loaded, saved, pool, processes)
         processes.leave()
-        write_summary(output, json)
+        is_readable = write_summary(output, json)
         lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
         try:
-            if references:
-                lines = reference_runs(items, model, limit, jobs or cores())
+            if references and is_readable:
+                with warning_of("reference line"):
+                    lines = reference_runs(items, model, limit, jobs or cores())
         except KeyboardInterrupt:
             code = INTERRUPTED
-        write_figure(output, lines)
+        if is_readable:
+            write_figure(output, lines)
     return code
 
 
@@ -265,7 +273,7 @@ def _ask(
             nonlocal written
             if not written:
                 written = True
-                save(folder, "run", _portable(saved))
+                save(folder, "run", saved)
             step(done, total)
 
         return ask(config, items, folder, model=model, examples=examples, progress=started, processes=processes)

@@ -38,6 +38,6 @@ def score(
     with claim(run, KIND) as output:
         n, changed = rescore(output, found)
         tell(f"{n} trials scored, {changed} of them differently from before")
-        write_summary(output, json)
-        write_figure(output, {})
+        if write_summary(output, json):
+            write_figure(output, {})
     return 0

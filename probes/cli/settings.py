@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, validators
 
+from vlm_probe.probes.cli.errors import UsageError, check_texts
+from vlm_probe.stimuli.errors import reading
+
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
 
@@ -69,6 +72,7 @@ class Sources:
             for variable in (_variable((*commands, name)), _variable((name,))):
                 # An empty variable counts as unset, as it does for most Unix tools.
                 if not argument.tokens and os.environ.get(variable):
+                    check_texts({variable: os.environ[variable]})
                     argument.append(Token(keyword=variable, value=os.environ[variable], source="the environment"))
         given = [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]
         if not given:
@@ -90,18 +94,14 @@ class Sources:
             arguments: Those of the command; values are added to those that have none.
 
         Raises:
-            CycloptsError: If the file cannot be read, or has a key that is no option.
+            UsageError: If the file cannot be read, or is not TOML.
+            CycloptsError: If it has a key that is no option.
         """
         config = _options(arguments).get("config")
         if config is None or not config.tokens:
             return
         path = Path(config.tokens[-1].value).expanduser()
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise _mistake(f"cannot read --config {path}: {error.strerror}", commands) from error
-        except ValueError as error:
-            raise _mistake(f"--config {path} is not TOML: {error}", commands) from error
+        data = _read(path)
         _fill(_every_option(self.program()), commands, arguments, data, str(path), shared=False)
 
     def pyproject(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -113,15 +113,14 @@ class Sources:
             arguments: Those of the command; values are added to those that have none.
 
         Raises:
-            CycloptsError: If the file is not TOML, or the table has a key that is no option.
+            UsageError: If the file is not TOML.
+            CycloptsError: If the table has a key that is no option.
         """
         path = Path("pyproject.toml")
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("probe", {})
-        except OSError:
+        if not path.is_file() or not os.access(path, os.R_OK):
             return
-        except ValueError as error:
-            raise _mistake(f"{path} is not TOML: {error}", commands) from error
+        tool = _read(path).get("tool", {})
+        data = tool.get("probe", {}) if isinstance(tool, dict) else {}
         if data:
             paths = _every_option(self.program())
             _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
@@ -143,6 +142,12 @@ def save(folder: OutputFolder, command: str, values: dict[str, Any]) -> None:
 def listed(text: str) -> list[str]:
     """The parts of an option that takes several, separated by commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The contents of a TOML file. Raises UsageError if it cannot be read, or is not TOML."""
+    with reading(path, UsageError, "give a TOML file in UTF-8"):
+        return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _fill(
@@ -195,6 +200,7 @@ def _texts(value: Any, key: str, source: str, commands: tuple[str, ...]) -> Iter
     if isinstance(value, dict):
         raise _mistake(f"{key!r} in {source} must be a value, not a table", commands)
     for item in value if isinstance(value, list) else [value]:
+        check_texts({f"{key!r} in {source}": str(item)})
         yield str(item).lower() if isinstance(item, bool) else str(item)
 
 

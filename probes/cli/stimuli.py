@@ -164,7 +164,9 @@ def check(
     from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.agreement import check as check_set
+    from vlm_probe.stimuli.simulators import get_simulator
 
+    get_simulator(engine)  # whether it is installed, before a set is made
     found = find_stimuli(stimuli, jobs)
     with progress(f"checking with {engine}") as step:
         agreement = check_set(found, engine, step)
@@ -205,11 +207,14 @@ def audit(
         out: Figure to write (.png or .pdf).
     """
     from vlm_probe.probes.cli.console import show, show_json, tell
+    from vlm_probe.probes.cli.errors import UsageError
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.audit import audit as audit_set
     from vlm_probe.stimuli.output import claim_file
 
     if out is not None:
+        if out.suffix not in (".png", ".pdf"):
+            raise UsageError(f"--out {out} is no name of a figure: write one that ends in .png or .pdf")
         claim_file(out, overwrite=overwrite)
     audited = audit_set(find_stimuli(stimuli, jobs))
     rows = audited.rows()

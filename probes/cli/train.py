@@ -137,9 +137,9 @@ def train(
         force: Train on a held-out task all the same.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "preset", "jobs", "json", "config")}
-    from vlm_probe.finetune.config import make_config
+    from vlm_probe.finetune.config import check_needs, make_config
     from vlm_probe.probes.cli.console import progress, show, show_json
-    from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.probes.cli.errors import SUCCESS, check_texts
     from vlm_probe.probes.cli.resources import check_model_name, cores
     from vlm_probe.probes.cli.settings import listed
     from vlm_probe.probes.models.catalog import lookup
@@ -151,6 +151,8 @@ def train(
     embedded = lookup(model).kind == "embedded"
     resolved = make_config(given, preset if preset is not None else "tiny" if embedded else "")
     folder = out or Path("adapters") / run_name(resolved)
+    check_texts({"--out": str(folder.resolve())})
+    check_needs(resolved)  # before transformers is imported, which takes longest of all
     # Where bitsandbytes is installed, importing peft loads it, and it complains of an optional kernel on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from vlm_probe.finetune.train import KIND, is_first

@@ -16,6 +16,7 @@ from vlm_probe.probes.models import Identity
 from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.audit import PIXELS
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputFolder
 from vlm_probe.stimuli.plain_json import parse_object
 
@@ -39,12 +40,10 @@ def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> str:
     name = result_name(config)
     folder = out / name
     if (folder / RESULT).is_file():
-        try:
-            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder / RESULT} is damaged ({error}); delete it, or choose another --out") from error
         now = _fingerprint(config, stimuli)
-        differ = [f"{name} ({found.get(name)}, now {now[name]})" for name in now if found.get(name) != now[name]]
+        with reading(folder / RESULT, RunError, "delete it, or choose another --out"):
+            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
+            differ = [f"{name} ({found.get(name)}, now {now[name]})" for name in now if found.get(name) != now[name]]
         if differ:
             raise RunError(
                 f"{folder} holds results of other settings: {', '.join(differ)}; choose another --out, or delete that folder"

@@ -27,6 +27,7 @@ from vlm_probe.probes.models.activations import HiddenStates, Site
 from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.output import OutputFolder, whole_file, write_json
+from vlm_probe.stimuli.plain_json import parse_object
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
 SYNC_INTERVAL = 2.0
@@ -121,13 +122,13 @@ def collect(
 def _holds(folder: Path, described: Mapping[str, Any], sites: Sequence[Site]) -> bool:
     """Whether a folder has all of these activations."""
     try:
-        stored = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        stored = parse_object((folder / DESCRIPTION).read_bytes())
         if stored["of"] != described or not {site.name for site in sites} <= set(stored["widths"]):
             return False
         arrays = [np.load(folder / f"{site.name}.npy", mmap_mode="r") for site in sites]
         shapes = [(described["n"], stored["widths"][site.name]) for site in sites]
         return bool(np.load(folder / DONE).all()) and [a.shape for a in arrays] == shapes
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except Exception:
         return False  # half written or damaged: made anew
 
 
@@ -151,7 +152,7 @@ def _fill(
             done = np.load(folder / DONE)
             if any(len(array) != len(items) for array in (done, *arrays.values())):
                 raise ValueError("another length")
-        except (OSError, ValueError, EOFError):
+        except Exception:  # numpy has errors of many kinds for files that are no arrays
             arrays, done = {}, np.zeros(len(items), dtype=bool)
     # Prompts of similar length in one batch need little padding.
     pending = sorted(np.flatnonzero(~done).tolist(), key=lambda i: len(items[i].question.prompt))

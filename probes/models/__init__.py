@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import ProbeError
 
 Ended = Literal["", "unfinished", "filtered"]
 """How a reply ended that did not end by itself, as a status of `vlm_probe.stimuli.question.Status`."""
@@ -153,5 +154,5 @@ class Model(Protocol):
         ...
 
 
-class ModelError(RuntimeError):
+class ModelError(ProbeError, RuntimeError):
     """A model cannot be loaded or used; the message names it and the fix. Raised before any stimulus work."""

@@ -112,7 +112,7 @@ def weights_complete(folder: Path) -> bool:
         return False
     if index.is_file():
         try:
-            files = set(json.loads(index.read_text())["weight_map"].values())
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError):
             return False
         return all((folder / file).is_file() for file in files)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from vlm_probe.probes.models import ModelError
+from vlm_probe.stimuli.errors import is_installed
 
+KINDS = ("cpu", "cuda", "mps", "xpu")
+"""Of devices of torch, those on which models can answer."""
 SMALL = 300_000_000
 """Parameters below which a call costs as much as its arithmetic, so that half precision saves nothing."""
 
@@ -15,20 +18,36 @@ def choose_device(name: str) -> str:
         name: "auto" (a GPU, if there is one), or a device of torch: "cpu", "cuda", "cuda:1".
 
     Raises:
-        ModelError: If there is no such GPU; one line with the fix.
+        ModelError: If there is no such device; one line with the fix.
     """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
+    kind, colon, number = name.partition(":")
+    if kind not in KINDS or bool(colon) != number.isdecimal():
+        raise ModelError(f"--device is {name!r}: use auto, cpu, cuda, or cuda:0 for one GPU of several")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("there is no GPU of Apple's (mps) on this machine: use --device cpu")
     if kind == "cuda":
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not there:
             raise ModelError(f"there is no GPU {name} on this machine: use --device cpu")
-        if number and not (number.isdigit() and int(number) < there):
+        if number and int(number) >= there:
             raise ModelError(f"there is no GPU {name} on this machine: use --device cuda:0 to cuda:{there - 1}")
     return name
+
+
+def check_four_bits() -> None:
+    """Refuse to quantise without the package that does it.
+
+    Raises:
+        ModelError: If bitsandbytes is not installed.
+    """
+    if not is_installed("bitsandbytes"):
+        raise ModelError(
+            "--load-in-4bit needs bitsandbytes, which is not installed: pip install 'vlm-probe[quantized]'"
+        )
 
 
 def choose_dtype(name: str, device: str, stored: str, parameters: int) -> str:

@@ -29,7 +29,7 @@ from transformers import (
 from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
 from vlm_probe.probes.models.adapter_folder import adapter_hash, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
-from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
+from vlm_probe.probes.models.device import SMALL, check_four_bits, choose_device, choose_dtype
 from vlm_probe.probes.models.footprint import read_weights, stored_dtype
 from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
@@ -390,12 +390,7 @@ def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
 
 
 def _four_bits(device: str) -> Any:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "--load-in-4bit needs bitsandbytes, which is not installed: pip install 'vlm-probe[quantized]'"
-        )
+    check_four_bits()
     # A CPU computes in single precision; there, 4 bits save memory and no time.
     compute = torch.bfloat16 if device != "cpu" else torch.float32
     return transformers.BitsAndBytesConfig(

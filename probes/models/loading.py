@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlm_probe.probes.models import Generation, Model, ModelError
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from vlm_probe.probes.models.device import check_four_bits, choose_device
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +72,9 @@ def load_model(
         from vlm_probe.probes.models.observers import make_observer
 
         return make_observer(entry.name)
-    folder = find_weights(name, revision)
     adapter_folder = None if adapter is None else Path(adapter).expanduser()
-    if adapter_folder is not None and not adapter_folder.is_dir():
-        raise ModelError(f"there is no adapter folder {adapter}: give a folder made by PEFT or `probe train`")
+    check_options(device, load_in_4bit, adapter_folder)
+    folder = find_weights(name, revision)
     try:
         from vlm_probe.probes.models.huggingface import HuggingFaceModel
     except ImportError as error:
@@ -88,6 +88,25 @@ def load_model(
         adapter=adapter_folder,
         load_in_4bit=load_in_4bit,
     )
+
+
+def check_options(device: str, load_in_4bit: bool, *adapters: str | Path | None) -> None:
+    """Refuse what a model cannot be loaded with on this machine, before anything is downloaded or made.
+
+    Args:
+        device: As for `load_model`.
+        load_in_4bit: As for `load_model`.
+        adapters: Folders of adapters, as far as there are any.
+
+    Raises:
+        ModelError: If there is no such device, or a package or a folder is missing.
+    """
+    choose_device(device)
+    if load_in_4bit:
+        check_four_bits()
+    for adapter in adapters:
+        if adapter is not None and not Path(adapter).expanduser().is_dir():
+            raise ModelError(f"there is no adapter folder {adapter}: give a folder made by PEFT or `probe train`")
 
 
 def find_weights(name: str, revision: str | None = None) -> Path:

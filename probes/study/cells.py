@@ -23,6 +23,7 @@ from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.presentation import manners
 from vlm_probe.probes.study.design import Design, MakeConfig, Model, Test, Training
 from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.shifts import parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import get_task
@@ -218,11 +219,7 @@ class _Maker:
         wanted = given | {"model": model.name, "tasks": tasks, "method": method}
         try:
             resolved = dict(self._make_config(wanted, model.preset))
-        except Exception as error:
-            if (
-                type(error).__name__ != "TrainingError"
-            ):  # of `vlm_probe.finetune.config`, which this layer does not know
-                raise
+        except ProbeError as error:
             raise StudyError(f"training {training.name} by {method}: {error}") from error
         if resolved["load_in_4bit"] and not model.loading.get("load_in_4bit"):
             raise StudyError(

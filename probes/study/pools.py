@@ -289,7 +289,7 @@ def _still_there(jobs: Sequence[str]) -> set[str]:
     if not jobs:
         return set()
     command = ["squeue", "--noheader", "--array", "--format=%i|%F_%K", "--jobs", ",".join(jobs)]
-    asked = subprocess.run(command, capture_output=True, text=True)
+    asked = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return set(jobs)
     known = {part.strip() for line in asked.stdout.splitlines() for part in line.split("|")}

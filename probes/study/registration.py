@@ -17,9 +17,11 @@ from vlm_probe.probes.provenance import git_state, versions
 from vlm_probe.probes.study.cells import Cell
 from vlm_probe.probes.study.design import Design
 from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.store import Store, read_json
+from vlm_probe.probes.study.store import Store
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputFolder
+from vlm_probe.stimuli.plain_json import parse_object
 
 REGISTRATION = "registration.json"
 FORMAT = 1
@@ -73,14 +75,19 @@ def read_registration(store: Store) -> dict[str, Any]:
     """The registration of a study; empty if there is none.
 
     Raises:
-        StudyError: If it was edited.
+        StudyError: If it was edited, or is damaged.
     """
     path = store.folder / REGISTRATION
     if not path.exists():
         return {}
-    found = read_json(path)
-    if found.get("sha256") != record_hash(found):
-        raise StudyError(f"{path} is not what was registered (its hash is another one): restore the file")
+    with reading(path, StudyError, "restore the file"):
+        found = parse_object(path.read_bytes())
+        if found.get("sha256") != record_hash(found):
+            raise StudyError(f"{path} is not what was registered (its hash is another one): restore the file")
+        kinds = {"registered": str, "design": dict, "steps": dict, "sets": dict, "done_before": list, "earlier": list}
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {str(found[name])[:40]!r}")
     return found
 
 

@@ -11,9 +11,8 @@ Nothing else is kept, and in particular no list of what is done: the folders say
 from __future__ import annotations
 
 import fcntl
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal
 from vlm_probe.probes.study.cells import KINDS, Cell, Step
 from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.stimuli.output import Busy, OutputFolder, claim, kind_of, write_json
+from vlm_probe.stimuli.plain_json import parse_object
 
 MARK, LOCK, LOG, ENDED, WORK, JOB = "step.json", ".lock", "log.txt", "ended.json", "work.json", "job.json"
 CELLS, ASIDE = "cells", "aside"
@@ -84,7 +84,7 @@ class Store:
         kept = self._marks.get(step.id)
         if kept is None or kept.get("sha256") != step.sha256:
             found = read_json(self.folder / step.id / MARK)
-            if found.get("sha256") != step.sha256:
+            if found.get("sha256") != step.sha256 or (found.get("done") and not _is_whole(found)):
                 return {}
             if found.get("done"):
                 self._marks[step.id] = found  # it does not change any more
@@ -104,8 +104,11 @@ class Store:
         found = read_json(self.cell_folder(cell.id) / ENDED)
         if found.get("sha256") != fingerprint(cell):
             return None
-        failures = tuple(Failure(**failure) for failure in found["failures"])
-        return Ended(failures, tuple(found["blocked"]), found["seconds"])
+        try:
+            failures = tuple(Failure(**failure) for failure in found["failures"])
+            return Ended(failures, tuple(map(str, found["blocked"])), float(found["seconds"]))
+        except (KeyError, TypeError, ValueError):  # a note that is damaged is no note
+            return None
 
     def look(self, cell: Cell) -> Look:
         """What a cell looks like now."""
@@ -222,6 +225,11 @@ def is_ours(folder: Path) -> bool:
     return kind_of(folder) is not None
 
 
+def _is_whole(mark: Mapping[str, Any]) -> bool:
+    """Whether the mark of a step that is done says what it took; a damaged one does not count, and the step is done again."""
+    return all(isinstance(mark.get(name), int | float) for name in ("seconds", "cpu_seconds", "bytes", "amount"))
+
+
 def take(descriptor: int, patience: float) -> bool:
     """Lock a file for this process; whether that could be done within so many seconds.
 
@@ -252,10 +260,9 @@ def fingerprint(cell: Cell) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a JSON file; empty if it is not there, or not whole."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes(), finite=False)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def size_of(folder: Path) -> int:

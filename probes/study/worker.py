@@ -6,7 +6,6 @@ others. Exit codes: 0 all done, 3 some failed, 4 another process is at the cell.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -19,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
+from vlm_probe.probes.cli.errors import FAILED_TRIALS, FAILURE, INTERRUPTED, SUCCESS, as_line
 from vlm_probe.probes.cli.settings import OTHER_VARIABLES
 from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.study.launch import IN_PROCESS, Launch, call
 from vlm_probe.probes.study.store import (
     ENDED,
@@ -36,7 +36,9 @@ from vlm_probe.probes.study.store import (
     size_of,
     take,
 )
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.output import OutputError, claim, kind_of
+from vlm_probe.stimuli.plain_json import parse_object
 
 AT_WORK = 4
 OUTPUTS = {"train": "training run", "run": "run", "decode": "decoding"}
@@ -60,13 +62,14 @@ def work_of(cell: Cell, processes: int, launch: Launch = IN_PROCESS) -> dict[str
 
 def read_work(path: Path) -> tuple[Cell, int, Launch]:
     """The cell that a worker is asked to do, the processes that its steps may start for stimuli, and how steps are launched."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    steps = []
-    for step in data["steps"]:
-        lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
-        steps.append(Step(**{**step, **lists}))
-    cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
-    return cell, int(data["processes"]), Launch(**data.get("launch", {}))
+    with reading(path, StudyError, "give `probe study run` again, which writes it"):
+        data = parse_object(path.read_bytes())
+        steps = []
+        for step in data["steps"]:
+            lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
+            steps.append(Step(**{**step, **lists}))
+        cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
+        return cell, int(data["processes"]), Launch(**data.get("launch", {}))
 
 
 def command_of(step: Step) -> str:
@@ -235,6 +238,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; the same study goes on from here")
         return INTERRUPTED
+    except (ProbeError, OSError) as error:
+        _say(as_line(error))
+        return FAILURE
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def evaluate(
             place[last] = found
             sys.stderr.write(f"{path}: {json.dumps(found)}\n")
     write_json(folder / "evaluation.json", facts, indent=1)
-    training = json.loads((folder / "training.json").read_text())
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     write_whole(folder / "MODEL_CARD.md", model_card(facts, training))
     return facts
 

@@ -14,6 +14,7 @@ from transformers import LlavaProcessor
 
 from vlm_probe.probes.tiny.architecture import PIXELS
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw, panel_boxes
 from vlm_probe.stimuli.scene import Scene, mirror
@@ -177,7 +178,7 @@ def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: Ll
         made = render_pictures(np.random.default_rng([*seed, chunk]), CHUNK, processor)
         with whole_file(path) as partial:
             np.savez(partial, **_arrays(made))  # type: ignore[arg-type]
-    with np.load(path) as stored:
+    with reading(path, InvalidInput, "delete the file, and it is made again"), np.load(path) as stored:
         return _pictures(stored)
 
 

@@ -43,6 +43,7 @@ from vlm_probe.probes.tiny.questions import (
     seen_by,
 )
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.output import claim, whole_file, write_json
 from vlm_probe.stimuli.tasks import get_task
 
@@ -178,18 +179,24 @@ class _Worker:
         recipe, state = self.recipe, self.out / STATE
         kept: dict[str, Any] | None = None
         if state.exists():
-            kept = torch.load(state, weights_only=True)
-            self.model.load_state_dict(kept["model"])
-            self.read_outs.load_state_dict(kept["read_outs"])
-            self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
-            self.steps = kept["steps"]
-            self.rng = np.random.default_rng([recipe.seed, 7, self.rank, self.stage, self.step])
+            with reading(state, InvalidInput, "restore it, or delete it to begin from the start"):
+                kept = self._resume(state)
         while self.stage < len(recipe.stages):
             self._train(recipe.stages[self.stage], kept)
             kept = None
             self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
             self._save(None)
         self._save(None, "" if self.rank else self._digest())
+
+    def _resume(self, state: Path) -> dict[str, Any]:
+        """Take over a checkpoint, and give what is in it."""
+        kept: dict[str, Any] = torch.load(state, weights_only=True)
+        self.model.load_state_dict(kept["model"])
+        self.read_outs.load_state_dict(kept["read_outs"])
+        self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
+        self.steps = kept["steps"]
+        self.rng = np.random.default_rng([self.recipe.seed, 7, self.rank, self.stage, self.step])
+        return kept
 
     def _load(self, stage: Stage) -> None:
         """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.output import files_of
 
 KIND = "run"
@@ -12,7 +13,7 @@ TRIALS, RUN = "trials.jsonl", "run.json"
 _SHARD = re.compile(r"trials\.\d+\.jsonl")
 
 
-class RunError(RuntimeError):
+class RunError(ProbeError, RuntimeError):
     """A run's folder cannot be used; the message says why and what to do."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
 from vlm_probe.probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
 from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError, shards
+from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
@@ -39,11 +40,9 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
         found = in_archive(archived_rows, folder)
         if found is None:
             raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
-        try:
+        with reading(f"the archived log of {folder}", RunError, "restore the archive"):
             for row in found:
                 check_kinds(row, KINDS)
-        except ValueError as error:
-            raise RunError(f"the archived log of {folder} is damaged ({error}): restore it") from error
         logs = [found]
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for log in logs for row in log):
@@ -59,14 +58,12 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         RunError: If it is missing or damaged.
     """
     path = Path(folder) / RUN
-    try:
-        text = None if path.is_file() else in_archive(archived_record, folder)
+    text = None if path.is_file() else in_archive(archived_record, folder)
+    if text is None and not path.exists():
+        raise RunError(f"{folder} is not a run: it has no {RUN}; make one with `probe run --out {folder}`")
+    with reading(path, RunError, "restore it, or make the run again with another --out"):
         run = parse_object(path.read_bytes() if text is None else text)
         check_kinds(run, _RUN_KINDS)
-    except OSError as error:
-        raise RunError(f"{folder} is not a run: cannot read its {RUN} ({error.strerror})") from error
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); restore it, or make the run anew with another --out") from error
     return run
 
 
@@ -78,6 +75,9 @@ def is_run(folder: str | Path) -> bool:
 def runs_below(folder: str | Path) -> list[Path]:
     """The folders of all runs below a folder, on the disk and in archives, sorted."""
     found = {path.parent for path in Path(folder).rglob(TRIALS)} | set(in_archive(archived_runs, folder))
+    for path in found:
+        if not is_text(str(path)):
+            raise RunError(f"the run {path} has a name that is not UTF-8: rename its folder")
     return sorted(found)
 
 

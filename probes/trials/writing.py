@@ -165,7 +165,7 @@ class TrialLog:
         if differ:
             changes = ", ".join(f"{name} ({brief(old.get(name))}, now {brief(new.get(name))})" for name in differ)
             raise RunError(f"{self.folder} holds a run with another configuration: {changes}; choose another --out")
-        return found
+        return run | found  # entries that are missing there have the values of a run that begins
 
 
 class ShardLog(TrialLog):

@@ -185,7 +185,7 @@ def test_trainings_have_curves_and_whole_models_were_trained_too(tmp_path: Path)
     assert set(trials.curves["run"]) == set(trials.table["run"]) == {"tiny ppo towers-topblock seed 3"}
     assert set(trials.table["transfer"]) == {"cross-task"}
     (tmp_path / "adapter" / "training.json").write_text('{"curves": [{}]}')
-    with pytest.raises(RunError, match=r"training\.json cannot be read"):
+    with pytest.raises(RunError, match=r"training\.json is damaged"):
         load([tmp_path])
 
 

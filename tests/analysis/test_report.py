@@ -94,6 +94,20 @@ def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "old.png" not in "".join(found)
 
 
+def test_a_figure_that_cannot_be_drawn_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **more: Any) -> None:
+        raise RuntimeError("no fonts\nhere")
+
+    write_run(tmp_path / "runs" / "a", run_rows(n=24))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    report = analyse([tmp_path / "runs"], tmp_path / "a", QUICK)
+    assert report.failed == () and "could not be drawn: no fonts here" in caplog.text
+    text = (tmp_path / "a" / REPORT).read_text()
+    assert "![" not in text and "tables/accuracy-" in text and not list((tmp_path / "a").rglob("*.png"))
+
+
 def sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
     found, failed = answer(select(load([folder]), QUICK))
     return {section.key: section for section in found}, failed

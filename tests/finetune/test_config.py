@@ -8,12 +8,16 @@ from vlm_probe.finetune.config import (
     Budget,
     TrainConfig,
     TrainingError,
+    check_needs,
     make_config,
     per_process,
     preset_names,
     read_preset,
 )
 from vlm_probe.finetune.train import plan
+from vlm_probe.probes.models import ModelError
+from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.tasks import UnknownTask
 
 GIVEN = {"model": "tiny", "tasks": ("towers-topblock",), "method": "ppo"}
 
@@ -51,7 +55,7 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"budget": "samples=0"}, "samples=5000"),
         ({"budget": "hours=3"}, "samples=5000"),
         ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a finite number"),
         ({"warmup": 1.5}, "between 0 and 1"),
         ({"beta": -0.1}, "cannot be negative"),
         ({"method": "grpo", "generations": 1}, "at least 2"),
@@ -70,6 +74,40 @@ def test_bad_settings_get_one_line_that_says_what_would_do(changes, words):
         make_config(GIVEN | changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_this_machine_lacks_something_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
+    check_needs(make_config(GIVEN))
+    monkeypatch.setattr("vlm_probe.finetune.config.is_installed", lambda package: package == "tensorboardX")
+    check_needs(make_config(GIVEN | {"report_to": "tensorboard"}))
+    with pytest.raises(TrainingError, match="wandb, which is not installed: pip install wandb"):
+        check_needs(make_config(GIVEN | {"report_to": "wandb"}))
+    with pytest.raises(ModelError, match="no adapter folder nowhere"):
+        check_needs(make_config(GIVEN | {"init": "nowhere"}))
+    with pytest.raises(UnknownTask, match="nowhere"):
+        check_needs(make_config(GIVEN | {"avoid": ("nowhere",)}))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StimulusError, match="set PROBE_CACHE"):
+        check_needs(make_config(GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("items", 3.5),
+        ("items", True),
+        ("size", "large"),
+        ("method", None),
+        ("beta", float("inf")),
+        ("force", 1),
+        ("avoid", 3),
+    ],
+)
+def test_settings_of_another_type_are_one_line(name, value):
+    with pytest.raises(TrainingError, match=f"--{name} must be"):
+        TrainConfig(**(GIVEN | {"tasks": ("towers-topblock",), name: value}))
 
 
 def test_no_preset_of_that_name():

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.monitor import last_checkpoint
 from vlm_probe.finetune.train import train
 from vlm_probe.stimuli.output import OutputError
 
@@ -118,6 +119,41 @@ def test_a_run_that_is_killed_goes_on_exactly_where_it_was(method, tmp_path):
     assert untimed[0] == untimed[1]
     assert killed["budget"] == whole["budget"]
     _check_folder(tmp_path / "whole", whole, config)
+
+
+def test_a_damaged_record_of_a_training_is_one_line(tmp_path):
+    config = settings("sft", micro_batch=16)
+    stored = {"method": "sft", "model": "tiny", "tasks": [], "budget": {"samples": 64}, "curves": [{"samples": 16.0}]}
+    (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "training.json").write_text(json.dumps(stored))
+    assert train(config, tmp_path) == stored
+    damaged = [stored | {"curves": [{"samples": None}]}, stored | {"budget": []}, {"curves": []}, [], 7]
+    texts = [json.dumps(data) for data in damaged] + ["", "[" * 100_000, json.dumps(stored)[:40], "\x00"]
+    for file in ("training.json", "settings.json"):
+        for text in texts:
+            (tmp_path / file).write_text(text)
+            with pytest.raises(TrainingError) as told:
+                train(config, tmp_path)
+            assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "monitor.json"])
+def test_a_training_whose_newest_checkpoint_is_damaged_ends_alike(name, tmp_path, caplog):
+    config = settings("sft")
+    running = start(config, tmp_path / "killed")
+    deadline = time.monotonic() + 900
+    while len(list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*/complete"))) < 2:
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    newest = last_checkpoint(tmp_path / "killed" / "checkpoints")
+    os.truncate(newest / name, (newest / name).stat().st_size // 2)
+    train(config, tmp_path / "killed")
+    assert f"{newest / name} is damaged" in caplog.text
+    train(config, tmp_path / "whole")
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
 def _check_folder(folder, result, config):

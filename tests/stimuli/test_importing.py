@@ -250,7 +250,7 @@ def test_tables_that_cannot_be_used_at_all(pictures, tmp_path):
     with pytest.raises(StimulusError, match="--conditions"):
         attempt(trials(), task="towers-stability", conditions=["surface"])
     (tmp_path / "t.jsonl").write_text('{"file": "p0.png", "answer": "stands"}\n{"file"\n')
-    with pytest.raises(StimulusError, match="line 2: not a JSON object"):
+    with pytest.raises(StimulusError, match="line 2, is damaged"):
         import_set(pictures, tmp_path / "t.jsonl", tmp_path / "set", task="towers-stability")
 
 

@@ -110,4 +110,4 @@ def test_an_archive_gives_logs_back_to_the_byte_or_is_not_made(study, capsys, tm
     (packed / "logs.parquet").write_bytes(b"damaged")
     code, _, err = call(capsys, "analyze", packed)
     assert code == 1
-    assert "logs.parquet cannot be read" in err
+    assert "logs.parquet is damaged" in err
