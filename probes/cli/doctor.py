@@ -1,4 +1,4 @@
-"""`probe doctor`: what is installed, what is missing for what, and the line that installs it."""
+"""`probe doctor`: what is installed, what is missing for what, what was not tested, and the line that installs it."""
 
 from __future__ import annotations
 
