@@ -108,12 +108,7 @@ def test_trainers_have_what_is_overridden_read_or_set():
     assert parameters(Trainer.save_model) == ["self", "output_dir", "_internal_call"]
     assert parameters(Trainer.training_step) == ["self", "model", "inputs", "num_items_in_batch"]
     source = inspect.getsource(Trainer)
-    names = (
-        "loss_is_scaled_for_ga",
-        "model_accepts_loss_kwargs",
-        "current_gradient_accumulation_steps",
-        "compute_loss_func",
-    )
+    names = ("model_accepts_loss_kwargs", "current_gradient_accumulation_steps", "compute_loss_func")
     assert not [name for name in names if f"self.{name}" not in source]
     assert "_n_gpu" in inspect.getsource(TrainingArguments)
     assert hasattr(PreTrainedModel, "_keys_to_ignore_on_save")
