@@ -72,7 +72,7 @@ def test_versions_that_were_not_tested_are_told_and_noted(
 ) -> None:
     declared = [
         "numpy>=2.0",
-        "pandas>=2.2,<2.3",
+        "pandas>=0.1,<0.2",
         "pytest<1; extra == 'test'",
         "absent>=1",
         "pillow<1; python_version < '3'",
@@ -80,7 +80,7 @@ def test_versions_that_were_not_tested_are_told_and_noted(
     monkeypatch.setattr(provenance, "requires", lambda _: declared)
     report = run(RunConfig("yes", "s", limit=2), stability, tmp_path / "r", model=Yes())
     noted = read_run(report.path)["untested"]
-    assert noted == {"pandas": f"{version('pandas')}, tested with >=2.2,<2.3"}
+    assert noted == {"pandas": f"{version('pandas')}, tested with >=0.1,<0.2"}
     assert f"versions that were not tested: pandas {noted['pandas']} (see `probe doctor`)" in caplog.text
     monkeypatch.setattr(provenance, "requires", lambda _: declared[:1])
     assert read_run(run(RunConfig("yes", "s", limit=2), stability, tmp_path / "q", model=Yes()).path)["untested"] == {}
