@@ -326,7 +326,8 @@ def fit_cells(
     of_cell = data.groupby("cell", observed=True)["trained"].max()
     counts: Floats = np.asarray(data["cell"].value_counts().reindex(list(order)), dtype=float)
     runs = data[data["trained"] == 1]
-    shares = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=list(order)).to_numpy(float) / counts
+    shown = pd.crosstab(runs["run"], runs["cell"].astype(str)).reindex(columns=list(order), fill_value=0)
+    shares = shown.to_numpy(float) / counts
     repeats = bool(set(chosen.settled) & {"item", "item:training"})
     widening = _widening(data, order) if repeats else np.ones(len(order))
     rates = data.groupby("cell", observed=True)["success"].mean().reindex(list(order)).to_numpy()

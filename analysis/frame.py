@@ -290,6 +290,9 @@ def _filled(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, Counter[str]]
     if scored.isna().any():
         lost["no score in `correct`"] = int(scored.isna().sum())
     filled = table[scored.notna()].assign(correct=scored[scored.notna()].astype(int))
+    # Parquet keeps categories, and a category that a table lacks cannot be filled in.
+    categorical = filled.select_dtypes("category").columns
+    filled = filled.astype(dict.fromkeys(categorical, object))
     for column, value in _DEFAULTS.items():
         filled[column] = filled[column].fillna(value) if column in filled else value
     for column in ("success", "reward"):

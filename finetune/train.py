@@ -45,7 +45,7 @@ from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
-from vlm_probe.probes.provenance import git_state, hardware, versions
+from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.errors import reading, reason_of
 from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
 from vlm_probe.stimuli.plain_json import parse_object
@@ -374,9 +374,7 @@ def _result(
         "config": config.to_dict(),
         "data_sha256": data.content_sha256,
         "processes": PartialState().num_processes,
-        "versions": versions("trl", "datasets", "bitsandbytes"),
-        "git": git_state(),
-        "hardware": hardware(),
+        **origin("trl", "datasets", "bitsandbytes"),
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         **monitor.spent(),

@@ -17,7 +17,7 @@ from vlm_probe.probes.models import Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
-from vlm_probe.probes.provenance import git_state, hardware, training_facts, versions
+from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.sharding import ALONE, Processes
 from vlm_probe.probes.trials import RunError, is_run, trials_hash
@@ -387,9 +387,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
             "n": len(stimuli),
             "baselines": stimuli.card.get("baselines"),
         },
-        "versions": versions(*(("bitsandbytes",) if config.load_in_4bit else ())),
-        "git": git_state(),
-        "hardware": hardware(),
+        **origin(*(("bitsandbytes",) if config.load_in_4bit else ())),
         "started": _now(),
         "finished": None,
         "resumed": 0,

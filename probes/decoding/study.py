@@ -16,7 +16,7 @@ from vlm_probe.probes.decoding.config import DecodeConfig
 from vlm_probe.probes.decoding.readings import Problem, Reading, difference, make_problem, read
 from vlm_probe.probes.decoding.result import check_folder, compared, describe, site_rows, warnings, write
 from vlm_probe.probes.decoding.targets import cue_values, find_target
-from vlm_probe.probes.provenance import git_state, hardware, versions
+from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.output import OutputFolder, claim
@@ -132,7 +132,7 @@ def decode(
             "sites": [compared(site, found[site], difference(readings[site], found[site])) for site in sites],
         }
         predictions |= {f"{site.name}-adapted": found[site].predictions for site in sites}
-    result |= {"versions": versions("scikit-learn", "scipy"), "git": git_state(), "hardware": hardware()}
+    result |= origin("scikit-learn", "scipy")
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
     result = json.loads(json.dumps(result))  # as it will be read again: no tuples
     write(out, name, result, predictions, items, problem)

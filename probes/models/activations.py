@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from vlm_probe.probes.models import ModelError, Trial
+from vlm_probe.probes.models.option_scoring import find_cache
 
 POSITIONS = ("last", "image", "question")
 """Places in a prompt: its last token, where the answer is about to be said; the mean over the tokens of its pictures; the
@@ -198,10 +199,10 @@ class Mover:
         reading = False
 
         def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
-            # The candidates are read behind the prompt, or with it as their past: they are not to be moved themselves.
+            # The candidates are read behind the prompt, or with it in the cache: they are not to be moved themselves.
             nonlocal reading
-            past = given.get("past_key_values")
-            reading = past is None or int(past.get_seq_length()) == 0
+            _, cache = find_cache(given)
+            reading = cache is None or int(cache.get_seq_length()) == 0
 
         def move(hidden: torch.Tensor) -> torch.Tensor | None:
             nonlocal moved

@@ -14,6 +14,7 @@ from vlm_probe.probes.cli import main
 from vlm_probe.probes.models import ModelError, footprint
 from vlm_probe.probes.models.footprint import read_weights
 from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.option_scoring import find_cache
 
 SaveFamily = Callable[[str], Path]
 
@@ -48,7 +49,8 @@ def test_keys_and_values_are_those_of_a_real_cache(save_family: SaveFamily) -> N
         max_new_tokens=1,
         return_dict_in_generate=True,  # type: ignore[attr-defined]
     )
-    cache = [tensor for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)]
+    _, held = find_cache(out)
+    cache = [tensor for layer in held.layers for tensor in (layer.keys, layer.values)]
     per_token = sum(tensor.numel() * 4 for tensor in cache) / cache[0].shape[-2]
     assert found.cache_bytes == per_token * 3 * (found.prompt_tokens + footprint.NEW_TOKENS)
 
