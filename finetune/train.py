@@ -137,8 +137,10 @@ def _train(
         score_replies_only()
     # The adapter's first weights are drawn from torch's global generator.
     set_seed(config.seed)
+    begun = _read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     with _quiet():
-        policy = load_policy(config, device)
+        policy = load_policy(config, device, str(begun.get("moment") or ""))
+    _check_model(folder, begun, policy)
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -149,7 +151,7 @@ def _train(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
     if state.is_main_process:
-        _write(folder / SETTINGS, config.to_dict())
+        _write(folder / SETTINGS, config.to_dict() | {"base_files": policy.files, "moment": policy.moment})
     with _quiet():
         course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
         trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
@@ -176,6 +178,18 @@ def _train(
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return result
+
+
+def _check_model(folder: Path, begun: dict[str, Any], policy: Policy) -> None:
+    """Refuse to resume a run whose base model has changed. Raises TrainingError."""
+    before = begun.get("base_files")
+    if isinstance(before, dict):
+        changed = sorted(name for name in {**before, **policy.files} if before.get(name) != policy.files.get(name))
+        if changed:
+            raise TrainingError(
+                f"{folder} holds a run of another model ({', '.join(changed)} of {policy.name} differ): restore the model, or"
+                " choose another --out"
+            )
 
 
 def is_first() -> bool:
@@ -322,7 +336,13 @@ def _result(
         "format": FORMAT,
         "method": config.method,
         "model": policy.name,
-        "base": {"name": policy.name, "revision": policy.revision, "weights_sha256": policy.weights_sha256},
+        "base": {
+            "name": policy.name,
+            "revision": policy.revision,
+            "weights_sha256": policy.weights_sha256,
+            "files": policy.files,
+        },
+        "moment": policy.moment,
         "tasks": list(config.tasks),
         "weights": list(config.shares()),
         "seed": config.seed,

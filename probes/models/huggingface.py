@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import re
 import sys
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +19,8 @@ import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
@@ -26,12 +28,25 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
-from vlm_probe.probes.models.adapter_folder import adapter_hash, check_base
+from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Trial
+from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
-from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
-from vlm_probe.probes.models.footprint import read_weights, stored_dtype
+from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype, parameter_count, quantisation
+from vlm_probe.probes.models.footprint import Weights, read_weights, stored_dtype
 from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.model_folder import (
+    CONFIG,
+    GENERATION,
+    MEND,
+    check_folder,
+    check_text,
+    entries,
+    file_hashes,
+    reading,
+    reason_of,
+    settings_files,
+    weights_hash,
+)
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
@@ -41,6 +56,17 @@ log = logging.getLogger(__name__)
 Given = TypeVar("Given")
 BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
+SPARE = 50_000_000
+"""Numbers that a network may have beyond twice its weights: tables of positions, and layers that share weights."""
+SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+PREPROCESSOR = "preprocessor_config.json"
+PICTURE_SIZES = (
+    *("size", "crop_size", "pad_size", "max_image_size", "image_grid_pinpoints", "patch_size", "merge_size"),
+    *("min_pixels", "max_pixels", "min_patches", "max_patches", "max_image_tiles"),
+)
+PICTURE_SCALES = ("rescale_factor", "image_mean", "image_std")
+LONGEST_EDGE, MOST_PIXELS = 8192, 120_000_000
+"""Pixels to which the edge of a picture, and a picture, may be enlarged."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,7 +97,7 @@ class HuggingFaceModel:
         self._scorer = OptionScorer(model, self._prompter.pad_token)
         self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
-        self._small = sum(p.numel() for p in model.parameters()) < SMALL
+        self._small = parameter_count(model) < SMALL
         self.batch_size = SMALL_BATCH if self._small else BATCH
         self._trimmed: bool | None = None
         self._most: int | None = None
@@ -110,7 +136,8 @@ class HuggingFaceModel:
             ModelError: If that fails; one line with the fix.
         """
         model, processor, device = load_network(folder, name, dtype=dtype, device=device, load_in_4bit=load_in_4bit)
-        weights = weights_hash(folder)
+        files = file_hashes(folder)
+        weights = weights_hash(folder, files)
         if adapter is not None:
             check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
@@ -124,8 +151,8 @@ class HuggingFaceModel:
             revision=revision,
             weights_sha256=weights,
             adapter_sha256=adapter_hash(adapter) if adapter is not None else "",
-            details=_details(model, processor, device, load_in_4bit)
-            | {"chat_template_sha256": loaded._prompter.template_sha256},
+            details=_details(model, processor, device) | {"chat_template_sha256": loaded._prompter.template_sha256},
+            files=files | (adapter_hashes(adapter) if adapter is not None else {}),
         )
         return loaded
 
@@ -133,6 +160,15 @@ class HuggingFaceModel:
     def identity(self) -> Identity:
         """What exactly answers."""
         return self._identity
+
+    @property
+    def moment(self) -> str:
+        """Date and time that the chat template writes into every prompt, as YYYY-MM-DDTHH:MM:SS; empty if it writes none."""
+        return self._prompter.moment
+
+    def set_moment(self, moment: str) -> None:
+        """Have the chat template write this date and time, so that a run that is resumed asks what it asked before."""
+        self._prompter.set_moment(moment)
 
     def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
         """Refuse conversations that do not fit into the model's context, with the longest replies that there may be.
@@ -175,20 +211,32 @@ class HuggingFaceModel:
     def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         inputs = self._inputs(trials)
         limits = [self._limit(trial, settings) for trial in trials]
-        noise = LogitsProcessorList()
+        seen = _Seen()
+        steps = LogitsProcessorList([seen])
         if settings.temperature > 0:
             ids = [" ".join(part for part in trial.id if part) for trial in trials]
-            noise.append(_Sample(ids, settings))
+            steps.append(_Sample(ids, settings))
         if self._trimmed is None:
             self._trimmed = self._small and self._can_be_trimmed()
         with torch.inference_mode(), last_words_only(self._model) if self._trimmed else nullcontext():
             tokens = self._model.generate(
                 **inputs,
                 generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1),
-                logits_processor=noise,
+                logits_processor=steps,
             )[:, inputs["input_ids"].shape[1] :]
         # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
-        return [self._prompter.decode(row[:limit]) for row, limit in zip(tokens.tolist(), limits, strict=True)]
+        replies = [row[:limit] for row, limit in zip(tokens.tolist(), limits, strict=True)]
+        self._check_finite("generation", seen.finite([self._prompter.length(reply) for reply in replies]))
+        return [self._prompter.decode(reply) for reply in replies]
+
+    def _check_finite(self, scoring: str, finite: Sequence[bool]) -> None:
+        """Raise NonFiniteLogits if some trials of a batch had logits that are not finite."""
+        if not all(finite):
+            which = f" on {list(finite).count(False)} of {len(finite)} trials" if len(finite) > 1 else ""
+            raise NonFiniteLogits(
+                f"{self.identity.name} gave logits that are not finite{which} (scoring: {scoring}): use --dtype float32, or"
+                " weights and image settings that are sound"
+            )
 
     def _can_be_trimmed(self) -> bool:
         """Whether `last_words_only` leaves the first token of a reply as it is. Large models gain nothing by it."""
@@ -204,7 +252,9 @@ class HuggingFaceModel:
         return torch.allclose(whole, trimmed, rtol=0, atol=1e-4)
 
     def _score(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
-        return self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])
+        scores = self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])
+        self._check_finite("loglikelihood", [bool(np.isfinite(row).all()) for row in scores])
+        return scores
 
     def _in_parts(self, trials: Sequence[Trial], work: Callable[[Sequence[Trial]], list[Given]]) -> list[Given]:
         """What `work` gives for every trial, in parts that fit in memory; trials with and without pictures apart."""
@@ -299,37 +349,140 @@ def load_network(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
     device = choose_device(device)
+    config, weights = load_config(folder, name), read_weights(folder)
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None and load_in_4bit:
+        load_in_4bit = False
+        log.warning("%s is stored quantised, and stays as it is stored: --load-in-4bit changes nothing", name)
     precision: Any = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
-    if dtype == "auto" and device != "cpu" and not load_in_4bit:
-        weights = read_weights(folder)
+    if dtype == "auto" and device != "cpu" and not load_in_4bit and stored is None:
         precision = DTYPES[choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)]
     if precision == torch.float32 and device != "cpu":
         # Convolutions, which cut pictures into patches, would otherwise be computed with ten bits.
         torch.backends.cudnn.allow_tf32 = False
     settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
-    if load_in_4bit:
+    if load_in_4bit or stored is not None:
         # By its number: accelerate trains in 4 bits only where it can see that this is the device of the process.
-        place = torch.cuda.current_device() if device == "cuda" else device
-        settings |= {"quantization_config": _four_bits(device), "device_map": {"": place}}
-    safe = {"local_files_only": True, "trust_remote_code": False}
+        settings["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}
+    if load_in_4bit:
+        settings["quantization_config"] = _four_bits(device)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    try:
-        processor = AutoProcessor.from_pretrained(folder, **safe)
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **safe)
-        if not load_in_4bit:
+    processor = load_processor(folder, name)
+    _check_built(config, folder, name, weights)
+    with _loading(folder, name):
+        model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **SAFE)
+        if "device_map" not in settings:
             model = model.to(device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load {name}: {_reason(error)}") from error
+    _check_loaded(info, name)
+    if stored is not None and quantisation(model) == "none":
+        raise ModelError(f"{folder / CONFIG} names a quantisation that transformers does not know: use another model")
+    return model.eval(), processor, device
+
+
+def load_config(folder: Path, name: str) -> Any:
+    """The configuration of a model, checked against its weights.
+
+    Args:
+        folder: Of the model.
+        name: As the user gave it.
+
+    Raises:
+        ModelError: If the folder is not sound; one line with the fix.
+    """
+    check_folder(folder)
+    with _loading(folder / CONFIG, name):
+        config = AutoConfig.from_pretrained(folder, **SAFE)
+    if (folder / GENERATION).is_file():
+        with _loading(folder / GENERATION, name):
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return config
+
+
+def load_processor(folder: Path, name: str) -> Any:
+    """The processor of a model, tried on a picture.
+
+    Args:
+        folder: Of the model.
+        name: As the user gave it.
+
+    Raises:
+        ModelError: If it cannot be loaded, takes no pictures, or makes nonsense of them; one line with the fix.
+    """
+    with _loading(folder, name):
+        processor = AutoProcessor.from_pretrained(folder, **SAFE)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
+    check_pictures(processor, folder)
+    return processor
+
+
+@contextmanager
+def _loading(what: Path, name: str) -> Iterator[None]:
+    """Say in one line what is wrong with a model, whatever the libraries raise, and nothing else."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        with reading(what):
+            yield
+    except ModelError as error:
+        cause = error.__cause__
+        if cause is None:
+            raise
+        for file in settings_files(what) if what.is_dir() else []:
+            check_text(file)  # names the file, if it is one of these
+        text = _unsupported(cause)
+        raise ModelError(f"cannot load {name}: {text}") if text else error from cause
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
+def _check_built(config: Any, folder: Path, name: str, weights: Weights) -> None:
+    """Refuse a configuration that would build a much larger network than the weights are. Raises ModelError."""
+    # Without memory, in a tenth of a second for the largest models; what has no weights is made up before it is noticed.
+    with _loading(folder / CONFIG, name), torch.device("meta"):
+        network = AutoModelForImageTextToText.from_config(config)
+    size = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    if size > 2 * weights.parameters + SPARE:
+        raise ModelError(
+            f"{folder / CONFIG} does not fit the weights (it describes {size:,} numbers, and they are"
+            f" {weights.parameters:,}): {MEND}"
+        )
+
+
+def _check_loaded(info: dict[str, Any], name: str) -> None:
+    """Refuse weights of which tensors are missing, and warn of those that are not used. Raises ModelError."""
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise ModelError(
             f"cannot load {name}: {len(absent)} tensors are missing from its weights (such as {absent[0]});"
             " download or save the model again"
         )
-    return model.eval(), processor, device
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        log.warning("%s: %d tensors of its weights are not used, such as %s", name, len(unused), unused[0])
+
+
+class _Seen(LogitsProcessor):
+    """Notes, step by step, which rows of a batch have logits that say something."""
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # The largest is NaN if any is, and infinite if one is or all are masked; single tokens may well be masked. Looked at
+        # only at the end, because every look waits for the GPU.
+        self._steps.append(scores.amax(dim=-1).isfinite())
+        return scores
+
+    def finite(self, lengths: Sequence[int]) -> list[bool]:
+        """Whether all logits were finite until each row's own end.
+
+        Args:
+            lengths: Tokens of each row's reply.
+        """
+        steps = torch.stack(self._steps, dim=1).tolist()
+        return [all(row[:length]) for row, length in zip(steps, lengths, strict=True)]
 
 
 class _Sample(LogitsProcessor):
@@ -357,19 +510,6 @@ def out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's safetensors files."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        # The cache of the hub names a file by the SHA-256 of its contents; reading 16 GB again would take a minute.
-        stored = file.resolve().name
-        if len(stored) != 64 or not file.is_symlink():
-            with file.open("rb") as opened:
-                stored = hashlib.file_digest(opened, "sha256").hexdigest()
-        digest.update(f"{file.name} {stored}\n".encode())
-    return digest.hexdigest()
-
-
 def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     """The tokens that end a reply: those of the model's generation settings, then the tokenizer's.
 
@@ -389,6 +529,44 @@ def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     return known
 
 
+def check_pictures(processor: Any, folder: Path) -> None:
+    """Make sure that a processor makes finite numbers of a picture, and not too many.
+
+    Args:
+        processor: Of the model.
+        folder: Of the model, for the message.
+
+    Raises:
+        ModelError: If it does not; the message has its settings.
+    """
+    images = processor.image_processor
+    names = (PREPROCESSOR, "processor_config.json")
+    file = next((folder / name for name in names if (folder / name).is_file()), folder)
+    with reading(file):
+        settings = _plain(images)
+        # Some processors give their sizes as numbers of pixels, of which only the least enlarges a picture.
+        counts = any(settings.get(name) is not None for name in ("merge_size", "min_pixels"))
+        for path, value in entries({name: settings[name] for name in PICTURE_SIZES if name in settings}):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                free = counts and path.rpartition(".")[2] in ("longest_edge", "max_pixels")
+                largest = math.inf if free else MOST_PIXELS if counts else LONGEST_EDGE
+                if not 0 < value <= largest:
+                    raise ValueError(f"the image processor's {path} is {value}")
+        for path, value in entries(_plain(processor)):
+            if path.endswith(("tokens", "seq_length")) and isinstance(value, int) and not 0 <= value <= LONGEST_EDGE:
+                raise ValueError(f"{path} is {value}")
+        made = images(images=[[made_up().images[0]]], return_tensors="pt")["pixel_values"]
+        if not bool(made.isfinite().all()):
+            given = ", ".join(f"{name} {settings[name]}" for name in PICTURE_SCALES if name in settings)
+            raise ValueError(f"the image processor makes numbers that are not finite of a picture, with {given}")
+
+
+def _plain(processor: Any) -> dict[str, Any]:
+    """The settings of a processor as plain data."""
+    found: dict[str, Any] = json.loads(json.dumps(processor.to_dict(), default=str, sort_keys=True))
+    return found
+
+
 def _four_bits(device: str) -> Any:
     from importlib.util import find_spec
 
@@ -406,28 +584,34 @@ def _four_bits(device: str) -> Any:
     )
 
 
-def _details(model: Any, processor: Any, device: str, load_in_4bit: bool) -> dict[str, Any]:
+def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
     """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
-    settings = json.loads(json.dumps(processor.image_processor.to_dict(), default=str, sort_keys=True))
+    settings = _plain(processor.image_processor)
     return {
         "architecture": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device,
-        "load_in_4bit": load_in_4bit,
+        "quantisation": quantisation(model),
+        "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
         "attention": str(model.config._attn_implementation),
         "processor_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "processor": settings,
-        "parameters": {"total": sum(p.numel() for p in model.parameters())},
+        "parameters": {"total": parameter_count(model)},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of an error with a fix."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = lines[0][:300]
-    if "trust_remote_code" in str(error):
+def _unsupported(error: BaseException) -> str:
+    """What is wrong with a model that is sound, but of a kind that cannot be used here; empty if it is not sound."""
+    whole, text = str(error), reason_of(error)
+    if "trust_remote_code" in whole:
         return "it runs code of its own, which probe never does; use a variant that transformers supports (often -hf)"
-    if "safetensors" in str(error).lower():
-        return f"{text}; probe reads safetensors weights only: save or convert the model with safe_serialization=True"
-    return f"{text} (a vision-language model that this version of transformers supports is needed)"
+    if isinstance(error, ImportError):
+        return f"{text}: install it"
+    if out_of_memory(error):
+        return f"{text}: use a smaller model, or --load-in-4bit"
+    if isinstance(error, ValueError | KeyError | OSError) and re.search(
+        "recogni|not supported|unsupported", whole, re.I
+    ):
+        return f"{text} (a vision-language model that this version of transformers supports is needed)"
+    return ""
