@@ -14,9 +14,10 @@ from vlm_probe.finetune.lora import Capacity, make_trainable, trained
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import check_base
 from vlm_probe.probes.models.catalog import lookup
-from vlm_probe.probes.models.huggingface import end_tokens, load_network
+from vlm_probe.probes.models.huggingface import end_tokens
 from vlm_probe.probes.models.loading import find_weights
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
+from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.prompting import Prompter, fix_clock
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.stimuli.question import Question

@@ -159,7 +159,8 @@ def footprint(
     """
     import torch
 
-    from vlm_probe.probes.models.huggingface import BATCH, DTYPES, SMALL_BATCH
+    from vlm_probe.probes.models.huggingface import BATCH, SMALL_BATCH
+    from vlm_probe.probes.models.network import DTYPES
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
@@ -314,7 +315,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
     """The shape of a model that is here. The processor is loaded, and counts the tokens of a typical prompt itself."""
     from PIL import Image
 
-    from vlm_probe.probes.models.huggingface import load_config, load_processor
+    from vlm_probe.probes.models.network import load_config, load_processor
     from vlm_probe.probes.models.prompting import Prompter
 
     config, processor = load_config(folder, name), load_processor(folder, name)

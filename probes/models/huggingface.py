@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import re
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,34 +16,15 @@ import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Trial
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
-from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype, parameter_count, quantisation
-from vlm_probe.probes.models.footprint import Weights, read_weights, stored_dtype
+from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
 from vlm_probe.probes.models.made_up import made_up
-from vlm_probe.probes.models.model_folder import (
-    CONFIG,
-    GENERATION,
-    MEND,
-    check_folder,
-    check_text,
-    entries,
-    file_hashes,
-    reading,
-    reason_of,
-    settings_files,
-    weights_hash,
-)
+from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_hash
+from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
@@ -56,18 +34,6 @@ log = logging.getLogger(__name__)
 Given = TypeVar("Given")
 BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
-SPARE = 50_000_000
-"""Numbers that a network may have beyond twice its weights: tables of positions, and layers that share weights."""
-SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-PREPROCESSOR = "preprocessor_config.json"
-PICTURE_SIZES = (
-    *("size", "crop_size", "pad_size", "max_image_size", "image_grid_pinpoints", "patch_size", "merge_size"),
-    *("min_pixels", "max_pixels", "min_patches", "max_patches", "max_image_tiles"),
-)
-PICTURE_SCALES = ("rescale_factor", "image_mean", "image_std")
-LONGEST_EDGE, MOST_PIXELS = 8192, 120_000_000
-"""Pixels to which the edge of a picture, and a picture, may be enlarged."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HuggingFaceModel:
@@ -142,8 +108,10 @@ class HuggingFaceModel:
             check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
         loaded = cls(model, processor, name)
+        with reading(folder):
+            inputs = loaded.probe_inputs()
         if adapter is not None:
-            loaded.adapter_change = check_effect(model, loaded.probe_inputs(), adapter)
+            loaded.adapter_change = check_effect(model, inputs, adapter)
         loaded._identity = Identity(
             # A folder goes by its own name, so that a run can be gone on with from another working directory. A short name
             # goes by itself, even where there happens to be a folder of that name.
@@ -305,6 +273,12 @@ class HuggingFaceModel:
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, torch.Tensor]:
         key = tuple(trial.id for trial in trials)
         inputs = self._ready.pop(key) if key in self._ready else self._make_inputs(trials)
+        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(room, int) and inputs["input_ids"].shape[1] > room:
+            raise ModelError(
+                f"{self.identity.name} reads {room:,} tokens, and a prompt has {inputs['input_ids'].shape[1]:,}: give fewer"
+                " --examples, or another model"
+            )
         seen = {self._seen(trial, image) for trial in trials for turn in trial.turns for image in turn.images}
         self.observed = {
             "pictures": sorted({*self.observed.get("pictures", []), *seen}),
@@ -326,141 +300,6 @@ class HuggingFaceModel:
 
     def _move(self, inputs: Any) -> dict[str, torch.Tensor]:
         return dict(inputs.to(self._model.device, self._model.dtype))
-
-
-def load_network(
-    folder: Path, name: str, *, dtype: str = "auto", device: str = "auto", load_in_4bit: bool = False
-) -> tuple[Any, Any, str]:
-    """Load a network and its processor from a folder, as they are: for answering, training and merging alike.
-
-    Args:
-        folder: Folder with configuration, processor and safetensors weights.
-        name: The name as the user gave it.
-        dtype: "auto" as `device.choose_dtype` has it.
-        device: "auto" is the first GPU, if there is one.
-        load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
-
-    Returns:
-        The network (not in training mode), the processor, and the device that was chosen.
-
-    Raises:
-        ModelError: If that fails; one line with the fix.
-    """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
-    device = choose_device(device)
-    config, weights = load_config(folder, name), read_weights(folder)
-    stored = getattr(config, "quantization_config", None)
-    if stored is not None and load_in_4bit:
-        load_in_4bit = False
-        log.warning("%s is stored quantised, and stays as it is stored: --load-in-4bit changes nothing", name)
-    precision: Any = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
-    if dtype == "auto" and device != "cpu" and not load_in_4bit and stored is None:
-        precision = DTYPES[choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)]
-    if precision == torch.float32 and device != "cpu":
-        # Convolutions, which cut pictures into patches, would otherwise be computed with ten bits.
-        torch.backends.cudnn.allow_tf32 = False
-    settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
-    if load_in_4bit or stored is not None:
-        # By its number: accelerate trains in 4 bits only where it can see that this is the device of the process.
-        settings["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}
-    if load_in_4bit:
-        settings["quantization_config"] = _four_bits(device)
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    processor = load_processor(folder, name)
-    _check_built(config, folder, name, weights)
-    with _loading(folder, name):
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **SAFE)
-        if "device_map" not in settings:
-            model = model.to(device)
-    _check_loaded(info, name)
-    if stored is not None and quantisation(model) == "none":
-        raise ModelError(f"{folder / CONFIG} names a quantisation that transformers does not know: use another model")
-    return model.eval(), processor, device
-
-
-def load_config(folder: Path, name: str) -> Any:
-    """The configuration of a model, checked against its weights.
-
-    Args:
-        folder: Of the model.
-        name: As the user gave it.
-
-    Raises:
-        ModelError: If the folder is not sound; one line with the fix.
-    """
-    check_folder(folder)
-    with _loading(folder / CONFIG, name):
-        config = AutoConfig.from_pretrained(folder, **SAFE)
-    if (folder / GENERATION).is_file():
-        with _loading(folder / GENERATION, name):
-            GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return config
-
-
-def load_processor(folder: Path, name: str) -> Any:
-    """The processor of a model, tried on a picture.
-
-    Args:
-        folder: Of the model.
-        name: As the user gave it.
-
-    Raises:
-        ModelError: If it cannot be loaded, takes no pictures, or makes nonsense of them; one line with the fix.
-    """
-    with _loading(folder, name):
-        processor = AutoProcessor.from_pretrained(folder, **SAFE)
-    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
-    check_pictures(processor, folder)
-    return processor
-
-
-@contextmanager
-def _loading(what: Path, name: str) -> Iterator[None]:
-    """Say in one line what is wrong with a model, whatever the libraries raise, and nothing else."""
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        with reading(what):
-            yield
-    except ModelError as error:
-        cause = error.__cause__
-        if cause is None:
-            raise
-        for file in settings_files(what) if what.is_dir() else []:
-            check_text(file)  # names the file, if it is one of these
-        text = _unsupported(cause)
-        raise ModelError(f"cannot load {name}: {text}") if text else error from cause
-    finally:
-        transformers.utils.logging.set_verbosity(before)
-
-
-def _check_built(config: Any, folder: Path, name: str, weights: Weights) -> None:
-    """Refuse a configuration that would build a much larger network than the weights are. Raises ModelError."""
-    # Without memory, in a tenth of a second for the largest models; what has no weights is made up before it is noticed.
-    with _loading(folder / CONFIG, name), torch.device("meta"):
-        network = AutoModelForImageTextToText.from_config(config)
-    size = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
-    if size > 2 * weights.parameters + SPARE:
-        raise ModelError(
-            f"{folder / CONFIG} does not fit the weights (it describes {size:,} numbers, and they are"
-            f" {weights.parameters:,}): {MEND}"
-        )
-
-
-def _check_loaded(info: dict[str, Any], name: str) -> None:
-    """Refuse weights of which tensors are missing, and warn of those that are not used. Raises ModelError."""
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if absent:
-        raise ModelError(
-            f"cannot load {name}: {len(absent)} tensors are missing from its weights (such as {absent[0]});"
-            " download or save the model again"
-        )
-    unused = sorted(info["unexpected_keys"])
-    if unused:
-        log.warning("%s: %d tensors of its weights are not used, such as %s", name, len(unused), unused[0])
 
 
 class _Seen(LogitsProcessor):
@@ -502,14 +341,6 @@ class _Sample(LogitsProcessor):
         return scores.double() / self._temperature + gumbel.to(scores.device)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: that of a GPU, or the machine's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
-
-
 def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     """The tokens that end a reply: those of the model's generation settings, then the tokenizer's.
 
@@ -529,64 +360,9 @@ def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     return known
 
 
-def check_pictures(processor: Any, folder: Path) -> None:
-    """Make sure that a processor makes finite numbers of a picture, and not too many.
-
-    Args:
-        processor: Of the model.
-        folder: Of the model, for the message.
-
-    Raises:
-        ModelError: If it does not; the message has its settings.
-    """
-    images = processor.image_processor
-    names = (PREPROCESSOR, "processor_config.json")
-    file = next((folder / name for name in names if (folder / name).is_file()), folder)
-    with reading(file):
-        settings = _plain(images)
-        # Some processors give their sizes as numbers of pixels, of which only the least enlarges a picture.
-        counts = any(settings.get(name) is not None for name in ("merge_size", "min_pixels"))
-        for path, value in entries({name: settings[name] for name in PICTURE_SIZES if name in settings}):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                free = counts and path.rpartition(".")[2] in ("longest_edge", "max_pixels")
-                largest = math.inf if free else MOST_PIXELS if counts else LONGEST_EDGE
-                if not 0 < value <= largest:
-                    raise ValueError(f"the image processor's {path} is {value}")
-        for path, value in entries(_plain(processor)):
-            if path.endswith(("tokens", "seq_length")) and isinstance(value, int) and not 0 <= value <= LONGEST_EDGE:
-                raise ValueError(f"{path} is {value}")
-        made = images(images=[[made_up().images[0]]], return_tensors="pt")["pixel_values"]
-        if not bool(made.isfinite().all()):
-            given = ", ".join(f"{name} {settings[name]}" for name in PICTURE_SCALES if name in settings)
-            raise ValueError(f"the image processor makes numbers that are not finite of a picture, with {given}")
-
-
-def _plain(processor: Any) -> dict[str, Any]:
-    """The settings of a processor as plain data."""
-    found: dict[str, Any] = json.loads(json.dumps(processor.to_dict(), default=str, sort_keys=True))
-    return found
-
-
-def _four_bits(device: str) -> Any:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "--load-in-4bit needs bitsandbytes, which is not installed: pip install 'vlm-probe[quantized]'"
-        )
-    # A CPU computes in single precision; there, 4 bits save memory and no time.
-    compute = torch.bfloat16 if device != "cpu" else torch.float32
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
-
-
 def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
     """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
-    settings = _plain(processor.image_processor)
+    settings = plain_settings(processor.image_processor)
     return {
         "architecture": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -599,19 +375,3 @@ def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
         "parameters": {"total": parameter_count(model)},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-def _unsupported(error: BaseException) -> str:
-    """What is wrong with a model that is sound, but of a kind that cannot be used here; empty if it is not sound."""
-    whole, text = str(error), reason_of(error)
-    if "trust_remote_code" in whole:
-        return "it runs code of its own, which probe never does; use a variant that transformers supports (often -hf)"
-    if isinstance(error, ImportError):
-        return f"{text}: install it"
-    if out_of_memory(error):
-        return f"{text}: use a smaller model, or --load-in-4bit"
-    if isinstance(error, ValueError | KeyError | OSError) and re.search(
-        "recogni|not supported|unsupported", whole, re.I
-    ):
-        return f"{text} (a vision-language model that this version of transformers supports is needed)"
-    return ""

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-SECONDS = 5
+SECONDS = 3
 """Processor time of one call: ten thousand times what a chat template takes."""
 MEMORY = 512 * 1024**2
 """Bytes that one call may take beyond what the process has."""
@@ -40,10 +40,18 @@ class Limited:
         work: The function. Arguments and result travel as JSON.
         seconds: Processor time that a call may take.
         memory: Bytes that a call may take.
+        longest: Bytes that its result may have.
     """
 
-    def __init__(self, work: Callable[..., Any], *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
-        self._seconds, self._memory = seconds, memory
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        *,
+        seconds: float = SECONDS,
+        memory: int = MEMORY,
+        longest: int = LONGEST,
+    ) -> None:
+        self._seconds, self._memory, self._longest = seconds, memory, longest
         self._lock = threading.Lock()
         self._stopped = ""
         self._ours, theirs = Pipe()
@@ -52,10 +60,15 @@ class Limited:
             warnings.simplefilter("ignore", DeprecationWarning)
             self._child = os.fork()
         if self._child == 0:
-            _serve(theirs, work, seconds, memory)
+            _serve(theirs, work, seconds, memory, longest)
         theirs.close()
         self.close = weakref.finalize(self, _end, self._ours, self._child, os.getpid())
         """Ends the child; done by itself when this object is no longer used."""
+
+    @property
+    def stopped(self) -> str:
+        """Why it does not run any more; empty while it does."""
+        return self._stopped
 
     def __call__(self, *given: Any) -> Any:
         """What the function returns.
@@ -73,7 +86,7 @@ class Limited:
                 self._ours.send_bytes(json.dumps(given).encode())
                 if not self._ours.poll(PATIENCE):
                     raise EOFError
-                failed, answer = json.loads(self._ours.recv_bytes(LONGEST + 1024))
+                failed, answer = json.loads(self._ours.recv_bytes(self._longest + 1024))
             except (OSError, EOFError):
                 self._stopped = f"it takes more than {self._seconds:g} s or {self._memory // 1024**2} MB"
                 raise LimitError(self._stopped) from None
@@ -97,7 +110,7 @@ def _end(ours: Connection[Any, Any], child: int, owner: int) -> None:
             os.waitpid(child, 0)
 
 
-def _serve(theirs: Connection[Any, Any], work: Callable[..., Any], seconds: float, memory: int) -> None:
+def _serve(theirs: Connection[Any, Any], work: Callable[..., Any], seconds: float, memory: int, longest: int) -> None:
     """The child: answers calls until the connection closes. Never returns."""
     try:
         _leave_all_but(theirs.fileno())
@@ -109,19 +122,19 @@ def _serve(theirs: Connection[Any, Any], work: Callable[..., Any], seconds: floa
         while True:
             given = json.loads(theirs.recv_bytes())
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            data = _answer(work, given, memory)
+            data = _answer(work, given, memory, longest)
             signal.setitimer(signal.ITIMER_PROF, 0)
             theirs.send_bytes(data)
     except BaseException:  # the parent has gone; nothing of it may run on in its copy
         os._exit(0)
 
 
-def _answer(work: Callable[..., Any], given: list[Any], memory: int) -> bytes:
+def _answer(work: Callable[..., Any], given: list[Any], memory: int, longest: int) -> bytes:
     try:
         data = json.dumps([False, work(*given)]).encode()
-        if len(data) <= LONGEST:
+        if len(data) <= longest:
             return data
-        reason = f"it gives {len(data):,} bytes, and {LONGEST:,} are the most"
+        reason = f"it gives {len(data):,} bytes, and {longest:,} are the most"
     except MemoryError:
         reason = f"it takes more than {memory // 1024**2} MB"
     except BaseException as error:

@@ -16,9 +16,10 @@ from vlm_probe.probes.models.adapter_folder import TRAINING, Trained, check_base
 from vlm_probe.probes.models.adapters import attach_adapter
 from vlm_probe.probes.models.device import choose_dtype, quantisation
 from vlm_probe.probes.models.footprint import read_weights, stored_dtype
-from vlm_probe.probes.models.huggingface import DTYPES, HuggingFaceModel, load_network
+from vlm_probe.probes.models.huggingface import HuggingFaceModel
 from vlm_probe.probes.models.loading import find_weights
 from vlm_probe.probes.models.model_folder import CONFIG, settings_files, weights_hash
+from vlm_probe.probes.models.network import DTYPES, load_network
 
 TOLERANCE = 1e-3
 """Nats by which log-probabilities of a model in single precision may differ after merging: rounding, and nothing else."""

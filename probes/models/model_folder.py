@@ -79,7 +79,7 @@ def reason_of(error: BaseException) -> str:
     """What an error says, in one line of bounded length that can be printed anywhere."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # torch and huggingface_hub put a heading above what they have to say.
-    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    text = "".join(lines[1:2] if lines and lines[0].endswith(":") and len(lines) > 1 else lines[:1])
     if isinstance(error, KeyError):
         text = f"no {text}"
     text = text or type(error).__name__
@@ -146,6 +146,10 @@ def check_folder(folder: Path) -> dict[str, Tensor]:
             raise ModelError(
                 f"{folder / CONFIG} does not fit the weights ({path} is {value:,}, and they have {len(tensors):,} tensors):"
                 f" {MEND}"
+            )
+        if path.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{folder / CONFIG} names code of the hub to run ({path} is {value[:60]!r}): remove the entry"
             )
     text = config.get("text_config")
     vocabulary = text.get("vocab_size") if isinstance(text, dict) else config.get("vocab_size")

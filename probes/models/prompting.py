@@ -7,6 +7,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ FALLBACK = "{image}{prompt}\nAnswer:"
 CLOCK = "strftime_now"
 """The function with which chat templates write the date or the time into a prompt."""
 
+LONGEST_PROMPT = 1024**2
+"""Bytes of a prompt."""
 QWEN_PICTURE = ("<|vision_start|>", "<|vision_end|>")
 """Where Qwen's pictures begin and end; its processor, unlike others, does not write them by itself."""
 
@@ -60,10 +63,15 @@ class Prompter:
             log.warning("%s has no chat template: it is asked in the form %r", name, FALLBACK)
             return
         self._template_name = template_name(tokenizer, self.template, name)
-        self._limited = Limited(_Renderer(processor, self.template))
+        self._limited = Limited(_Renderer(processor, self.template), longest=LONGEST_PROMPT)
         if CLOCK in self.template:
             self.moment = datetime.now().isoformat(timespec="seconds")
-        self._render([message(made_up())], add_generation_prompt=True)  # a template that fails does so before any trial
+        # A template that fails, or never ends, does so before any trial.
+        self._render([message(made_up())], add_generation_prompt=True)
+        with suppress(ModelError):  # some know no replies, and then replies are written in another way
+            self._render([message(made_up()), message(Turn("assistant", "yes"))])
+        if self._limited.stopped:
+            self._render([])
 
     def set_moment(self, moment: str) -> None:
         """Have the chat template write this date and time into every prompt, whatever the clock says.
@@ -211,9 +219,7 @@ class Prompter:
         try:
             return str(self._limited(turns, settings, self.moment))
         except LimitError as error:
-            raise ModelError(
-                f"{self._template_name} failed on a picture and a question ({error}): mend it, or copy it again"
-            ) from error
+            raise ModelError(f"{self._template_name} failed ({error}): mend it, or copy it again") from error
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"])
