@@ -159,11 +159,21 @@ def load_processor(folder: Path, name: str) -> Any:
     Raises:
         ModelError: If it cannot be loaded, takes no pictures, or makes nonsense of them; one line with the fix.
     """
-    processor = _attempt(folder, name, lambda place: AutoProcessor.from_pretrained(place, **SAFE), *READ_BY_PROCESSORS)
-    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+    processor = _attempt(folder, name, _tried_processor, *READ_BY_PROCESSORS)
+    if not _takes_pictures(processor):
         raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
-    _check_pictures(processor, folder)
     return processor
+
+
+def _tried_processor(folder: Path) -> Any:
+    processor = AutoProcessor.from_pretrained(folder, **SAFE)
+    if _takes_pictures(processor):
+        _check_pictures(processor)
+    return processor
+
+
+def _takes_pictures(processor: Any) -> bool:
+    return hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -291,27 +301,25 @@ def _check_loaded(info: dict[str, Any], name: str) -> None:
         log.warning("%s: %d tensors of its weights are not used, such as %s", name, len(unused), unused[0])
 
 
-def _check_pictures(processor: Any, folder: Path) -> None:
-    """Make sure that a processor makes finite numbers of a picture, and not too many. Raises ModelError."""
+def _check_pictures(processor: Any) -> None:
+    """Raise ValueError if a processor makes too many numbers of a picture, or some that are not finite."""
     images = processor.image_processor
-    file = next((folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()), folder)
-    with reading(file):
-        settings = plain_settings(images)
-        # Some processors give their sizes as numbers of pixels, of which only the least enlarges a picture.
-        counts = any(settings.get(name) is not None for name in ("merge_size", "min_pixels"))
-        for path, value in entries({name: settings[name] for name in PICTURE_SIZES if name in settings}):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                free = counts and path.rpartition(".")[2] in ("longest_edge", "max_pixels")
-                largest = math.inf if free else MOST_PIXELS if counts else LONGEST_EDGE
-                if not 0 < value <= largest:
-                    raise ValueError(f"the image processor's {path} is {value}")
-        for name, value in plain_settings(processor).items():
-            if name.endswith(("tokens", "seq_length")) and isinstance(value, int) and not 0 <= value <= MOST_TOKENS:
-                raise ValueError(f"{name} is {value}")
-        made = images(images=[[made_up().images[0]]], return_tensors="pt")["pixel_values"]
-        if not bool(made.isfinite().all()):
-            given = ", ".join(f"{name} {settings[name]}" for name in PICTURE_SCALES if name in settings)
-            raise ValueError(f"the image processor makes numbers that are not finite of a picture, with {given}")
+    settings = plain_settings(images)
+    # Some processors give their sizes as numbers of pixels, of which only the least enlarges a picture.
+    counts = any(settings.get(name) is not None for name in ("merge_size", "min_pixels"))
+    for path, value in entries({name: settings[name] for name in PICTURE_SIZES if name in settings}):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            free = counts and path.rpartition(".")[2] in ("longest_edge", "max_pixels")
+            largest = math.inf if free else MOST_PIXELS if counts else LONGEST_EDGE
+            if not 0 < value <= largest:
+                raise ValueError(f"the image processor's {path} is {value}")
+    for name, value in plain_settings(processor).items():
+        if name.endswith(("tokens", "seq_length")) and isinstance(value, int) and not 0 <= value <= MOST_TOKENS:
+            raise ValueError(f"{name} is {value}")
+    made = images(images=[[made_up().images[0]]], return_tensors="pt")["pixel_values"]
+    if not bool(made.isfinite().all()):
+        given = ", ".join(f"{name} {settings[name]}" for name in PICTURE_SCALES if name in settings)
+        raise ValueError(f"the image processor makes numbers that are not finite of a picture, with {given}")
 
 
 def plain_settings(processor: Any) -> dict[str, Any]:
