@@ -24,7 +24,8 @@ RECORD: dict[str, Any] = {
     "base": dict,
     "budget": dict,
     "config": dict,
-    "tasks": (list, str),
+    "tasks": list,
+    "weights": list,
     "curves": list,
     "seed": int,
     "versions": dict,
@@ -194,15 +195,18 @@ def _check_record(made: dict[str, Any]) -> None:
         wild = [path for path, value in entries({name: inner}) if isinstance(value, float) and math.isinf(value)]
         if wild and name != "curves":
             raise ValueError(f"{wild[0]} is infinite")
-    for name, number in (made.get("budget") or {}).items():
-        if not isinstance(number, int | float | str):
-            raise ValueError(f"budget.{name} is {str(number)[:40]!r}")
+    numbers = {f"budget.{name}": value for name, value in (made.get("budget") or {}).items()}
+    numbers |= {f"weights.{place}": value for place, value in enumerate(made.get("weights") or [])}
+    numbers["config.attempts"] = (made.get("config") or {}).get("attempts", 1)
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
     for row in made.get("curves") or []:
         if not isinstance(row, dict) or not isinstance(row.get("success"), int | float | None):
             raise ValueError("curves is no list of rows with a success rate")
-    for step in made.get("lineage") or []:
-        if not isinstance(step, dict) or not isinstance(step.get("tasks", []), list):
-            raise ValueError("lineage is no list of trainings")
+    for step in (made, *(made.get("lineage") or [])):
+        if not isinstance(step, dict) or not all(isinstance(task, str) for task in step.get("tasks") or []):
+            raise ValueError("tasks, or lineage, is no list of names")
 
 
 def adapter_hash(folder: Path) -> str:

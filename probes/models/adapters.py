@@ -33,7 +33,7 @@ KEEP_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 KEY = re.compile(r"(?P<path>.+?)\.(?P<kind>lora_\w+)(?:\.(?!weight$|bias$)[^.]+)?(?P<end>\.weight|\.bias)?")
 """The name of a tensor: its layer, which matrix it is, and often the name that the adapter had when it was saved."""
 OLDER: dict[str, tuple[str, ...]] = {
-    "language": ("language_model.model.", "model.language_model.model.", "language_model.", "model."),
+    "language": ("language_model.model.", "model.language_model.model.", "language_model.", "model.", ""),
     "vision": (
         *("vision_tower.vision_model.", "model.vision_tower.vision_model.", "vision_tower.", "visual."),
         *("vision_model.", "model.vision_model."),
@@ -72,7 +72,7 @@ def attach_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     try:
         with _told(folder), names.folder(adapter, stored, model) as place:
             adapted = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
-        placed = get_peft_model_state_dict(adapted)
+            placed = get_peft_model_state_dict(adapted)
     except ModelError:
         raise
     except Exception as error:  # PEFT checks little of what it reads

@@ -253,7 +253,7 @@ def _culprit(folder: Path, load: Callable[[Path], Any], files: list[Path]) -> tu
                 AutoTokenizer.from_pretrained(folder, **SAFE)
         except ModelError:
             return folder / TOKENIZER, ""
-    return folder, ""
+    return files[0] if len(files) == 1 else folder, ""
 
 
 @contextmanager
