@@ -164,7 +164,7 @@ def _check_config(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) ->
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{path} is {value}")
     for name in NUMBERS:
-        if not isinstance(config.get(name) or 0, int | float):
+        if not isinstance(config.get(name), int | float | None):
             raise ValueError(f"{name} is {str(config[name])[:40]!r}, and no number")
     for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         given: Any = config.get(name) or []

@@ -68,6 +68,9 @@ def attach_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     with reading(folder / WEIGHTS, AGAIN):
         stored = load_file(folder / WEIGHTS)
     names = _Names.of(model, stored)
+    twice = [name for name, count in Counter(names.keys.values()).items() if count > 1]
+    if twice:
+        raise ModelError(f"{folder / WEIGHTS} is damaged (it has {twice[0]} twice, by several names): {AGAIN}")
     _check_patterns(adapter, [*names.modules, *names.older.values()])
     try:
         with _told(folder), names.folder(adapter, stored, model) as place:
@@ -183,25 +186,30 @@ class _Names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told when the adapter is attached
             config = PeftConfig.from_pretrained(str(adapter.folder))
-        layers = [key for key in stored if KEY.fullmatch(key)]
-        places = {self.keys[key].removeprefix(PREFIX).partition(".lora_")[0] for key in layers}
+        everything = config.target_modules == "all-linear"
+
+        def wanted(name: str, older: str) -> bool:
+            """Whether the settings mean a layer, by its name of today or the one in the file."""
+            return everything or any(check_target_module_exists(config, one) for one in (name, older))
+
+        layers = {self.keys[key].removeprefix(PREFIX).partition(".lora_")[0] for key in stored if KEY.fullmatch(key)}
+        wrong = [name for name in sorted(layers) if not wanted(name, self.older.get(name, name))]
         for here, there in self.prefixes.values():
-            for name, module in model.named_modules():
-                if not name.startswith(here) or name in places or not isinstance(module, torch.nn.Linear):
-                    continue
-                if config.target_modules == "all-linear" or check_target_module_exists(
-                    config, there + name.removeprefix(here)
-                ):
-                    raise ModelError(
-                        f"the adapter {adapter.folder} does not fit this model: {name} got no tensor of it; {AGAIN}"
-                    )
+            inside = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+            inside = (name for name in inside if name.startswith(here) and name not in layers)
+            wrong += [name for name in inside if wanted(name, there + name.removeprefix(here))]
+        if wrong:
+            raise ModelError(
+                f"the adapter {adapter.folder} does not fit this model: its settings and its tensors are not for the same"
+                f" layers, such as {wrong[0]}; {AGAIN}"
+            )
         patterns: dict[str, dict[str, Any]] = {}
         for setting in ("rank_pattern", "alpha_pattern"):
             given = adapter.config.get(setting) or {}
-            which = {place: get_pattern_key(given.keys(), self.older.get(place, place)) for place in places}
+            which = {place: get_pattern_key(given.keys(), self.older.get(place, place)) for place in layers}
             patterns[setting] = {re.escape(place): given[key] for place, key in which.items() if key in given}
         everywhere = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-        return {"target_modules": sorted(places)} | everywhere | patterns
+        return {"target_modules": sorted(layers)} | everywhere | patterns
 
 
 def _bare(path: str) -> str:
