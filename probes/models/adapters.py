@@ -267,7 +267,7 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     texts = {" ".join(str(one.message).split()) for one in said if one.category is UserWarning}
     for text in sorted(text for text in texts if "missing adapter keys" not in text):
-        log.warning("%s: %s", folder, text)
+        log.warning("%s: %s", folder, text.partition(". ")[0][:300])
 
 
 def _lost(stored: Tensors, placed: Mapping[str, torch.Tensor]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import TRAINING, Trained, check_base, read_adapter
-from vlm_probe.probes.models.adapters import attach_adapter
+from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import choose_dtype, quantisation
 from vlm_probe.probes.models.footprint import read_weights, stored_dtype
 from vlm_probe.probes.models.huggingface import HuggingFaceModel
@@ -87,10 +88,13 @@ def merge_adapter(
     chosen = choose_dtype(dtype, device, stored_dtype(base, weights), weights.parameters)
     adapted = attach_adapter(network, adapter)
     inputs = HuggingFaceModel(adapted, processor, name).probe_inputs()
+    check_effect(adapted, inputs, adapter)
     before = _log_probabilities(adapted, inputs)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        merged = adapted.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tied weights, which are compared below
+            merged = adapted.merge_and_unload(safe_merge=True)
         _check_same(merged, inputs, before, read, name)
         partial.mkdir(parents=True)
         merged.to(DTYPES[chosen]).save_pretrained(partial)
