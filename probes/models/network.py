@@ -82,7 +82,7 @@ def load_network(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
-    device = choose_device(device)
+    folder, device = Path(folder), choose_device(device)
     config, weights = load_config(folder, name), read_weights(folder)
     stored = getattr(config, "quantization_config", None)
     if stored is not None and load_in_4bit:
