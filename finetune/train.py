@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
@@ -138,8 +138,10 @@ def _train(
     # The adapter's first weights are drawn from torch's global generator.
     set_seed(config.seed)
     begun = _read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    # Of the first process, for all: prompts may state it.
+    (moment,) = broadcast_object_list([str(begun.get("moment") or datetime.now().isoformat(timespec="seconds"))])
     with _quiet():
-        policy = load_policy(config, device, str(begun.get("moment") or ""))
+        policy = load_policy(config, device, moment)
     _check_model(folder, begun, policy)
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
