@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.lineage import lineage
 from vlm_probe.finetune.lora import Capacity, make_trainable, trained
@@ -16,6 +18,7 @@ from vlm_probe.probes.models.adapter_folder import check_base
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.huggingface import end_tokens
 from vlm_probe.probes.models.loading import find_weights
+from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.prompting import Prompter, fix_clock
@@ -86,7 +89,12 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     prompter.set_moment(moment)
     if prompter.moment:
         fix_clock(prompter.template, prompter.moment)
-    processor.tokenizer.padding_side = "left"
+    inputs = prompter.inputs([[made_up()]]).to(network.device, network.dtype)
+    with torch.no_grad():
+        if not torch.isfinite(network(**inputs).logits[:, -1]).any():
+            raise ModelError(
+                f"{config.model} gives no logits that are finite: use --dtype float32, or weights that are sound"
+            )
     capacity = Capacity(config.where, config.rank, config.alpha, config.dropout)
     model = make_trainable(network, capacity, init=init)
     counted = trained(model)

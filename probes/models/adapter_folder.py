@@ -16,7 +16,7 @@ from vlm_probe.probes.models.parts import part_of
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 IMPORTS = ("megatron_config",)
 """Entries with which PEFT imports a module whose name stands in the configuration."""
-AGAIN = "copy it again, or train it anew"
+AGAIN = "copy it again, or train it again"
 NUMBERS = ("r", "lora_alpha", "lora_dropout")
 PATTERNS = ("rank_pattern", "alpha_pattern")
 RECORD: dict[str, Any] = {

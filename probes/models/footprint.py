@@ -177,21 +177,23 @@ def footprint(
                 f" `hf download {entry.source}`, or give its folder"
             )
         entry = lookup(known)
-        weights, shape, picture = _published(entry), PUBLISHED[known], ""
+        weights, shape, picture, stored = _published(entry), PUBLISHED[known], "", {}
     else:
         if not (folder / CONFIG).is_file():
             raise ModelError(f"{name} has no {CONFIG}: copy the missing files")
         check_folder(folder)
-        weights = read_weights(folder)
+        weights, stored = read_weights(folder), read_json(folder / CONFIG).get("quantization_config") or {}
         shape, picture = _read_shape(folder, name)
     on_cpu = not device.startswith("cuda")
     format_ = choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)
-    chosen = "4bit" if load_in_4bit else format_
+    packed = any(stored.get(name) in (4, True) for name in ("bits", "w_bit", "load_in_4bit"))
+    chosen = "4bit" if load_in_4bit or packed else format_
     width = BYTES.get(chosen, 4 if on_cpu else 2)
     size = batch_size or (SMALL_BATCH if weights.parameters < SMALL else BATCH)
     tokens = size * (shape.prompt_tokens + NEW_TOKENS)
     # One layer at a time: its input, norms, queries, keys, values and what comes of them, and the feed-forward layer.
     activations = width * size * shape.prompt_tokens * (8 * shape.hidden + 3 * shape.inner)
+    four = int(FOUR_BITS * weights.linear + (4 if on_cpu else 2) * (weights.parameters - weights.linear))
     seconds, timing = _seconds(weights, shape, size, width, device, folder, name)
     return Footprint(
         model=name,
@@ -199,7 +201,7 @@ def footprint(
         parameters=weights.parameters,
         stored_bytes=weights.stored_bytes,
         weight_bytes={kind: number * weights.parameters for kind, number in BYTES.items()}
-        | {"4bit": int(FOUR_BITS * weights.linear + (4 if on_cpu else 2) * (weights.parameters - weights.linear))},
+        | {"4bit": weights.stored_bytes if packed and weights.stored_bytes else four},
         dtype=chosen,
         prompt_tokens=shape.prompt_tokens,
         picture=picture,

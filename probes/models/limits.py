@@ -56,7 +56,7 @@ class Limited:
         self._stopped = ""
         self._ours, theirs = Pipe()
         with warnings.catch_warnings():
-            # Of forks beside threads: the child runs nothing that the threads of this process may hold locks of.
+            # Of forks in a process with threads: the child runs nothing that the threads of this process may hold locks of.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._child = os.fork()
         if self._child == 0:

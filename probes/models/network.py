@@ -49,15 +49,15 @@ READ_BY_PROCESSORS = (
 )
 SPARE = 50_000_000
 """Numbers that a network may have beyond twice its weights: tables of positions, and layers that share weights."""
-PICTURE_SIZES = (
+IMAGE_SIZES = (
     *("size", "crop_size", "pad_size", "max_image_size", "image_grid_pinpoints", "patch_size", "merge_size"),
     *("min_pixels", "max_pixels", "min_patches", "max_patches", "max_image_tiles"),
 )
-PICTURE_SCALES = ("rescale_factor", "image_mean", "image_std")
+IMAGE_SCALES = ("rescale_factor", "image_mean", "image_std")
 LONGEST_EDGE, MOST_PIXELS = 8192, 120_000_000
-"""Pixels to which the edge of a picture, and a picture, may be enlarged."""
+"""Pixels to which the edge of an image, and an image, may be enlarged."""
 MOST_TOKENS = 100_000
-"""Tokens that a processor may write in the place of one picture."""
+"""Tokens that a processor may write in the place of one image."""
 SEARCH = 10.0
 """Seconds for finding the entry of a settings file that is wrong."""
 
@@ -92,7 +92,7 @@ def load_network(
     if dtype == "auto" and device != "cpu" and not load_in_4bit and stored is None:
         precision = DTYPES[choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)]
     if precision == torch.float32 and device != "cpu":
-        # Convolutions, which cut pictures into patches, would otherwise be computed with ten bits.
+        # Convolutions, which cut images into patches, would otherwise be computed with ten bits.
         torch.backends.cudnn.allow_tf32 = False
     settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
     if load_in_4bit or stored is not None:
@@ -150,29 +150,29 @@ def _describe(folder: Path) -> tuple[Any, int]:
 
 
 def load_processor(folder: Path, name: str) -> Any:
-    """The processor of a model, tried on a picture.
+    """The processor of a model, tried on an image.
 
     Args:
         folder: Of the model.
         name: As the user gave it.
 
     Raises:
-        ModelError: If it cannot be loaded, takes no pictures, or makes nonsense of them; one line with the fix.
+        ModelError: If it cannot be loaded, takes no images, or makes nonsense of them; one line with the fix.
     """
     processor = _attempt(folder, name, _tried_processor, *READ_BY_PROCESSORS)
-    if not _takes_pictures(processor):
-        raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
+    if not _takes_images(processor):
+        raise ModelError(f"cannot load {name}: its processor does not take images and text; probe needs a VLM")
     return processor
 
 
 def _tried_processor(folder: Path) -> Any:
     processor = AutoProcessor.from_pretrained(folder, **SAFE)
-    if _takes_pictures(processor):
-        _check_pictures(processor)
+    if _takes_images(processor):
+        _check_images(processor)
     return processor
 
 
-def _takes_pictures(processor: Any) -> bool:
+def _takes_images(processor: Any) -> bool:
     return hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
 
 
@@ -301,13 +301,13 @@ def _check_loaded(info: dict[str, Any], name: str) -> None:
         log.warning("%s: %d tensors of its weights are not used, such as %s", name, len(unused), unused[0])
 
 
-def _check_pictures(processor: Any) -> None:
-    """Raise ValueError if a processor makes too many numbers of a picture, or some that are not finite."""
+def _check_images(processor: Any) -> None:
+    """Raise ValueError if a processor makes too many numbers of an image, or some that are not finite."""
     images = processor.image_processor
     settings = plain_settings(images)
-    # Some processors give their sizes as numbers of pixels, of which only the least enlarges a picture.
+    # Some processors give their sizes as numbers of pixels, of which only the least enlarges an image.
     counts = any(settings.get(name) is not None for name in ("merge_size", "min_pixels"))
-    for path, value in entries({name: settings[name] for name in PICTURE_SIZES if name in settings}):
+    for path, value in entries({name: settings[name] for name in IMAGE_SIZES if name in settings}):
         if isinstance(value, int | float) and not isinstance(value, bool):
             free = counts and path.rpartition(".")[2] in ("longest_edge", "max_pixels")
             largest = math.inf if free else MOST_PIXELS if counts else LONGEST_EDGE
@@ -318,8 +318,8 @@ def _check_pictures(processor: Any) -> None:
             raise ValueError(f"{name} is {value}")
     made = images(images=[[made_up().images[0]]], return_tensors="pt")["pixel_values"]
     if not bool(made.isfinite().all()):
-        given = ", ".join(f"{name} {settings[name]}" for name in PICTURE_SCALES if name in settings)
-        raise ValueError(f"the image processor makes numbers that are not finite of a picture, with {given}")
+        given = ", ".join(f"{name} {settings[name]}" for name in IMAGE_SCALES if name in settings)
+        raise ValueError(f"the image processor makes numbers that are not finite of an image, with {given}")
 
 
 def plain_settings(processor: Any) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def test_an_adapter_that_pissa_made_is_that_adapter_once_it_is_converted(
     made = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights="pissa"))
     made.peft_config[
         "default"
-    ].init_lora_weights = True  # PEFT must not make the beginning anew when it compares with it
+    ].init_lora_weights = True  # PEFT must not repeat the decomposition when it compares with it
     made.save_pretrained(tmp_path / "begun")
     made.peft_config["default"].init_lora_weights = "pissa"
     with torch.no_grad():

@@ -213,7 +213,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"_attn_implementation": "somebody/code"}, "names code of the hub to run"),
     ("config.json", {"transformers_weights": "../x.safetensors"}, "outside its folder"),
     ("generation_config.json", {"eos_token_id": "two"}, "eos_token_id is two"),
-    ("generation_config.json", {"eos_token_id": [float("nan")]}, "eos_token_id is NaN"),
+    ("generation_config.json", {"eos_token_id": [float("nan")]}, "eos_token_id[0] is NaN"),
     ("generation_config.json", {"eos_token_id": 10**9}, "eos_token_id is 1000000000"),
     ("generation_config.json", {"eos_token_id": [2, True]}, "eos_token_id is [2, True]"),
     ("generation_config.json", {"pad_token_id": {}}, "pad_token_id is {}"),
@@ -390,7 +390,7 @@ def test_logits_that_are_not_finite_fail_the_trial(
 def test_only_the_trials_whose_logits_are_not_finite_fail(
     llava: Path, stability: StimulusSet, tmp_path: Path, readout: str
 ) -> None:
-    """One picture of eight spoils its row; the first batch is also that on which options are checked."""
+    """One image of eight spoils its row; the first batch is also that on which options are checked."""
     model: Any = load_model(str(llava))
     bad = stability.items[3].item_id
     make = model._make_inputs
