@@ -177,16 +177,15 @@ def footprint(
                 f" `hf download {entry.source}`, or give its folder"
             )
         entry = lookup(known)
-        weights, shape, picture, stored = _published(entry), PUBLISHED[known], "", {}
+        weights, shape, picture, packed = _published(entry), PUBLISHED[known], "", False
     else:
         if not (folder / CONFIG).is_file():
             raise ModelError(f"{name} has no {CONFIG}: copy the missing files")
         check_folder(folder)
-        weights, stored = read_weights(folder), read_json(folder / CONFIG).get("quantization_config") or {}
+        weights, packed = read_weights(folder), _in_four_bits(folder)
         shape, picture = _read_shape(folder, name)
     on_cpu = not device.startswith("cuda")
     format_ = choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)
-    packed = any(stored.get(name) in (4, True) for name in ("bits", "w_bit", "load_in_4bit"))
     chosen = "4bit" if load_in_4bit or packed else format_
     width = BYTES.get(chosen, 4 if on_cpu else 2)
     size = batch_size or (SMALL_BATCH if weights.parameters < SMALL else BATCH)
@@ -260,6 +259,14 @@ def read_weights(folder: Path) -> Weights:
         sum(count for name, count in linear.items() if VISION.search(name)),
         stored,
         {"BF16": "bfloat16", "F16": "float16"}.get(max(formats, key=lambda kind: formats[kind]), "float32"),
+    )
+
+
+def _in_four_bits(folder: Path) -> bool:
+    """Whether the weights of a folder are stored in 4 bits."""
+    quantised = read_json(folder / CONFIG).get("quantization_config")
+    return isinstance(quantised, dict) and (
+        quantised.get("load_in_4bit") is True or 4 in (quantised.get("bits"), quantised.get("w_bit"))
     )
 
 
