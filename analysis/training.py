@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,9 @@ def who(model: str, training: Training, sample: int, record: Mapping[str, Any]) 
     """
     facts = record.get("model") or {}
     parts = [str(facts.get(name) or "") for name in ("name", "revision", "weights_sha256", "adapter_sha256")]
+    files = facts.get("files")
+    if files:  # left out by observers, whose hash says everything
+        parts.append(json.dumps(files, sort_keys=True))
     if training.method == "none":
         run = f"{model} sample {sample}" if sample else model
         parts.append(str(sample))

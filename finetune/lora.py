@@ -14,6 +14,7 @@ import torch
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapters import attach_adapter
+from vlm_probe.probes.models.device import parameter_count, parameter_size, quantisation
 from vlm_probe.probes.models.parts import Part, part_of
 
 Where = Literal["language", "vision", "projector", "all", "full"]
@@ -127,7 +128,7 @@ def make_trainable(model: Any, capacity: Capacity, *, init: Path | None = None) 
     Raises:
         ModelError: If the model has no such part, cannot be trained in full, or the adapter is not one of this model.
     """
-    quantised = bool(getattr(model, "is_loaded_in_4bit", False))
+    quantised = quantisation(model) != "none"
     if capacity.where == "full":
         if init is not None:
             raise ModelError(f"--where full trains no adapter, and {init} is one: leave one of them out")
@@ -150,9 +151,7 @@ def trained(model: Any) -> ParameterCount:
     counts = {True: 0, False: 0}
     layers: dict[str, set[str]] = {}
     for name, parameter in model.named_parameters():
-        # Four-bit weights are packed two to a byte, and know their true shape.
-        state = getattr(parameter, "quant_state", None)
-        counts[parameter.requires_grad] += math.prod(state.shape) if state is not None else parameter.numel()
+        counts[parameter.requires_grad] += parameter_size(parameter)
         if parameter.requires_grad:
             layer = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
             layers.setdefault(part_of(name) or "other", set()).add(layer)
@@ -175,12 +174,18 @@ def _pattern(name: str) -> str:
 
 
 def _train_fully(model: Any, quantised: bool) -> Any:
-    number = sum(parameter.numel() for parameter in model.parameters())
+    number = parameter_count(model)
     if quantised:
-        raise ModelError("4-bit weights cannot be trained themselves: leave out --load-in-4bit, or train an adapter")
+        kind = "4-bit" if getattr(model, "is_loaded_in_4bit", False) else "quantised"
+        raise ModelError(f"{kind} weights cannot be trained themselves: leave out --load-in-4bit, or train an adapter")
     if number > FULL_LIMIT:
         raise ModelError(
             f"--where full is for models up to {FULL_LIMIT / 1e9:g} B parameters, and this one has {number / 1e9:.1f} B"
             f" (about {16 * number / 1e9:.0f} GB in training): train an adapter"
+        )
+    if model.dtype != torch.float32:
+        raise ModelError(
+            f"--where full with {str(model.dtype).removeprefix('torch.')} weights would train nothing: steps of a usual learning"
+            " rate are smaller than the weights' rounding; load them with --dtype float32"
         )
     return model.requires_grad_(True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from transformers import TrainerCallback
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
@@ -159,8 +159,12 @@ def _train(
         score_replies_only()
     # The adapter's first weights are drawn from torch's global generator.
     set_seed(config.seed)
+    begun = _read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    # Of the first process, for all: prompts may state it.
+    (moment,) = broadcast_object_list([str(begun.get("moment") or datetime.now().isoformat(timespec="seconds"))])
     with _quiet():
-        policy = load_policy(config, device)
+        policy = load_policy(config, device, moment)
+    _check_model(folder, begun, policy)
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -171,7 +175,7 @@ def _train(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
     if output is not None:
-        output.write_json(SETTINGS, config.to_dict(), indent=1)
+        output.write_json(SETTINGS, config.to_dict() | {"base_files": policy.files, "moment": policy.moment}, indent=1)
         output.track(*STRAY)
         first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         upcoming = [name for step, name in _checkpoints(planned).items() if step > first]
@@ -234,6 +238,18 @@ class _Checkpoints(TrainerCallback):
         steps = sorted(step for step, _ in finished_checkpoints(self._output.path / CHECKPOINTS))
         for step in steps[:-CHECKPOINTS_KEPT]:
             self._output.drop(f"{CHECKPOINTS}/checkpoint-{step}")
+
+
+def _check_model(folder: Path, begun: dict[str, Any], policy: Policy) -> None:
+    """Refuse to resume a run whose base model has changed. Raises TrainingError."""
+    before = begun.get("base_files")
+    if isinstance(before, dict):
+        changed = sorted(name for name in {**before, **policy.files} if before.get(name) != policy.files.get(name))
+        if changed:
+            raise TrainingError(
+                f"{folder} holds a run of another model ({', '.join(changed)} of {policy.name} differ): restore the model, or"
+                " choose another --out"
+            )
 
 
 def is_first() -> bool:
@@ -357,7 +373,13 @@ def _result(
         "format": FORMAT,
         "method": config.method,
         "model": policy.name,
-        "base": {"name": policy.name, "revision": policy.revision, "weights_sha256": policy.weights_sha256},
+        "base": {
+            "name": policy.name,
+            "revision": policy.revision,
+            "weights_sha256": policy.weights_sha256,
+            "files": policy.files,
+        },
+        "moment": policy.moment,
         "tasks": list(config.tasks),
         "weights": list(config.shares()),
         "seed": config.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Pres
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.sharding import ALONE, Processes
-from vlm_probe.probes.trials import RunError, is_run, trials_hash
+from vlm_probe.probes.trials import RUN, RunError, is_run, read_run, trials_hash
 from vlm_probe.stimuli.attempts import remembered
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
@@ -164,6 +164,7 @@ def run(
     check(memory, stimuli, items, presenter.manners)
     if model is None:
         model = load(config)
+    _set_moment(model, folder, processes)
     _check_model(model, items, presenter)
     settings = Generation(config.max_new_tokens, config.temperature, config.seed)
     wanted = [Ask(presenter, item, manner, memory) for manner in presenter.manners for item in items]
@@ -239,6 +240,14 @@ def load(config: RunConfig) -> Model:
     limit = config.max_new_tokens or (THINKING_TOKENS if config.style == "think" else 0)
     settings = Generation(limit, config.temperature, config.seed)
     return load_model(config.model, settings=settings, **{name: getattr(config, name) for name in names})
+
+
+def _set_moment(model: Model, out: Path, processes: Processes) -> None:
+    """Have prompts state the date and time at which the run began, in all processes and when it is resumed."""
+    begun = read_run(out) if (out / RUN).is_file() and processes.first else {}
+    moment = processes.broadcast(str(begun.get("moment") or getattr(model, "moment", "")))
+    if moment and hasattr(model, "set_moment"):
+        model.set_moment(moment)
 
 
 def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
@@ -369,6 +378,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
     if config.attempts > 1:  # left out otherwise, so that runs of earlier versions can be gone on with
         fingerprint |= {"attempts": config.attempts, "memory": config.memory}
     fingerprint |= {k: v for k, v in identity["details"].items() if isinstance(v, str | int | float)}
+    fingerprint |= {f"file {name}": value for name, value in identity["files"].items()}
     return {
         "format": 1,
         "status": "running",
@@ -377,6 +387,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n": n,
         "n_errors": 0,
         "model": identity,
+        "moment": getattr(model, "moment", ""),
         "training": training_facts(_trained_folder(config), identity["adapter_sha256"]),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],
@@ -387,12 +398,17 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
             "n": len(stimuli),
             "baselines": stimuli.card.get("baselines"),
         },
-        **origin(*(("bitsandbytes",) if config.load_in_4bit else ())),
+        **origin(*_quantiser(identity["details"])),
         "started": _now(),
         "finished": None,
         "resumed": 0,
         "fingerprint": fingerprint,
     }
+
+
+def _quantiser(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """The package that computes with the weights as they are quantised."""
+    return ("bitsandbytes",) if str(details.get("quantisation", "")).startswith("bitsandbytes") else ()
 
 
 def _trained_folder(config: RunConfig) -> Path | None:

@@ -93,7 +93,7 @@ def make_adapter(
     torch.manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if trained and "lora_B" in name:
+            if trained and ("lora_B" in name or "lora_embedding_" in name):
                 tensor.normal_(std=0.5)
     model.save_pretrained(folder)
     return folder

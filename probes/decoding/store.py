@@ -68,6 +68,8 @@ def identify(model: Any, stimuli: StimulusSet, items: Sequence[Item]) -> dict[st
         "revision": identity.revision,
         "weights": identity.weights_sha256,
         "adapter": identity.adapter_sha256,
+        "files": identity.files,
+        "moment": model.moment,
         "numerics": {k: v for k, v in identity.details.items() if isinstance(v, str | int | bool)},
         "stimuli": stimuli.content_sha256,
         "items": hashlib.sha256(json.dumps(shown).encode()).hexdigest(),

@@ -82,7 +82,9 @@ def decode(
     if config.intervene != "none":
         outcomes(items)
     # The adapted model comes first, so that an adapter that does not fit costs no work; and the two are not in memory together.
-    first = load(config, config.compare) if config.compare else model or load(config, config.adapter)
+    moment = getattr(model, "moment", "")
+    first = load(config, config.compare, moment) if config.compare else model or load(config, config.adapter)
+    moment = getattr(first, "moment", "")
     sites = choose_sites(first, config.layers, config.positions)
     steered = _steered_layer(config, sites)
 
@@ -102,7 +104,7 @@ def decode(
     if config.compare:
         adapted_identity, adapted = asdict(first.identity), activations(first, "reading the adapted model")
         del first
-        model = model or load(config, None)
+        model = model or load(config, None, moment)
     else:
         model = first
     store = activations(model, "reading hidden states")
@@ -139,12 +141,14 @@ def decode(
     return result
 
 
-def load(config: DecodeConfig, adapter: str | None) -> Any:
+def load(config: DecodeConfig, adapter: str | None, moment: str = "") -> Any:
     """The model that is decoded.
 
     Args:
         config: What is decoded from whom.
         adapter: Folder of the adapter that goes on it; None for the bare model.
+        moment: Date and time that prompts state, where a chat template states them: the same for both models of a
+            comparison; empty for those of now.
 
     Raises:
         ModelError: If it cannot be loaded.
@@ -152,7 +156,10 @@ def load(config: DecodeConfig, adapter: str | None) -> Any:
     from vlm_probe.probes.models.loading import load_model
 
     names = ("revision", "dtype", "device", "load_in_4bit")
-    return load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
+    model: Any = load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
+    if hasattr(model, "set_moment"):
+        model.set_moment(moment)
+    return model
 
 
 def _steered_layer(config: DecodeConfig, sites: Sequence[Any]) -> Any:

@@ -107,6 +107,8 @@ class Identity:
         weights_sha256: Hash of the weight files, or of the observer's parameters.
         adapter_sha256: Hash of the adapter, or "".
         details: Everything else worth recording (dtype, device, processor settings, chat template hash, ...).
+        files: SHA-256 of every file that decides the answers, by its name in the model's folder; those of an adapter begin
+            with "adapter/".
     """
 
     name: str
@@ -114,6 +116,7 @@ class Identity:
     weights_sha256: str = ""
     adapter_sha256: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Model(Protocol):
@@ -126,6 +129,7 @@ class Model(Protocol):
         check_context(trials, settings): Raises ModelError for conversations that are too long for it.
         check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
         prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
+        moment, set_moment(moment): Date and time that its prompts state; empty if they state none.
         stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
             is a text, or a `Reply`.
 
@@ -156,3 +160,7 @@ class Model(Protocol):
 
 class ModelError(ProbeError, RuntimeError):
     """A model cannot be loaded or used; the message names it and the fix. Raised before any stimulus work."""
+
+
+class NonFiniteLogits(RuntimeError):
+    """A model's logits are NaN or infinite, so that nothing it says means anything; the message names model and scoring."""

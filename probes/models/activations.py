@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from vlm_probe.probes.models import ModelError, Trial
+from vlm_probe.probes.models.device import quantisation
 from vlm_probe.probes.models.option_scoring import find_cache
 
 POSITIONS = ("last", "image", "question")
@@ -245,7 +246,7 @@ def untrained(model: Any, seed: int) -> Any:
     from vlm_probe.probes.models.huggingface import HuggingFaceModel
 
     network, identity = _network(model), model.identity
-    if identity.details.get("load_in_4bit"):
+    if quantisation(network) != "none":
         raise ModelError(
             "an untrained control is not made of a quantised model: leave out --load-in-4bit or --untrained"
         )
@@ -255,6 +256,7 @@ def untrained(model: Any, seed: int) -> Any:
         fresh = made_as._from_config(network.config, dtype=network.dtype)
     fresh.generation_config = network.generation_config
     made = HuggingFaceModel(fresh.to(network.device).eval(), model._prompter._processor, f"{identity.name} (untrained)")
+    made.set_moment(model.moment)
     made._identity = replace(
         identity, name=made._identity.name, weights_sha256=f"untrained-{seed}", adapter_sha256="", revision=""
     )

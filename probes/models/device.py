@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from vlm_probe.probes.models import ModelError
 from vlm_probe.stimuli.errors import is_installed
 
@@ -63,3 +66,35 @@ def choose_dtype(name: str, device: str, stored: str, parameters: int) -> str:
     if name != "auto":
         return name
     return "float32" if device == "cpu" or parameters < SMALL else stored
+
+
+def quantisation(network: Any) -> str:
+    """How the weights of a loaded network are quantised, such as "bitsandbytes 4-bit nf4"; "none" if they are not.
+
+    Args:
+        network: Of transformers, with an adapter on it or without. What it was asked to be does not count, only what it is.
+    """
+    method = getattr(network, "quantization_method", None)
+    if method is None:
+        return "none"
+    config = getattr(network.config, "quantization_config", None) or {}
+    settings = config if isinstance(config, dict) else config.to_dict()
+    bits = next((settings[name] for name in ("bits", "w_bit") if settings.get(name)), None)
+    if getattr(network, "is_loaded_in_4bit", False):
+        bits = 4
+    elif getattr(network, "is_loaded_in_8bit", False):
+        bits = 8
+    kind = settings.get("bnb_4bit_quant_type") if bits == 4 else None
+    parts = (getattr(method, "value", method), bits and f"{bits}-bit", kind)
+    return " ".join(str(part) for part in parts if part)
+
+
+def parameter_count(network: Any) -> int:
+    """Number of weights of a network, those of 4-bit layers counted one by one although they are packed two to a byte."""
+    return sum(parameter_size(parameter) for parameter in network.parameters())
+
+
+def parameter_size(parameter: Any) -> int:
+    """Number of weights that a parameter stands for: 4-bit weights know the shape that they have unpacked."""
+    state = getattr(parameter, "quant_state", None)
+    return int(math.prod(state.shape)) if state is not None else int(parameter.numel())

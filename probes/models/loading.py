@@ -8,6 +8,7 @@ from pathlib import Path
 from vlm_probe.probes.models import Generation, Model, ModelError
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
 from vlm_probe.probes.models.device import check_four_bits, choose_device
+from vlm_probe.probes.models.model_folder import CONFIG, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +130,10 @@ def find_weights(name: str, revision: str | None = None) -> Path:
         return folder
     if entry.kind == "embedded":
         raise ModelError(f"the weights of {entry.name} are not in this installation: reinstall vlm-probe")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{entry.name} is not a model: it has no config.json")
-    raise ModelError(
-        f"{entry.name} has no (complete) safetensors weights: copy the missing files, or save the model again with"
-        " save_pretrained"
-    )
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{entry.name} is not a model: it has no {CONFIG}; give the folder that save_pretrained made")
+    weight_files(folder)  # says what is missing or wrong
+    return folder
 
 
 def _download(entry: Entry, revision: str | None) -> Path:

@@ -83,19 +83,26 @@ class OptionScorer:
         Args:
             inputs: What the processor made of a batch of prompts, padded on the left.
             candidates: Per row, the candidates' tokens, each with the token that ends the turn.
+
+        Returns:
+            Per row, (candidates,); NaN where the model's logits are not finite.
         """
         # Where attention is limited to a window, the mask and the cache of the tree hold only inside it.
         longest = inputs["input_ids"].shape[1] + max(len(reply) for row in candidates for reply in row)
         if self._window is not None and longest > self._window:
             return self._generated(inputs, candidates)
         if self._use_tree is None:
-            self._use_tree = self._check(inputs, candidates)
+            few = [tuple(sorted(row, key=len, reverse=True)[:CHECKED]) for row in candidates]
+            expected = self._generated(inputs, few)
+            if not all(np.isfinite(scores).all() for scores in expected):
+                return [np.full(len(row), np.nan) for row in candidates]  # nothing can be compared with these
+            self._use_tree = self._check(inputs, few, expected)
         return self._by_tree(inputs, candidates) if self._use_tree else self._generated(inputs, candidates)
 
-    def _check(self, inputs: Inputs, candidates: Sequence[tuple[Tokens, ...]]) -> bool:
+    def _check(
+        self, inputs: Inputs, few: Sequence[tuple[Tokens, ...]], expected: Sequence[npt.NDArray[np.float64]]
+    ) -> bool:
         """Whether the tree gives what plain generation gives, on a few candidates of each row."""
-        few = [tuple(sorted(row, key=len, reverse=True)[:CHECKED]) for row in candidates]
-        expected = self._generated(inputs, few)
         problem: str | None = None
         for self._trimmed, self._first_position in itertools.product((True, False), (0, 1)):  # PaliGemma counts from 1
             problem = self._problem(inputs, few, expected)

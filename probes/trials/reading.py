@@ -21,6 +21,7 @@ _RUN_KINDS: Kinds = {
     **dict.fromkeys(("training", "git", "hardware"), (dict, type(None))),
     **dict.fromkeys(("n", "n_errors", "resumed", "seed"), (int,)),
     "edited": (list,),
+    "moment": (str,),
 }
 """What the entries of `run.json` hold that the program reads."""
 

@@ -130,6 +130,17 @@ def test_runs_that_would_be_called_alike_are_told_apart(tmp_path: Path) -> None:
     assert "tiny ppo towers-stability (curriculum easy-to-hard) seed 0" in runs
 
 
+def test_models_that_differ_in_a_file_are_told_apart(tmp_path: Path) -> None:
+    """The weights are the same; another configuration or tokenizer makes other answers of them."""
+    for number, task in enumerate(("towers-stability", "balance-tilt", "support-hold")):
+        folder = write_run(tmp_path / str(number), run_rows(task, n=4))
+        record = json.loads((folder / RUN).read_text())
+        record["model"]["files"] = {"config.json": "a" if number < 2 else "b"}
+        (folder / RUN).write_text(json.dumps(record))
+    assert load([tmp_path / "0", tmp_path / "1"]).table["run"].nunique() == 1
+    assert load([tmp_path / "1", tmp_path / "2"]).table["run"].nunique() == 2
+
+
 def test_sampled_runs_of_an_untrained_model_are_runs_of_their_own(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path / str(seed), run_rows(n=4, seed=seed), seed=seed, temperature=1.0)

@@ -13,7 +13,7 @@ import torch
 from tests.families import FAMILIES
 from vlm_probe.finetune.lora import Capacity, lora_config, make_trainable, trained
 from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.huggingface import load_network
+from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.parts import part_of
 
 # What every family calls its language model and vision tower, and the last parts of the names of the layers there.
@@ -110,6 +110,15 @@ def test_all_weights_of_a_small_model_can_be_trained(llava: Path, monkeypatch: p
     monkeypatch.setattr("vlm_probe.finetune.lora.FULL_LIMIT", 1000)
     with pytest.raises(ModelError, match="train an adapter"):
         make_trainable(network, Capacity("full"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_weights_are_trained_in_single_precision_only(llava: Path, dtype: str) -> None:
+    network, _, _ = load_network(llava, "small", device="cpu", dtype=dtype)
+    with pytest.raises(ModelError, match=f"--where full with {dtype} weights would train nothing") as error:
+        make_trainable(network, Capacity("full"))
+    assert "--dtype float32" in str(error.value)
+    assert trained(make_trainable(network, Capacity())).trainable  # an adapter has its own precision
 
 
 def test_an_adapter_learns_with_a_4bit_base(llava: Path) -> None:

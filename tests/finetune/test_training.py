@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,10 @@ from safetensors.torch import load_file
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.monitor import last_checkpoint
+from vlm_probe.finetune.policy import load_policy
 from vlm_probe.finetune.train import train
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.tiny import WEIGHTS
 from vlm_probe.stimuli.output import OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +204,50 @@ def test_four_bits_on_a_cpu(method, tmp_path):
     assert result["config"]["load_in_4bit"] is True
     assert all(row["gradient_norm"] > 0 for row in result["curves"])
     assert any(t.abs().max() > 0 for name, t in weights(tmp_path / "run").items() if "lora_B" in name)
+
+
+def test_a_run_whose_model_has_changed_is_not_resumed(tmp_path):
+    """It was stopped before its end; then somebody changed a setting of the model that weights do not show."""
+    model, out = Path(shutil.copytree(WEIGHTS, tmp_path / "model")), tmp_path / "run"
+    config = settings("sft", model=str(model), budget="samples=16")
+    result = train(config, out)
+    assert result["base"]["files"] == json.loads((out / "settings.json").read_text())["base_files"]
+    assert result["base"]["files"].keys() >= {"config.json", "tokenizer.json", "model.safetensors"}
+    for name in ("training.json", "adapter_config.json", "adapter_model.safetensors"):
+        (out / name).unlink()
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace('"vision_feature_layer": -1', '"vision_feature_layer": -2'))
+    with pytest.raises(TrainingError, match=r"holds a run of another model \(config.json of .* differ\)"):
+        train(config, out)
+
+
+def test_prompts_of_a_run_state_one_date(tmp_path):
+    """Wherever they are rendered, also by the trainers."""
+    model = Path(shutil.copytree(WEIGHTS, tmp_path / "model"))
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
+    policy = load_policy(settings("sft", model=str(model)), "cpu", "2024-02-29T12:34:56")
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Well?"}]}]
+    assert policy.moment == "2024-02-29T12:34:56"
+    assert policy.processor.apply_chat_template(turns, tokenize=False).startswith("29 Feb 2024")
+    assert load_policy(settings("sft"), "cpu", "2024-02-29T12:34:56").moment == ""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_all_weights_are_trained_in_single_precision(dtype):
+    """Half precision would round away steps of a usual learning rate."""
+    policy = load_policy(settings("sft", where="full", dtype=dtype), "cpu")
+    assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float32}
+    with pytest.raises(ModelError, match="would train nothing"):
+        load_policy(settings("sft", where="full", dtype="float16"), "cpu")
+
+
+def test_a_template_that_never_ends_is_noticed_before_anything_is_made(tmp_path):
+    model = Path(shutil.copytree(WEIGHTS, tmp_path / "model"))
+    loops = "{% for a in range(50000) %}{% for b in range(50000) %}{% endfor %}{% endfor %}"
+    (model / "chat_template.jinja").write_text((model / "chat_template.jinja").read_text() + loops)
+    with pytest.raises(ModelError, match=r"chat_template.jinja failed \(it takes more than 3 s"):
+        train(settings("sft", model=str(model)), tmp_path / "run")
 
 
 def test_what_is_wrong_is_said_before_anything_starts(tmp_path, save_adapter, llava):
