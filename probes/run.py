@@ -22,12 +22,26 @@ from vlm_probe.probes.sharding import ALONE, Processes
 from vlm_probe.probes.trials import RunError, trials_hash
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.ranges import (
+    AMOUNT,
+    ATTEMPTS,
+    BATCH,
+    PROCESSES,
+    REPLY_LENGTH,
+    SEED,
+    TEMPERATURE,
+    check_ranges,
+    ranged,
+    whole,
+)
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
+EXAMPLES = whole(0, 100)
+"""Worked examples before a question."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -60,40 +74,36 @@ class RunConfig:
         memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
 
     Raises:
-        RunError: If a setting is out of its range.
+        OutOfRange: If a number is outside its range.
+        RunError: If there is no such readout or memory.
     """
 
     model: str
     stimuli: str
     readout: Literal["generate", "options"] = "generate"
-    batch_size: int = 0
-    limit: int | None = None
-    temperature: float = 0.0
-    max_new_tokens: int = 0
-    seed: int = 0
+    batch_size: int = ranged(0, BATCH)
+    limit: int | None = ranged(None, AMOUNT)
+    temperature: float = ranged(0.0, TEMPERATURE)
+    max_new_tokens: int = ranged(0, REPLY_LENGTH)
+    seed: int = ranged(0, SEED)
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     adapter: str | None = None
     load_in_4bit: bool = False
     base_url: str | None = None
-    concurrency: int = 8
+    concurrency: int = ranged(8, PROCESSES)
     design: str = "plain"
-    examples: tuple[int, ...] = (0,)
+    examples: tuple[int, ...] = ranged((0,), EXAMPLES)
     examples_from: str | None = None
     style: str = ""
-    attempts: int = 1
+    attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.readout not in ("generate", "options"):
             raise RunError(f"readout {self.readout!r} is neither generate nor options")
-        if self.limit is not None and self.limit < 1:
-            raise RunError(f"limit must be at least 1, got {self.limit}")
-        if min(self.batch_size, self.temperature, self.max_new_tokens) < 0:
-            raise RunError("batch_size, temperature and max_new_tokens cannot be negative")
-        if self.concurrency < 1:
-            raise RunError(f"concurrency must be at least 1, got {self.concurrency}")
         try:
             self.recall  # noqa: B018
         except ValueError as error:

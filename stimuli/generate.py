@@ -27,6 +27,7 @@ from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
 from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import PARAPHRASES
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
 from vlm_probe.stimuli.shifts import Shifts, is_physical
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
@@ -45,14 +46,17 @@ class Recipe:
     """Everything that decides the bytes of a set, apart from the versions of the software. Attributes as for `make_set`."""
 
     task: str
-    n: int
-    seed: int
-    size: int = 224
+    n: int = ranged(REQUIRED, AMOUNT)
+    seed: int = ranged(REQUIRED, SEED)
+    size: int = ranged(224, IMAGE_SIZE)
     style: str = "direct"
     segmentation: bool = False
     depth: bool = False
     shifts: Shifts = ()
     renderer: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def make_set(
@@ -95,11 +99,10 @@ def make_set(
         UnknownTask: If there is no such task.
         Unsatisfiable: If the task has no such scenes as the shifts ask for.
         ModuleNotFoundError: If the renderer is not installed; the message says how to install it.
-        ValueError: If n, size, jobs or seed are out of range, or there is no such style or renderer.
+        OutOfRange: If n, size, jobs or seed are.
+        ValueError: If there is no such style or renderer.
     """
-    for name, value, least in (("n", n, 1), ("size", size, 16), ("jobs", jobs, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    PROCESSES.check("jobs", jobs)
     if style not in ("direct", "think"):
         raise ValueError(f'style must be "direct" or "think", got {style!r}')
     the_task = get_task(task)

@@ -19,10 +19,11 @@ import numpy as np
 from vlm_probe.stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
 from vlm_probe.stimuli.bins import with_bins
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.conversion import SMALLEST, Picture, convert
+from vlm_probe.stimuli.conversion import Picture, convert
 from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
+from vlm_probe.stimuli.ranges import IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
 from vlm_probe.stimuli.signs import contradictions, signs
 from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
@@ -107,11 +108,11 @@ def import_set(
         ImportProblems: If anything is wrong with the tables or the pictures; every problem names its row and column.
         StimulusError: If a table or folder cannot be read, or `out` exists or cannot be written.
         UnknownTask: If there is no such task.
-        ValueError: If an argument is out of its range.
+        OutOfRange: If the size is.
     """
     source, folder, pictures = Path(table), Path(out), Path(images)
-    if size is not None and size < SMALLEST:
-        raise ValueError(f"size must be at least {SMALLEST}, got {size}")
+    if size is not None:
+        IMAGE_SIZE.check("size", size)
     if folder.exists():
         raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
     if not pictures.is_dir():

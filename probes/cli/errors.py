@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from vlm_probe.stimuli.ranges import OutOfRange
+
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
 
@@ -41,7 +43,7 @@ def expected(error: Exception) -> bool:
     code tells about (one that comes from inside a library is a bug: it deserves its traceback).
     """
     named = (getattr(sys.modules.get(module), name, None) for module, name in _EXPECTED.items())
-    if isinstance(error, (CommandError, OSError, *(cls for cls in named if cls is not None))):
+    if isinstance(error, (CommandError, OutOfRange, OSError, *(cls for cls in named if cls is not None))):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -53,11 +55,13 @@ def expected(error: Exception) -> bool:
 def names_nothing(error: Exception) -> bool:
     """Whether the error is a slip on the command line, such as a task or a model that does not exist."""
     unknown_task = getattr(sys.modules.get("vlm_probe.stimuli.tasks"), "UnknownTask", UnknownName)
-    return isinstance(error, (UsageError, unknown_task))
+    return isinstance(error, (UsageError, OutOfRange, unknown_task))
 
 
 def as_line(error: Exception) -> str:
     """The message of an expected error, in one line."""
+    if isinstance(error, OutOfRange):
+        return f"--{error.name.replace('_', '-')} {error.reason}"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         return f"{text}; choose another folder, or check its permissions and free space"

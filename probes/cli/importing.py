@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json, listed
+from vlm_probe.stimuli.ranges import IMAGE_SIZE
 
 
 def import_(
@@ -23,7 +24,7 @@ def import_(
     response_columns: str = "",
     wordings: Literal["first", "all"] = "first",
     style: Literal["direct", "think"] = "direct",
-    size: Annotated[int | None, Parameter(validator=validators.Number(gte=16))] = None,
+    size: Annotated[int | None, Parameter(validator=IMAGE_SIZE)] = None,
     json: Json = False,
     config: Config = None,
 ) -> int:

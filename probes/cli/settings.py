@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, validators
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+
+from vlm_probe.stimuli.ranges import PROCESSES
 
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
-Jobs = Annotated[
-    int | None, Parameter(validator=validators.Number(gte=1), help="Processes for stimuli and reference observers.")
-]
-
-Positive, NotNegative = validators.Number(gte=1), validators.Number(gte=0)
+Jobs = Annotated[int | None, Parameter(validator=PROCESSES, help="Processes for stimuli and reference observers.")]
 
 SETTINGS = "config.toml"
 """What a run or a training writes into its folder: its options, from which the same command can be given again."""

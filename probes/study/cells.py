@@ -23,6 +23,7 @@ from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.presentation import manners
 from vlm_probe.probes.study.design import Design, MakeConfig, Model, Test, Training
 from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.shifts import parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import get_task
@@ -219,9 +220,8 @@ class _Maker:
         try:
             resolved = dict(self._make_config(wanted, model.preset))
         except Exception as error:
-            if (
-                type(error).__name__ != "TrainingError"
-            ):  # of `vlm_probe.finetune.config`, which this layer does not know
+            # The latter is of `vlm_probe.finetune.config`, which this layer does not know.
+            if not isinstance(error, OutOfRange) and type(error).__name__ != "TrainingError":
                 raise
             raise StudyError(f"training {training.name} by {method}: {error}") from error
         if resolved["load_in_4bit"] and not model.loading.get("load_in_4bit"):

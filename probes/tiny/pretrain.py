@@ -43,6 +43,7 @@ from vlm_probe.probes.tiny.questions import (
     seen_by,
 )
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.ranges import PROCESSES, SEED, check_ranges, ranged
 from vlm_probe.stimuli.tasks import get_task
 
 BATCH = 16
@@ -103,8 +104,8 @@ class Recipe:
         stages: One after the other.
     """
 
-    seed: int = 0
-    processes: int = 2
+    seed: int = ranged(0, SEED)
+    processes: int = ranged(2, PROCESSES)
     stages: tuple[Stage, ...] = (
         Stage(4_696, 1.5e-3, whole=False),
         Stage(2_642, 1e-3),
@@ -115,6 +116,9 @@ class Recipe:
         Stage(2_829, 8e-4, mixture=0.3, pictures=(60_000, 120_000)),
         Stage(775, 4e-4, mixture=0.6, pictures=(60_000, 120_000)),
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def chunks(self) -> list[int]:
