@@ -6,7 +6,6 @@ Reads the `registration.json` that `probe study freeze` writes: the design, the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from vlm_probe.analysis.contrasts import REINFORCEMENT, Contrasts, planned_contr
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.training import read_facts
 from vlm_probe.probes.trials import RunError
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 REGISTRATION = "registration.json"
 RL = "rl"
@@ -101,7 +100,7 @@ def read_registration(path: Path) -> Registration:
     try:
         record = parse_object(file.read_bytes())
         told = {name: value for name, value in record.items() if name != "sha256"}
-        text = json.dumps(told, sort_keys=True, ensure_ascii=False)
+        text = dumps(told, sort_keys=True)
     except (OSError, ValueError) as error:
         raise RunError(
             f"cannot read the registration {file} ({error}): give the one of `probe study freeze`"

@@ -5,7 +5,6 @@ What the runs cannot answer is said, with what is missing; a section that fails 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -27,6 +26,7 @@ from vlm_probe.analysis.registration import Registration
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
 from vlm_probe.probes.trials import lock_folder
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +132,7 @@ def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Calla
                 figure.draw(made / FIGURES / figure.name)
             _write_tables(section, made / TABLES)
             step()
-        (made / DATA).write_text(
-            json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        (made / DATA).write_text(dumps(data, indent=1) + "\n", encoding="utf-8")
         (made / REPORT).write_text(_markdown(sections, data), encoding="utf-8")
         # The text is the first to go and the last to come: a folder with a report has all that belongs to it.
         (out / REPORT).unlink(missing_ok=True)

@@ -95,7 +95,7 @@ def read_curves(folder: Path) -> pd.DataFrame:
     """
     path = folder / TRAINING
     try:
-        facts = parse_object(path.read_bytes(), finite=False)
+        facts = parse_object(path.read_bytes())
         rows: Sequence[Mapping[str, Any]] = facts.get("curves") or ()
         training = read_facts(facts)
         found = pd.DataFrame([{"samples": row["samples"]} | {m: row.get(m) for m in MEASURES} for row in rows])

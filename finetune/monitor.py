@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 PATIENCE = 20
 """Log rows in a row after which what cannot be learned from ends a run."""
@@ -131,12 +131,12 @@ class Monitor(TrainerCallback):
 
     def resume(self, checkpoint: Path) -> None:
         """Go on with the record of a checkpoint."""
-        stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        stored = parse((checkpoint / STATE).read_text(encoding="utf-8"))
         spent = stored.get("spent", {})
         before = (float(spent.get(name, 0.0)) for name in ("seconds", "cpu_seconds"))
         self.record = Record(stored["rows"], int(stored["tokens"]), *before)
         self._unread, self._unmoved, self._even = stored["patience"]
-        lines = "".join(json.dumps(row) + "\n" for row in self.record.rows)
+        lines = "".join(dumps(row) + "\n" for row in self.record.rows)
         (checkpoint.parent / LIVE).write_text(lines, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -154,10 +154,12 @@ class Monitor(TrainerCallback):
             "samples": round(state.global_step * self._samples_per_step),
             "tokens": tokens,
         }
-        self.record.rows.append(row | found)
+        # What is not finite cannot be written, and stops the run below.
+        kept = row | {name: value for name, value in found.items() if math.isfinite(value)}
+        self.record.rows.append(kept)
         if args is not None and state.is_world_process_zero:
             with (Path(args.output_dir) / LIVE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row | found) + "\n")
+                file.write(dumps(kept) + "\n")
         self._judge(row | found)
         if self._token_budget and tokens >= self._token_budget:
             control.should_training_stop = True
@@ -181,7 +183,7 @@ class Monitor(TrainerCallback):
                 "patience": patience,
                 "spent": self.spent(),
             }
-            (folder / STATE).write_text(json.dumps(stored), encoding="utf-8")
+            (folder / STATE).write_text(dumps(stored), encoding="utf-8")
             (folder / COMPLETE).write_text("")
 
     def _judge(self, row: dict[str, float]) -> None:

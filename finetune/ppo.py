@@ -9,7 +9,6 @@ last one), generalised advantages, the clipped value loss, and what of it is sav
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
@@ -26,6 +25,7 @@ from vlm_probe.finetune.families import AnyFamily
 from vlm_probe.finetune.monitor import Counting
 from vlm_probe.finetune.restoring import Restoring
 from vlm_probe.finetune.value_head import ValueHead, load_value_head, save_value_head
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 CRITIC, STATE = "critic", "ppo.json"
 """Folder of the critic in that of an adapter or a model, and its file with the present weight of the KL penalty."""
@@ -338,13 +338,13 @@ class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
             folder = Path(output_dir or self.args.output_dir) / CRITIC
             folder.mkdir(exist_ok=True)
             save_value_head(self.value_head, folder)
-            (folder / STATE).write_text(json.dumps({"beta": self.beta}) + "\n")
+            (folder / STATE).write_text(dumps({"beta": self.beta}) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint) / CRITIC
         load_value_head(self.value_head, folder)
-        self.beta = float(json.loads((folder / STATE).read_text())["beta"])
+        self.beta = float(parse((folder / STATE).read_text())["beta"])
 
 
 @lru_cache(maxsize=32)

@@ -6,7 +6,6 @@ beforehand. What a place shows is known from its number, and successes come back
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from vlm_probe.finetune.order import Order
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 FILE = "order.json"
 """Of a checkpoint: the successes that the order of the training depends on."""
@@ -98,11 +98,11 @@ class OrderKeeping(TrainerCallback):
         """Write it into the checkpoint."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / FILE).write_text(json.dumps(self._order.state()), encoding="utf-8")
+            (folder / FILE).write_text(dumps(self._order.state()), encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
         """Take over what a checkpoint holds."""
-        self._order.restore(json.loads((checkpoint / FILE).read_text(encoding="utf-8")))
+        self._order.restore(parse((checkpoint / FILE).read_text(encoding="utf-8")))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,7 +10,6 @@ RUN/checkpoints/                                     while it runs: the same com
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -46,7 +45,7 @@ from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, ad
 from vlm_probe.probes.models.device import choose_device
 from vlm_probe.probes.provenance import git_state, hardware, versions
 from vlm_probe.probes.trials import LOCK, lock_folder
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
 
 FORMAT = 1
 CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"
@@ -193,7 +192,7 @@ def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, A
     Raises:
         TrainingError: If it holds another run.
     """
-    settings = json.loads(json.dumps(config.to_dict()))
+    settings = parse(dumps(config.to_dict()))
     file = folder / SETTINGS
     if file.is_file():
         before = _read(file)
@@ -366,7 +365,7 @@ def _tidy(folder: Path) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
     try:
-        return parse_object(file.read_bytes(), finite=False)
+        return parse_object(file.read_bytes())
     except ValueError as error:
         raise TrainingError(f"{file} is damaged ({error}): choose another --out, or delete the folder first") from error
 
@@ -374,7 +373,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _write(file: Path, data: Any) -> None:
     """Write JSON so that the file is whole or absent."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(dumps(data, indent=1) + "\n", encoding="utf-8")
     partial.replace(file)
 
 

@@ -169,7 +169,7 @@ def _without_curves(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return parse_object(path.read_bytes(), finite=False)
+        return parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
         raise PaperError(
             f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder"

@@ -9,14 +9,13 @@ well. Because logs come back byte for byte, the hash that a run noted when it en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
-from vlm_probe.stimuli.plain_json import parse
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,7 +152,7 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
     kinds |= {**dict.fromkeys(WHOLES, pa.int64()), **dict.fromkeys(TRUTHS, pa.bool_())}
     if name in kinds:
         return pa.array(values, kinds[name])
-    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+    return pa.array([None if value is None else dumps(value, ascii_only=True) for value in values], pa.string())
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def training_facts(folder: Path | None, adapter_sha256: str) -> dict[str, Any] |
     if folder is None or not (path := folder / TRAINING).is_file():
         return None
     try:
-        facts = parse_object(path.read_bytes(), finite=False)
+        facts = parse_object(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or remove it to run without these facts") from error
     if "method" not in facts:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 COLUMNS = (
     "key",
@@ -107,7 +106,7 @@ def line_of(row: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If a number is not finite.
     """
-    return json.dumps(dict(row), allow_nan=False) + "\n"
+    return dumps(dict(row), ascii_only=True) + "\n"
 
 
 def row_of(line: bytes) -> dict[str, Any]:

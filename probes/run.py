@@ -22,6 +22,7 @@ from vlm_probe.probes.sharding import ALONE, Processes
 from vlm_probe.probes.trials import RunError, trials_hash
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.plain_json import whole_characters
 from vlm_probe.stimuli.ranges import (
     AMOUNT,
     ATTEMPTS,
@@ -306,9 +307,12 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
     error = answer.error
     if error is None:
         try:
-            columns |= scorer.scored(item, answer.raw, answer.logprobs)
+            # A server may send half a character, which no log can hold.
+            raw = None if answer.raw is None else whole_characters(answer.raw)
+            columns |= scorer.scored(item, raw, answer.logprobs)
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
+    error = None if error is None else whole_characters(error)
     return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}
 
 

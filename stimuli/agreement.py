@@ -10,7 +10,6 @@ the ambiguity band by construction. Grounding has no outcome.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.dataset import CARD, Item, StimulusError, StimulusSet
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.question import Answer
 from vlm_probe.stimuli.simulators import Simulator, get_simulator
 from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Task, get_task
@@ -196,7 +195,7 @@ def _record(stimuli: StimulusSet, engine: str, agreement: Agreement) -> None:
     stimuli.card["checks"] = card["checks"]
     partial = stimuli.path / f".{CARD}.partial-{os.getpid()}"
     try:
-        partial.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(dumps(card, indent=2) + "\n", encoding="utf-8")
         partial.replace(stimuli.path / CARD)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ SET/responses.csv             human responses, in imported sets that have them
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from PIL import Image
 
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.opening import open_picture
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
 from vlm_probe.stimuli.responses import Response, read_csv
 from vlm_probe.stimuli.scene import Scene
@@ -245,7 +244,7 @@ class StimulusSet:
                 | {name: row[name] for name in ("pair_id", "group_id", "role")}
                 | {f"condition_{name}": _joined(value) for name, value in row["condition"].items()}
                 | {f"variant_{name}": value for name, value in row["variant"].items()}
-                | {"about": json.dumps(row["about"], ensure_ascii=False) if row["about"] else ""}
+                | {"about": dumps(row["about"]) if row["about"] else ""}
                 | {name: row[name] for name in ("image_sha256", "scene_sha256")}
             )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import multiprocessing
 import os
 import shutil
@@ -26,6 +25,7 @@ from vlm_probe.stimuli import shifts as shifting
 from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
 from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.question import PARAPHRASES
 from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
 from vlm_probe.stimuli.shifts import Shifts, is_physical
@@ -121,7 +121,7 @@ def make_set(
         for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
             (partial / sub).mkdir(parents=True)
         card = _write(recipe, the_task, partial, jobs, progress)
-        (partial / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        (partial / CARD).write_text(dumps(card, indent=2) + "\n")
         partial.rename(folder)
     except OSError as error:
         raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -153,7 +153,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
             resampled += result.resampled
             for row, cue in zip(result.rows, result.cues, strict=True):
                 if len(cues) == recipe.n:
-                    cut.add(json.loads(row)["image_sha256"])
+                    cut.add(parse(row)["image_sha256"])
                     continue
                 metadata.write(row)
                 digest.update(row.encode())
@@ -199,7 +199,7 @@ def _remove_orphans(folder: Path, cut: set[str]) -> None:
     """Delete the pictures of those items of the last group that did not fit into the set, unless others have them too."""
     with (folder / METADATA).open(encoding="utf-8") as metadata:
         for row in metadata:
-            cut.discard(json.loads(row)["image_sha256"])
+            cut.discard(parse(row)["image_sha256"])
     for image_hash in cut:
         for name in (f"images/{image_hash}.png", f"segmentation/{image_hash}.npy", f"depth/{image_hash}.npy"):
             (folder / name).unlink(missing_ok=True)
@@ -251,7 +251,7 @@ def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult
         except _Unaskable:
             resampled += 1
             continue
-        rows = [json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items]
+        rows = [dumps(item.to_row()) + "\n" for item in items]
         return _GroupResult(rows, [item_cues(task, item) for item in items], rejected, resampled)
     raise Unsatisfiable(
         f"{task.name}: no group on the condition {plan.condition.code} within {MAX_ATTEMPTS} attempts"

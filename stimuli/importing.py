@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.conversion import Picture, convert
 from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
 from vlm_probe.stimuli.ranges import IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
@@ -395,12 +395,12 @@ def _write(
         for picture in loaded.values():
             if picture.sha256 in wanted:
                 (partial / "images" / f"{picture.sha256}.png").write_bytes(picture.data)
-        text = "".join(json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items)
+        text = "".join(dumps(item.to_row()) + "\n" for item in items)
         (partial / METADATA).write_text(text, encoding="utf-8")
         if responses:
             (partial / RESPONSES).write_text(to_csv(responses), encoding="utf-8", newline="")
         whole = card | {"content_sha256": hashlib.sha256(text.encode()).hexdigest()}
-        (partial / CARD).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(dumps(whole, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
     except OSError as error:
         raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.dataset import StimulusError
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import parse_object, whole_characters
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,15 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
             if not line.strip():
                 continue
             try:
-                cells = {k: "" if v is None else _cell(v) for k, v in parse_object(line, finite=False).items()}
+                found = parse_object(line, finite=False, whole=False)
             except ValueError as error:
                 raise StimulusError(f"{path}, line {number}: not a JSON object ({error})") from error
+            cells = {k: "" if v is None else _cell(v) for k, v in found.items()}
+            for column, text in cells.items():
+                if whole_characters(column + text) != column + text:
+                    raise StimulusError(
+                        f"{path}, line {number}, column {column!r}: {text!r} holds half a character: write the whole one"
+                    )
             rows.append(Row(number, cells))
         return rows, list(dict.fromkeys(key for row in rows for key in row.cells))
     if path.suffix not in (".csv", ".tsv"):

@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vlm_probe.analysis.page.packing import script_json
 from vlm_probe.analysis.page.pictures import Pictures
 from vlm_probe.finetune.config import TrainConfig
 from vlm_probe.probes.cli import main
-from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, read_adapter
 from vlm_probe.probes.models.footprint import read_weights
 from vlm_probe.probes.readout import Scorer, rescore
@@ -154,15 +154,6 @@ def test_the_page_shows_whatever_is_in_a_log(finished: Path, tmp_path: Path) -> 
     assert any(attack in json.dumps(parse(block), ensure_ascii=False) for block in blocks[:1])
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [("[" * 100_000, "nested"), ("NaN", "no number"), ('{"a": 1', "Expecting"), ("1" * 5000, "digits")],
-)
-def test_json_that_is_none(text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        parse(text)
-
-
 def png_of(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims any size."""
 
@@ -237,6 +228,7 @@ def test_sets_cannot_reach_out_of_their_folder(stability: StimulusSet, tmp_path:
         ("bytes.csv", "file,answer\n\udcff,yes\n"),
         ("empty.csv", ""),
         ("list.jsonl", "[1]\n"),
+        ("twice.jsonl", '{"file": "a.png", "answer": "falls", "answer": "stands"}\n'),
     ],
 )
 def test_tables_that_are_none(tmp_path: Path, name: str, text: str) -> None:
@@ -245,6 +237,25 @@ def test_tables_that_are_none(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(StimulusError) as told:
         import_set(tmp_path / "pictures", tmp_path / name, tmp_path / "set", task="towers-stability")
     assert "\n" not in str(told.value)
+
+
+def test_half_a_character_in_a_table_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for column, row in (("id", {"file": "a.png", "id": "x\ud83d"}), ("\\udc00", {"\udc00": 1})):
+        (tmp_path / "t.jsonl").write_text('{"file": "a.png", "answer": "falls"}\n' + json.dumps(row))
+        with pytest.raises(StimulusError, match=rf"t\.jsonl, line 2, column '{re.escape(column)}'.*half a character"):
+            import_set(tmp_path / "pictures", tmp_path / "t.jsonl", tmp_path / "set", task="towers-stability")
+
+
+def test_a_reply_with_half_a_character_is_logged(stability: StimulusSet, tmp_path: Path) -> None:
+    class Torn:
+        needs_images, identity = False, Identity("torn")
+
+        def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
+            return ["yes \ud83d"] * len(trials)
+
+    run(RunConfig("torn", "s"), stability, tmp_path / "run", model=Torn())  # type: ignore[arg-type]
+    assert {row["raw"] for row in read_trials(tmp_path / "run")} == {"yes \ufffd"}
 
 
 def test_a_table_of_trials_with_words_for_numbers(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vlm_probe.analysis.power import Power
 from vlm_probe.analysis.style import GREY, MARKERS, drawing, proportions
+from vlm_probe.stimuli.plain_json import dumps
 
 
 def power_curves(found: Power, stem: Path) -> None:
@@ -55,6 +55,6 @@ def write(found: Power, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     power_curves(found, folder / "power")
     found.table.to_csv(folder / "power.csv", index=False)
-    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
+    text = dumps(found.to_dict(), indent=2)
     (folder / "power.json").write_text(text + "\n", encoding="utf-8")
     return folder

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from vlm_probe.stimuli.plain_json import dumps
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -60,4 +61,4 @@ def show(result: Any) -> None:
 
 def show_json(data: Any) -> None:
     """A result as one JSON document."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
+    print(dumps(data, indent=2))  # noqa: T201

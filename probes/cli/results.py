@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+
+from vlm_probe.stimuli.plain_json import dumps
 
 FIGURE, SUMMARY = "psychometric.png", "summary.json"
 
@@ -25,7 +26,7 @@ def write_summary(run: Path, as_json: bool) -> None:
 
     summary = summarise(run)
     data = summary.to_dict()
-    write_whole(run / SUMMARY, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run / SUMMARY, dumps(data, indent=2) + "\n")
     if as_json:
         show_json(data)
     else:

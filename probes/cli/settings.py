@@ -10,7 +10,6 @@ A TOML file holds options at its top level, or in a table named after the comman
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import PROCESSES
 
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
@@ -222,4 +222,4 @@ def _toml(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return dumps(str(value)).replace("\x7f", "\\u007f")

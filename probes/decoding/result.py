@@ -39,7 +39,7 @@ def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> Path:
     folder = out / result_name(config)
     if (folder / RESULT).is_file():
         try:
-            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
+            found = parse_object((folder / RESULT).read_bytes())["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder / RESULT} is damaged ({error}); delete it, or choose another --out") from error
         now = _fingerprint(config, stimuli)

@@ -11,7 +11,6 @@ of a bfloat16 model can be larger than float16 holds.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -28,6 +27,7 @@ from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.activations import HiddenStates, Site
 from vlm_probe.probes.trials import RunError, lock_folder, write_json
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
 SYNC_INTERVAL = 2.0
@@ -70,7 +70,7 @@ def identify(model: Any, stimuli: StimulusSet, items: Sequence[Item]) -> dict[st
         "adapter": identity.adapter_sha256,
         "numerics": {k: v for k, v in identity.details.items() if isinstance(v, str | int | bool)},
         "stimuli": stimuli.content_sha256,
-        "items": hashlib.sha256(json.dumps(shown).encode()).hexdigest(),
+        "items": hashlib.sha256(dumps(shown, ascii_only=True).encode()).hexdigest(),
         "n": len(items),
     }
 
@@ -107,7 +107,7 @@ def collect(
         if _holds(found.parent, described, sites):
             return Activations(found.parent, len(items))
     names = sorted(site.name for site in sites)
-    key = hashlib.sha256(json.dumps([described, names], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(dumps([described, names], sort_keys=True, ascii_only=True).encode()).hexdigest()[:16]
     folder = home / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def collect(
 def _holds(folder: Path, described: Mapping[str, Any], sites: Sequence[Site]) -> bool:
     """Whether a folder has all of these activations."""
     try:
-        stored = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        stored = parse((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if stored["of"] != described or not {site.name for site in sites} <= set(stored["widths"]):
             return False
         arrays = [np.load(folder / f"{site.name}.npy", mmap_mode="r") for site in sites]

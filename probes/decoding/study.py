@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from vlm_probe.probes.decoding.targets import cue_values, find_target
 from vlm_probe.probes.provenance import git_state, hardware, versions
 from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 SAME_CUE = 0.9999
 """|r| with the target from which on a cue is the target itself, and no shortcut to it."""
@@ -128,7 +128,7 @@ def decode(
         predictions |= {f"{site.name}-adapted": found[site].predictions for site in sites}
     result |= {"versions": versions("scikit-learn", "scipy"), "git": git_state(), "hardware": hardware()}
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
-    result = json.loads(json.dumps(result))  # as it will be read again: no tuples
+    result = parse(dumps(result))  # as it will be read again: no tuples
     write(folder, result, predictions, items, problem)
     return result
 

@@ -102,7 +102,7 @@ def read_trained(folder: Path) -> Trained:
     try:
         config = parse_object((folder / CONFIG).read_bytes(), finite=False) if is_adapter else {}
         training = folder / TRAINING
-        made = parse_object(training.read_bytes(), finite=False) if training.is_file() else {}
+        made = parse_object(training.read_bytes()) if training.is_file() else {}
         _check_config(config)
         _check_record(made)
         shapes: dict[str, tuple[int, ...]] = {}

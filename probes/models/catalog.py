@@ -9,6 +9,7 @@ from typing import Literal
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.tiny import WEIGHTS
+from vlm_probe.stimuli.plain_json import parse
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,13 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
 
 def weights_complete(folder: Path) -> bool:
     """Whether a folder has a configuration and every safetensors file that its index names."""
-    import json
 
     index = folder / "model.safetensors.index.json"
     if not (folder / "config.json").is_file():
         return False
     if index.is_file():
         try:
-            files = set(json.loads(index.read_text())["weight_map"].values())
+            files = set(parse(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError):
             return False
         return all((folder / file).is_file() for file in files)

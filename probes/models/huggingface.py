@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import sys
 import zlib
@@ -35,6 +34,7 @@ from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 log = logging.getLogger(__name__)
 
@@ -408,14 +408,14 @@ def _four_bits(device: str) -> Any:
 
 def _details(model: Any, processor: Any, device: str, load_in_4bit: bool) -> dict[str, Any]:
     """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
-    settings = json.loads(json.dumps(processor.image_processor.to_dict(), default=str, sort_keys=True))
+    settings = parse(dumps(processor.image_processor.to_dict(), default=str, sort_keys=True, ascii_only=True))
     return {
         "architecture": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device,
         "load_in_4bit": load_in_4bit,
         "attention": str(model.config._attn_implementation),
-        "processor_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "processor_sha256": hashlib.sha256(dumps(settings, sort_keys=True, ascii_only=True).encode()).hexdigest(),
         "processor": settings,
         "parameters": {"total": sum(p.numel() for p in model.parameters())},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vlm_probe.probes.models.adapter_folder import TRAINING, check_base, read_ad
 from vlm_probe.probes.models.adapters import attach_adapter
 from vlm_probe.probes.models.huggingface import HuggingFaceModel, load_network, weights_hash
 from vlm_probe.probes.models.loading import find_weights
+from vlm_probe.stimuli.plain_json import dumps
 
 TOLERANCE = 1e-3
 """Nats by which log-probabilities of a model in single precision may differ after merging: rounding, and nothing else."""
@@ -83,7 +83,7 @@ def merge_adapter(
         adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
         _copy_rest(base, partial)
         note = {"base": name, "adapter_sha256": read.sha256, "dtype": precision}
-        (partial / TRAINING).write_text(json.dumps(read.training | {"merged": note}, indent=2) + "\n", encoding="utf-8")
+        (partial / TRAINING).write_text(dumps(read.training | {"merged": note}, indent=2) + "\n", encoding="utf-8")
         del network, adapted
         gc.collect()
         merged, _, _ = load_network(partial, out.name, dtype=precision, device=device)

@@ -11,7 +11,6 @@ Nothing else is kept, and in particular no list of what is done: the folders say
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from vlm_probe.probes.study.cells import KINDS, Cell, Step
 from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 MARK, LOCK, LOG, ENDED, WORK, JOB = "step.json", ".lock", "log.txt", "ended.json", "work.json", "job.json"
 CELLS, ASIDE = "cells", "aside"
@@ -242,7 +242,7 @@ def fingerprint(cell: Cell) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a JSON file; empty if it is not there, or not whole."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -260,7 +260,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(dumps(data, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -6,7 +6,6 @@ others. Exit codes: 0 all done, 3 some failed, 4 another process is at the cell.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -37,6 +36,7 @@ from vlm_probe.probes.study.store import (
     take,
     write_json,
 )
+from vlm_probe.stimuli.plain_json import parse
 
 AT_WORK = 4
 PATIENCE = 5.0
@@ -58,7 +58,7 @@ def work_of(cell: Cell, processes: int, launch: Launch = IN_PROCESS) -> dict[str
 
 def read_work(path: Path) -> tuple[Cell, int, Launch]:
     """The cell that a worker is asked to do, the processes that its steps may start for stimuli, and how steps are launched."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = parse(path.read_text(encoding="utf-8"))
     steps = []
     for step in data["steps"]:
         lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}

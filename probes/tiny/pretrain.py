@@ -9,7 +9,6 @@ How the shipped weights were made, and in what that differed from a run with the
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from vlm_probe.probes.tiny.questions import (
     seen_by,
 )
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import PROCESSES, SEED, check_ranges, ranged
 from vlm_probe.stimuli.tasks import get_task
 
@@ -362,7 +362,7 @@ class _Worker:
         return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
     def _tell(self, facts: dict[str, Any]) -> None:
-        line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
+        line = dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
         sys.stderr.write(line + "\n")
         with (self.out / "log.jsonl").open("a") as log:
             log.write(line + "\n")
@@ -405,7 +405,7 @@ class _Worker:
             "cpu_seconds": round(self.cpu),
             "data_sha256": data,
         }
-        (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (self.out / "weights" / "training.json").write_text(dumps(facts, indent=1) + "\n")
 
 
 def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         RunError: If the disk does not take it.
         ValueError: If a number in it is not finite.
     """
-    write_whole(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    write_whole(path, dumps(data, indent=2, ascii_only=True) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
