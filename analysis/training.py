@@ -81,7 +81,7 @@ def read_facts(facts: Mapping[str, Any], seed: int = 0) -> Training:
         method=str(facts.get("method") or UNKNOWN),
         tasks=tuple(sorted(tasks.split(",") if isinstance(tasks, str) else map(str, tasks))),
         shifts=parse_shifts(str(facts.get("shift") or "")),
-        seed=int(facts.get("seed", seed)),
+        seed=facts.get("seed", seed),
         samples=(facts.get("budget") or {}).get("samples"),
         regime=_regime(facts),
     )

@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
+from vlm_probe.probes.columns import LOG
+from vlm_probe.probes.row_format import COLUMNS, line_of
 from vlm_probe.stimuli.plain_json import dumps, parse
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LOGS, RUNS = "logs.parquet", "runs.parquet"
 FOLDER, RECORD = "folder", "run_json"
+_PLAIN = {column.name: column.log for column in LOG if column.log in ("text", "number", "whole", "truth")}
+"""Columns whose values Parquet holds as they are; all others are JSON in text."""
 
 
 class ArchiveError(ValueError):
@@ -115,7 +118,8 @@ class _Archive:
                 if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
                     raise ValueError(f"it has a run {name!r}, which lies outside its folder")
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            raise ArchiveError(f"{folder / LOGS} cannot be read ({error}): restore it") from error
+            reason = str(error).partition("\n")[0]
+            raise ArchiveError(f"{folder / LOGS} cannot be read ({reason}): restore it") from error
         self._places: dict[str, tuple[int, int]] = {}
         for place, name in enumerate(folders):  # the rows of a run stand together
             start, n = self._places.get(name, (place, 0))
@@ -148,17 +152,15 @@ def _open(folder: Path, state: tuple[tuple[int, int], ...]) -> _Archive:
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
     import pyarrow as pa
 
-    kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(NUMBERS, pa.float64())}
-    kinds |= {**dict.fromkeys(WHOLES, pa.int64()), **dict.fromkeys(TRUTHS, pa.bool_())}
-    if name in kinds:
-        return pa.array(values, kinds[name])
+    types = {"text": pa.string(), "number": pa.float64(), "whole": pa.int64(), "truth": pa.bool_()}
+    if name in _PLAIN:
+        return pa.array(values, types[_PLAIN[name]])
     return pa.array([None if value is None else dumps(value, ascii_only=True) for value in values], pa.string())
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    typed = {*TEXTS, *NUMBERS, *WHOLES, *TRUTHS}
     names = [name for name in table.column_names if name != FOLDER]
-    columns = [_values(table[name], None if name in typed else parse) for name in names]
+    columns = [_values(table[name], None if name in _PLAIN else parse) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models import Generation, Model
@@ -309,7 +310,9 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
         try:
             # A server may send half a character, which no log can hold.
             raw = None if answer.raw is None else whole_characters(answer.raw)
-            columns |= scorer.scored(item, raw, answer.logprobs)
+            scored = scorer.scored(item, raw, answer.logprobs)
+            check_row(scored)
+            columns |= scored
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
     error = None if error is None else whole_characters(error)

@@ -23,7 +23,7 @@ from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, Stimu
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
-from vlm_probe.stimuli.ranges import IMAGE_SIZE
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
 from vlm_probe.stimuli.signs import contradictions, signs
 from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
@@ -279,8 +279,8 @@ class _Reader:
         picture = convert(self.folder, file, self.size, self.loaded, self.report, wrong)
         margin = number(cell("margin"), 0.0, lambda text: wrong("margin", text))
         count = number(cell("count"), 1.0, lambda text: wrong("count", text))
-        if count != int(count) or count < 1:
-            wrong("count", f"{cell('count')!r} is not a whole number of at least 1")
+        if not (count.is_integer() and AMOUNT.holds(int(count))):
+            wrong("count", f"{cell('count')!r} is not {AMOUNT}")
         if cell("mirrored").lower() not in YES:
             wrong("mirrored", f"{cell('mirrored')!r} is neither yes nor no")
         try:

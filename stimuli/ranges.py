@@ -60,7 +60,7 @@ class Range:
             OutOfRange: If it is not in the range.
         """
         if not self.holds(value):
-            raise OutOfRange(name, f"must be {self}, got {_shown(value)}")
+            raise OutOfRange(name, f"must be {self}, got {shown(value)}")
 
     def __call__(self, kind: Any, value: Any) -> None:
         """Validate an option of the command line. Raises ValueError if its value is not in the range."""
@@ -69,6 +69,8 @@ class Range:
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
+        if self.whole and self.most - self.least == 1:
+            return f"{self.least:g} or {self.most:g}"
         if math.isfinite(self.least) and math.isfinite(self.most):
             return f"{kind} from {_spelled(self.least)} to {_spelled(self.most)}"
         words = {"of at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
@@ -131,11 +133,13 @@ def check_ranges(settings: DataclassInstance) -> None:
 
 
 def _spelled(bound: float) -> str:
-    return f"{bound:,.15g}"
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:,.15g}"
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 100:
-        return f"a number of some {round(value.bit_length() * math.log10(2))} digits"
-    text = repr(value)
+def shown(value: Any) -> str:
+    """A value that was refused, as a message has room for it."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a number of more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= 40 else f"{text[:30]}..."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm_probe.analysis.power import Power
 from vlm_probe.analysis.style import GREY, MARKERS, drawing, proportions
+from vlm_probe.analysis.tables import csv
 from vlm_probe.stimuli.plain_json import dumps
 
 
@@ -54,7 +55,7 @@ def write(found: Power, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     power_curves(found, folder / "power")
-    found.table.to_csv(folder / "power.csv", index=False)
+    (folder / "power.csv").write_text(csv(found.table), encoding="utf-8")
     text = dumps(found.to_dict(), indent=2)
     (folder / "power.json").write_text(text + "\n", encoding="utf-8")
     return folder

@@ -102,17 +102,14 @@ def export(
     Args:
         csv: File to write.
     """
-    from csv import DictWriter
-
     from vlm_probe.probes.cli.console import show
     from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.plain_csv import write_csv
 
     found = find_stimuli(stimuli, None)
     rows = list(found.flat_rows())
-    with csv.open("w", encoding="utf-8", newline="") as file:
-        writer = DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
+    header = list(rows[0]) if rows else []
+    csv.write_text(write_csv(header, ([row[name] for name in header] for row in rows)), encoding="utf-8", newline="")
     show(f"{csv}: {len(rows)} items; pictures are relative to {found.path}")
     return 0
 

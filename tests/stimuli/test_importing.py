@@ -218,7 +218,7 @@ def test_every_problem_is_named_with_its_row_and_column_and_nothing_is_written(p
         ("line 3, column 'id'", "'a' is the id of line 2 already"),
         ("line 3, column 'file'", "there is no picture 'p9.png'"),
         ("line 4, column 'margin'", "'big' is not a number"),
-        ("line 4, column 'count'", "'2.5' is not a whole number of at least 1"),
+        ("line 4, column 'count'", "'2.5' is not a whole number from 1"),
         ("line 4, column 'answer'", "'perhaps' is not one of stands (yes), falls (no)"),
         ("line 5, column 'file'", "cannot be read as a picture (it is none of PNG, JPEG"),
         ("line 5, column 'margin'", "'nan' is not a finite number"),

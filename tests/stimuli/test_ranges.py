@@ -43,6 +43,7 @@ def test_what_is_in_a_range() -> None:
         (whole(16, 4096), "a whole number from 16 to 4,096"),
         (whole(1), "a whole number of at least 1"),
         (whole(), "a whole number"),
+        (whole(0, 1), "0 or 1"),
         (Range(), "a finite number"),
         (Range(0, 1), "a number from 0 to 1"),
         (Range(above=0, most=1), "a number above 0 and at most 1"),
