@@ -37,7 +37,7 @@ from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.trials import RunError, read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.importing import ImportProblems, import_set
-from vlm_probe.stimuli.opening import LARGEST, open_picture
+from vlm_probe.stimuli.opening import LARGEST_EDGE, open_picture
 from vlm_probe.stimuli.plain_json import parse
 from vlm_probe.stimuli.tasks import UnknownTask
 
@@ -175,10 +175,12 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(texts, pnginfo=info)
     assert [open_picture(path)[0].size for path in (small, frames)] == [(40, 40)] * 2
     assert [open_picture(path)[1] for path in (small, frames)] == [False, True]
-    edge = int(LARGEST**0.5) + 1
+    edge = LARGEST_EDGE + 1
     for source, reason in (
-        (png_of(edge, edge), "more than"),
-        (png_of(100_000, 100_000), "more than"),
+        (png_of(edge, edge), "too many"),
+        (png_of(20, edge), "too many"),
+        (png_of(60_000, 20), "too many"),
+        (png_of(100_000, 100_000), "too large"),
         (texts, "."),
         (small.read_bytes()[:-20], "."),
         (png_of(40, 40), "."),
@@ -187,6 +189,31 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             open_picture(source)
+
+
+def test_limits_hold_for_the_square_that_a_picture_is_padded_to(tmp_path: Path, stability: StimulusSet) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (20, 60_000)).save(pictures / "strip.png")
+    table = tmp_path / "table.csv"
+    table.write_text("file,answer\nstrip.png,falls\n")
+    for size in (None, 64):
+        with pytest.raises(ImportProblems, match="20 x 60000 pixels are too many: scale it to edges of at most 10,954"):
+            import_set(pictures, table, tmp_path / "set", task="towers-stability", size=size)
+    for size in (8, 10**9, 64.5):
+        with pytest.raises(ValueError, match="size must be a whole number from 16 to 4,096"):
+            import_set(pictures, table, tmp_path / "set", task="towers-stability", size=size)  # type: ignore[arg-type]
+    # Nor may a model scale the short edge of a strip up: sets of other programs have pictures of every shape.
+    Image.new("RGB", (20, 2000)).save(tmp_path / "long.png")
+    data = (tmp_path / "long.png").read_bytes()
+    row = next(stability.rows()) | {"file_name": "long.png", "image_sha256": hashlib.sha256(data).hexdigest()}
+    made = StimulusSet.load(write_set(tmp_path / "made", stability, [row]))
+    (made.path / "long.png").write_bytes(data)
+    with pytest.raises(StimulusError, match="50 times as long"):
+        made.image(made.items[0])
+    for number, card in enumerate(({"image_size": 10**9}, {"n": -1}, {"image_size": True})):
+        with pytest.raises(StimulusError, match="must be a whole number from 0 to"):
+            StimulusSet.load(write_set(tmp_path / str(number), stability, [row], **card))
 
 
 def test_tables_cannot_reach_out_of_their_folder(tmp_path: Path) -> None:

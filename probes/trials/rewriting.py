@@ -35,7 +35,10 @@ def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, An
         raise RunError(f"cannot write to {folder}: {error.strerror}") from error
     try:
         old, before = [dict.fromkeys(COLUMNS) | row for row in read_trials(folder)], trials_hash(folder)
-        lines = [line_of(whole(change(row))) for row in old]
+        try:
+            lines = [line_of(whole(change(row))) for row in old]
+        except ValueError as error:
+            raise RunError(f"{folder / TRIALS} is damaged ({error}): restore it") from error
         write_whole(folder / TRIALS, "".join(lines))
         run = noting_edits(folder, read_run(folder), before)
         if "trials_sha256" in run:
