@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.row_format import COLUMNS, line_of, whole
 from vlm_probe.probes.trials.edits import noting_edits, trials_hash
 from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json, write_whole
@@ -35,8 +36,11 @@ def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, An
         raise RunError(f"cannot write to {folder}: {error.strerror}") from error
     try:
         old, before = [dict.fromkeys(COLUMNS) | row for row in read_trials(folder)], trials_hash(folder)
+        new = [whole(change(row)) for row in old]
         try:
-            lines = [line_of(whole(change(row))) for row in old]
+            for row in new:
+                check_row(row)
+            lines = [line_of(row) for row in new]
         except ValueError as error:
             raise RunError(f"{folder / TRIALS} is damaged ({error}): restore it") from error
         write_whole(folder / TRIALS, "".join(lines))
