@@ -98,8 +98,8 @@ class Column:
 COLUMNS = (
     Column(
         "run",
-        "who answered: one adapter, or one untrained model (one seed of it, where replies are sampled); methods are compared between"
-        " runs, whatever number of folders a run has",
+        "who answered: one adapter, or one untrained model (one seed of it, where replies are sampled), whatever number of folders it"
+        " has",
         table="text",
         needed=True,
         required=True,
@@ -107,14 +107,14 @@ COLUMNS = (
     Column("model", "the model, without its training", log="text", table="text", default="", needed=True),
     Column("method", "how it was trained: `sft`, `ppo`, ...; `none` if untrained", table="text", default="none"),
     Column("train_tasks", "tasks that it was trained on, joined by `+`", table="text", default="none"),
-    Column("train_family", "their families, joined by `+`", table="text"),
+    Column("train_family", "families of these tasks, joined by `+`", table="text"),
     Column("regime", "what else was special about the training (shifts, curriculum, ...)", table="text", default=""),
-    Column("seed", "of the training, or of sampling", table="whole", range=NATURAL, default=0),
-    Column("samples", "that the training has seen", table="number", range=NATURAL),
+    Column("seed", "seed of the training, or of sampling", table="whole", range=NATURAL, default=0),
+    Column("samples", "samples that the training has seen", table="number", range=NATURAL),
     Column("test_task", "the task that is asked", table="text", needed=True, required=True),
-    Column("test_family", "its family", table="text"),
+    Column("test_family", "its family of tasks", table="text"),
     Column("shift", "names of the shifts of the item, joined by `+`", table="text", default="none"),
-    Column("shift_level", "the highest of their levels", table="whole", range=NATURAL, default=0),
+    Column("shift_level", "the highest level of the shifts", table="whole", range=NATURAL, default=0),
     Column("transfer", "how far the test is from the training; empty if untrained", table="text", choices=TRANSFER),
     Column("key", "identifies the trial: who was asked what, and how", log="text", needed=True),
     Column("item_id", "the item", log="text", table="text", needed=True, required=True),
@@ -122,7 +122,7 @@ COLUMNS = (
     Column("task_version", "the version of the task that made it", log="whole", range=NATURAL),
     Column("pair_id", "what the members of a minimal pair share", log="text", table="text"),
     Column("group_id", "what else belongs together, such as mirror images", log="text", table="text"),
-    Column("role", "of the item in its pair: `base`, `foil1`, ...", log="text", table="text"),
+    Column("role", "the item in its pair: `base`, `foil1`, ...", log="text", table="text"),
     Column("margin", "signed physical margin, dimensionless", log="number", table="number"),
     Column("margin_bin", "the designed interval of margins that it is from", table="text"),
     Column("mirrored", "whether the item is a mirror image", table="truth", default=0),
@@ -169,19 +169,29 @@ COLUMNS = (
         default=1,
         later=True,
     ),
-    Column("attempts", "the most there can be", log="whole", table="whole", range=COUNTING, default=1, later=True),
+    Column(
+        "attempts",
+        "the most attempts that there can be",
+        log="whole",
+        table="whole",
+        range=COUNTING,
+        default=1,
+        later=True,
+    ),
     Column(
         "memory", "what of earlier attempts the model is told", log="text", table="text", default="none", later=True
     ),
     Column("sample", "seed of a sampled reply; 0 for greedy ones", table="whole", range=NATURAL, default=0),
     Column("raw", "the reply as it came", log="text"),
-    Column("answer", "what it means; empty if it could not be read", log="answer", table="text"),
+    Column("answer", "what the reply means; empty if it could not be read", log="answer", table="text"),
     Column("answer_text", "the answer in the words of the question", log="text"),
     Column("logprobs", "log-probabilities of the legal answers, in their order", log="numbers"),
     Column("options", "the legal answers, where they are not numbers", log="texts"),
     Column("truth", "the right answer", log="answer", table="text"),
     Column(
-        "signal", "of a two-option judgement, the answer that detection and psychometric functions count", table="text"
+        "signal",
+        "the answer of a two-option judgement that signal detection and psychometric functions count",
+        table="text",
     ),
     Column("correct", "whether the answer is the right one", log="truth", table="truth", required=True),
     Column(

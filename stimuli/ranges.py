@@ -133,6 +133,8 @@ def check_ranges(settings: DataclassInstance) -> None:
 
 
 def _spelled(bound: float) -> str:
+    if isinstance(bound, int) and bound >= 10**9 and str(bound).strip("0") == "1":
+        return f"10^{len(str(bound)) - 1}"
     return f"{bound:,}" if isinstance(bound, int) else f"{bound:,.15g}"
 
 
