@@ -375,5 +375,5 @@ def _ordered(name: str, levels: Sequence[str]) -> list[str]:
 
 
 def _by_number(level: str) -> tuple[float, str]:
-    number = re.match(r"[+-]?[0-9.]+", level)
+    number = re.match(r"[+-]?(\d+\.?\d*|\.\d+)", level, re.ASCII)
     return (float(number.group()) if number else float("inf"), level)

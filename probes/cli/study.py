@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json
-from vlm_probe.stimuli.ranges import whole
+from vlm_probe.stimuli.ranges import PROCESSES, whole
 
 if TYPE_CHECKING:
     from vlm_probe.probes.study.cells import Cell
@@ -333,7 +333,7 @@ def _pool(
             raise UsageError(f"--sbatch {text!r} is no option with a value: write it as in cpus_per_task=8")
         further[name.replace("-", "_")] = value
     cpus = further.pop("cpus_per_task", "1")
-    if not cpus.isdigit():
+    if not cpus.isdecimal() or not PROCESSES.holds(int(cpus[:9])):
         raise UsageError(f"--sbatch cpus_per_task={cpus} is no number of processors")
     options: dict[str, Any] = {"timeout_min": minutes, "slurm_array_parallelism": jobs, "cpus_per_task": int(cpus)}
     options |= {"slurm_partition": partition} if partition else {}

@@ -57,5 +57,5 @@ class DecodeConfig:
         check_ranges(self)
         if self.adapter and self.compare:
             raise DecodingError("give either an adapter to decode, or one to compare the bare model with")
-        if self.intervene not in ("auto", "none") and not self.intervene.isdigit():
+        if self.intervene not in ("auto", "none") and not self.intervene.isdecimal():
             raise DecodingError(f"intervene {self.intervene!r}: give auto, none, or the number of a language layer")

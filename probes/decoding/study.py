@@ -151,7 +151,7 @@ def load(config: DecodeConfig, adapter: str | None) -> Any:
 
 def _steered_layer(config: DecodeConfig, sites: Sequence[Any]) -> Any:
     """The site that the user chose to move; None for "auto" and "none". Raises DecodingError if it is not read."""
-    if not config.intervene.isdigit():
+    if not config.intervene.isdecimal():
         return None
     language = [site for site in sites if site.part == "language" and site.layer == int(config.intervene)]
     if not language:

@@ -204,6 +204,34 @@ def test_every_column_of_a_table_has_its_range(tmp_path: Path, column: Column) -
             assert "\n" not in str(told.value)
 
 
+odd_cells = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.decimals().filter(lambda value: not value.is_snan()),  # which pandas itself does not take
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=1), st.integers(), max_size=1),
+    st.binary(max_size=2),
+    st.datetimes(),
+)
+
+
+@given(st.sampled_from([column.name for column in TABLE]), odd_cells, odd_cells)
+def test_any_cell_is_in_its_range_or_refused(name: str, first: object, second: object) -> None:
+    table = pd.DataFrame({"run": "a", "test_task": "t", "item_id": ["b", "c"], "correct": 1}, dtype=object)
+    table[name] = pd.Series([first, second], dtype=object)
+    try:
+        found = from_table(table).table
+    except FrameError as error:
+        assert "\n" not in str(error)
+        return
+    for column in TABLE:
+        for value in found[column.name].dropna():
+            assert column.name == "observer" or column.read(value) == value
+
+
 def test_cells_of_other_kinds(tmp_path: Path) -> None:
     good = pd.DataFrame({"run": "a", "test_task": "t", "item_id": ["01", "1"], "correct": [True, False]})
     (tmp_path / "typed.csv").write_text(

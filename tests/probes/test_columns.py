@@ -102,6 +102,12 @@ def test_cells_out_of_range_are_refused(name: str, given: Any, message: str) -> 
     assert "\n" not in str(told.value) and len(str(told.value)) < 200
 
 
+def test_values_that_json_writes_as_plain_ones_are_allowed() -> None:
+    check_row({"reward": np.float64(0.5), "answer": (1, 2), "logprobs": [np.float64(-1.0)], "status": np.str_("ok")})
+    with pytest.raises(ValueError, match="reward must be a number from 0 to 1"):
+        check_row({"reward": np.float64(1.5)})
+
+
 WRONG: dict[str | None, tuple[Any, ...]] = {
     "text": (1, True, ["a"], {"a": 1}),
     "number": ("1", True, [1.0], math.nan, math.inf, -math.inf),
