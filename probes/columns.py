@@ -198,7 +198,7 @@ COLUMNS = (
         "success", "whether it works: the same for judgements; for actions, by simulation", log="truth", table="truth"
     ),
     Column("reward", "graded score of the answer; 0 if none was read", log="number", table="number", range=SHARE),
-    Column("detail", "what the scorer has to say about it", log="object"),
+    Column("detail", "details from the scorer", log="object"),
     Column("p_correct", "probability of the right answers among the legal ones", "number", "number", SHARE),
     Column("confidence", "probability of the given answer among the legal ones", table="number", range=SHARE),
     Column("chance", "what a random legal answer scores", log="number", table="number", range=SHARE),

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_probe.stimuli import plain_csv
+from vlm_probe.stimuli.ranges import Range, whole
 
 RESPONSES = "responses.csv"
+SECONDS, COUNT = Range(0), whole(1, 10**9)
 COLUMNS = ("item_id", "participant", "response", "rt", "count")
 
 
@@ -56,7 +58,9 @@ def read_csv(path: Path, sha256: str) -> Iterator[Response]:
             f"{path} is not the file that the card describes (edited by hand?): restore it, or import anew"
         )
     header, rows = plain_csv.read_csv(data.decode())
-    for _, cells in rows:
+    for line, cells in rows:
         row = dict(zip(header, cells, strict=True))
-        rt = float(row["rt"]) if row["rt"] else None
-        yield Response(row["item_id"], row["participant"], row["response"], rt, int(row["count"]))
+        rt, count = float(row["rt"]) if row["rt"] else None, int(row["count"])
+        if not (rt is None or SECONDS.holds(rt)) or not COUNT.holds(count):
+            raise ValueError(f"{path}, line {line}: rt must be {SECONDS}, and count {COUNT}")
+        yield Response(row["item_id"], row["participant"], row["response"], rt, count)

@@ -193,4 +193,7 @@ def one_thread() -> None:
 
 def cores() -> int:
     """Processors that this process may use (fewer than the machine has, under Slurm or in a container)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from vlm_probe.stimuli.ranges import PROCESSES
+
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(PROCESSES.most))

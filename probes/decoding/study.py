@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -128,9 +129,18 @@ def decode(
         predictions |= {f"{site.name}-adapted": found[site].predictions for site in sites}
     result |= {"versions": versions("scikit-learn", "scipy"), "git": git_state(), "hardware": hardware()}
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
-    result = parse(dumps(result))  # as it will be read again: no tuples
+    result = parse(dumps(_finite(result)))  # as it will be read again: no tuples
     write(folder, result, predictions, items, problem)
     return result
+
+
+def _finite(value: Any) -> Any:
+    """A result with None in place of what cannot be computed, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(config: DecodeConfig, adapter: str | None) -> Any:
