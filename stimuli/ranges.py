@@ -21,8 +21,11 @@ class OutOfRange(ValueError):
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} {reason}")
+        super().__init__(name, reason)
         self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def _spelled(bound: float) -> str:
 def shown(value: Any) -> str:
     """A value that was refused, as a message has room for it."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except ValueError:  # of a number of more digits than Python writes
         text = "a number of thousands of digits"
     return text if len(text) <= 40 else f"{text[:30]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -59,11 +60,17 @@ def test_ranges_are_told_in_words(allowed: Range, text: str) -> None:
         allowed.check("size", math.nan)
 
 
+def test_the_error_of_a_worker_process_comes_back_whole() -> None:
+    error = OutOfRange("size", "must be 1, got 2")
+    again = copy.copy(error)  # as pickling does, by the arguments
+    assert (str(again), again.name, again.reason) == ("size must be 1, got 2", "size", "must be 1, got 2")
+
+
 def test_long_values_do_not_fill_the_message() -> None:
-    for value in (10**5000, "x" * 5000, [0] * 5000):
+    for value in (10**5000, "x" * 5000, [0] * 5000, np.zeros((9, 9))):
         with pytest.raises(OutOfRange) as told:
             whole(1, 2).check("size", value)
-        assert len(str(told.value)) < 120
+        assert len(str(told.value)) < 120 and "\n" not in str(told.value)
 
 
 def test_fields_of_several_values_and_of_none() -> None:
