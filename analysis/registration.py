@@ -6,7 +6,6 @@ Reads the `registration.json` that `probe study freeze` writes: the design, the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.training import read_facts
 from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.errors import InvalidInput, reading
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 REGISTRATION = "registration.json"
 RL = "rl"
@@ -102,7 +101,7 @@ def read_registration(path: Path) -> Registration:
     with reading(file, RunError, "give the registration that `probe study freeze` wrote"):
         record = parse_object(file.read_bytes())
         told = {name: value for name, value in record.items() if name != "sha256"}
-        text = json.dumps(told, sort_keys=True, ensure_ascii=False)
+        text = dumps(told, sort_keys=True)
         if record.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
             raise RunError(f"{file} is not what was registered (its hash is another one): restore the file")
         design = record["design"]

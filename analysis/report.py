@@ -5,7 +5,6 @@ What the runs cannot answer is said, with what is missing; a section that fails 
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import warnings
@@ -25,6 +24,7 @@ from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
 from vlm_probe.stimuli.errors import ProbeError, reason_of
 from vlm_probe.stimuli.output import OutputFolder, claim
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,7 @@ def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any], 
             shown.append(_drawn(section, made / FIGURES))
             _write_tables(section, made / TABLES)
             step()
-        (made / DATA).write_text(
-            json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        (made / DATA).write_text(dumps(data, indent=1) + "\n", encoding="utf-8")
         (made / REPORT).write_text(_markdown(shown, data), encoding="utf-8")
         folder.replace_all(made, last=REPORT)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.generate import Progress, shifted_well
 from vlm_probe.stimuli.output import Busy, OutputError, whole_folder
 from vlm_probe.stimuli.picture import draw
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
@@ -214,7 +213,9 @@ def _cached(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Exampl
 
     disable_progress_bars()
     task = get_task(recipe.task)
-    key = json.dumps([recipe.__dict__, task.version, get_simulator().version(), np.__version__], sort_keys=True)
+    key = dumps(
+        [recipe.__dict__, task.version, get_simulator().version(), np.__version__], sort_keys=True, ascii_only=True
+    )
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = cache_folder() / "training" / f"{recipe.task}_n{recipe.n}_s{recipe.seed}_{digest}"
     if folder.is_dir():
@@ -319,7 +320,7 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
 
 
 def _line(item: Item) -> str:
-    return json.dumps(item.to_row(), ensure_ascii=False, sort_keys=True)
+    return dumps(item.to_row(), sort_keys=True)
 
 
 def _shifted_progress(progress: Progress, base: int, total: int, done: int, _: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vlm_probe.finetune.config import ALPHA, DROPOUT, RANK
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapters import attach_adapter
 from vlm_probe.probes.models.device import parameter_count, parameter_size, quantisation
 from vlm_probe.probes.models.parts import Part, part_of
+from vlm_probe.stimuli.ranges import check_ranges, ranged
 
 Where = Literal["language", "vision", "projector", "all", "full"]
 
@@ -34,26 +35,25 @@ class Capacity:
         alpha: The adapter's output is scaled by alpha / rank.
         dropout: On the adapter's input; in reinforcement learning it must be off, or the policy that is updated is not the
             one that acted.
+
+    Raises:
+        OutOfRange: If a number is outside its range.
+        ModelError: If there is no such place.
     """
 
     where: str = "language"
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: int = ranged(16, RANK)
+    alpha: float = ranged(16.0, ALPHA)
+    dropout: float = ranged(0.0, DROPOUT)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.where not in get_args(Where):
             close = difflib.get_close_matches(self.where, get_args(Where), n=1)
             hint = f"did you mean {close[0]}?" if close else f"use {', '.join(get_args(Where))}"
             if "head" in self.where or "embed" in self.where:
                 hint = "output layer and embeddings carry no adapter; use language, or full for a small model"
             raise ModelError(f"there is no place {self.where!r} for an adapter: {hint}")
-        if self.rank < 1:
-            raise ModelError(f"the rank of an adapter must be at least 1, got {self.rank}: use 16, say")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ModelError(f"the alpha of an adapter must be positive, got {self.alpha}: use its rank, say")
-        if not 0 <= self.dropout < 1:
-            raise ModelError(f"the dropout of an adapter must lie in [0, 1), got {self.dropout}: use 0")
 
 
 @dataclass(frozen=True)

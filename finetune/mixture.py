@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vlm_probe.stimuli.errors import InvalidInput
 
 LARGEST_WEIGHT = 1000.0
+"""Its inverse is the smallest."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def parse_mixture(text: str) -> tuple[Share, ...]:
         The tasks in the order in which they are named; their shares add up to 1.
 
     Raises:
-        ValueError: If no task is named, one is named twice, or a weight is no positive number. Whether the tasks exist is
+        ValueError: If no task is named, one is named twice, or a weight is out of range. Whether the tasks exist is
             not looked at.
     """
     weights: dict[str, float] = {}
@@ -40,9 +41,9 @@ def parse_mixture(text: str) -> tuple[Share, ...]:
             weight = float(number) if colon else 1.0
         except ValueError:
             weight = math.nan
-        if not 0 < weight <= LARGEST_WEIGHT:
+        if not 1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT:
             raise InvalidInput(
-                f"the weight {number!r} of {task} is not a positive number up to {LARGEST_WEIGHT:g}: write {task}:2"
+                f"the weight {number!r} of {task} is not a number from {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}: write {task}:2"
             )
         if not task:
             raise InvalidInput(f"there is a weight without a task in {text!r}: write the task before the colon")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import time
@@ -17,7 +16,7 @@ from transformers import TrainerCallback
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.stimuli.errors import reading
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +139,12 @@ class Monitor(TrainerCallback):
     def resume(self, checkpoint: Path) -> None:
         """Go on with the record of a checkpoint."""
         with reading(checkpoint / STATE, TrainingError, RESTART):
-            stored = parse_object((checkpoint / STATE).read_bytes(), finite=False)
+            stored = parse_object((checkpoint / STATE).read_bytes())
             spent = stored.get("spent", {})
             before = (float(spent.get(name, 0.0)) for name in ("seconds", "cpu_seconds"))
             self.record = Record([dict(row) for row in stored["rows"]], int(stored["tokens"]), *before)
             self._unread, self._unmoved, self._even = map(int, stored["patience"])
-        lines = "".join(json.dumps(row) + "\n" for row in self.record.rows)
+        lines = "".join(dumps(row) + "\n" for row in self.record.rows)
         (checkpoint.parent / LIVE).write_text(lines, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -163,10 +162,12 @@ class Monitor(TrainerCallback):
             "samples": round(state.global_step * self._samples_per_step),
             "tokens": tokens,
         }
-        self.record.rows.append(row | found)
+        # What is not finite cannot be written, and stops the run below.
+        kept = row | {name: value for name, value in found.items() if math.isfinite(value)}
+        self.record.rows.append(kept)
         if args is not None and state.is_world_process_zero:
             with (Path(args.output_dir) / LIVE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row | found) + "\n")
+                file.write(dumps(kept) + "\n")
         self._judge(row | found)
         if self._token_budget and tokens >= self._token_budget:
             control.should_training_stop = True
@@ -190,7 +191,7 @@ class Monitor(TrainerCallback):
                 "patience": patience,
                 "spent": self.spent(),
             }
-            (folder / STATE).write_text(json.dumps(stored), encoding="utf-8")
+            (folder / STATE).write_text(dumps(stored), encoding="utf-8")
             mark_complete(folder)
 
     def _judge(self, row: dict[str, float]) -> None:
@@ -234,7 +235,7 @@ def by_task(tasks: Sequence[str], successes: Sequence[float]) -> dict[str, float
 
 def mark_complete(checkpoint: Path) -> None:
     """Say of a checkpoint that it is whole, with the hash of every file in it."""
-    (checkpoint / COMPLETE).write_text(json.dumps(_hashes(checkpoint), indent=1) + "\n", encoding="utf-8")
+    (checkpoint / COMPLETE).write_text(dumps(_hashes(checkpoint), indent=1) + "\n", encoding="utf-8")
 
 
 def last_checkpoint(folder: Path, warn: Callable[..., None] = log.warning) -> Path | None:

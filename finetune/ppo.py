@@ -9,7 +9,6 @@ last one), generalised advantages, the clipped value loss, and what of it is sav
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
@@ -28,7 +27,7 @@ from vlm_probe.finetune.monitor import RESTART, Counting
 from vlm_probe.finetune.restoring import Restoring
 from vlm_probe.finetune.value_head import ValueHead, load_value_head, save_value_head
 from vlm_probe.stimuli.errors import InvalidInput, reading
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 CRITIC, STATE = "critic", "ppo.json"
 """Folder of the critic in that of an adapter or a model, and its file with the present weight of the KL penalty."""
@@ -341,7 +340,7 @@ class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
             folder = Path(output_dir or self.args.output_dir) / CRITIC
             folder.mkdir(exist_ok=True)
             save_value_head(self.value_head, folder)
-            (folder / STATE).write_text(json.dumps({"beta": self.beta}) + "\n", encoding="utf-8")
+            (folder / STATE).write_text(dumps({"beta": self.beta}) + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -6,7 +6,6 @@ beforehand. What a place shows is known from its number, and successes come back
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vlm_probe.finetune.config import TrainingError
 from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.finetune.order import Order
 from vlm_probe.stimuli.errors import reading
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 FILE = "order.json"
 """Of a checkpoint: the successes that the order of the training depends on."""
@@ -102,7 +101,7 @@ class OrderKeeping(TrainerCallback):
         """Write it into the checkpoint."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / FILE).write_text(json.dumps(self._order.state()), encoding="utf-8")
+            (folder / FILE).write_text(dumps(self._order.state()), encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
         """Take over what a checkpoint holds."""

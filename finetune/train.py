@@ -10,7 +10,6 @@ RUN/checkpoints/                                     while it runs: the same com
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -48,7 +47,7 @@ from vlm_probe.probes.models.device import choose_device
 from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.errors import reading, reason_of
 from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +269,7 @@ def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     file = folder / SETTINGS
     if not file.is_file():
         return None
-    settings, before = json.loads(json.dumps(config.to_dict())), _read(file)
+    settings, before = parse(dumps(config.to_dict())), _read(file)
     differ = sorted(name for name in settings if settings[name] != before.get(name))
     if differ:
         raise TrainingError(
@@ -417,13 +416,13 @@ def _draw(rows: list[dict[str, float]], title: str, file: Path) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
     with reading(file, TrainingError, "choose another --out, or delete the folder first"):
-        return parse_object(file.read_bytes(), finite=False)
+        return parse_object(file.read_bytes())
 
 
 def _result_of(file: Path) -> dict[str, Any]:
     """What a training that is over says. Raises TrainingError if it does not say what it should."""
     with reading(file, TrainingError, "choose another --out, or delete the folder first"):
-        found = parse_object(file.read_bytes(), finite=False)
+        found = parse_object(file.read_bytes())
         kinds = {"method": str, "model": str, "tasks": list, "budget": dict, "curves": list}
         for name, kind in kinds.items():
             if not isinstance(found[name], kind):

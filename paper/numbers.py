@@ -6,7 +6,6 @@ out. Neither is typed by hand, so that a text cannot say other than the results.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from vlm_probe.analysis import tables
 from vlm_probe.analysis.result import plain
 from vlm_probe.paper.latex import in_math
 from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.plain_json import dumps
 
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9.@+-]*")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -163,7 +163,7 @@ class Numbers:
             name: {"text": v.text, "value": plain(v.value)} | ({"among": list(v.among)} if v.among else {})
             for name, v in sorted(self.values.items())
         }
-        return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        return dumps(found, indent=1) + "\n"
 
     def _put(self, name: str, value: Value) -> None:
         if not NAME.fullmatch(name):

@@ -178,4 +178,4 @@ def _without_curves(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     with reading(path, PaperError, "repeat the step that made it, or delete its folder"):
-        return parse_object(path.read_bytes(), finite=False)
+        return parse_object(path.read_bytes())

@@ -9,22 +9,24 @@ well. Because logs come back byte for byte, the hash that a run noted when it en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
+from vlm_probe.probes.columns import LOG
+from vlm_probe.probes.row_format import COLUMNS, line_of
 from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.output import whole_file
-from vlm_probe.stimuli.plain_json import parse
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 LOGS, RUNS = "logs.parquet", "runs.parquet"
 FOLDER, RECORD = "folder", "run_json"
+_PLAIN = {column.name: column.log for column in LOG if column.log in ("text", "number", "whole", "truth")}
+"""Columns whose values Parquet holds as they are; all others are JSON in text."""
 
 
 class ArchiveError(ProbeError, ValueError):
@@ -145,17 +147,15 @@ def _open(folder: Path, state: tuple[tuple[int, int], ...]) -> _Archive:
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
     import pyarrow as pa
 
-    kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(NUMBERS, pa.float64())}
-    kinds |= {**dict.fromkeys(WHOLES, pa.int64()), **dict.fromkeys(TRUTHS, pa.bool_())}
-    if name in kinds:
-        return pa.array(values, kinds[name])
-    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+    types = {"text": pa.string(), "number": pa.float64(), "whole": pa.int64(), "truth": pa.bool_()}
+    if name in _PLAIN:
+        return pa.array(values, types[_PLAIN[name]])
+    return pa.array([None if value is None else dumps(value, ascii_only=True) for value in values], pa.string())
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    typed = {*TEXTS, *NUMBERS, *WHOLES, *TRUTHS}
     names = [name for name in table.column_names if name != FOLDER]
-    columns = [_values(table[name], None if name in typed else parse) for name in names]
+    columns = [_values(table[name], None if name in _PLAIN else parse) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

@@ -172,7 +172,7 @@ def training_facts(folder: Path | None, adapter_sha256: str) -> dict[str, Any] |
     if folder is None or not (path := folder / TRAINING).is_file():
         return None
     with reading(path, InvalidInput, "restore it, or remove it to run without these facts"):
-        facts = parse_object(path.read_bytes(), finite=False)
+        facts = parse_object(path.read_bytes())
     if "method" not in facts:
         return None  # of a pretraining
     noted = facts.get("adapter_sha256")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models import Generation, Model, Trial
@@ -26,6 +27,18 @@ from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.errors import whole_text
 from vlm_probe.stimuli.output import OutputError, OutputFolder
+from vlm_probe.stimuli.ranges import (
+    AMOUNT,
+    ATTEMPTS,
+    BATCH,
+    PROCESSES,
+    REPLY_LENGTH,
+    SEED,
+    TEMPERATURE,
+    check_ranges,
+    ranged,
+    whole,
+)
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
@@ -34,6 +47,8 @@ Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
 TRIED = 2
 """Of the longest requests, so many are tried at a server that refuses: one may be refused for what its image shows."""
+EXAMPLES = whole(0, 100)
+"""Worked examples before a question."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -66,40 +81,36 @@ class RunConfig:
         memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
 
     Raises:
-        RunError: If a setting is out of its range.
+        OutOfRange: If a number is outside its range.
+        RunError: If there is no such readout or memory.
     """
 
     model: str
     stimuli: str
     readout: Literal["generate", "options"] = "generate"
-    batch_size: int = 0
-    limit: int | None = None
-    temperature: float = 0.0
-    max_new_tokens: int = 0
-    seed: int = 0
+    batch_size: int = ranged(0, BATCH)
+    limit: int | None = ranged(None, AMOUNT)
+    temperature: float = ranged(0.0, TEMPERATURE)
+    max_new_tokens: int = ranged(0, REPLY_LENGTH)
+    seed: int = ranged(0, SEED)
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     adapter: str | None = None
     load_in_4bit: bool = False
     base_url: str | None = None
-    concurrency: int = 8
+    concurrency: int = ranged(8, PROCESSES)
     design: str = "plain"
-    examples: tuple[int, ...] = (0,)
+    examples: tuple[int, ...] = ranged((0,), EXAMPLES)
     examples_from: str | None = None
     style: str = ""
-    attempts: int = 1
+    attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.readout not in ("generate", "options"):
             raise RunError(f"readout {self.readout!r} is neither generate nor options")
-        if self.limit is not None and self.limit < 1:
-            raise RunError(f"limit must be at least 1, got {self.limit}")
-        if min(self.batch_size, self.temperature, self.max_new_tokens) < 0:
-            raise RunError("batch_size, temperature and max_new_tokens cannot be negative")
-        if self.concurrency < 1:
-            raise RunError(f"concurrency must be at least 1, got {self.concurrency}")
         try:
             self.recall  # noqa: B018
         except ValueError as error:
@@ -344,7 +355,9 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
     if error is None:
         try:
             raw = None if answer.raw is None else whole_text(answer.raw)
-            columns |= scorer.scored(item, raw, answer.logprobs, answer.ended)
+            scored = scorer.scored(item, raw, answer.logprobs, answer.ended)
+            check_row(scored)
+            columns |= scored
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
     told = None if error is None else whole_text(error)

@@ -10,7 +10,6 @@ SET/responses.csv             human responses, in imported sets that have them
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,9 +22,10 @@ from PIL import Image
 
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.errors import ProbeError, reading
-from vlm_probe.stimuli.opening import open_picture
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.opening import LARGEST_EDGE, open_picture
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
+from vlm_probe.stimuli.ranges import AMOUNT, shown, whole
 from vlm_probe.stimuli.responses import Response, read_csv
 from vlm_probe.stimuli.scene import Scene
 
@@ -34,6 +34,8 @@ KIND = "stimulus set"
 """What the manifest of a set's folder calls it."""
 CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}
 """Entries of a card that the program itself reads."""
+LONGEST_SHAPE = 50
+"""Models scale the shorter edge to a size of theirs, and the longer one would be as many times as long."""
 
 
 class StimulusError(ProbeError, ValueError):
@@ -239,7 +241,7 @@ class StimulusSet:
                 | {name: row[name] for name in ("pair_id", "group_id", "role")}
                 | {f"condition_{name}": _joined(value) for name, value in row["condition"].items()}
                 | {f"variant_{name}": value for name, value in row["variant"].items()}
-                | {"about": json.dumps(row["about"], ensure_ascii=False) if row["about"] else ""}
+                | {"about": dumps(row["about"]) if row["about"] else ""}
                 | {name: row[name] for name in ("image_sha256", "scene_sha256")}
             )
 
@@ -258,7 +260,10 @@ class StimulusSet:
         if hashlib.sha256(data).hexdigest() != item.image_sha256:
             raise StimulusError(f"{item.item_id}: {item.file_name} is corrupt: its hash is not the one in the metadata")
         try:
-            return open_picture(data)[0].convert("RGB")
+            picture = open_picture(data)[0].convert("RGB")
+            if max(picture.size) > LONGEST_SHAPE * min(picture.size):
+                raise ValueError(f"one edge is more than {LONGEST_SHAPE} times as long as the other: pad it")
+            return picture
         except ValueError as error:
             raise StimulusError(f"{item.item_id}: {item.file_name} is not a picture: {error}") from error
 
@@ -279,6 +284,9 @@ def _check_card(card: dict[str, Any]) -> None:
     for name, kind in CARD_TYPES.items():
         if not isinstance(card.get(name, kind()), kind):
             raise ValueError(f"{name} is {str(card[name])[:40]!r}")
+    for name, most in (("n", AMOUNT.most), ("image_size", LARGEST_EDGE)):
+        if not whole(0, most).holds(card.get(name, 0)):
+            raise ValueError(f"{name} must be {whole(0, most)}, got {shown(card[name])}")
     if "task" not in card:
         raise ValueError("it names no task")
 

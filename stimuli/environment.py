@@ -28,6 +28,7 @@ from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import Answer, Integers, Parsed, Question, Variant
+from vlm_probe.stimuli.ranges import ATTEMPTS, IMAGE_SIZE, Range
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import apply as apply_shifts
 from vlm_probe.stimuli.shifts import check as check_shifts
@@ -124,10 +125,9 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         if self.task.kind != "action":
             tasks = ", ".join(action_tasks())
             raise InvalidInput(f"{task} is a {self.task.kind} task, and only actions can be tried out: use {tasks}")
-        if max_attempts < 1 or size < 16:
-            raise InvalidInput(f"max_attempts must be at least 1 and size at least 16, got {max_attempts} and {size}")
-        if not 0 <= discount <= 1:
-            raise InvalidInput(f"discount must lie in [0, 1], got {discount}")
+        ATTEMPTS.check("max_attempts", max_attempts)
+        IMAGE_SIZE.check("size", size)
+        Range(0, 1).check("discount", discount)
         if actions not in ("answer", "text") or style not in ("direct", "think"):
             raise InvalidInput(
                 f'actions are "answer" or "text" and style "direct" or "think", got {actions!r}, {style!r}'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,7 +25,9 @@ from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError,
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.output import whole_folder, write_json
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.question import PARAPHRASES
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
 from vlm_probe.stimuli.shifts import Shifts, is_physical
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
@@ -45,14 +46,17 @@ class Recipe:
     """Everything that decides the bytes of a set, apart from the versions of the software. Attributes as for `make_set`."""
 
     task: str
-    n: int
-    seed: int
-    size: int = 224
+    n: int = ranged(REQUIRED, AMOUNT)
+    seed: int = ranged(REQUIRED, SEED)
+    size: int = ranged(224, IMAGE_SIZE)
     style: str = "direct"
     segmentation: bool = False
     depth: bool = False
     shifts: Shifts = ()
     renderer: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def make_set(
@@ -96,11 +100,10 @@ def make_set(
         UnknownTask: If there is no such task.
         Unsatisfiable: If the task has no such scenes as the shifts ask for.
         ModuleNotFoundError: If the renderer is not installed; the message says how to install it.
-        ValueError: If n, size, jobs or seed are out of range, or there is no such style or renderer.
+        OutOfRange: If n, size, jobs or seed are.
+        ValueError: If there is no such style or renderer.
     """
-    for name, value, least in (("n", n, 1), ("size", size, 16), ("jobs", jobs, 1), ("seed", seed, 0)):
-        if value < least:
-            raise InvalidInput(f"{name} must be at least {least}, got {value}")
+    PROCESSES.check("jobs", jobs)
     if style not in ("direct", "think"):
         raise InvalidInput(f'style must be "direct" or "think", got {style!r}')
     the_task = get_task(task)
@@ -139,7 +142,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
             resampled += result.resampled
             for row, cue in zip(result.rows, result.cues, strict=True):
                 if len(cues) == recipe.n:
-                    cut.add(json.loads(row)["image_sha256"])
+                    cut.add(parse(row)["image_sha256"])
                     continue
                 metadata.write(row)
                 digest.update(row.encode())
@@ -185,7 +188,7 @@ def _remove_orphans(folder: Path, cut: set[str]) -> None:
     """Delete the pictures of those items of the last group that did not fit into the set, unless others have them too."""
     with (folder / METADATA).open(encoding="utf-8") as metadata:
         for row in metadata:
-            cut.discard(json.loads(row)["image_sha256"])
+            cut.discard(parse(row)["image_sha256"])
     for image_hash in cut:
         for name in (f"images/{image_hash}.png", f"segmentation/{image_hash}.npy", f"depth/{image_hash}.npy"):
             (folder / name).unlink(missing_ok=True)
@@ -237,7 +240,7 @@ def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult
         except _Unaskable:
             resampled += 1
             continue
-        rows = [json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items]
+        rows = [dumps(item.to_row()) + "\n" for item in items]
         return _GroupResult(rows, [item_cues(task, item) for item in items], rejected, resampled)
     raise Unsatisfiable(
         f"{task.name}: no group on the condition {plan.condition.code} within {MAX_ATTEMPTS} attempts"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +16,13 @@ import numpy as np
 from vlm_probe.stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
 from vlm_probe.stimuli.bins import with_bins
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.conversion import SMALLEST, Picture, convert
+from vlm_probe.stimuli.conversion import Picture, convert
 from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
-from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
 from vlm_probe.stimuli.signs import contradictions, signs
 from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
@@ -108,11 +108,11 @@ def import_set(
         OutputError: If `out` exists or cannot be written.
         StimulusError: If a table or folder cannot be read.
         UnknownTask: If there is no such task.
-        ValueError: If an argument is out of its range.
+        OutOfRange: If the size is.
     """
     source, folder, pictures = Path(table), Path(out), Path(images)
-    if size is not None and size < SMALLEST:
-        raise InvalidInput(f"size must be at least {SMALLEST}, got {size}")
+    if size is not None:
+        IMAGE_SIZE.check("size", size)
     check_absent(folder)
     if not pictures.is_dir():
         raise StimulusError(f"there is no folder of pictures {pictures}")
@@ -278,8 +278,8 @@ class _Reader:
         picture = convert(self.folder, file, self.size, self.loaded, self.report, wrong)
         margin = number(cell("margin"), 0.0, lambda text: wrong("margin", text))
         count = number(cell("count"), 1.0, lambda text: wrong("count", text))
-        if count != int(count) or count < 1:
-            wrong("count", f"{cell('count')!r} is not a whole number of at least 1")
+        if not (count.is_integer() and AMOUNT.holds(int(count))):
+            wrong("count", f"{cell('count')!r} is not {AMOUNT}")
         if cell("mirrored").lower() not in YES:
             wrong("mirrored", f"{cell('mirrored')!r} is neither yes nor no")
         try:
@@ -393,7 +393,7 @@ def _write(
         for picture in loaded.values():
             if picture.sha256 in wanted:
                 (partial / "images" / f"{picture.sha256}.png").write_bytes(picture.data)
-        text = "".join(json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items)
+        text = "".join(dumps(item.to_row()) + "\n" for item in items)
         (partial / METADATA).write_text(text, encoding="utf-8")
         if responses:
             (partial / RESPONSES).write_text(to_csv(responses), encoding="utf-8", newline="")

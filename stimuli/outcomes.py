@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import Answer, Question
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
@@ -75,7 +75,7 @@ class OutcomeCache:
             engine.version(),
             scene_hash or scene.content_hash,
             question.prompt,
-            json.dumps(question.about, sort_keys=True),
+            dumps(question.about, sort_keys=True, ascii_only=True),
             answer,
         )
         with self._lock:

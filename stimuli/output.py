@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from vlm_probe.stimuli.errors import ProbeError
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def write_json(path: Path, data: Mapping[str, Any], *, indent: int = 2) -> None:
         OSError: If it cannot be written.
         ValueError: If a number in it is not finite.
     """
-    write_whole(path, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, dumps(data, indent=indent) + "\n")
 
 
 def claim_file(path: Path, *, overwrite: bool = False) -> Path:
@@ -356,7 +355,7 @@ class OutputFolder:
 
     def write_json(self, name: str, data: Mapping[str, Any], *, indent: int = 2) -> None:
         """Write an object as JSON. Raises OutputError as `file` does, and ValueError if a number is not finite."""
-        self.write(name, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write(name, dumps(data, indent=indent) + "\n")
 
     def place(self, made: Path, name: str) -> None:
         """Move a file that a library has made to its place, without reading it.

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_probe.stimuli.dataset import Item, StimulusSet
-from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.ranges import SHOWN
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
@@ -33,11 +33,11 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         columns: Items per row.
 
     Raises:
-        ValueError: If n or columns is below 1.
+        OutOfRange: If n or columns is.
         OSError: If the file cannot be written.
     """
-    if n < 1 or columns < 1:
-        raise InvalidInput(f"a contact sheet needs at least one item and one column, got n = {n}, columns = {columns}")
+    SHOWN.check("n", n)
+    SHOWN.check("columns", columns)
     items = _spread(stimuli.items, n)
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.dataset import StimulusError
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import is_text, reading
+from vlm_probe.stimuli.plain_csv import read_csv
 from vlm_probe.stimuli.plain_json import parse_object
 
 
@@ -60,30 +59,23 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
             if not line.strip():
                 continue
             with reading(f"{path}, line {number},", StimulusError, "write one JSON object per line"):
-                cells = {k: "" if v is None else _cell(v) for k, v in parse_object(line, finite=False).items()}
+                found = parse_object(line, finite=False, whole=False)
+                cells = {k: "" if v is None else _cell(v) for k, v in found.items()}
+            for column, text in cells.items():
+                if not is_text(column + text):
+                    raise StimulusError(
+                        f"{path}, line {number}, column {column!r}: {text!r} holds half a character: write the whole one"
+                    )
             rows.append(Row(number, cells))
         return rows, list(dict.fromkeys(key for row in rows for key in row.cells))
     if path.suffix not in (".csv", ".tsv"):
         raise StimulusError(f"{path}: tables are .csv, .tsv or .jsonl files")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     try:
-        return _csv_rows(path, reader)
-    except csv.Error as error:
-        raise StimulusError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _csv_rows(path: Path, reader: csv.DictReader[str]) -> tuple[list[Row], list[str]]:
-    """The rows and columns of a CSV. Raises csv.Error or StimulusError."""
-    header = list(reader.fieldnames or ())
-    double = [name for name, n in Counter(header).items() if n > 1]
-    if double:
-        raise StimulusError(f"{path} has two columns called {double[0]!r}")
-    found = []
-    for cells in reader:
-        if None in cells:
-            raise StimulusError(f"{path}, line {reader.line_num}: more cells than columns (a comma without quotes?)")
-        found.append(Row(reader.line_num, {k: (v or "").strip() for k, v in cells.items()}))
-    return found, header
+        header, lines = read_csv(text, "\t" if path.suffix == ".tsv" else ",")
+        stripped = [(line, [cell.strip() for cell in row]) for line, row in lines]
+    except ValueError as error:
+        raise StimulusError(f"{path}, {error}") from error
+    return [Row(line, dict(zip(header, row, strict=True))) for line, row in stripped], header
 
 
 def _cell(value: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm_probe.analysis.power import Power
 from vlm_probe.analysis.style import GREY, MARKERS, drawing, proportions
+from vlm_probe.analysis.tables import csv
 from vlm_probe.stimuli.output import OutputFolder, write_json
 
 
@@ -54,6 +55,6 @@ def write(found: Power, folder: OutputFolder) -> None:
     """
     with folder.scratch() as made:
         power_curves(found, made / "power")
-        found.table.to_csv(made / "power.csv", index=False)
+        (made / "power.csv").write_text(csv(found.table), encoding="utf-8")
         write_json(made / "power.json", found.to_dict())
         folder.replace_all(made)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+from vlm_probe.stimuli.plain_json import dumps
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -112,5 +113,5 @@ def show_json(data: Any) -> None:
     """A result as one JSON document."""
     # In a stream of another encoding, escapes keep what replacement characters would lose.
     is_unicode = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
-    text = json.dumps(data, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    text = dumps(data, indent=2, ascii_only=not is_unicode)
     print(text)  # noqa: T201

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive, listed
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, listed
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
@@ -24,11 +24,11 @@ def decode(
     compare: str | None = None,
     untrained: Annotated[bool, Parameter(negative=())] = False,
     intervene: str = "auto",
-    permutations: Annotated[int, Parameter(validator=NotNegative)] = 100,
-    directions: Annotated[int, Parameter(validator=Positive)] = 20,
-    limit: Annotated[int | None, Parameter(validator=Positive)] = None,
-    seed: Annotated[int, Parameter(validator=NotNegative)] = 0,
-    batch_size: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    permutations: int = 100,
+    directions: int = 20,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 0,
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -76,8 +76,6 @@ def decode(
     from vlm_probe.stimuli.output import check_claim, claim
     from vlm_probe.stimuli.standard import check_available
 
-    check_model_name(model)
-    task = check_stimuli_name(stimuli)
     check_available(stimuli)
     common: dict[str, Any] = {
         "model": model,
@@ -99,6 +97,8 @@ def decode(
         "load_in_4bit": load_in_4bit,
     }
     wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
+    check_model_name(model)
+    task = check_stimuli_name(stimuli)
     folder = out or Path("decode") / _name(model, stimuli, task)
     check_claim(folder, KIND)
     check_options(device, load_in_4bit, adapter, compare)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from vlm_probe.probes.cli.footprint import show_footprint
 from vlm_probe.probes.cli.programs import programs
 from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.stimuli.ranges import BATCH
 
 EXTRAS = {
     "mujoco": "the second physics engine",
@@ -32,7 +33,7 @@ def doctor(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
-    batch_size: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    batch_size: Annotated[int, Parameter(validator=BATCH)] = 0,
     json: Json = False,
     config: Config = None,
 ) -> int:

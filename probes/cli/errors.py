@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vlm_probe.probes.cli.console import discard, tell
 from vlm_probe.stimuli.errors import ProbeError, is_text
 from vlm_probe.stimuli.errors import UnknownName as UnknownName
+from vlm_probe.stimuli.ranges import OutOfRange
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
@@ -38,11 +39,13 @@ def expected(error: Exception) -> bool:
 
 def names_nothing(error: Exception) -> bool:
     """Whether the error is a slip on the command line, such as a task or a model that does not exist."""
-    return isinstance(error, (UsageError, UnknownName))
+    return isinstance(error, (UsageError, OutOfRange, UnknownName))
 
 
 def as_line(error: Exception) -> str:
     """The message of an expected error, in one line."""
+    if isinstance(error, OutOfRange):
+        return f"--{error.name.replace('_', '-')} {error.reason}"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         fix = (

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json, Overwrite
+from vlm_probe.stimuli.ranges import MOTIONS, PAGE_SIZE, whole
 
 Runs = Annotated[
     tuple[Path, ...],
     Parameter(name="RUNS", help="Folders of runs, folders that hold runs, or trial tables (.csv, .parquet)."),
 ]
-Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Size = Annotated[int, Parameter(validator=PAGE_SIZE)]
+Motions = Annotated[int, Parameter(validator=MOTIONS)]
 
 
 def report(
@@ -22,8 +24,8 @@ def report(
     *,
     out: Path = Path("report.html"),
     overwrite: Overwrite = False,
-    size: Count = 224,
-    motions: Count = 100,
+    size: Size = 224,
+    motions: Motions = 100,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -70,9 +72,9 @@ def view(
     runs: Runs,
     /,
     *,
-    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8377,
-    size: Count = 224,
-    motions: Count = 100,
+    port: Annotated[int, Parameter(validator=whole(0, 65_535))] = 8377,
+    size: Size = 224,
+    motions: Motions = 100,
     config: Config = None,
 ) -> int:
     """Show the same page at an address of this machine, while runs go on: it says when there are new trials.

@@ -47,6 +47,7 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
         StimulusError, UnknownName, CommandError: If there is no such set, or none can be made for an imported one.
     """
     from vlm_probe.probes.cli.console import progress
+    from vlm_probe.stimuli.ranges import IMAGE_SIZE
     from vlm_probe.stimuli.standard import further_set
     from vlm_probe.stimuli.tasks import task_names
 
@@ -55,7 +56,7 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
     task = str(stimuli.card.get("task"))
     if task not in task_names():
         raise CommandError(f"{stimuli.path} is of no task that examples can be made for: give --examples-from SET")
-    size = int(stimuli.card.get("image_size", 224))
+    size = min(int(stimuli.card.get("image_size", 224)), int(IMAGE_SIZE.most))
     with progress("making worked examples") as step:
         return further_set(task, EXAMPLES_N, EXAMPLES_SEED, size=size, jobs=jobs or cores(), progress=step)
 
@@ -208,4 +209,7 @@ def one_thread() -> None:
 
 def cores() -> int:
     """Processors that this process may use (fewer than the machine has, under Slurm or in a container)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from vlm_probe.stimuli.ranges import PROCESSES
+
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(PROCESSES.most))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
 
+
 FIGURE, SUMMARY = "psychometric.png", "summary.json"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+from vlm_probe.probes.cli.settings import Config, Jobs, Json
 
 if TYPE_CHECKING:
     from vlm_probe.probes.run import RunConfig
@@ -23,24 +23,24 @@ def run(
     stimuli: str,
     shift: str | None = None,
     adapter: str | None = None,
-    limit: Annotated[int | None, Parameter(validator=Positive)] = None,
+    limit: int | None = None,
     readout: Literal["generate", "options"] = "generate",
-    batch_size: Annotated[int, Parameter(validator=NotNegative)] = 0,
-    temperature: Annotated[float, Parameter(validator=NotNegative)] = 0.0,
-    max_new_tokens: Annotated[int, Parameter(validator=NotNegative)] = 0,
-    seed: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    batch_size: int = 0,
+    temperature: float = 0.0,
+    max_new_tokens: int = 0,
+    seed: int = 0,
     design: str = "plain",
     examples: str = "0",
     examples_from: str | None = None,
     style: Literal["", "direct", "think"] = "",
-    attempts: Annotated[int, Parameter(validator=Positive)] = 1,
+    attempts: int = 1,
     memory: str = "all",
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
     base_url: str | None = None,
-    concurrency: Annotated[int, Parameter(validator=Positive)] = 8,
+    concurrency: int = 8,
     out: Path | None = None,
     resume: bool = True,
     references: bool = True,
@@ -100,7 +100,7 @@ def run(
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join
-    from vlm_probe.probes.trials import KIND
+    from vlm_probe.probes.trials import KIND, RunError
     from vlm_probe.stimuli.output import claim
     from vlm_probe.stimuli.standard import check_available
 
@@ -129,14 +129,16 @@ def run(
         "concurrency": concurrency,
     }
     try:
-        manners(design, settings["examples"], style)
+        run_config = RunConfig(**settings)
+        manners(design, run_config.examples, style)
     except PresentationError as error:
         raise UsageError(str(error)) from error
+    except RunError as error:
+        raise UsageError(f"--{error}") from error
     if base_url is None:
         check_model_name(model)
     task = check_stimuli_name(stimuli)
-    _check_attempts(task, stimuli, attempts, memory)
-    run_config = RunConfig(**settings)
+    _check_attempts(task, stimuli, attempts)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
@@ -175,10 +177,9 @@ def run(
     return code
 
 
-def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None:
-    """Refuse several attempts at what is no action, and a memory that there is not. Raises UsageError."""
+def _check_attempts(task: str, stimuli: str, attempts: int) -> None:
+    """Refuse several attempts at what is no action. Raises UsageError."""
     from vlm_probe.probes.cli.errors import UsageError
-    from vlm_probe.probes.memory import Memory
     from vlm_probe.stimuli.tasks import get_task, task_names
 
     if attempts > 1 and (task not in task_names() or get_task(task).kind != "action"):
@@ -186,10 +187,6 @@ def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None
         raise UsageError(
             f"--attempts needs an action that can be tried out, and {stimuli} asks for none: use {actions}"
         )
-    try:
-        Memory(attempts, memory)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
 
 
 def run_name(config: RunConfig, task: str) -> str:

@@ -10,7 +10,6 @@ A TOML file holds options at its top level, or in a table named after the comman
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator
@@ -18,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, validators
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
 from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import dumps
+from vlm_probe.stimuli.ranges import PROCESSES
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
@@ -29,11 +30,7 @@ if TYPE_CHECKING:
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
 Overwrite = Annotated[bool, Parameter(name="--overwrite", negative=(), help="Replace a file that is there already.")]
-Jobs = Annotated[
-    int | None, Parameter(validator=validators.Number(gte=1), help="Processes for stimuli and reference observers.")
-]
-
-Positive, NotNegative = validators.Number(gte=1), validators.Number(gte=0)
+Jobs = Annotated[int | None, Parameter(validator=PROCESSES, help="Processes for stimuli and reference observers.")]
 
 SETTINGS = "config.toml"
 """What a run or a training writes into its folder: its options, from which the same command can be given again."""
@@ -234,4 +231,4 @@ def _toml(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return dumps(str(value)).replace("\x7f", "\\u007f")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 from vlm_probe.probes.cli.settings import Config, Jobs, Json, Overwrite
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, SEED, SHOWN
 
 app = App(name="stimuli", help="Make, list, show, check, audit, import and export stimulus sets.")
 
-Count = Annotated[int, Parameter(name=("--n", "-n"), validator=validators.Number(gte=1))]
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
-Size = Annotated[int, Parameter(validator=validators.Number(gte=16))]
+Count = Annotated[int, Parameter(name=("--n", "-n"), validator=AMOUNT)]
 Shift = Annotated[
     str,
     Parameter(help="Shifts with levels 1 to 3: `camera:2`, `visual:2` (all visual ones), `visual:2,size:1`."),
@@ -28,8 +27,8 @@ def make(
     *,
     out: Path,
     n: Count = 500,
-    seed: Seed = 0,
-    size: Size = 224,
+    seed: Annotated[int, Parameter(validator=SEED)] = 0,
+    size: Annotated[int, Parameter(validator=IMAGE_SIZE)] = 224,
     style: Literal["direct", "think"] = "direct",
     shift: Shift = "",
     renderer: Literal["", "photoreal"] = "",
@@ -116,7 +115,7 @@ def show_(
     *,
     out: Path = Path("contact-sheet.png"),
     overwrite: Overwrite = False,
-    n: Count = 24,
+    n: Annotated[int, Parameter(name=("--n", "-n"), validator=SHOWN)] = 24,
     shift: Shift = "",
     jobs: Jobs = None,
     config: Config = None,

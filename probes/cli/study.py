@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.stimuli.ranges import PROCESSES, whole
 
 if TYPE_CHECKING:
     from vlm_probe.probes.study.cells import Cell
@@ -30,7 +31,7 @@ Only = Annotated[
     tuple[str, ...],
     Parameter(help="Cells whose names match, such as 'adapters/*' or 'runs/*_sft_*'; may be repeated."),
 ]
-Cells = Annotated[int, Parameter(name="--jobs", validator=validators.Number(gte=1))]
+Cells = Annotated[int, Parameter(name="--jobs", validator=whole(1, 10_000))]
 REDRAW = 2.0
 """Seconds between two looks of a live table."""
 
@@ -131,8 +132,8 @@ def run(
     jobs: Cells = 1,
     executor: Literal["local", "slurm", "rehearsal"] = "local",
     partition: str = "",
-    time_limit: Annotated[int, Parameter(name="--time", validator=validators.Number(gte=1))] = 240,
-    gpus: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    time_limit: Annotated[int, Parameter(name="--time", validator=whole(1, 1_000_000))] = 240,
+    gpus: Annotated[int, Parameter(validator=whole(0, 1024))] = 0,
     launch: str = "",
     sbatch: tuple[str, ...] = (),
     only: Only = (),
@@ -332,7 +333,7 @@ def _pool(
             raise UsageError(f"--sbatch {text!r} is no option with a value: write it as in cpus_per_task=8")
         further[name.replace("-", "_")] = value
     cpus = further.pop("cpus_per_task", "1")
-    if not cpus.isdigit():
+    if not cpus.isdecimal() or not PROCESSES.holds(int(cpus[:9])):
         raise UsageError(f"--sbatch cpus_per_task={cpus} is no number of processors")
     options: dict[str, Any] = {"timeout_min": minutes, "slurm_array_parallelism": jobs, "cpus_per_task": int(cpus)}
     options |= {"slurm_partition": partition} if partition else {}

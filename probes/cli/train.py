@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+from vlm_probe.probes.cli.settings import Config, Jobs, Json
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
@@ -20,25 +20,25 @@ def train(
     tasks: str,
     method: Literal["sft", "ppo", "grpo", "rloo"],
     out: Path | None = None,
-    seed: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    seed: int | None = None,
     preset: str | None = None,
     budget: str | None = None,
-    items: Annotated[int | None, Parameter(validator=Positive)] = None,
-    size: Annotated[int | None, Parameter(validator=validators.Number(gte=16))] = None,
+    items: int | None = None,
+    size: int | None = None,
     shift: str | None = None,
     diversity: str | None = None,
     style: Literal["direct", "think"] | None = None,
-    batch: Annotated[int | None, Parameter(validator=Positive)] = None,
-    micro_batch: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    batch: int | None = None,
+    micro_batch: int | None = None,
     learning_rate: float | None = None,
     schedule: Literal["constant", "linear", "cosine"] | None = None,
     warmup: float | None = None,
     max_grad_norm: float | None = None,
-    rollout: Annotated[int | None, Parameter(validator=Positive)] = None,
-    generations: Annotated[int | None, Parameter(validator=Positive)] = None,
-    epochs: Annotated[int | None, Parameter(validator=Positive)] = None,
+    rollout: int | None = None,
+    generations: int | None = None,
+    epochs: int | None = None,
     temperature: float | None = None,
-    max_new_tokens: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    max_new_tokens: int | None = None,
     beta: float | None = None,
     clip: float | None = None,
     entropy_bonus: float | None = None,
@@ -51,8 +51,8 @@ def train(
     value_coefficient: float | None = None,
     value_clip: float | None = None,
     value_learning_rate: float | None = None,
-    rank: Annotated[int | None, Parameter(validator=Positive)] = None,
-    alpha: Annotated[int | None, Parameter(validator=Positive)] = None,
+    rank: int | None = None,
+    alpha: int | None = None,
     dropout: float | None = None,
     where: Literal["language", "vision", "projector", "all", "full"] | None = None,
     load_in_4bit: Annotated[bool | None, Parameter(name="--load-in-4bit")] = None,
@@ -61,14 +61,14 @@ def train(
     gradient_checkpointing: bool | None = None,
     init: str | None = None,
     curriculum: str | None = None,
-    attempts: Annotated[int | None, Parameter(validator=Positive)] = None,
+    attempts: int | None = None,
     memory: str | None = None,
     discount: float | None = None,
     auxiliary: float | None = None,
     auxiliary_target: str | None = None,
-    auxiliary_layer: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    auxiliary_layer: int | None = None,
     avoid: str | None = None,
-    save_every: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    save_every: int | None = None,
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] | None = None,
     force: bool | None = None,
     jobs: Jobs = None,

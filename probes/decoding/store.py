@@ -11,7 +11,6 @@ of a bfloat16 model can be larger than float16 holds.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from vlm_probe.probes.models.activations import HiddenStates, Site
 from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.output import OutputFolder, whole_file, write_json
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
 SYNC_INTERVAL = 2.0
@@ -72,7 +71,7 @@ def identify(model: Any, stimuli: StimulusSet, items: Sequence[Item]) -> dict[st
         "moment": model.moment,
         "numerics": {k: v for k, v in identity.details.items() if isinstance(v, str | int | bool)},
         "stimuli": stimuli.content_sha256,
-        "items": hashlib.sha256(json.dumps(shown).encode()).hexdigest(),
+        "items": hashlib.sha256(dumps(shown, ascii_only=True).encode()).hexdigest(),
         "n": len(items),
     }
 
@@ -110,7 +109,7 @@ def collect(
         if _holds(found.parent, described, sites):
             return Activations(found.parent, len(items))
     names = sorted(site.name for site in sites)
-    key = hashlib.sha256(json.dumps([described, names], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(dumps([described, names], sort_keys=True, ascii_only=True).encode()).hexdigest()[:16]
     folder = home / key
     try:
         out.track(*(f"{FOLDER}/{key}/{name}" for name in (DESCRIPTION, DONE, *(f"{name}.npy" for name in names))))

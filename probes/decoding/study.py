@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.output import OutputFolder, claim
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 KIND = "decoding"
 SAME_CUE = 0.9999
@@ -136,9 +137,18 @@ def decode(
         predictions |= {f"{site.name}-adapted": found[site].predictions for site in sites}
     result |= origin("scikit-learn", "scipy")
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
-    result = json.loads(json.dumps(result))  # as it will be read again: no tuples
+    result = parse(dumps(_finite(result)))  # as it will be read again: no tuples
     write(out, name, result, predictions, items, problem)
     return result
+
+
+def _finite(value: Any) -> Any:
+    """A result with None in place of what cannot be computed, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(config: DecodeConfig, adapter: str | None, moment: str = "") -> Any:
@@ -164,7 +174,7 @@ def load(config: DecodeConfig, adapter: str | None, moment: str = "") -> Any:
 
 def _steered_layer(config: DecodeConfig, sites: Sequence[Any]) -> Any:
     """The site that the user chose to move; None for "auto" and "none". Raises DecodingError if it is not read."""
-    if not config.intervene.isdigit():
+    if not config.intervene.isdecimal():
         return None
     language = [site for site in sites if site.part == "language" and site.layer == int(config.intervene)]
     if not language:

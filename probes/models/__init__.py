@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.ranges import REPLY_LENGTH, SEED, TEMPERATURE, check_ranges, ranged
 
 Ended = Literal["", "unfinished", "filtered"]
 """How a reply ended that did not end by itself, as a status of `vlm_probe.stimuli.question.Status`."""
@@ -91,10 +92,13 @@ class Reply:
 class Generation:
     """How replies are generated. The default is greedy, which every published number should say it is."""
 
-    max_new_tokens: int = 0
+    max_new_tokens: int = ranged(0, REPLY_LENGTH)
     """0 = as many as the longest legal answer needs, or 512 for think-then-answer questions."""
-    temperature: float = 0.0
-    seed: int = 0
+    temperature: float = ranged(0.0, TEMPERATURE)
+    seed: int = ranged(0, SEED)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

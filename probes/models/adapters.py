@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import tempfile
@@ -23,6 +22,7 @@ from vlm_probe.probes.models.adapter_folder import AGAIN, CONFIG, WEIGHTS, Train
 from vlm_probe.probes.models.limits import Limited, LimitError
 from vlm_probe.probes.models.model_folder import reading, reason_of
 from vlm_probe.probes.models.parts import part_of
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class _Names:
             return
         with tempfile.TemporaryDirectory() as place:
             config = adapter.config | (self._settings(adapter, stored, model) if self.older else {})
-            (Path(place) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            (Path(place) / CONFIG).write_text(dumps(config), encoding="utf-8")
             save_file({self.keys[key]: tensor for key, tensor in stored.items()}, Path(place) / WEIGHTS)
             yield Path(place)
 

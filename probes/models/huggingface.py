@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from vlm_probe.probes.models.network import load_network, out_of_memory, plain_s
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -370,7 +370,7 @@ def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
         "quantisation": quantisation(model),
         "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
         "attention": str(model.config._attn_implementation),
-        "processor_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "processor_sha256": hashlib.sha256(dumps(settings, sort_keys=True, ascii_only=True).encode()).hexdigest(),
         "processor": settings,
         "parameters": {"total": parameter_count(model)},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

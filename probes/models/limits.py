@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import resource
 import signal
@@ -15,6 +14,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
+
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 SECONDS = 3
 """Processor time of one call: ten thousand times what a chat template takes."""
@@ -83,10 +84,10 @@ class Limited:
             if self._stopped:
                 raise LimitError(self._stopped)
             try:
-                self._ours.send_bytes(json.dumps(given).encode())
+                self._ours.send_bytes(dumps(given).encode())
                 if not self._ours.poll(PATIENCE):
                     raise EOFError
-                failed, answer = json.loads(self._ours.recv_bytes(self._longest + 1024))
+                failed, answer = parse(self._ours.recv_bytes(self._longest + 1024))
             except (OSError, EOFError):
                 self._stopped = f"it takes more than {self._seconds:g} s or {self._memory // 1024**2} MB"
                 raise LimitError(self._stopped) from None
@@ -120,7 +121,7 @@ def _serve(theirs: Connection[Any, Any], work: Callable[..., Any], seconds: floa
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in the middle of whatever it computes
         _limit_memory(memory)
         while True:
-            given = json.loads(theirs.recv_bytes())
+            given = parse(theirs.recv_bytes())
             signal.setitimer(signal.ITIMER_PROF, seconds)
             data = _answer(work, given, memory, longest)
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -131,7 +132,7 @@ def _serve(theirs: Connection[Any, Any], work: Callable[..., Any], seconds: floa
 
 def _answer(work: Callable[..., Any], given: list[Any], memory: int, longest: int) -> bytes:
     try:
-        data = json.dumps([False, work(*given)]).encode()
+        data = dumps([False, work(*given)]).encode()
         if len(data) <= longest:
             return data
         reason = f"it gives {len(data):,} bytes, and {longest:,} are the most"
@@ -139,7 +140,7 @@ def _answer(work: Callable[..., Any], given: list[Any], memory: int, longest: in
         reason = f"it takes more than {memory // 1024**2} MB"
     except BaseException as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return json.dumps([True, reason]).encode()
+    return dumps([True, reason]).encode()
 
 
 def _leave_all_but(kept: int) -> None:

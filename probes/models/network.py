@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import re
@@ -35,6 +34,7 @@ from vlm_probe.probes.models.model_folder import (
     reading,
     reason_of,
 )
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _culprit(folder: Path, load: Callable[[Path], Any], files: list[Path]) -> tu
             for other in folder.iterdir():
                 (Path(place) / other.name).symlink_to(other.resolve())
             (Path(place) / file.name).unlink()
-            (Path(place) / file.name).write_text(json.dumps(settings), encoding="utf-8")
+            (Path(place) / file.name).write_text(dumps(settings), encoding="utf-8")
             try:
                 with _quietly(), reading(folder):
                     load(Path(place))
@@ -324,7 +324,7 @@ def _check_images(processor: Any) -> None:
 
 def plain_settings(processor: Any) -> dict[str, Any]:
     """The settings of a processor as plain data."""
-    found: dict[str, Any] = json.loads(json.dumps(processor.to_dict(), default=str, sort_keys=True))
+    found: dict[str, Any] = parse(dumps(processor.to_dict(), default=str, sort_keys=True))
     return found
 
 

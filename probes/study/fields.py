@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vlm_probe.stimuli.errors import ProbeError, is_text, reading
+from vlm_probe.stimuli.ranges import AMOUNT, SEED, Range
 
 
 class StudyError(ProbeError, ValueError):
@@ -121,18 +122,18 @@ class Fields:
             raise StudyError(f"{self.at(key)} must be a text, got {_shown(value)}")
         return value
 
-    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def whole(self, key: str, default: int | None = None, allowed: Range = AMOUNT) -> int:
         """A whole number.
 
         Args:
             key: The key.
             default: What goes where there is none; None if there must be one.
-            least: The smallest number that it may be.
+            allowed: What it may be.
         """
         value = self.get(key) if default is None else self.data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise StudyError(f"{self.at(key)} must be a whole number, at least {least}, got {_shown(value)}")
-        return value
+        if not allowed.holds(value):
+            raise StudyError(f"{self.at(key)} must be {allowed}, got {_shown(value)}")
+        return int(value)
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
         """A number between two others.
@@ -163,14 +164,14 @@ class Fields:
         return _once(listed, self.at(key))
 
     def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers from 0, each once.
+        """A list of seeds, each once.
 
         Args:
             key: The key.
             default: What goes where there is none; None if there must be one.
         """
         value = self.get(key) if default is None else self.data.get(key, list(default))
-        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        if not isinstance(value, list) or not all(map(SEED.holds, value)):
             raise StudyError(f"{self.at(key)} must be a list of whole numbers, such as [0, 1, 2], got {_shown(value)}")
         if not value:
             raise StudyError(f"{self.at(key)} is empty: name at least one")

@@ -8,7 +8,6 @@ have it any more. `vlm_probe.analysis.registration` reads the file, and calls ex
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +20,7 @@ from vlm_probe.probes.study.store import Store
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputFolder
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
 
 REGISTRATION = "registration.json"
 FORMAT = 1
@@ -94,7 +93,7 @@ def read_registration(store: Store) -> dict[str, Any]:
 def record_hash(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record without its own hash."""
     told = {name: value for name, value in record.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def deviations(record: Mapping[str, Any], design: Design, cells: Sequence[Cell]) -> list[str]:
@@ -125,7 +124,7 @@ def _planned(design: Design, cells: Sequence[Cell]) -> dict[str, Any]:
     """What is registered, apart from the contents of the sets."""
     return {
         "study": design.name,
-        "design": json.loads(json.dumps(design.to_dict())),
+        "design": parse(dumps(design.to_dict())),
         "steps": {step.id: step.sha256 for cell in cells for step in cell.steps},
     }
 
@@ -152,5 +151,5 @@ def _done_before(cells: Sequence[Cell], store: Store) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = dumps(value)
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -260,7 +260,7 @@ def fingerprint(cell: Cell) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a JSON file; empty if it is not there, or not whole."""
     try:
-        return parse_object(path.read_bytes(), finite=False)
+        return parse_object(path.read_bytes())
     except (OSError, ValueError):
         return {}
 

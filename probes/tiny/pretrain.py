@@ -9,7 +9,6 @@ How the shipped weights were made, and in what that differed from a run with the
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -45,6 +44,8 @@ from vlm_probe.probes.tiny.questions import (
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
 from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.output import claim, whole_file, write_json
+from vlm_probe.stimuli.plain_json import dumps
+from vlm_probe.stimuli.ranges import PROCESSES, SEED, check_ranges, ranged
 from vlm_probe.stimuli.tasks import get_task
 
 LOG, STATE, WEIGHTS, CACHE = "log.jsonl", "state.pt", "weights", "cache"
@@ -107,8 +108,8 @@ class Recipe:
         stages: One after the other.
     """
 
-    seed: int = 0
-    processes: int = 2
+    seed: int = ranged(0, SEED)
+    processes: int = ranged(2, PROCESSES)
     stages: tuple[Stage, ...] = (
         Stage(4_696, 1.5e-3, whole=False),
         Stage(2_642, 1e-3),
@@ -119,6 +120,9 @@ class Recipe:
         Stage(2_829, 8e-4, mixture=0.3, pictures=(60_000, 120_000)),
         Stage(775, 4e-4, mixture=0.6, pictures=(60_000, 120_000)),
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def chunks(self) -> list[int]:
@@ -373,7 +377,7 @@ class _Worker:
         return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
     def _tell(self, facts: dict[str, Any]) -> None:
-        line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
+        line = dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
         sys.stderr.write(line + "\n")
         with (self.out / LOG).open("a", encoding="utf-8") as log:
             log.write(line + "\n")

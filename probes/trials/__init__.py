@@ -6,6 +6,7 @@ resume; the later row then stands for it. Runs in an archive (`vlm_probe.probes.
 here works without torch, and without pandas but for `load_frame`.
 """
 
+from vlm_probe.probes.columns import TABLE, TRANSFER, Column
 from vlm_probe.probes.row_format import COLUMNS
 from vlm_probe.probes.trials.archiving import archive_runs
 from vlm_probe.probes.trials.edits import trials_hash, was_edited
@@ -19,7 +20,10 @@ __all__ = [
     "COLUMNS",
     "KIND",
     "RUN",
+    "TABLE",
+    "TRANSFER",
     "TRIALS",
+    "Column",
     "RunError",
     "ShardLog",
     "TrialLog",

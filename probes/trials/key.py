@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vlm_probe.probes.models import Generation, Identity
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.plain_json import dumps
 
 
 def trial_key(identity: Identity, item: Item, readout: str, settings: Generation, manner: Sequence[Any] = ()) -> str:
@@ -38,4 +38,4 @@ def trial_key(identity: Identity, item: Item, readout: str, settings: Generation
 
 
 def _sha256(data: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+    return hashlib.sha256(dumps(data, ascii_only=True).encode()).hexdigest()

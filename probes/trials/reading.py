@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
-from vlm_probe.probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
+from vlm_probe.probes.columns import NATURAL
+from vlm_probe.probes.row_format import COLUMNS, Kinds, check_kinds, read_row, row_of
 from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError, shards
 from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.plain_json import parse_object
@@ -41,15 +42,19 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
         found = in_archive(archived_rows, folder)
         if found is None:
             raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
-        with reading(f"the archived log of {folder}", RunError, "restore the archive"):
-            for row in found:
-                check_kinds(row, KINDS)
-        logs = [found]
+        logs = [[_archived(folder, number, row) for number, row in enumerate(found, 1)]]
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for log in logs for row in log):
         if row["error"] is None or rows.get(row["key"], row)["error"] is not None:
             rows[row["key"]] = row
     return list(rows.values())
+
+
+def _archived(folder: str | Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return read_row(row)
+    except ValueError as error:
+        raise RunError(f"the archived log of {folder}, row {number}: damaged ({error}); restore it") from error
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -65,6 +70,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     with reading(path, RunError, "restore it, or make the run again with another --out"):
         run = parse_object(path.read_bytes() if text is None else text)
         check_kinds(run, _RUN_KINDS)
+        for name in ("n", "n_errors", "resumed", "seed"):
+            NATURAL.check(name, run.get(name, 0))
     return run
 
 
@@ -131,8 +138,8 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             rows.append(row_of(data[end:newline]))
         except ValueError as error:
-            # A power cut can leave a block of zeros at the end; anywhere else this is not our doing.
-            if data.find(b"\n", newline + 1) < 0:
+            # A power cut can leave a block of zeros at the end; anywhere else, and in a whole row, this is not our doing.
+            if data.find(b"\n", newline + 1) < 0 and not data[end:newline].rstrip().endswith(b"}"):
                 break
             raise RunError(
                 f"{path}, line {len(rows) + 1}: damaged ({error}); remove the line to have its trial asked again"

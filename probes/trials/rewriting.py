@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.row_format import COLUMNS, line_of, whole
 from vlm_probe.probes.trials.edits import noting_edits, trials_hash
 from vlm_probe.probes.trials.folder import KIND, RUN, TRIALS, RunError, shards
 from vlm_probe.probes.trials.reading import read_run, read_trials
 from vlm_probe.probes.trials.writing import TrialLog
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputFolder, claim
 
 
@@ -37,7 +39,11 @@ def rewrite_trials(run: Path | OutputFolder, change: Callable[[dict[str, Any]], 
     if shards(folder):
         TrialLog(run, read_run(folder)).close()  # takes them over
     old, before = [dict.fromkeys(COLUMNS) | row for row in read_trials(folder)], trials_hash(folder)
-    lines = [line_of(whole(change(row))) for row in old]
+    new = [whole(change(row)) for row in old]
+    with reading(folder / TRIALS, RunError, "restore it"):
+        for row in new:
+            check_row(row)
+        lines = [line_of(row) for row in new]
     run.write(TRIALS, "".join(lines))
     record = noting_edits(folder, read_run(folder), before)
     if "trials_sha256" in record:

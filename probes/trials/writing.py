@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.row_format import brief, line_of, whole
 from vlm_probe.probes.trials.edits import noting_edits
 from vlm_probe.probes.trials.folder import KIND, RUN, TRIALS, RunError, shard_name, shards
@@ -62,7 +63,9 @@ class TrialLog:
 
         Raises:
             RunError: If the disk does not take it; the rows before it stay.
+            ValueError: If a column holds what is not allowed there.
         """
+        check_row(row)
         data = line_of(whole(row)).encode()
         try:
             view = memoryview(data)

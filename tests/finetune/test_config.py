@@ -17,6 +17,7 @@ from vlm_probe.finetune.config import (
 from vlm_probe.finetune.train import plan
 from vlm_probe.probes.models import ModelError
 from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.tasks import UnknownTask
 
 GIVEN = {"model": "tiny", "tasks": ("towers-topblock",), "method": "ppo"}
@@ -54,10 +55,13 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"budget": "5000"}, "samples=5000"),
         ({"budget": "samples=0"}, "samples=5000"),
         ({"budget": "hours=3"}, "samples=5000"),
-        ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be a finite number"),
-        ({"warmup": 1.5}, "between 0 and 1"),
-        ({"beta": -0.1}, "cannot be negative"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0 and at most 1, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0 and at most 1, got nan"),
+        ({"learning_rate": "5e-6"}, "learning_rate must be a number above 0 and at most 1, got '5e-6'"),
+        ({"warmup": 1.5}, "warmup must be a number from 0 to 1"),
+        ({"beta": -0.1}, "beta must be a number from 0"),
+        ({"weights": (float("inf"),)}, "weights must be a number above 0"),
+        ({"budget": "tokens=inf"}, "samples=5000"),
         ({"method": "grpo", "generations": 1}, "at least 2"),
         ({"method": "grpo", "generations": 12, "rollout": 64}, "does not hold whole groups"),
         ({"rollout": 64, "batch": 48, "generations": 1}, "cannot be divided into batches"),
@@ -65,12 +69,14 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"where": "eyes"}, "use language, vision, projector, all, full"),
         ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES=1"),
         ({"device": "gpu"}, "--device is 'gpu': use auto, cpu, cuda"),
-        ({"rank": 0}, "--rank must be at least 1"),
+        ({"rank": 0}, "rank must be a whole number from 1"),
+        ({"rank": 8.0}, "rank must be a whole number from 1"),
+        ({"rank": True}, "rank must be a whole number from 1"),
         ({"learning_rat": 1.0}, "there is no training setting 'learning_rat'"),
     ],
 )
 def test_bad_settings_get_one_line_that_says_what_would_do(changes, words):
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises((TrainingError, OutOfRange)) as caught:
         make_config(GIVEN | changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -42,6 +42,7 @@ from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.output import OutputFolder, claim
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.scene import Body, Push, Scene
 
 
@@ -576,7 +577,7 @@ def test_a_study_of_two_models(
 
 def test_settings_that_cannot_be() -> None:
     for settings in ({"adapter": "a", "compare": "b"}, {"intervene": "some"}, {"directions": 0}):
-        with pytest.raises(DecodingError):
+        with pytest.raises((DecodingError, OutOfRange)):
             DecodeConfig("tiny", "set", "margin", **settings)  # type: ignore[arg-type]
 
 

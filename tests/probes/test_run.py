@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import COLUMNS, RunError, read_run, read_trials, trials_hash
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.question import Integers
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.tasks import get_task
 
 
@@ -136,10 +138,16 @@ def test_a_model_without_a_preference_is_not_credited_with_a_constant(stability:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"limit": 0}, "limit"), ({"readout": "words"}, "readout"), ({"temperature": -1.0}, "negative")],
+    [
+        ({"limit": 0}, "limit must be"),
+        ({"readout": "words"}, "readout"),
+        ({"temperature": -1.0}, "temperature must be a number from 0"),
+        ({"temperature": math.nan}, "temperature must be a number from 0"),
+        ({"examples": (0, 10**30)}, "examples must be a whole number from 0"),
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises((RunError, OutOfRange), match=message):
         RunConfig("yes", "s", **changes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import subprocess
@@ -12,14 +13,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from vlm_probe.probes.archive import LOGS
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
-from vlm_probe.probes.trials import COLUMNS, RUN, TRIALS, RunError, TrialLog, load_frame, read_run, read_trials
+from vlm_probe.probes.trials import (
+    COLUMNS,
+    RUN,
+    TRIALS,
+    RunError,
+    TrialLog,
+    archive_runs,
+    load_frame,
+    read_run,
+    read_trials,
+)
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.output import OutputError
+from vlm_probe.stimuli.tasks import Score
 
 SLOW_RUN = """
 import sys, time
@@ -106,6 +121,61 @@ def test_damage_in_the_middle_is_reported(stability: StimulusSet, tmp_path: Path
         read_trials(out)
     with pytest.raises(RunError, match="line 2: damaged"):
         finished(stability, out, limit=3)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("reward", 1.5), ("attempt", 0), ("status", "fine"), ("item_id", ""), ("correct", 1), ("n_candidates", 0.5)],
+)
+def test_a_row_out_of_range_is_reported_wherever_it_stands(
+    stability: StimulusSet, tmp_path: Path, column: str, value: Any
+) -> None:
+    out = finished(stability, tmp_path / "run", limit=3)
+    rows = [json.loads(line) for line in (out / TRIALS).read_text().splitlines()]
+    for place in range(3):
+        changed = [row | {column: value} if at == place else row for at, row in enumerate(rows)]
+        (out / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(RunError, match=rf"trials\.jsonl, line {place + 1}: damaged \({column} must be"):
+            read_trials(out)
+    lines = (out / TRIALS).read_text().splitlines()
+    (out / TRIALS).write_text(
+        "\n".join([*lines[:2], lines[2].replace('"margin": ', '"margin": NaN, "margin": ')]) + "\n"
+    )
+    with pytest.raises(RunError, match="line 3: damaged"):
+        read_trials(out)
+
+
+def test_archives_have_the_same_ranges(stability: StimulusSet, tmp_path: Path) -> None:
+    archive_runs([finished(stability, tmp_path / "runs" / "a", limit=3)], tmp_path / "runs", tmp_path / "archive")
+    assert len(read_trials(tmp_path / "archive" / "a")) == 3
+    good = pq.read_table(tmp_path / "archive" / LOGS)
+    for column, value in (("reward", 1.5), ("margin", math.inf), ("margin", math.nan), ("status", "fine"), ("key", "")):
+        values = good[column].to_pylist()
+        values[1] = value
+        place = good.column_names.index(column)
+        pq.write_table(good.set_column(place, column, pa.array(values)), tmp_path / "archive" / LOGS)
+        with pytest.raises(RunError, match=rf"archived log of .*a, row 2: damaged \({column} must be"):
+            read_trials(tmp_path / "archive" / "a")
+        with pytest.raises(RunError, match="damaged"):
+            load_frame([tmp_path / "archive" / "a"])
+    pq.write_table(good.drop_columns(["key"]), tmp_path / "archive" / LOGS)
+    with pytest.raises(RunError, match="it has no key"):
+        read_trials(tmp_path / "archive" / "a")
+    pq.write_table(good.append_column("key", good["key"]), tmp_path / "archive" / LOGS)
+    with pytest.raises(RunError, match=r"cannot be read \(Multiple matches.*restore it$"):
+        read_trials(tmp_path / "archive" / "a")
+
+
+def test_a_scorer_out_of_range_fails_its_trial_and_not_the_log(
+    stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scorer, "score", lambda *_: Score(True, 1.5, {}))
+    out = finished(stability, tmp_path / "run", limit=3)
+    assert {row["error"] for row in read_trials(out)} == {"ValueError: reward must be a number from 0 to 1, got 1.5"}
+    log = TrialLog(tmp_path / "other", {"fingerprint": {}})
+    with log, pytest.raises(ValueError, match="reward must be"):
+        log.append(read_trials(out)[0] | {"reward": 2})
+    assert read_trials(tmp_path / "other") == []
 
 
 def test_a_second_process_is_refused(stability: StimulusSet, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_shifted_and_chosen_conditions():
     [
         ({"task": "towers-stability"}, "only actions can be tried out: use towers-topblock"),
         ({"memory": "last-0"}, "memory must be"),
-        ({"max_attempts": 0}, "at least 1"),
+        ({"max_attempts": 0}, "max_attempts must be a whole number from 1"),
         ({"discount": 2.0}, "discount"),
         ({"conditions": ["n9"]}, "has no condition 'n9'; there are n3_"),
         ({"shifts": "camra:1"}, "did you mean camera"),

@@ -83,8 +83,8 @@ def test_datasets_opens_a_set_as_an_imagefolder(stability, tmp_path, monkeypatch
 
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "set"
-    for bad in ({"n": 0}, {"n": -3}, {"size": 3}, {"jobs": 0}, {"seed": -1}):
-        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be at least"):
+    for bad in ({"n": 0}, {"n": -3}, {"n": 10**30}, {"size": 3}, {"size": 64.5}, {"jobs": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be a whole number from"):
             make_set(**({"task": "towers-stability", "n": 4, "seed": 0, "out": out} | bad))
     with pytest.raises(UnknownTask, match="did you mean"):
         make_set("towers-stabilty", 4, 0, out)
