@@ -13,7 +13,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from vlm_probe.stimuli.plain_json import whole_characters
+from vlm_probe.stimuli.errors import is_text
 from vlm_probe.stimuli.question import Status
 from vlm_probe.stimuli.ranges import Range, shown, whole
 
@@ -342,7 +342,7 @@ def _as_text(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a whole number is a float where others in its column are missing
     text = str(value)
-    return text if whole_characters(text) == text else None
+    return text if is_text(text) else None
 
 
 def _as_number(value: Any, *, truth: bool) -> int | float | None:

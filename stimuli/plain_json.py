@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from vlm_probe.stimuli.errors import is_text
+
 DEEPEST = 100
 """Lists and objects within each other."""
 
@@ -38,7 +40,7 @@ def parse(text: str | bytes, *, finite: bool = True, whole: bool = True) -> Any:
     # Most texts need no second look: few have so many brackets, or characters written as two halves.
     if text.count("[") + text.count("{") > DEEPEST:
         _check_shape(value)
-    if whole and ("\\ud" in text or "\\uD" in text or not _is_whole(text)):
+    if whole and ("\\ud" in text or "\\uD" in text or not is_text(text)):
         _check_texts(value)
     return value
 
@@ -94,14 +96,9 @@ def dumps(
         default=default,
         allow_nan=False,
     )
-    if "\\ud" in text or not _is_whole(text):
+    if "\\ud" in text or not is_text(text):
         _check_texts(value)
     return text
-
-
-def whole_characters(text: str) -> str:
-    """A text with every half of a character, which no file can hold, replaced by the character U+FFFD."""
-    return text if _is_whole(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _check_shape(value: Any, depth: int = 1) -> None:
@@ -122,7 +119,7 @@ def _check_shape(value: Any, depth: int = 1) -> None:
 
 def _check_texts(value: Any) -> None:
     """Raise ValueError if a text in a value holds half a character."""
-    if isinstance(value, str) and not _is_whole(value):
+    if isinstance(value, str) and not is_text(value):
         raise ValueError(f"{value[:40]!r} holds half a character")
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -131,16 +128,6 @@ def _check_texts(value: Any) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_texts(inner)
-
-
-def _is_whole(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_probe.stimuli.plain_json import DEEPEST, dumps, parse, parse_object, whole_characters
+from vlm_probe.stimuli.errors import whole_text
+from vlm_probe.stimuli.plain_json import DEEPEST, dumps, parse, parse_object
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -89,5 +90,5 @@ def test_what_just_fits() -> None:
 
 
 def test_halves_of_characters_are_replaced() -> None:
-    assert whole_characters("a\ud83db") == "a�b" and whole_characters("\ud83d\ude42") == "\U0001f642"
-    assert whole_characters("ü\U0001f642") == "ü\U0001f642"
+    assert whole_text("a\ud83db") == "a�b" and whole_text("\ud83d\ude42") == "\U0001f642"
+    assert whole_text("ü\U0001f642") == "ü\U0001f642"
