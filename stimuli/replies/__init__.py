@@ -1,0 +1,451 @@
+"""Reading replies: what a model said becomes one legal answer, or nothing. One strict rule for evaluation and reward, in stages:
+
+1. `cleaning`: typography, the first turn, thoughts out, answer tags, boxes, JSON objects, markup.
+2. `words`: tokens, and the units of the reply: its sentences, and what follows a label ("Answer:").
+3. `options`, `numbers`: what each unit says by itself.
+4. Here: which units count, and whether they agree.
+
+`docs/replies.md` has the rules with examples. Nothing is guessed: a word that is in no table makes its sentence no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from vlm_probe.stimuli.replies import cleaning
+from vlm_probe.stimuli.replies.cleaning import Entry, Unfinished
+from vlm_probe.stimuli.replies.words import (
+    ALTERNATIVES,
+    CLAUSE_MARKS,
+    CONDITIONS,
+    CUES,
+    FILLERS,
+    REASONS,
+    RETRACTIONS,
+    Token,
+    Tokens,
+    Unit,
+    Wording,
+    is_dash,
+    is_negation,
+    skip,
+    starts_clause,
+    texts,
+    tokens_of,
+    units_of,
+    words_of,
+)
+
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.question import Answer, Status
+
+VERSION = 2
+"""Of the rules. Every run records it; it grows with every change by which any reply is read differently."""
+
+Said = Hashable
+"""What a reply says, legal or not: the value of an option, or numbers."""
+
+
+class Reader(Protocol):
+    """What reading needs to know about the legal answers."""
+
+    wording: Wording
+    loose: bool
+    """Whether an answer at the beginning of a clause counts whatever follows it, as a further number does."""
+
+    @property
+    def polar(self) -> bool:
+        """Whether the answers are yes and no, which mean nothing without their question."""
+
+    def exact(self, text: str) -> Said | None:
+        """What a text that is an answer and nothing else says."""
+
+    def legal(self, said: Any) -> tuple[Answer | None, Status]:
+        """The answer, if it is a legal one."""
+
+    def prepared(self, tokens: list[Token]) -> list[Token]:
+        """The tokens, with answers that span lines put on one."""
+
+    def entries(self, entries: Sequence[Entry], answers: Sequence[Entry]) -> str | None:
+        """The answer of a JSON object as text, from its keys for an answer if it has any; None if it holds none, or several."""
+
+    def mentions(self, tokens: Tokens) -> bool:
+        """Whether anything like an answer is mentioned."""
+
+    def rivals(self, said: Any, tokens: Tokens) -> bool:
+        """Whether anything like another answer is mentioned."""
+
+    def lists_parts(self, tokens: Tokens, i: int) -> bool:
+        """Whether the parts of an answer begin at a token."""
+
+    def opposes(self, said: Any, tokens: Tokens) -> bool:
+        """Whether words that state no answer deny one."""
+
+    def head(self, tokens: Tokens, i: int) -> tuple[Said, int] | None:
+        """The answer that begins at a token, and the place after it."""
+
+    def closes(self, tokens: Tokens, i: int) -> bool:
+        """Whether an answer may end before a token."""
+
+    def states(self, tokens: Tokens, i: int) -> tuple[Said, int] | None:
+        """The answer that a clause states, and where that statement ends."""
+
+
+class Outcome(NamedTuple):
+    """What a part of a reply says; nothing, and why, unless the status is "ok"."""
+
+    said: Said | None
+    status: Status
+
+
+NOTHING, AMBIGUOUS = Outcome(None, "no_answer"), Outcome(None, "ambiguous")
+_ANSWER_KEYS = words_of(
+    "answer answers result response prediction output value choice verdict conclusion decision label"
+)
+_INSTRUCTING = words_of(
+    "answer respond reply choose pick select options choices question instruction instructions please output give format"
+)
+_CIRCUMSTANCES = words_of("looking from in judging according by at on under to")
+_REASONS_FIRST = words_of("because since as given considering based when after once with")
+_STARTERS = ALTERNATIVES | words_of("and but then even rather opinion probably")
+_SUPPOSING = words_of("suppose supposing assume assuming imagine if")
+_MANY_CLAUSES = 60
+"""A sentence with more clauses than this is no answer: every clause is compared with the answer."""
+
+
+def read(reply: str, reader: Reader) -> tuple[Answer | None, Status]:
+    """The answer that a reply states, and "ok"; or None, and why it states none.
+
+    Args:
+        reply: Any text.
+        reader: Of the legal answers.
+    """
+    outcome = _of_reply(reply, reader)
+    return reader.legal(outcome.said) if outcome.status == "ok" else (None, outcome.status)
+
+
+def read_bare(text: str, reader: Reader) -> tuple[Answer | None, Status]:
+    """The answer that a text is, with nothing around it: a cell of a table.
+
+    Args:
+        text: The cell.
+        reader: Of the legal answers.
+    """
+    tokens = reader.prepared(tokens_of(cleaning.plain(cleaning.normalised(text))))
+    head = reader.head(tokens, 0) if tokens else None
+    if head is None or any(token.text != "." for token in tokens[head[1] :]):
+        return None, "no_answer"
+    return reader.legal(head[0])
+
+
+def _of_reply(reply: str, reader: Reader) -> Outcome:
+    said = cleaning.said(cleaning.normalised(reply))
+    if said is None:
+        return Outcome(None, "unfinished")
+    if not said.strip():
+        return Outcome(None, "empty")
+    try:
+        blocks, text = cleaning.blocks(said)
+        outcomes = {_of_text(block, reader) for block in blocks} if blocks else {_of_text(text, reader)}
+    except Unfinished:
+        return Outcome(None, "unfinished")
+    return outcomes.pop() if len(outcomes) == 1 else AMBIGUOUS
+
+
+def _of_text(text: str, reader: Reader) -> Outcome:
+    """What a text without thoughts and answer tags says: its boxes and JSON objects, else its words. All that count must agree."""
+    boxes, text = cleaning.boxes(text)
+    objects, text = cleaning.objects(text)
+    found = [outcome for entries in objects if (outcome := _of_object(entries, reader)) is not None]
+    if boxes:
+        found.append(_of_boxes(boxes, reader))
+    words = _of_words(text, reader)
+    if not found:
+        return words if words.status != "no_answer" else _of_bold(text, reader) or words
+    return _agreed([*found, words] if words.status in ("ok", "ambiguous") else found)
+
+
+def _agreed(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several outcomes say in common."""
+    different = set(outcomes)
+    return different.pop() if len(different) == 1 else AMBIGUOUS
+
+
+def _of_boxes(boxes: Sequence[str], reader: Reader) -> Outcome:
+    r"""What boxes say: the same each, or a pair one after the other (`\boxed{3}, \boxed{30}`)."""
+    each = _agreed([_of_words(box, reader) for box in boxes])
+    return each if each.status == "ok" or len(boxes) != 2 else _of_words(", ".join(boxes), reader)
+
+
+def _of_object(entries: Sequence[Entry], reader: Reader) -> Outcome | None:
+    """What a JSON object says by its key for the answer, or by the keys that the question is about; None if it has neither."""
+    answers = [entry for entry in entries if entry.key.split()[-1] in _ANSWER_KEYS]
+    text = reader.entries(entries, answers)
+    if text is None:
+        return NOTHING if answers else None
+    return _of_words(text, reader)
+
+
+def _of_bold(text: str, reader: Reader) -> Outcome | None:
+    """What bold words say that are a clause of their own, if nothing before them in their sentence takes it back."""
+    if reader.loose:
+        return None  # numbers are bold for many reasons
+    found: set[Said] = set()
+    for span in cleaning.bold(text):
+        tokens = tokens_of(cleaning.plain(span.text))
+        head = reader.head(tokens, 0) if tokens else None
+        if head is None or any(token.text not in (".", ",", ":") for token in tokens[head[1] :]):
+            continue
+        before, after = tokens_of(cleaning.plain(span.before)), tokens_of(span.after)
+        doubted = any(is_negation(t) or t.text in CONDITIONS | ALTERNATIVES | RETRACTIONS for t in before)
+        apart = (not before or before[-1].text in CLAUSE_MARKS) and (not after or after[0].kind in ("mark", "line"))
+        if doubted or reader.mentions(before) or not apart:
+            return None
+        found.add(head[0])
+    return Outcome(found.pop(), "ok") if len(found) == 1 else None
+
+
+@dataclass(slots=True)
+class Fact:
+    """What one unit of a reply says by itself.
+
+    Attributes:
+        unit: The unit.
+        outcome: What it says, or why that is nothing although it is called the answer; None if it is no answer.
+        whole: Whether it is the answer and nothing else.
+        weak: Whether a colon follows the answer, as in a table of both sides.
+        mentions: Whether anything like an answer stands in it.
+        retracts: Whether it takes back what was said before.
+        doubts: Whether it asks about, or offers, a further answer.
+    """
+
+    unit: Unit
+    outcome: Outcome | None = None
+    whole: bool = False
+    weak: bool = False
+    mentions: bool = False
+    retracts: bool = False
+    doubts: bool = False
+
+
+def _of_words(text: str, reader: Reader) -> Outcome:
+    """What plain words say."""
+    tokens = reader.prepared(tokens_of(cleaning.plain(text)))
+    units = [unit for unit in units_of(tokens) if not _is_quoted(unit, reader.wording)]
+    begun = 0
+    while begun < len(units) and (units[begun].question or not _says_anything(units[begun], reader)):
+        begun += 1
+    if any(_is_other_question(unit, reader) for unit in units[:begun]) and not any(unit.labelled for unit in units):
+        return NOTHING
+    for supposition, unit in pairwise(units):
+        unit.hypothetical |= supposition.tokens[0].text in _SUPPOSING
+    return _decided([_fact(unit, reader) for unit in units[begun:]], reader)
+
+
+def _says_anything(unit: Unit, reader: Reader) -> bool:
+    """Whether a unit is more than "Sure!" or the number of a list."""
+    listed = len(unit.tokens) == 1 and unit.tokens[0].kind == "number" and not reader.mentions(unit.tokens)
+    return not listed and any(token.text not in FILLERS and token.kind != "mark" for token in unit.tokens)
+
+
+def _is_other_question(unit: Unit, reader: Reader) -> bool:
+    """Whether a reply asks itself something else than it was asked ("Will it fall? No."): its yes answers that."""
+    if not unit.question or not reader.polar or reader.mentions(unit.tokens):
+        return False
+    asked = reader.wording.asked
+    return not {token.text for token in unit.tokens if token.kind == "word"} <= asked | words_of(
+        "this that the it tower"
+    )
+
+
+def _is_quoted(unit: Unit, wording: Wording) -> bool:
+    """Whether a unit repeats the prompt, or the instruction in it."""
+    words = texts(unit.tokens, 0, len(unit.tokens))
+    if tuple(words) in wording.sentences:
+        return True
+    if words[0] not in _INSTRUCTING and not {"answer", "with"} <= set(words):
+        return False
+    joined = " ".join(words)
+    return "whole number" in joined or ("one word" in joined and "or" in words)
+
+
+def _fact(unit: Unit, reader: Reader) -> Fact:
+    """What a unit says by itself."""
+    tokens = unit.tokens
+    fact = Fact(unit, mentions=reader.mentions(tokens), retracts=_takes_back(tokens, reader))
+    begun = skip(tokens, 0, _STARTERS)
+    fact.doubts = fact.mentions and (unit.question or any(token.text in ALTERNATIVES for token in tokens[:begun]))
+    if unit.question or unit.hypothetical or not fact.mentions:
+        return fact
+    answer = _answer(tokens, reader)
+    if answer is not None:
+        fact.outcome, fact.whole, fact.weak = answer
+    elif unit.labelled:
+        fact.outcome = NOTHING
+    return fact
+
+
+def _takes_back(tokens: Tokens, reader: Reader) -> bool:
+    """Whether a clause begins with a word of retraction, such as "wait", or "no, 6"."""
+    if tokens[0].text == "no" and not reader.mentions(tokens[:2]) and texts(tokens, 1, 1) in ([], [","]):
+        return True
+    return any(
+        token.text in RETRACTIONS and (starts_clause(tokens, i) or tokens[i - 1].text in ("but", "no", "oh", "and"))
+        for i, token in enumerate(tokens)
+    )
+
+
+class Finding(NamedTuple):
+    """An answer within a unit, whether it is all that the unit says, and whether a colon follows it."""
+
+    outcome: Outcome
+    whole: bool
+    weak: bool
+
+
+def _answer(tokens: Tokens, reader: Reader) -> Finding | None:
+    """What a unit answers: at its beginning, after its last "so", or after a circumstance ("Based on the picture, ...")."""
+    found = _answer_at(tokens, skip(tokens, 0, FILLERS), reader)
+    if found is not None:
+        return found
+    cue = next((i for i in range(len(tokens) - 1, 0, -1) if _is_cue(tokens, i, reader)), 0)
+    if cue:
+        doubted = any(token.text in CONDITIONS for token in tokens[:cue])
+        return None if doubted else _answer_at(tokens, skip(tokens, cue, FILLERS), reader)
+    return _after_circumstance(tokens, reader)
+
+
+def _is_cue(tokens: Tokens, i: int, reader: Reader) -> bool:
+    """Whether a conclusion stands after a token: "so", but not "so that", nor the arrow of "5 -> 6"."""
+    text = tokens[i].text
+    if text not in CUES or texts(tokens, i + 1, 1) in (["that"], ["far"], ["much"], ["many"]):
+        return False
+    return text not in ("->", "=>") or not reader.loose or reader.head(tokens, 0) is None
+
+
+def _after_circumstance(tokens: Tokens, reader: Reader) -> Finding | None:
+    """What a unit answers after the first or the last comma of a circumstance or a reason that comes first."""
+    reason = tokens[0].text in _REASONS_FIRST
+    if not reason and tokens[0].text not in _CIRCUMSTANCES:
+        return None
+    commas = [i for i, token in enumerate(tokens) if token.text == ","]
+    for comma in dict.fromkeys((*commas[:1], *commas[-1:])):
+        before = tokens[:comma]
+        # A list ("from the top: red, green") has answers before its last one; a reason may well have.
+        if any(token.text in CONDITIONS for token in before) or (not reason and reader.mentions(before)):
+            return None
+        found = _answer_at(tokens, skip(tokens, comma + 1, FILLERS), reader)
+        if found is not None:
+            return found
+    return None
+
+
+def _answer_at(tokens: Tokens, i: int, reader: Reader) -> Finding | None:
+    """The answer that stands at a token, with what follows it in the unit."""
+    if i >= len(tokens):
+        return None
+    found = reader.head(tokens, i)
+    if found is None or not reader.closes(tokens, found[1]):
+        found = reader.states(tokens, i)
+        if found is None or not reader.closes(tokens, found[1]):
+            return None
+    said, end = found
+    whole = all(token.text in CLAUSE_MARKS or token.text == "-" for token in tokens[end:])
+    weak = texts(tokens, end, 1) == [":"] and not whole
+    return Finding(_with_rest(said, tokens, end, reader), whole, weak)
+
+
+def _with_rest(said: Said, tokens: Tokens, i: int, reader: Reader) -> Outcome:
+    """What an answer is worth with what follows it in its sentence: a reason leaves it alone, a condition or another answer does not."""
+    if texts(tokens, skip(tokens, i, (",",)), 1) in (["when"], ["once"]):
+        return NOTHING  # a condition
+    reason = parts = fresh = marked = False
+    clauses = 0
+    while i < len(tokens):
+        text = tokens[i].text
+        if text in REASONS or text in CLAUSE_MARKS or tokens[i].kind == "line" or is_dash(tokens, i):
+            reason |= text in REASONS
+            parts |= reader.lists_parts(tokens, i)
+            marked = text in CLAUSE_MARKS
+            fresh, i = True, i + 1
+            continue
+        if text in CONDITIONS and not reason:
+            return NOTHING
+        begun = skip(tokens, i, _STARTERS)
+        offers = any(token.text in ALTERNATIVES for token in tokens[i:begun])
+        if (fresh and not parts) or (offers and not reason):
+            clauses += 1
+            compared = not reason or offers or (marked and not reader.loose)
+            worth = (
+                NOTHING if clauses > _MANY_CLAUSES else _clause_worth(said, tokens, i, begun, reason, compared, reader)
+            )
+            if worth is not None:
+                return worth
+        fresh, i = False, max(begun, i + 1)
+    return Outcome(said, "ok")
+
+
+def _clause_worth(
+    said: Said, tokens: Tokens, i: int, begun: int, reason: bool, compared: bool, reader: Reader
+) -> Outcome | None:
+    """What an answer is worth because of one clause after it; None if that clause leaves it alone."""
+    offers = any(token.text in ALTERNATIVES for token in tokens[i:begun])
+    begun = skip(tokens, begun, FILLERS)
+    if begun >= len(tokens):
+        return NOTHING if offers else None
+    clause = _clause(tokens, begun)
+    if not reason:
+        if tokens[i].text in RETRACTIONS:
+            return AMBIGUOUS
+        if (tokens[i].text == "and" and reader.rivals(said, clause)) or reader.opposes(said, clause):
+            return NOTHING
+    head = reader.head(tokens, begun) if compared else None
+    if head is not None and head[0] != said and (offers or reader.loose or reader.closes(tokens, head[1])):
+        return AMBIGUOUS
+    stated = reader.states(tokens, begun)
+    return AMBIGUOUS if stated is not None and stated[0] != said else None
+
+
+def _clause(tokens: Tokens, i: int) -> Tokens:
+    """The tokens from one on, up to the end of its clause."""
+    end = next(
+        (k for k in range(i, len(tokens)) if tokens[k].text in CLAUSE_MARKS or tokens[k].text in REASONS), len(tokens)
+    )
+    return tokens[i:end]
+
+
+def _decided(facts: list[Fact], reader: Reader) -> Outcome:
+    """What the units say together: those that count must agree, and nothing after them may take it back."""
+    last_mention = max((i for i, fact in enumerate(facts) if fact.mentions), default=-1)
+    claims = [i for i, fact in enumerate(facts) if fact.outcome is not None and _counts(i, fact, last_mention)]
+    strong = [i for i in claims if not facts[i].weak]
+    claims = strong or claims
+    if not claims:
+        return NOTHING
+    outcome = facts[claims[0]].outcome
+    assert outcome is not None
+    if any(facts[i].outcome != outcome for i in claims):
+        return AMBIGUOUS
+    if outcome.status == "ok" and any(
+        _undoes(i, fact, outcome, claims, bool(strong), reader) for i, fact in enumerate(facts)
+    ):
+        return AMBIGUOUS
+    return outcome
+
+
+def _counts(i: int, fact: Fact, last_mention: int) -> bool:
+    """Whether a unit's answer is the reply's: it is called the answer, begins or ends the reply, or is a line of its own."""
+    return fact.unit.labelled or i in (0, last_mention) or (fact.whole and fact.unit.line)
+
+
+def _undoes(i: int, fact: Fact, outcome: Outcome, claims: list[int], strong: bool, reader: Reader) -> bool:
+    """Whether a unit takes back, doubts or contradicts what the claims say."""
+    if not fact.mentions and reader.opposes(outcome.said, fact.unit.tokens):
+        return True
+    if i > claims[-1] and (fact.retracts or fact.doubts):
+        return True
+    other = fact.outcome is not None and fact.outcome != outcome
+    return i > claims[0] and other and not (strong and fact.weak)
