@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.models.adapter_folder import TRAINING
+from vlm_probe.stimuli import replies
 from vlm_probe.stimuli.plain_json import parse_object
 
 PACKAGES = (
@@ -29,8 +30,8 @@ PACKAGES = (
 
 
 def versions(*further: str) -> dict[str, str]:
-    """Versions of Python, of `PACKAGES` and of further packages, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python, of the parser of replies, of `PACKAGES` and of further packages, as far as they are installed."""
+    found = {"python": platform.python_version(), "parser": str(replies.VERSION)}
     for package in (*PACKAGES, *further):
         with suppress(PackageNotFoundError):
             found[package] = version(package)

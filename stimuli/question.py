@@ -234,7 +234,7 @@ def parse(reply: str, grammar: Grammar, style: str = "direct", prompt: str = "")
     bare = reply.strip()
     if not bare:
         return Parsed(reply, None, "empty")
-    plain = _reader(grammar, "")
+    plain = _reader(grammar, "")  # the same for every prompt, and most replies need no more
     exact = plain.exact(bare.lower())
     if exact is not None:
         return Parsed(reply, *plain.legal(exact))
@@ -242,7 +242,7 @@ def parse(reply: str, grammar: Grammar, style: str = "direct", prompt: str = "")
 
 
 @lru_cache(maxsize=4096)
-def _reader(grammar: Grammar, prompt: str) -> OptionReader | NumberReader:
+def _reader(grammar: Grammar, prompt: str) -> replies.Reader:
     """What reads the replies to a question."""
     wording = wording_of(normalised(prompt))
     if isinstance(grammar, Options):

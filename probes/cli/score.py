@@ -1,4 +1,4 @@
-"""`probe score`: score the replies of a run once more, without a model."""
+"""`probe score`: read and score the replies of a run again, without a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def score(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Score the replies of a run once more, without a model, and write its summary and figure anew.
+    """Read the replies of a run with the current parser, score them again without a model, and rewrite its summary and figure.
 
     Args:
         stimuli: The set it was made with; needed only if that has moved.
@@ -27,11 +27,14 @@ def score(
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.probes.cli.results import write_figure, write_summary
     from vlm_probe.probes.readout import rescore
-    from vlm_probe.probes.trials import read_run
+    from vlm_probe.probes.trials import parser_of, read_run
+    from vlm_probe.stimuli.replies import VERSION
 
-    made_with = stimuli or str(read_run(run).get("stimuli", {}).get("path", ""))
-    n, changed = rescore(run, find_stimuli(made_with, None))
-    tell(f"{n} trials scored, {changed} of them differently from before")
+    found = read_run(run)
+    made_with = stimuli or str(found.get("stimuli", {}).get("path", ""))
+    scored = rescore(run, find_stimuli(made_with, None))
+    tell(f"{scored.n} trials scored, {scored.changed} of them differently from before")
+    tell(f"{scored.readings} readings changed (read by parser {parser_of(found)} before, by parser {VERSION} now)")
     write_summary(run, json)
     write_figure(run, {})
     return 0

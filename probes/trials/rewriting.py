@@ -14,12 +14,13 @@ from vlm_probe.probes.trials.reading import read_run, read_trials
 from vlm_probe.probes.trials.writing import TrialLog
 
 
-def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[int, int]:
+def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], parser: str) -> tuple[int, int]:
     """Put `change(row)` in place of every row of a run's log, all of them or none.
 
     Args:
         folder: Of the run.
         change: From an old row to a new one.
+        parser: Version of the parser that has read the new rows, for `run.json`.
 
     Returns:
         Number of rows, and of those that came out differently.
@@ -38,8 +39,10 @@ def rewrite_trials(folder: Path, change: Callable[[dict[str, Any]], dict[str, An
         lines = [line_of(whole(change(row))) for row in old]
         write_whole(folder / TRIALS, "".join(lines))
         run = noting_edits(folder, read_run(folder), before)
+        run["versions"] = run.get("versions", {}) | {"parser": parser}
         if "trials_sha256" in run:
-            write_json(folder / RUN, run | {"trials_sha256": trials_hash(folder)})
+            run["trials_sha256"] = trials_hash(folder)
+        write_json(folder / RUN, run)
     finally:
         os.close(lock)
     return len(lines), sum(line_of(whole(row)) != line for row, line in zip(old, lines, strict=True))

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -176,7 +176,7 @@ def _agreed(outcomes: Sequence[Outcome]) -> Outcome:
 
 def _of_boxes(boxes: Sequence[str], reader: Reader) -> Outcome:
     r"""What boxes say: the same each, or a pair one after the other (`\boxed{3}, \boxed{30}`)."""
-    each = _agreed([_of_words(box, reader) for box in boxes])
+    each = _agreed([_of_words(box, reader) for box in dict.fromkeys(boxes)])
     return each if each.status == "ok" or len(boxes) != 2 else _of_words(", ".join(boxes), reader)
 
 
@@ -216,6 +216,7 @@ class Fact:
         unit: The unit.
         outcome: What it says, or why that is nothing although it is called the answer; None if it is no answer.
         whole: Whether it is the answer and nothing else.
+        concluded: Whether it is a sentence of its own that states the answer, or follows a word such as "so".
         weak: Whether a colon follows the answer, as in a table of both sides.
         mentions: Whether anything like an answer stands in it.
         retracts: Whether it takes back what was said before.
@@ -225,6 +226,7 @@ class Fact:
     unit: Unit
     outcome: Outcome | None = None
     whole: bool = False
+    concluded: bool = False
     weak: bool = False
     mentions: bool = False
     retracts: bool = False
@@ -282,7 +284,7 @@ def _fact(unit: Unit, reader: Reader) -> Fact:
         return fact
     answer = _answer(tokens, reader)
     if answer is not None:
-        fact.outcome, fact.whole, fact.weak = answer
+        fact.outcome, fact.whole, fact.concluded, fact.weak = answer
     elif unit.labelled:
         fact.outcome = NOTHING
     return fact
@@ -299,10 +301,11 @@ def _takes_back(tokens: Tokens, reader: Reader) -> bool:
 
 
 class Finding(NamedTuple):
-    """An answer within a unit, whether it is all that the unit says, and whether a colon follows it."""
+    """An answer within a unit, and what `Fact` says of it."""
 
     outcome: Outcome
     whole: bool
+    concluded: bool
     weak: bool
 
 
@@ -332,8 +335,11 @@ def _after_circumstance(tokens: Tokens, reader: Reader) -> Finding | None:
     if not reason and tokens[0].text not in _CIRCUMSTANCES:
         return None
     commas = [i for i, token in enumerate(tokens) if token.text == ","]
-    for comma in dict.fromkeys((*commas[:1], *commas[-1:])):
+    # After the last one of several, a number may be the last of a list.
+    for comma in dict.fromkeys(commas[:1] if reader.loose else (*commas[:1], *commas[-1:])):
         before = tokens[:comma]
+        if comma != commas[0] and reader.mentions(tokens[commas[0] : comma]):
+            return None
         # A list ("from the top: red, green") has answers before its last one; a reason may well have.
         if any(token.text in CONDITIONS for token in before) or (not reason and reader.mentions(before)):
             return None
@@ -348,14 +354,15 @@ def _answer_at(tokens: Tokens, i: int, reader: Reader) -> Finding | None:
     if i >= len(tokens):
         return None
     found = reader.head(tokens, i)
+    concluded = any(token.text in CUES for token in tokens[:i])
     if found is None or not reader.closes(tokens, found[1]):
-        found = reader.states(tokens, i)
+        found, concluded = reader.states(tokens, i), True
         if found is None or not reader.closes(tokens, found[1]):
             return None
     said, end = found
     whole = all(token.text in CLAUSE_MARKS or token.text == "-" for token in tokens[end:])
     weak = texts(tokens, end, 1) == [":"] and not whole
-    return Finding(_with_rest(said, tokens, end, reader), whole, weak)
+    return Finding(_with_rest(said, tokens, end, reader), whole, concluded, weak)
 
 
 def _with_rest(said: Said, tokens: Tokens, i: int, reader: Reader) -> Outcome:
@@ -400,7 +407,8 @@ def _clause_worth(
     if not reason:
         if tokens[i].text in RETRACTIONS:
             return AMBIGUOUS
-        if (tokens[i].text == "and" and reader.rivals(said, clause)) or reader.opposes(said, clause):
+        joined = tokens[i].text == "and" or reader.polar
+        if (joined and reader.rivals(said, clause)) or reader.opposes(said, clause):
             return NOTHING
     head = reader.head(tokens, begun) if compared else None
     if head is not None and head[0] != said and (offers or reader.loose or reader.closes(tokens, head[1])):
@@ -420,32 +428,40 @@ def _clause(tokens: Tokens, i: int) -> Tokens:
 def _decided(facts: list[Fact], reader: Reader) -> Outcome:
     """What the units say together: those that count must agree, and nothing after them may take it back."""
     last_mention = max((i for i, fact in enumerate(facts) if fact.mentions), default=-1)
-    claims = [i for i, fact in enumerate(facts) if fact.outcome is not None and _counts(i, fact, last_mention)]
-    strong = [i for i in claims if not facts[i].weak]
-    claims = strong or claims
+    claims = [i for i, fact in enumerate(facts) if fact.outcome is not None and _counts(i, facts, last_mention, reader)]
+    if len({fact.outcome for fact in facts if fact.weak}) > 1:  # a table, "left: 4 kg, right: 2 kg"
+        facts = [replace(fact, outcome=None) if fact.weak else fact for fact in facts]
+        claims = [i for i in claims if facts[i].outcome is not None]
     if not claims:
         return NOTHING
     outcome = facts[claims[0]].outcome
     assert outcome is not None
     if any(facts[i].outcome != outcome for i in claims):
         return AMBIGUOUS
-    if outcome.status == "ok" and any(
-        _undoes(i, fact, outcome, claims, bool(strong), reader) for i, fact in enumerate(facts)
-    ):
+    if outcome.status == "ok" and any(_undoes(i, fact, outcome, claims, facts, reader) for i, fact in enumerate(facts)):
         return AMBIGUOUS
     return outcome
 
 
-def _counts(i: int, fact: Fact, last_mention: int) -> bool:
+def _counts(i: int, facts: list[Fact], last_mention: int, reader: Reader) -> bool:
     """Whether a unit's answer is the reply's: it is called the answer, begins or ends the reply, or is a line of its own."""
-    return fact.unit.labelled or i in (0, last_mention) or (fact.whole and fact.unit.line)
+    fact = facts[i]
+    if fact.unit.labelled or i == 0 or (fact.whole and fact.unit.line):
+        return True
+    if i != last_mention or fact.outcome is None:
+        return False
+    # A bare word at the end of a line in which another answer stands may belong to that: "It seems left. Right."
+    before = (other.unit for other in facts[:i] if other.unit.row == fact.unit.row)
+    return fact.concluded or not any(reader.rivals(fact.outcome.said, unit.tokens) for unit in before)
 
 
-def _undoes(i: int, fact: Fact, outcome: Outcome, claims: list[int], strong: bool, reader: Reader) -> bool:
+def _undoes(i: int, fact: Fact, outcome: Outcome, claims: list[int], facts: list[Fact], reader: Reader) -> bool:
     """Whether a unit takes back, doubts or contradicts what the claims say."""
     if not fact.mentions and reader.opposes(outcome.said, fact.unit.tokens):
         return True
     if i > claims[-1] and (fact.retracts or fact.doubts):
         return True
-    other = fact.outcome is not None and fact.outcome != outcome
-    return i > claims[0] and other and not (strong and fact.weak)
+    if fact.outcome is None or fact.outcome == outcome:
+        return False
+    # Before the answer, others are the way to it, unless they are as plain: "yes... no".
+    return i > claims[0] or (fact.whole and fact.unit.row == facts[claims[0]].unit.row)

@@ -92,6 +92,7 @@ _ROLE = re.compile(
     r"|(?m:^)[ \t]*(?:\*\*)?(user|human|assistant|ai|model|gpt|bot|chatbot)(?:\*\*)?[ \t]*:(?:\*\*)?"
     r"|(?<=\s)(assistant):"
 )
+_PREFIX = re.compile(r"\s*(?:assistant|model|ai|bot|gpt|chatbot)[ \t]*(?::|\n)")
 _END = re.compile(
     r"</s>|<eos>|<end_of_turn>|<turn\|>|<end_of_utterance>|<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end|return|eos|end_of_turn_token"
     r"|end▁of▁sentence)\|>"
@@ -147,7 +148,7 @@ def said(text: str) -> str | None:
     rest = text[place:]
     if place and not (kept + rest).strip():
         return None
-    return kept + rest
+    return _PREFIX.sub("", kept + rest, count=1) if _PREFIX.match(kept + rest) else kept + rest
 
 
 def _first_turn(text: str) -> str:

@@ -155,8 +155,13 @@ class NumberReader:
         """The tokens, with the two numbers of a pair in one sentence where they stand on two lines."""
         if self._count == 1:
             return tokens
-        comma = Token(",", "mark", False)
-        return [comma if self._between_numbers(tokens, i) else token for i, token in enumerate(tokens)]
+        found: list[Token] = []
+        for i, token in enumerate(tokens):
+            if not self._between_numbers(tokens, i):
+                found.append(token)
+            elif found[-1].text != ",":
+                found.append(Token(",", "mark", False))
+        return found
 
     def entries(self, entries: Sequence[Entry], answers: Sequence[Entry]) -> str | None:
         """The answer of a JSON object as text, with its unit and the direction that another entry names."""
@@ -284,7 +289,7 @@ class NumberReader:
         """Whether a line's end or a semicolon stands between two quantities."""
         if i == 0 or i + 1 == len(tokens) or (tokens[i].kind != "line" and tokens[i].text != ";"):
             return False
-        before = tokens[i - 1]
+        before = tokens[i - 1 - (tokens[i - 1].text == "," and i > 1)]
         ends = (
             before.kind == "number"
             or before.text in self._units

@@ -117,7 +117,7 @@ def tokens_of(text: str) -> list[Token]:
         text: In lower case, without markup.
     """
     text = _PHRASE.sub(lambda phrase: _PHRASES[(phrase.lastindex or 1) - 1][0], text)
-    found = []
+    found: list[Token] = []
     for gap, token in _TOKEN.findall(text):
         if _LINE in gap and found:
             found.append(Token(_LINE, "line", False))
@@ -171,6 +171,7 @@ class Unit:
         question: Whether it ends with a question mark.
         hypothetical: Whether it is labelled in a sentence with a condition or a negation before the label.
         line: Whether it is a line of its own.
+        row: The number of the line that it ends in.
     """
 
     tokens: list[Token]
@@ -178,6 +179,7 @@ class Unit:
     question: bool = False
     hypothetical: bool = False
     line: bool = False
+    row: int = 0
 
 
 class _Splitter:
@@ -186,7 +188,7 @@ class _Splitter:
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens = tokens
         self.found: list[Unit] = []
-        self.start = 0
+        self.start = self.row = 0
         self.labelled = self.pending = self.hypothetical = False
         self.at_line_start = True
 
@@ -207,7 +209,10 @@ class _Splitter:
     def _open(self, begin: int, end: int) -> int:
         """Begin a labelled unit; what stands before its label is a unit of its own."""
         before = self.tokens[self.start : begin]
-        doubted = self.hypothetical or any(is_negation(t) or t.text in CONDITIONS for t in before)
+        conditional = any(token.text in CONDITIONS for token in before)
+        # "I don't think the answer is yes", but not "nothing overhangs, so the answer is yes".
+        apart = not before or before[-1].text in CLAUSE_MARKS or self.tokens[begin].text in CUES
+        doubted = self.hypothetical or conditional or (not apart and any(map(is_negation, before)))
         self._add(begin, question=False, line=False)
         if self.tokens[end - 1].text in _LABEL_LINKS and texts(self.tokens, end, 1) == ["-"]:
             self.tokens[end] = self.tokens[end]._replace(text="−")  # no bullet after a colon
@@ -222,13 +227,14 @@ class _Splitter:
         )
         self._add(i, question=mark is not None and mark.text == "?", line=ends_line)
         self.start, self.labelled, self.hypothetical = i + 1, False, False
-        self.at_line_start |= mark is not None and mark.kind == "line"
+        if mark is not None and mark.kind == "line":
+            self.at_line_start, self.row = True, self.row + 1
 
     def _add(self, stop: int, question: bool, line: bool) -> None:
         inner = self.tokens[self.start : stop]
         if inner:
             labelled = self.labelled or self.pending
-            self.found.append(Unit(inner, labelled, question, self.hypothetical, line and self.at_line_start))
+            self.found.append(Unit(inner, labelled, question, self.hypothetical, line and self.at_line_start, self.row))
         self.pending = not inner and (self.labelled or self.pending)
         self.at_line_start &= not inner and not self.labelled
 

@@ -180,7 +180,7 @@ def test_scoring_again_changes_nothing(name: str, readout: str, tmp_path: Path, 
     out = tmp_path / "run"
     run(RunConfig("noisy-simulation", "s", readout, limit=4), stimuli, out, model=make_observer("noisy-simulation"))  # type: ignore[arg-type]
     before = (out / TRIALS).read_bytes()
-    assert rescore(out, stimuli) == (4, 0)
+    assert rescore(out, stimuli) == (4, 0, 0)
     assert (out / TRIALS).read_bytes() == before
 
 
@@ -193,7 +193,7 @@ def test_scoring_again_mends_scores_and_needs_the_right_set(
     for row in rows[:5]:
         row.update(correct=not row["correct"], reward=0.5, status="no_answer", answer=None)
     (out / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert rescore(out, stability) == (len(stability), 5)
+    assert rescore(out, stability) == (len(stability), 5, 5)
     assert contents(out) == expected
     with pytest.raises(RunError, match="another stimulus set"):
         rescore(out, topblock)
