@@ -241,7 +241,7 @@ def parse(reply: str, grammar: Grammar, style: str = "direct", prompt: str = "")
     return Parsed(reply, *replies.read(reply, _reader(grammar, prompt)))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _reader(grammar: Grammar, prompt: str) -> replies.Reader:
     """What reads the replies to a question."""
     wording = wording_of(normalised(prompt))

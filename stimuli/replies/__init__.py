@@ -112,6 +112,8 @@ _CIRCUMSTANCES = words_of("looking from in judging according by at on under to")
 _REASONS_FIRST = words_of("because since as given considering based when after once with")
 _STARTERS = ALTERNATIVES | words_of("and but then even rather opinion probably")
 _SUPPOSING = words_of("suppose supposing assume assuming imagine if")
+_SHORT = 6
+"""A question of so few words about the answer itself is a doubt."""
 _MANY_CLAUSES = 60
 """A sentence with more clauses than this is no answer: every clause is compared with the answer."""
 
@@ -186,7 +188,8 @@ def _of_object(entries: Sequence[Entry], reader: Reader) -> Outcome | None:
     text = reader.entries(entries, answers)
     if text is None:
         return NOTHING if answers else None
-    return _of_words(text, reader)
+    outcome = _of_words(text, reader)
+    return outcome if answers or outcome.status != "no_answer" else None
 
 
 def _of_bold(text: str, reader: Reader) -> Outcome | None:
@@ -220,7 +223,7 @@ class Fact:
         weak: Whether a colon follows the answer, as in a table of both sides.
         mentions: Whether anything like an answer stands in it.
         retracts: Whether it takes back what was said before.
-        doubts: Whether it asks about, or offers, a further answer.
+        doubts: Whether it offers a further answer.
     """
 
     unit: Unit
@@ -240,10 +243,9 @@ def _of_words(text: str, reader: Reader) -> Outcome:
     begun = 0
     while begun < len(units) and (units[begun].question or not _says_anything(units[begun], reader)):
         begun += 1
-    if any(_is_other_question(unit, reader) for unit in units[:begun]) and not any(unit.labelled for unit in units):
-        return NOTHING
-    for supposition, unit in pairwise(units):
-        unit.hypothetical |= supposition.tokens[0].text in _SUPPOSING
+    for before, unit in pairwise(units):
+        unit.hypothetical |= before.tokens[0].text in _SUPPOSING
+        unit.hypothetical |= not unit.labelled and _is_other_question(before, reader)
     return _decided([_fact(unit, reader) for unit in units[begun:]], reader)
 
 
@@ -279,7 +281,7 @@ def _fact(unit: Unit, reader: Reader) -> Fact:
     tokens = unit.tokens
     fact = Fact(unit, mentions=reader.mentions(tokens), retracts=_takes_back(tokens, reader))
     begun = skip(tokens, 0, _STARTERS)
-    fact.doubts = fact.mentions and (unit.question or any(token.text in ALTERNATIVES for token in tokens[:begun]))
+    fact.doubts = fact.mentions and not unit.question and any(token.text in ALTERNATIVES for token in tokens[:begun])
     if unit.question or unit.hypothetical or not fact.mentions:
         return fact
     answer = _answer(tokens, reader)
@@ -433,7 +435,7 @@ def _decided(facts: list[Fact], reader: Reader) -> Outcome:
         facts = [replace(fact, outcome=None) if fact.weak else fact for fact in facts]
         claims = [i for i in claims if facts[i].outcome is not None]
     if not claims:
-        return NOTHING
+        return AMBIGUOUS if last_mention > 0 and _clashes(facts[last_mention], facts[:last_mention]) else NOTHING
     outcome = facts[claims[0]].outcome
     assert outcome is not None
     if any(facts[i].outcome != outcome for i in claims):
@@ -446,7 +448,9 @@ def _decided(facts: list[Fact], reader: Reader) -> Outcome:
 def _counts(i: int, facts: list[Fact], last_mention: int, reader: Reader) -> bool:
     """Whether a unit's answer is the reply's: it is called the answer, begins or ends the reply, or is a line of its own."""
     fact = facts[i]
-    if fact.unit.labelled or i == 0 or (fact.whole and fact.unit.line):
+    listed = len(fact.unit.tokens) == 1 and fact.unit.tokens[0].kind == "number"  # 1. The block ...
+    alone = fact.whole and (fact.unit.line or (fact.unit.begins and not listed))
+    if fact.unit.labelled or i == 0 or alone:
         return True
     if i != last_mention or fact.outcome is None:
         return False
@@ -455,13 +459,28 @@ def _counts(i: int, facts: list[Fact], last_mention: int, reader: Reader) -> boo
     return fact.concluded or not any(reader.rivals(fact.outcome.said, unit.tokens) for unit in before)
 
 
+def _clashes(fact: Fact, before: list[Fact]) -> bool:
+    """Whether another answer stands before one in the same line: "yes... no"."""
+    others = {other.outcome for other in before if other.unit.row == fact.unit.row}
+    return fact.outcome is not None and bool(others - {None, fact.outcome})
+
+
 def _undoes(i: int, fact: Fact, outcome: Outcome, claims: list[int], facts: list[Fact], reader: Reader) -> bool:
     """Whether a unit takes back, doubts or contradicts what the claims say."""
     if not fact.mentions and reader.opposes(outcome.said, fact.unit.tokens):
         return True
-    if i > claims[-1] and (fact.retracts or fact.doubts):
+    if {"depends", "depend"} & set(texts(fact.unit.tokens, 0, 3)):
         return True
-    if fact.outcome is None or fact.outcome == outcome:
+    asks = fact.mentions and fact.unit.question
+    if asks and len(fact.unit.tokens) > _SHORT:
+        asks = reader.rivals(outcome.said, fact.unit.tokens)  # "Shall I explain why it tilts to the left?"
+    if i > claims[-1] and (fact.retracts or fact.doubts or asks):
+        return True
+    if fact.outcome is None:
+        # A line of nothing but numbers that are no answer: 3, 30, and then 5.
+        bare = reader.loose and fact.mentions and not any(token.kind == "word" for token in fact.unit.tokens)
+        return bare and i > claims[0] and (fact.unit.line or fact.unit.row == facts[claims[0]].unit.row)
+    if fact.outcome == outcome:
         return False
     # Before the answer, others are the way to it, unless they are as plain: "yes... no".
     return i > claims[0] or (fact.whole and fact.unit.row == facts[claims[0]].unit.row)

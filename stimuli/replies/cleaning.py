@@ -158,13 +158,16 @@ def _first_turn(text: str) -> str:
         found.append((role, text[place : mark.start()]))
         role, place = next(group for group in mark.groups() if group), mark.end()
     found.append((role, text[place:]))
-    own = [part for role, part in found if role in _ASSISTANT and _END.sub("", part).strip()]
-    if not own:
-        return ""
-    for end in _END.finditer(own[0]):
-        if _END.sub("", own[0][: end.start()]).strip():
-            return own[0][: end.start()]
-    return _END.sub("", own[0])
+    turn = ""
+    for role, part in found:
+        if role in _ASSISTANT:
+            turn += f"{part}\n"
+        elif _END.sub("", turn).strip():
+            break
+    for end in _END.finditer(turn):
+        if _END.sub("", turn[: end.start()]).strip():
+            return turn[: end.start()]
+    return _END.sub("", turn)
 
 
 _OPENING_TAG = re.compile(
@@ -311,9 +314,10 @@ _LATEX = (
     (r"\\[()\[\]]", " "),
     (r"\$\$", "$"),
     (r"\$([^$]*)\$", r" \1 "),
+    (r"\$(?![0-9])", " "),
 )
 _MARKDOWN = (
-    (r"```[a-z]*", "\n"),
+    (r"```(?:(?:json|text|txt|plaintext|markdown|md|latex|python|html|xml|yaml)(?=\s))?", "\n"),
     (r"`", ""),
     (r"</?(?:p|br|div|li|ul|ol|h[1-6])\b[^<>]{0,80}>", "\n"),
     (r"</?(?:b|i|u|em|strong|span|font|code|pre|mark|center)\b[^<>]{0,80}>", ""),

@@ -156,8 +156,11 @@ class NumberReader:
         if self._count == 1:
             return tokens
         found: list[Token] = []
+        numbers = 0  # of the line so far: one that holds a pair is not joined with the next
         for i, token in enumerate(tokens):
-            if not self._between_numbers(tokens, i):
+            joins = numbers == 1 and self._between_numbers(tokens, i)
+            numbers = 0 if token.kind == "line" and not joins else numbers + self.mentions([token])
+            if not joins:
                 found.append(token)
             elif found[-1].text != ",":
                 found.append(Token(",", "mark", False))
@@ -256,6 +259,8 @@ class NumberReader:
                 return None  # how many there are is not how many touch the floor
             if not before and (not self._counting or (after == end and end < len(tokens))):
                 return None
+            if before and before[-1] in _COUNTED and tokens[end - 1].kind == "number" and not self._counting:
+                return None  # move block 5
             directed = tokens[end - 1].text in _DIRECTIONS
             return (numbers, after) if self._leads(before, directed) else None
         return None

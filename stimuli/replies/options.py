@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlm_probe.stimuli.replies.cleaning import Entry, normalised
+from vlm_probe.stimuli.replies.cleaning import Entry, normalised, plain
 from vlm_probe.stimuli.replies.words import (
     CLAUSE_MARKS,
     CONDITIONS,
@@ -80,10 +80,11 @@ _ADVERBS = words_of(
     "clearly definitely probably likely most certainly therefore thus so over down out off slightly eventually still simply overall finally immediately"
     " indeed"
 )
-_SAFE_NOUNS = words_of(
-    "plank board beam seesaw balance scale scales lever tower structure stack system whole side end gate hand direction way answer option choice colour color"
-    " shape correct final one"
+_ANSWER_NOUNS = words_of("answer option choice colour color shape correct final one")
+_SIDED_NOUNS = _ANSWER_NOUNS | words_of(
+    "plank board beam seesaw balance scale scales lever tower structure stack system whole side end gate hand direction way"
 )
+"""What may tilt or fall to a side, or be one."""
 _OBJECTS = words_of("ball block object box load post cube figure item")
 _COLOURS = words_of("red green blue yellow purple orange white grey gray black brown pink")
 _PREDICATES = (
@@ -99,6 +100,11 @@ _AFTER_DIRECTION = words_of(
 _BEFORE_SIDE = words_of(
     "it it's its is the so direction side answer way to toward towards in opinion would be will most likely probably clearly correct"
 )
+_IMPERATIVES = words_of("take remove")
+_SUBJECT = words_of("heavier heaviest weighs weigh removed taken vanish answer choice option")
+"""What is said after the answer: "the blue one is heavier", "red is my answer"."""
+_STATING = _FUNCTION | _ADVERBS | _ANSWER_NOUNS | _STAY
+"""Words that may stand in any sentence that states an answer."""
 _LONGEST = 40
 """Sentences with more words are not read as answers."""
 
@@ -116,7 +122,7 @@ class OptionReader:
     def __init__(self, options: Sequence[tuple[str, str]], wording: Wording) -> None:
         self.wording = wording
         self._exact = {normalised(text).strip(): value for text, value in options}
-        meanings = {tuple(token.text for token in tokens_of(normalised(text))): value for text, value in options}
+        meanings = {tuple(token.text for token in tokens_of(plain(normalised(text)))): value for text, value in options}
         self._by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
         for words, value in sorted(meanings.items(), key=lambda pair: -len(pair[0])):
             self._by_first.setdefault(words[0] if words else "", []).append((words, value))
@@ -126,7 +132,7 @@ class OptionReader:
         self._polar = {words[0] for words in meanings if words in (("yes",), ("no",))}
         # Options such as "a" or "it" stand in any sentence, so that no sentence states them.
         self._stated = not any(set(words) <= _FUNCTION for words in meanings)
-        self._allowed = self._words_of_statements(directional=any(set(words) & _DIRECTIONS for words in meanings))
+        self._asked = self._words_of_question(directional=any(set(words) & _DIRECTIONS for words in meanings))
 
     @property
     def polar(self) -> bool:
@@ -172,6 +178,10 @@ class OptionReader:
             found = self._mention(tokens, begin)
             if found:
                 value, end = found
+                if _stem(tokens[begin].text) not in _DIRECTIONS and _PREPOSITIONS.intersection(
+                    texts(tokens, i, begin - i)
+                ):
+                    return None  # "on the red block"
                 stop = min(len(tokens), end + 5)
                 while end < stop and tokens[end].text in _AFTER and self._continues(tokens, end):
                     end += 1
@@ -224,28 +234,38 @@ class OptionReader:
             if mention:
                 found.append(k)
                 k = mention[1]
-            elif clause[k].text in self._allowed or (clause[k].text == "-" and clause[k].glued) or _numbered(clause, k):
+            elif (
+                clause[k].text in _STATING
+                or clause[k].text in self._asked
+                or (clause[k].text == "-" and clause[k].glued)
+                or self._is_asked_number(clause, k)
+            ):
                 k += 1
             else:
                 return []
         return found
 
-    def _words_of_statements(self, directional: bool) -> frozenset[str]:
-        """The words that may stand in a sentence that states an answer."""
-        known = _FUNCTION | _ADVERBS | _SAFE_NOUNS | _MOTION | _STAY
+    def _is_asked_number(self, clause: Tokens, k: int) -> bool:
+        """Whether a token is the number of the thing that is asked about: block 2."""
+        thing = f" {clause[k - 1].text} {clause[k].text} "
+        return clause[k].kind == "number" and k > 0 and thing in f" {self.wording.prompt} "
+
+    def _words_of_question(self, directional: bool) -> frozenset[str]:
+        """The words of this question that may stand in a sentence that states its answer."""
         if not self.wording.prompt:
-            return known | _OBJECTS | _COLOURS | (frozenset() if directional else _PREDICATES[0])
+            return _OBJECTS | _COLOURS | (_SIDED_NOUNS | _MOTION if directional else _PREDICATES[0])
         asked = self.wording.asked - _STOP
         if directional:
             return (
-                known
+                _SIDED_NOUNS
+                | _MOTION
                 | (asked - _PREDICATES[0] - _PREDICATES[1])
                 | (words_of("of") if self._relative() else frozenset())
             )
         about = frozenset().union(
             *(group for group in _PREDICATES if group & self.wording.asked - words_of("can could more must"))
         )
-        return known | asked | about
+        return asked | about
 
     def _relative(self) -> frozenset[str]:
         """Of a question on which side of something a thing is, what that something is called: "of the blue block", "below the plank"."""
@@ -265,10 +285,13 @@ class OptionReader:
             return False
         before, after = words[:place], words[place + 1 :]
         if _stem(words[place]) not in _DIRECTIONS:
-            return bool(set(words) & (_COPULA | _MOTION | _STAY | _PREDICATES[1])) and not set(before) & _PREPOSITIONS
+            said_of_it = set(before) & (_COPULA | _STAY | _IMPERATIVES) or set(after) & _SUBJECT
+            return bool(said_of_it) and not set(before) & _PREPOSITIONS
         moves = [k for k, word in enumerate(before) if word in _MOTION]
         if moves:
-            return set(before[moves[-1] + 1 :]) <= _FUNCTION | _ADVERBS | _SAFE_NOUNS and set(after) <= _AFTER_DIRECTION
+            return (
+                set(before[moves[-1] + 1 :]) <= _FUNCTION | _ADVERBS | _SIDED_NOUNS and set(after) <= _AFTER_DIRECTION
+            )
         if after[:1] in (["side"], ["end"]) and set(before) <= words_of("the its so that"):
             return bool(set(after) & _DOWN)
         related = self._relative()
@@ -336,11 +359,6 @@ def _determines(after: Token) -> bool:
     if after.kind != "word":
         return after.text == "-" and after.glued
     return not (after.text in _AFTER_YES_NO or after.text in REASONS or after.text in _COORDINATES)
-
-
-def _numbered(clause: Tokens, k: int) -> bool:
-    """Whether a token is the number of a thing: block 2."""
-    return clause[k].kind == "number" and k > 0 and clause[k - 1].text in _OBJECTS
 
 
 def _stem(word: str) -> str:

@@ -96,6 +96,7 @@ _TOKEN = re.compile(
     r"|[\u3040-\u30ff\u4e00-\u9fff]+|[^\W\d\u3040-\u30ff\u4e00-\u9fff]+(?:'[^\W\d_]+)*"
     r"|\.\.+|[-=]{1,3}>|[^\s\"'])"
 )
+_GAPS = "\"'" + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _LINE, _FIGURES = "\n", frozenset("0123456789")
 
 
@@ -118,7 +119,8 @@ def tokens_of(text: str) -> list[Token]:
     """
     text = _PHRASE.sub(lambda phrase: _PHRASES[(phrase.lastindex or 1) - 1][0], text)
     found: list[Token] = []
-    for gap, token in _TOKEN.findall(text):
+    # Without what no token follows, over which the search would go again from each of its characters.
+    for gap, token in _TOKEN.findall(text.rstrip(_GAPS)):
         if _LINE in gap and found:
             found.append(Token(_LINE, "line", False))
         first = token[0]
@@ -169,7 +171,8 @@ class Unit:
         tokens: Without the punctuation that ends it.
         labelled: Whether it is called the answer.
         question: Whether it ends with a question mark.
-        hypothetical: Whether it is labelled in a sentence with a condition or a negation before the label.
+        hypothetical: Whether it holds under a supposition only, or answers another question than the one asked.
+        begins: Whether it begins a line.
         line: Whether it is a line of its own.
         row: The number of the line that it ends in.
     """
@@ -178,6 +181,7 @@ class Unit:
     labelled: bool = False
     question: bool = False
     hypothetical: bool = False
+    begins: bool = False
     line: bool = False
     row: int = 0
 
@@ -234,7 +238,17 @@ class _Splitter:
         inner = self.tokens[self.start : stop]
         if inner:
             labelled = self.labelled or self.pending
-            self.found.append(Unit(inner, labelled, question, self.hypothetical, line and self.at_line_start, self.row))
+            self.found.append(
+                Unit(
+                    inner,
+                    labelled,
+                    question,
+                    self.hypothetical,
+                    self.at_line_start,
+                    line and self.at_line_start,
+                    self.row,
+                )
+            )
         self.pending = not inner and (self.labelled or self.pending)
         self.at_line_start &= not inner and not self.labelled
 
@@ -334,7 +348,7 @@ _LEFT_POSITIVE = re.compile(
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def wording_of(prompt: str) -> Wording:
     """What a prompt contributes to reading replies to it.
 
