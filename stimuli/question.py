@@ -57,6 +57,7 @@ class Options:
     options: tuple[Option, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))  # what reads replies is remembered by grammar
         words = [option.text.lower() for option in self.options]
         if not words or not all(words) or len(set(words)) < len(words):
             raise ValueError(f"Options takes words that differ and are not empty, got {words}")
@@ -101,6 +102,7 @@ class Integers:
     unit: str = "cm"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ranges", tuple(map(tuple, self.ranges)))
         if len(self.ranges) not in (1, 2) or any(low > high for low, high in self.ranges):
             raise ValueError(f"Integers takes one or two (low, high) ranges, got {self.ranges}")
         if math.prod(high - low + 1 for low, high in self.ranges) > MOST_ANSWERS:

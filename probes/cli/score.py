@@ -34,7 +34,7 @@ def score(
     made_with = stimuli or str(found.get("stimuli", {}).get("path", ""))
     scored = rescore(run, find_stimuli(made_with, None))
     tell(f"{scored.n} trials scored, {scored.changed} of them differently from before")
-    tell(f"{scored.readings} readings changed (read by parser {parser_of(found)} before, by parser {VERSION} now)")
+    tell(f"readings that changed: {scored.readings} (parser {parser_of(found)} before, parser {VERSION} now)")
     write_summary(run, json)
     write_figure(run, {})
     return 0

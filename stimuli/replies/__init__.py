@@ -368,7 +368,7 @@ def _answer_at(tokens: Tokens, i: int, reader: Reader) -> Finding | None:
 
 
 def _with_rest(said: Said, tokens: Tokens, i: int, reader: Reader) -> Outcome:
-    """What an answer is worth with what follows it in its sentence: a reason leaves it alone, a condition or another answer does not."""
+    """What an answer amounts to with what follows it in its sentence: a reason leaves it alone, a condition or another answer does not."""
     if texts(tokens, skip(tokens, i, (",",)), 1) in (["when"], ["once"]):
         return NOTHING  # a condition
     reason = parts = fresh = marked = False
@@ -388,19 +388,19 @@ def _with_rest(said: Said, tokens: Tokens, i: int, reader: Reader) -> Outcome:
         if (fresh and not parts) or (offers and not reason):
             clauses += 1
             compared = not reason or offers or (marked and not reader.loose)
-            worth = (
-                NOTHING if clauses > _MANY_CLAUSES else _clause_worth(said, tokens, i, begun, reason, compared, reader)
-            )
-            if worth is not None:
-                return worth
+            if clauses > _MANY_CLAUSES:
+                return NOTHING
+            undone = _undone_by(said, tokens, i, begun, reason, compared, reader)
+            if undone is not None:
+                return undone
         fresh, i = False, max(begun, i + 1)
     return Outcome(said, "ok")
 
 
-def _clause_worth(
+def _undone_by(
     said: Said, tokens: Tokens, i: int, begun: int, reason: bool, compared: bool, reader: Reader
 ) -> Outcome | None:
-    """What an answer is worth because of one clause after it; None if that clause leaves it alone."""
+    """What an answer amounts to because of a clause after it; None if that clause leaves it alone."""
     offers = any(token.text in ALTERNATIVES for token in tokens[i:begun])
     begun = skip(tokens, begun, FILLERS)
     if begun >= len(tokens):

@@ -54,6 +54,7 @@ CHINESE = (
 )
 """The few Chinese words around an answer that is itself a number or a word of the prompt."""
 
+_NOT = re.compile(r"(?<![\w!.?])!(?=[a-z(])")
 _MINUTES = re.compile(r"(?<=[0-9])'(?!\w)")
 _DASHES = re.compile(r"--+(?!>)")
 _SYMBOLS = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
@@ -71,7 +72,7 @@ def normalised(text: str) -> str:
         text = _SYMBOLS.sub(" ", text.translate(TYPOGRAPHY))
         for pattern, plain in CHINESE:
             text = re.sub(pattern, plain, text)
-    text = _DASHES.sub(" – ", text.lower())
+    text = _NOT.sub(" not ", _DASHES.sub(" – ", text.lower().replace("!=", "≠")))
     text = _MINUTES.sub(" minutes", text) if text.count("'") == 1 else text
     return _with_inches(text) if '"' in text else text
 
@@ -308,7 +309,7 @@ _LATEX = (
     (r"\\times\b|\\cdot\b", "×"),
     (r"\\(?:long)?rightarrow\b|\\to\b|\\implies\b", "->"),
     (r"\\therefore\b", " so "),
-    (r"\\delta\b", "δ"),
+    (r"\\delta\b\s*", "δ"),
     (r"\\(?:theta|alpha|phi|varphi)\b", "θ"),
     (r"\\([%&#_{}])", r"\1"),
     (r"\\[()\[\]]", " "),
@@ -327,11 +328,12 @@ _MARKDOWN = (
     # Bullets, headings and quotations; a dash before a number may be a minus, and > a comparison.
     (r"(?m)^[ \t]*(?:(?:#{1,6}|[-–+>])[ \t]+(?=[^\W\d]|[\"'(#>]))+", ""),
     (r"(?m)^[ \t]*#{1,6}[ \t]+", ""),
+    (r"(?m)^[ \t]*[0-9]{1,2}\)[ \t]+(?=[^\W\d])", ""),
     (r"(?<=[0-9])~(?=[a-z])", " "),
 )
 _LATEX_STEPS = tuple((re.compile(pattern), plain) for pattern, plain in _LATEX)
 _MARKDOWN_STEPS = tuple((re.compile(pattern), plain) for pattern, plain in _MARKDOWN)
-_MARKUP = frozenset("\\$`<*_#>-–+~")
+_MARKUP = frozenset("\\$`<*_#>-–+~)")
 
 
 def plain(text: str) -> str:

@@ -48,8 +48,8 @@ _PURPOSES = words_of(
     "keep make let get stabilize stabilise balance prevent ensure restore avoid have be hold support achieve reach stop"
 )
 """Verbs after which "to" names a purpose, and no end of a range."""
-_LIMITS = words_of("up at min max minimum maximum least most between from over under above below")
-"""Words that make the number after them a limit."""
+_LIMITS = words_of("up at min max minimum maximum least most between from over under above below ± < > ≤ ≥ ~")
+"""Words that make the number after them a limit, or the one before."""
 _SIGNS = {"minus": -1, "negative": -1, "plus": 1, "positive": 1}
 _APPROXIMATELY = words_of("about approximately approx around roughly ~ all exactly only just precisely by of total at")
 
@@ -200,6 +200,8 @@ class NumberReader:
         """Whether words deny a number: by a direction against its sign ("Move it left. 5 cm"), or by a limit ("5, up to 7")."""
         if self.mentions(tokens):
             return self._counting or bool(_LIMITS.intersection(texts(tokens, 0, 1)))
+        if tokens and all(token.text in _LIMITS - {"up", "over", "under"} for token in tokens):
+            return True  # 5, at least
         if not all(token.text in _BEFORE_DIRECTION or token.text in _DIRECTIONS for token in tokens):
             return False
         named = [_DIRECTIONS[token.text] for token in tokens if token.text in _DIRECTIONS]
@@ -234,6 +236,8 @@ class NumberReader:
             return self.lists_parts(tokens, i) or (text == "(" and self._foreign_aside(tokens, i))
         if text == "to":
             return bool(_PURPOSES.intersection(texts(tokens, i + 1, 1)))
+        if text in ("is", "are") and texts(tokens, i + 1, 1) in (["needed"], ["required"], ["necessary"]):
+            return True
         closing = text in CLAUSE_MARKS - {"->", "=>", "["} or text in REASONS or text == "than"
         return closing or tokens[i].kind == "line" or is_dash(tokens, i)
 
@@ -274,7 +278,8 @@ class NumberReader:
             return True
         if before in (["it", "is"], ["it's"]):
             return not directed  # "it is 5 cm to the left" describes
-        if before and words <= _BEFORE_QUANTITY and words & _QUANTITIES and before[-1] in _LINKS | _QUANTITIES:
+        linked = before and (before[-1] in _LINKS or (before[-1] in _QUANTITIES and len(before[-1]) > 2))
+        if linked and words <= _BEFORE_QUANTITY and words & _QUANTITIES:
             return True
         if "is" in words and words & self.wording.asked & {"shifted", "displaced"} and words - {"is"} <= _BEFORE_MOVE:
             return True
@@ -412,8 +417,11 @@ class NumberReader:
         else:
             return None, 0, i
         k += 1
+        links = k
         while k < len(tokens) and tokens[k].text in (":", "=", "by", "is"):
             k += 1
+        if k == links and len(word) == 1:
+            return None, 0, i  # x4
         return axis, sign, k
 
     def _direction(self, tokens: Tokens, i: int) -> Direction | None:

@@ -73,7 +73,7 @@ _STAY = _forms("stay remain keep rest lie")
 _COPULA = words_of("is be it's that's are seems appears looks seem appear look")
 _DOWN = words_of("drops sinks dips descends falls fall drop sink dip down downward downwards")
 _FUNCTION = words_of(
-    "the a an it it's its this that is are be will would it'll going to toward towards on onto in into at with through i'm we think seem seems appear appears"
+    "the a an it it's its this that is are be will would must should it'll going to toward towards on onto in into at with through i'm we think seem seems appear appears"
     " look looks like expected opinion then my"
 )
 _ADVERBS = words_of(

@@ -34,7 +34,7 @@ _PHRASES = (
         r"|predict|expect|estimate|go with|choose|pick|select|answer|vote)(?: that)?(?: it(?:'s| is| would be| will be))?",
     ),
     ("or", r"and ?/ ?or|versus|vs"),
-    ("perhaps", r"give or take|or so|for (?:example|instance)|such as|let's say|e\. ?g(?:\.|\b)"),
+    ("perhaps", r"give or take|more or less|or so|for (?:example|instance)|such as|let's say|e\. ?g(?:\.|\b)"),
     (",", r"i\. ?e(?:\.|\b)|that is to say|namely|in other words"),
     ("answer", r"in (?:one|a single) word"),
     ("alright", r"all right"),
@@ -269,8 +269,8 @@ def _ends_sentence(tokens: Tokens, i: int) -> bool:
     if text != "." or i == 0 or i + 1 == len(tokens) or tokens[i + 1].kind == "line":
         return True
     before, after = tokens[i - 1], tokens[i + 1]
-    if before.text in ("no", "nr") and after.kind == "number":
-        return False  # No. 3
+    if before.text in ("no", "nr") and (after.kind == "number" or after.text == "of"):
+        return False  # No. 3, no. of blocks
     initial = before.kind == "word" and len(before.text) == 1 and after.glued
     return before.text not in _ABBREVIATIONS and not initial
 

@@ -129,6 +129,11 @@ def test_every_candidate_is_read_back_and_the_grammar_survives_json(grammar):
             assert question.parse(question.reply(value)).value == value
 
 
+def test_lists_make_the_same_grammars_as_tuples():
+    assert parse("yes.", Options([Option("yes", "stands"), Option("no", "falls")])).value == "stands"
+    assert parse("7 cm", Integers([[-20, 20]])).value == 7
+
+
 def test_illegal_answers_and_grammars_are_refused():
     with pytest.raises(ValueError, match="outside -20 to 20"):
         ONE.text(21)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vlm_probe.stimuli.question import Grammar, Integers, Option, Options, Question, grammar_from_dict, parse
 
 CORPUS = Path(__file__).parent.parent / "data" / "replies.jsonl"
-"""First the questions, then replies to them, each with the readings that are right, the best one first; null is unread."""
+"""First the questions, then replies to them, each with the readings that are right, the best one first; null is invalid."""
 ROWS = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").split("\n") if line]
 QUESTIONS = {row["question"]: row for row in ROWS if "grammar" in row}
 REPLIES = [row for row in ROWS if "reply" in row]
