@@ -219,7 +219,7 @@ class _Splitter:
         doubted = self.hypothetical or conditional or (not apart and any(map(is_negation, before)))
         self._add(begin, question=False, line=False)
         if self.tokens[end - 1].text in _LABEL_LINKS and texts(self.tokens, end, 1) == ["-"]:
-            self.tokens[end] = self.tokens[end]._replace(text="−")  # no bullet after a colon
+            self.tokens[end] = Token("−", "mark", self.tokens[end].glued)  # no bullet after a colon
         self.start, self.labelled, self.hypothetical = end, True, doubted
         return end
 
