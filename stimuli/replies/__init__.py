@@ -111,6 +111,7 @@ _INSTRUCTING = words_of(
 _CIRCUMSTANCES = words_of("looking from in judging according by at on under to")
 _REASONS_FIRST = words_of("because since as given considering based when after once with")
 _STARTERS = ALTERNATIVES | words_of("and but then even rather opinion probably")
+_WEAKENING = words_of("be so too not wrong it is")
 _SUPPOSING = words_of("suppose supposing assume assuming imagine if")
 _SHORT = 6
 """A question of so few words about the answer itself is a doubt."""
@@ -246,7 +247,9 @@ def _of_words(text: str, reader: Reader) -> Outcome:
     for before, unit in pairwise(units):
         unit.hypothetical |= before.tokens[0].text in _SUPPOSING
         unit.hypothetical |= not unit.labelled and _is_other_question(before, reader)
-    return _decided([_fact(unit, reader) for unit in units[begun:]], reader)
+    outcome = _decided([_fact(unit, reader) for unit in units[begun:]], reader)
+    asked = {head[0] for unit in units[:begun] if (head := reader.head(unit.tokens, 0)) and head[1] == len(unit.tokens)}
+    return AMBIGUOUS if outcome.status == "ok" and asked - {outcome.said} else outcome  # 5? 6.
 
 
 def _says_anything(unit: Unit, reader: Reader) -> bool:
@@ -257,8 +260,10 @@ def _says_anything(unit: Unit, reader: Reader) -> bool:
 
 def _is_other_question(unit: Unit, reader: Reader) -> bool:
     """Whether a reply asks itself something else than it was asked ("Will it fall? No."): its yes answers that."""
-    if not unit.question or not reader.polar or reader.mentions(unit.tokens):
+    if not unit.question or not reader.polar:
         return False
+    if reader.mentions(unit.tokens):  # "Is the answer no? Yes.", but not "Yes or no?"
+        return reader.head(unit.tokens, 0) is None and not any(token.text == "or" for token in unit.tokens)
     asked = reader.wording.asked
     return not {token.text for token in unit.tokens if token.kind == "word"} <= asked | words_of(
         "this that the it tower"
@@ -280,7 +285,7 @@ def _fact(unit: Unit, reader: Reader) -> Fact:
     """What a unit says by itself."""
     tokens = unit.tokens
     fact = Fact(unit, mentions=reader.mentions(tokens), retracts=_takes_back(tokens, reader))
-    begun = skip(tokens, 0, _STARTERS)
+    begun = max(skip(tokens, 0, _STARTERS), 4)  # "it could also be 6"
     fact.doubts = fact.mentions and not unit.question and any(token.text in ALTERNATIVES for token in tokens[:begun])
     if unit.question or unit.hypothetical or not fact.mentions:
         return fact
@@ -356,7 +361,7 @@ def _answer_at(tokens: Tokens, i: int, reader: Reader) -> Finding | None:
     if i >= len(tokens):
         return None
     found = reader.head(tokens, i)
-    concluded = any(token.text in CUES for token in tokens[:i])
+    concluded = any(token.text in CUES or token.text == "opinion" for token in tokens[:i])
     if found is None or not reader.closes(tokens, found[1]):
         found, concluded = reader.states(tokens, i), True
         if found is None or not reader.closes(tokens, found[1]):
@@ -403,8 +408,10 @@ def _undone_by(
     """What an answer amounts to because of a clause after it; None if that clause leaves it alone."""
     offers = any(token.text in ALTERNATIVES for token in tokens[i:begun])
     begun = skip(tokens, begun, FILLERS)
+    if offers and all(token.text in _WEAKENING for token in tokens[begun:]):
+        return NOTHING  # left, could be
     if begun >= len(tokens):
-        return NOTHING if offers else None
+        return None
     clause = _clause(tokens, begun)
     if not reason:
         if tokens[i].text in RETRACTIONS:
@@ -474,11 +481,13 @@ def _undoes(i: int, fact: Fact, outcome: Outcome, claims: list[int], facts: list
     asks = fact.mentions and fact.unit.question
     if asks and len(fact.unit.tokens) > _SHORT:
         asks = reader.rivals(outcome.said, fact.unit.tokens)  # "Shall I explain why it tilts to the left?"
-    if i > claims[-1] and (fact.retracts or fact.doubts or asks):
+    doubts = fact.doubts and reader.rivals(outcome.said, fact.unit.tokens)
+    if i > claims[-1] and (fact.retracts or doubts or asks):
         return True
     if fact.outcome is None:
         # A line of nothing but numbers that are no answer: 3, 30, and then 5.
-        bare = reader.loose and fact.mentions and not any(token.kind == "word" for token in fact.unit.tokens)
+        named = any(token.kind == "word" and len(token.text) > 1 for token in fact.unit.tokens)
+        bare = reader.loose and fact.mentions and not named
         return bare and i > claims[0] and (fact.unit.line or fact.unit.row == facts[claims[0]].unit.row)
     if fact.outcome == outcome:
         return False

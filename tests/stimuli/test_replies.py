@@ -371,7 +371,8 @@ def test_time_grows_with_the_length_and_no_faster(name: str) -> None:
             begun = time.process_time()
             reading(name, piece * (size // len(piece)))
             times.append(time.process_time() - begun)
-        assert times[1] < 0.2 or times[1] < 25 * times[0], (piece, times)
+        # Ten times the length: a search that goes again from every place would take a hundred times as long.
+        assert times[1] < 0.6 or times[1] < 40 * times[0], (piece, times)
 
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "replies.md"
