@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from vlm_probe.probes.models.adapter_folder import TRAINING
+from vlm_probe.stimuli import replies
 from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
@@ -118,8 +119,8 @@ def origin(*further: str) -> dict[str, Any]:
 
 
 def versions(*further: str) -> dict[str, str]:
-    """Versions of Python, of `PACKAGES` and of further packages, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python, of the parser of replies, of `PACKAGES` and of further packages, as far as they are installed."""
+    found = {"python": platform.python_version(), "parser": str(replies.VERSION)}
     for package in (*PACKAGES, *further):
         with suppress(PackageNotFoundError):
             found[package] = version(package)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from vlm_probe.probes.models import Ended
 from vlm_probe.probes.presentation import Manner, Presenter
 from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
+from vlm_probe.stimuli import replies
 from vlm_probe.stimuli.attempts import Attempt, carry_out
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.outcomes import OutcomeCache
@@ -217,15 +218,20 @@ UNANSWERED: Columns = {
 """The scored columns of a trial without an answer."""
 
 
-def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> tuple[int, int]:
-    """Read and score the replies of a run once more, without a model, and write them in place of the old rows.
+class Rescored(NamedTuple):
+    """Number of rows of a run; of those that came out differently; and of those whose reply was read differently."""
+
+    n: int
+    changed: int
+    readings: int
+
+
+def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> Rescored:
+    """Read and score the replies of a run again, with the current parser and without a model, in place of the old rows.
 
     Args:
         run: Its folder, or that which is claimed already.
         stimuli: The set that it was made with.
-
-    Returns:
-        Number of rows, and of those that came out differently.
 
     Raises:
         OutputError: If another process is writing to the run, or the rows cannot be written.
@@ -235,8 +241,10 @@ def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> tuple[int, int]:
     if read_run(folder).get("stimuli", {}).get("content_sha256") != stimuli.content_sha256:
         raise RunError(f"{folder} was made with another stimulus set than {stimuli.path}; give that one with --stimuli")
     scorer, items, presenter = Scorer(), {item.item_id: item for item in stimuli.items}, Presenter(stimuli)
+    readings = 0
 
     def again(row: Columns) -> Columns:
+        nonlocal readings
         if row["error"]:
             return row
         if row["item_id"] not in items:
@@ -245,14 +253,17 @@ def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> tuple[int, int]:
             item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
             # How a reply ended is known from its server alone, and stays.
             ended: Ended = next((name for name in get_args(Ended) if name == row["status"]), "")
-            return row | scorer.row(item, row["raw"], row["logprobs"], ended)
+            new = row | scorer.row(item, row["raw"], row["logprobs"], ended)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(
                 f"{folder}: the trial of {row['item_id']} is none that can be scored ({type(error).__name__}: {error});"
                 " restore its log"
             ) from error
+        readings += (row["answer"], row["status"]) != (new["answer"], new["status"])
+        return new
 
-    return rewrite_trials(run, again)
+    n, changed = rewrite_trials(run, again, str(replies.VERSION))
+    return Rescored(n, changed, readings)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from vlm_probe.probes.trials.archiving import archive_runs
 from vlm_probe.probes.trials.edits import trials_hash, was_edited
 from vlm_probe.probes.trials.folder import KIND, RUN, TRIALS, RunError, shard_name
 from vlm_probe.probes.trials.key import trial_key
-from vlm_probe.probes.trials.reading import is_run, load_frame, read_run, read_trials, runs_below
+from vlm_probe.probes.trials.reading import is_run, load_frame, parser_of, read_run, read_trials, runs_below
 from vlm_probe.probes.trials.rewriting import rewrite_trials
 from vlm_probe.probes.trials.writing import ShardLog, TrialLog
 
@@ -30,6 +30,7 @@ __all__ = [
     "archive_runs",
     "is_run",
     "load_frame",
+    "parser_of",
     "read_run",
     "read_trials",
     "rewrite_trials",

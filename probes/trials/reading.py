@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,15 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         for name in ("n", "n_errors", "resumed", "seed"):
             NATURAL.check(name, run.get(name, 0))
     return run
+
+
+def parser_of(run: Mapping[str, Any]) -> str:
+    """The version of the parser that has read a run's replies; "1" of a run that does not say.
+
+    Args:
+        run: The contents of its `run.json`.
+    """
+    return str(run.get("versions", {}).get("parser", "1"))
 
 
 def is_run(folder: str | Path) -> bool:

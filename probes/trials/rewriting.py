@@ -16,12 +16,15 @@ from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputFolder, claim
 
 
-def rewrite_trials(run: Path | OutputFolder, change: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[int, int]:
+def rewrite_trials(
+    run: Path | OutputFolder, change: Callable[[dict[str, Any]], dict[str, Any]], parser: str
+) -> tuple[int, int]:
     """Put `change(row)` in place of every row of a run's log, all of them or none.
 
     Args:
         run: Its folder, or that which is claimed already.
         change: From an old row to a new one.
+        parser: Version of the parser that has read the new rows, for `run.json`.
 
     Returns:
         Number of rows, and of those that came out differently.
@@ -34,7 +37,7 @@ def rewrite_trials(run: Path | OutputFolder, change: Callable[[dict[str, Any]], 
         if not (run / TRIALS).is_file():
             raise RunError(f"{run} holds no {TRIALS} that could be changed: give the folder of a run on the disk")
         with claim(run, KIND) as output:
-            return rewrite_trials(output, change)
+            return rewrite_trials(output, change, parser)
     folder = run.path
     if shards(folder):
         TrialLog(run, read_run(folder)).close()  # takes them over
@@ -46,6 +49,8 @@ def rewrite_trials(run: Path | OutputFolder, change: Callable[[dict[str, Any]], 
         lines = [line_of(row) for row in new]
     run.write(TRIALS, "".join(lines))
     record = noting_edits(folder, read_run(folder), before)
+    record["versions"] = record.get("versions", {}) | {"parser": parser}
     if "trials_sha256" in record:
-        run.write_json(RUN, record | {"trials_sha256": trials_hash(folder)})
+        record["trials_sha256"] = trials_hash(folder)
+    run.write_json(RUN, record)
     return len(lines), sum(line_of(whole(row)) != line for row, line in zip(old, lines, strict=True))

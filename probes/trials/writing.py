@@ -12,7 +12,7 @@ from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.row_format import brief, line_of, whole
 from vlm_probe.probes.trials.edits import noting_edits
 from vlm_probe.probes.trials.folder import KIND, RUN, TRIALS, RunError, shard_name, shards
-from vlm_probe.probes.trials.reading import read_log, read_run
+from vlm_probe.probes.trials.reading import parser_of, read_log, read_run
 from vlm_probe.stimuli.output import OutputError, OutputFolder, claim, lock
 
 SYNC_INTERVAL = 2.0
@@ -168,6 +168,12 @@ class TrialLog:
         if differ:
             changes = ", ".join(f"{name} ({brief(old.get(name))}, now {brief(new.get(name))})" for name in differ)
             raise RunError(f"{self.folder} holds a run with another configuration: {changes}; choose another --out")
+        before, now = parser_of(found), parser_of(run)
+        if before != now and new.get("readout") != "options":
+            raise RunError(
+                f"the replies in {self.folder} were read by parser {before}, and this is parser {now}: read them again with"
+                f" `probe score {self.folder}`, then give the same command"
+            )
         return run | found  # entries that are missing there have the values of a run that begins
 
 

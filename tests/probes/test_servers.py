@@ -390,7 +390,7 @@ def test_replies_that_have_a_status_of_their_own(
     assert ("4 replies were cut at the token limit" in caplog.text and "--max-new-tokens" in caplog.text) == hinted
     # Reading the replies again does not forget how they ended.
     stimuli = StimulusSet.load(stability.path)
-    assert rescore(report.path, stimuli) == (4, 0)
+    assert rescore(report.path, stimuli) == (4, 0, 0)
 
 
 def test_what_is_withheld_is_not_carried_out(server: Server, topblock: StimulusSet, tmp_path: Path) -> None:

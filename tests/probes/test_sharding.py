@@ -157,7 +157,7 @@ def split(stimuli: StimulusSet, folder: Path, at: int = 10) -> dict[str, dict[st
 def test_rows_of_other_processes_count_before_they_are_taken_over(stability: StimulusSet, tmp_path: Path) -> None:
     expected = split(stability, tmp_path / "r")
     assert contents(tmp_path / "r") == expected
-    assert rescore(tmp_path / "r", stability) == (24, 0)
+    assert rescore(tmp_path / "r", stability) == (24, 0, 0)
     assert contents(tmp_path / "r") == expected and not list((tmp_path / "r").glob("trials.*.jsonl"))
 
 

@@ -29,11 +29,14 @@ from vlm_probe.probes.trials import (
     TrialLog,
     archive_runs,
     load_frame,
+    parser_of,
     read_run,
     read_trials,
+    trials_hash,
 )
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.output import OutputError
+from vlm_probe.stimuli.replies import VERSION
 from vlm_probe.stimuli.tasks import Score
 
 SLOW_RUN = """
@@ -252,7 +255,7 @@ def test_scoring_again_changes_nothing(name: str, readout: str, tmp_path: Path, 
     out = tmp_path / "run"
     run(RunConfig("noisy-simulation", "s", readout, limit=4), stimuli, out, model=make_observer("noisy-simulation"))  # type: ignore[arg-type]
     before = (out / TRIALS).read_bytes()
-    assert rescore(out, stimuli) == (4, 0)
+    assert rescore(out, stimuli) == (4, 0, 0)
     assert (out / TRIALS).read_bytes() == before
 
 
@@ -265,10 +268,44 @@ def test_scoring_again_mends_scores_and_needs_the_right_set(
     for row in rows[:5]:
         row.update(correct=not row["correct"], reward=0.5, status="no_answer", answer=None)
     (out / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert rescore(out, stability) == (len(stability), 5)
+    assert rescore(out, stability) == (len(stability), 5, 5)
     assert contents(out) == expected
     with pytest.raises(RunError, match="another stimulus set"):
         rescore(out, topblock)
+
+
+def read_by(folder: Path, parser: str | None, raw: str = "") -> None:
+    """Make a run look as if another parser had read it, and its first reply in its own way."""
+    record = read_run(folder)
+    record["versions"].pop("parser")
+    record["versions"] |= {"parser": parser} if parser else {}
+    rows = [json.loads(line) for line in (folder / TRIALS).read_text().splitlines()]
+    if raw:
+        rows[0] |= {"raw": raw, "answer": None, "answer_text": None, "status": "no_answer", "correct": False}
+    (folder / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / RUN).write_text(json.dumps(record | {"trials_sha256": trials_hash(folder)}))
+
+
+@pytest.mark.parametrize("parser", ["1", None])
+def test_old_runs_are_read_again_by_the_current_parser(
+    stability: StimulusSet, tmp_path: Path, parser: str | None
+) -> None:
+    out = finished(stability, tmp_path / "run")
+    assert parser_of(read_run(out)) == str(VERSION)
+    read_by(out, parser, "### Answer\n**Yes**")
+    with pytest.raises(RunError, match=rf"read by parser 1, and this is parser {VERSION}: .*`probe score"):
+        finished(stability, out)
+    assert rescore(out, stability).readings == 1
+    assert read_trials(out)[0]["status"] == "ok"
+    assert parser_of(read_run(out)) == str(VERSION) and "edited" not in read_run(out)
+    finished(stability, out)
+
+
+def test_no_parser_has_read_log_probabilities(stability: StimulusSet, tmp_path: Path) -> None:
+    config = RunConfig("noisy-simulation", "s", "options", limit=2)
+    for _ in range(2):
+        run(config, stability, tmp_path / "run", model=make_observer("noisy-simulation"))
+        read_by(tmp_path / "run", "1")
 
 
 def test_the_frame_has_every_column_and_the_factors(stability: StimulusSet, tmp_path: Path) -> None:

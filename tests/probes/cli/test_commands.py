@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlm_probe.probes import provenance
 from vlm_probe.probes.cli import main
+from vlm_probe.stimuli.replies import VERSION
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -64,6 +65,7 @@ def test_a_run_is_scored_again(capsys: pytest.CaptureFixture[str], towers: Path,
     _, before, _ = call(capsys, *arguments)
     code, after, err = call(capsys, "score", "r", "--json")
     assert code == 0 and json.loads(after) == json.loads(before) and "0 of them differently" in err
+    assert f"readings that changed: 0 (parser {VERSION} before, parser {VERSION} now)" in err
 
 
 def test_the_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
