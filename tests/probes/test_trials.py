@@ -165,7 +165,7 @@ def test_archives_have_the_same_ranges(stability: StimulusSet, tmp_path: Path) -
     with pytest.raises(RunError, match="it has no key"):
         read_trials(tmp_path / "archive" / "a")
     pq.write_table(good.append_column("key", good["key"]), tmp_path / "archive" / LOGS)
-    with pytest.raises(RunError, match=r"cannot be read \(Multiple matches.*restore it$"):
+    with pytest.raises(RunError, match=r"is damaged \(Multiple matches.*restore it"):
         read_trials(tmp_path / "archive" / "a")
 
 
