@@ -156,8 +156,8 @@ class HuggingFaceModel:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
         self._ready[tuple(trial.id for trial in trials)] = self._make_inputs(trials)
 
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
-        """One reply per trial, greedy unless `settings` has a temperature; a `Reply` where it was cut at the token limit.
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[Reply]:
+        """One reply per trial, greedy unless `settings` has a temperature, and whether it was cut at the token limit.
 
         Args:
             trials: What is asked.
@@ -176,7 +176,7 @@ class HuggingFaceModel:
         """
         return self._in_parts(trials, self._score)
 
-    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
+    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[Reply]:
         inputs = self._inputs(trials)
         limits = [self._limit(trial, settings) for trial in trials]
         seen = _Seen()
@@ -196,8 +196,8 @@ class HuggingFaceModel:
         replies = [row[:limit] for row, limit in zip(tokens.tolist(), limits, strict=True)]
         self._check_finite("generation", seen.finite([self._prompter.length(reply) for reply in replies]))
         texts = [self._prompter.decode(reply) for reply in replies]
-        ended = [self._prompter.is_ended(reply) for reply in replies]
-        return [text if whole else Reply(text, "unfinished") for text, whole in zip(texts, ended, strict=True)]
+        is_whole = [self._prompter.is_ended(reply) for reply in replies]
+        return [Reply(text, "" if whole else "unfinished") for text, whole in zip(texts, is_whole, strict=True)]
 
     def _check_finite(self, scoring: str, finite: Sequence[bool]) -> None:
         """Raise NonFiniteLogits if some trials of a batch had logits that are not finite."""
