@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
+from vlm_probe.probes.options import OUTPUT
 from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import PROCESSES
@@ -27,10 +28,16 @@ from vlm_probe.stimuli.ranges import PROCESSES
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
 
-Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
+Config = Annotated[
+    Path | None, Parameter(name="--config", group=OUTPUT, help="TOML file with values for these options.")
+]
+Json = Annotated[
+    bool, Parameter(name="--json", group=OUTPUT, negative=(), help="Print one JSON object on stdout instead of text.")
+]
 Overwrite = Annotated[bool, Parameter(name="--overwrite", negative=(), help="Replace a file that is there already.")]
-Jobs = Annotated[int | None, Parameter(validator=PROCESSES, help="Processes for stimuli and reference observers.")]
+Jobs = Annotated[
+    int | None, Parameter(group=OUTPUT, validator=PROCESSES, help="Processes for stimuli and reference observers.")
+]
 
 SETTINGS = "config.toml"
 """What a run or a training writes into its folder: its options, from which the same command can be given again."""
@@ -203,7 +210,9 @@ def _texts(value: Any, key: str, source: str, commands: tuple[str, ...]) -> Iter
 
 def _options(arguments: ArgumentCollection) -> dict[str, Any]:
     """Option name without dashes -> argument."""
-    return {argument.name.removeprefix("--"): argument for argument in arguments if argument.name.startswith("--")}
+    return {
+        name.removeprefix("--"): argument for argument in arguments for name in argument.names if name.startswith("--")
+    }
 
 
 def _every_option(app: App, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

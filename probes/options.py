@@ -1,0 +1,46 @@
+"""Configurations as options of commands: the groups of help pages, and lists separated by commas.
+
+A configuration is a dataclass whose fields are options of the command line, keys of TOML files and entries of what is recorded:
+each stands once, with its type, default, range, group and, in the docstring of its class, its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cyclopts import Group, Parameter, Token
+
+ESSENTIALS = Group("Essentials", sort_key=1)
+QUESTION = Group("Questions", sort_key=2)
+REPLIES = Group("Replies", sort_key=3)
+DATA = Group("Training items", sort_key=2)
+OPTIMISATION = Group("Optimisation", sort_key=3)
+RL = Group("Reinforcement learning", sort_key=4)
+PPO = Group("PPO", sort_key=5)
+LORA = Group("LoRA", sort_key=6)
+PROBING = Group("Probes", sort_key=2)
+LOADING = Group("Loading and devices", sort_key=8)
+OUTPUT = Group("Output", sort_key=9)
+
+
+def names(*spellings: str) -> Parameter:
+    """An option with the spellings of other tools accepted as well, its own name first."""
+    return Parameter(name=[f"--{spelling}" for spelling in spellings])
+
+
+def commas(kind: Callable[[str], Any] = str) -> Parameter:
+    """An option that takes several values, separated by commas.
+
+    Args:
+        kind: Makes a value from its text; raises ValueError if that cannot be.
+    """
+
+    def convert(_: Any, tokens: Sequence[Token]) -> tuple[Any, ...]:
+        return tuple(kind(part.strip()) for token in tokens for part in token.value.split(",") if part.strip())
+
+    return Parameter(n_tokens=1, converter=convert, negative=())
+
+
+FLAG = Parameter(negative=())
+"""An option that can only be switched on."""
