@@ -37,9 +37,17 @@ def commas(kind: Callable[[str], Any] = str) -> Parameter:
     """
 
     def convert(_: Any, tokens: Sequence[Token]) -> tuple[Any, ...]:
-        return tuple(kind(part.strip()) for token in tokens for part in token.value.split(",") if part.strip())
+        texts = [part.strip() for token in tokens for part in token.value.split(",") if part.strip()]
+        try:
+            return tuple(kind(text) for text in texts)
+        except ValueError:
+            raise ValueError("write numbers separated by commas, such as 0,1,3") from None
 
-    return Parameter(n_tokens=1, converter=convert, negative=())
+    return Parameter(n_tokens=1, converter=convert, negative=(), show_default=_with_commas)
+
+
+def _with_commas(values: tuple[Any, ...]) -> str:
+    return ",".join(map(str, values))
 
 
 FLAG = Parameter(negative=())

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else SUCCESS)
     except CycloptsError as error:
-        tell_error(usage_line(error))
+        tell_error(usage_line(error, given, lambda: settings.every_option(app)))
         sys.exit(USAGE)
     except KeyboardInterrupt:
         tell_error("interrupted; what was finished is kept, and the same command goes on from there")

@@ -1,4 +1,4 @@
-"""Where options come from: command line, PROBE_* variables, --config file, [tool.probe] of pyproject.toml, default.
+"""Where options come from: command line, PROBE_* variables, --config file, [tool.probe] of pyproject.toml, preset, default.
 
 A TOML file holds options at its top level, or in a table named after the command, which wins:
 
@@ -13,6 +13,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
 from vlm_probe.probes.options import OUTPUT
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import PROCESSES
 
@@ -59,7 +60,7 @@ class Sources:
     program: Callable[[], App]
 
     def __iter__(self) -> Iterator[Source]:
-        return iter((self.environment, self.config_file, self.pyproject))
+        return iter((self.environment, self.config_file, self.pyproject, self.preset))
 
     def environment(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Fill options from variables: PROBE_RUN_SEED for one command, PROBE_SEED for every one that has --seed.
@@ -81,7 +82,7 @@ class Sources:
         given = [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]
         if not given:
             return
-        paths = _every_option(self.program())
+        paths = every_option(self.program())
         known = {_variable(path) for path in paths} | {_variable(path[-1:]) for path in paths} | set(OTHER_VARIABLES)
         for name in given:
             # Only a near miss is an error: other programs may well use the prefix, too.
@@ -106,7 +107,7 @@ class Sources:
             return
         path = Path(config.tokens[-1].value).expanduser()
         data = _read(path)
-        _fill(_every_option(self.program()), commands, arguments, data, str(path), shared=False)
+        _fill(every_option(self.program()), commands, arguments, data, str(path), shared=False)
 
     def pyproject(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Fill options from [tool.probe] in the pyproject.toml of the working directory.
@@ -126,8 +127,33 @@ class Sources:
         tool = _read(path).get("tool", {})
         data = tool.get("probe", {}) if isinstance(tool, dict) else {}
         if data:
-            paths = _every_option(self.program())
+            paths = every_option(self.program())
             _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
+
+    def preset(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Fill options of `probe train` from its preset; the embedded model has one of its own.
+
+        Args:
+            app: The command's app.
+            commands: Names of the command and its groups.
+            arguments: Those of the command; values are added to those that have none.
+
+        Raises:
+            TrainingError: If there is no such preset.
+        """
+        if commands != ("train",):
+            return
+        from vlm_probe.finetune.config import read_preset
+        from vlm_probe.probes.models.catalog import lookup
+
+        options = _options(arguments)
+        given = {name: options[name].tokens[-1].value for name in ("preset", "model", "method") if options[name].tokens}
+        is_embedded = False
+        with suppress(ProbeError):  # a model that there is not is told where it is looked for
+            is_embedded = "model" in given and lookup(given["model"]).kind == "embedded"
+        preset = given.get("preset", "tiny" if is_embedded else "")
+        table = read_preset(preset, given.get("method", "")) if preset else {}
+        _fill([], (), arguments, table, f"the preset {preset}", shared=False)
 
 
 def save(folder: OutputFolder, command: str, values: dict[str, Any]) -> None:
@@ -215,14 +241,14 @@ def _options(arguments: ArgumentCollection) -> dict[str, Any]:
     }
 
 
-def _every_option(app: App, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def every_option(app: App, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """(command, ..., option) for every option below an app."""
     found: list[tuple[str, ...]] = []
     if app.default_command is not None:
         found += [(*path, name) for name in _options(app.assemble_argument_collection(parse_docstring=False))]
     for name in app:
         if not name.startswith("-"):
-            found += _every_option(app[name], (*path, name))
+            found += every_option(app[name], (*path, name))
     return found
 
 

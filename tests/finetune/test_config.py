@@ -48,6 +48,7 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"method": None}, "use sft, ppo"),
         ({"method": "dpo"}, "use sft, ppo, grpo, rloo"),
         ({"tasks": ()}, "names no task"),
         ({"tasks": ("a", "a")}, "names a task twice"),
@@ -105,7 +106,6 @@ def test_settings_that_this_machine_lacks_something_for(tmp_path, monkeypatch):
         ("items", 3.5),
         ("items", True),
         ("size", "large"),
-        ("method", None),
         ("beta", float("inf")),
         ("force", 1),
         ("avoid", 3),
