@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -84,6 +83,8 @@ def usage_line(error: CycloptsError, given: Sequence[str], options: Callable[[],
 
 def _unknown_option(chain: tuple[str, ...], given: Sequence[str], options: Sequence[tuple[str, ...]]) -> str:
     """What is wrong with the first option that a command does not have, and what may have been meant; empty if it has all."""
+    import difflib
+
     own = {path[-1] for path in options if path[:-1] == chain}
     names = [text[2:].partition("=")[0].replace("_", "-") for text in given if text.startswith("--") and len(text) > 2]
     name = next((name for name in names if name not in own and name.removeprefix("no-") not in own | {"help"}), "")

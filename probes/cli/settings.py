@@ -9,9 +9,7 @@ A TOML file holds options at its top level, or in a table named after the comman
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,6 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 from vlm_probe.probes.cli.errors import UsageError, check_texts
 from vlm_probe.probes.options import OUTPUT
 from vlm_probe.stimuli.errors import ProbeError, reading
-from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import PROCESSES
 
 if TYPE_CHECKING:
@@ -82,6 +79,8 @@ class Sources:
         given = [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]
         if not given:
             return
+        import difflib
+
         paths = every_option(self.program())
         known = {_variable(path) for path in paths} | {_variable(path[-1:]) for path in paths} | set(OTHER_VARIABLES)
         for name in given:
@@ -176,6 +175,8 @@ def listed(text: str) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The contents of a TOML file. Raises UsageError if it cannot be read, or is not TOML."""
+    import tomllib
+
     with reading(path, UsageError, "give a TOML file in UTF-8"):
         return tomllib.loads(path.read_text(encoding="utf-8"))
 
@@ -193,6 +194,8 @@ def _fill(
 
     A `shared` table is read by every command, so that options of other commands are no mistakes in it.
     """
+    import difflib
+
     options = {name: argument for name, argument in _options(arguments).items() if name != "config"}
     tables = {path[:depth] for path in every for depth in range(1, len(path))}
     for at, table in reversed(_levels(data, commands, source)):
@@ -265,5 +268,7 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    from vlm_probe.stimuli.plain_json import dumps
+
     # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
     return dumps(str(value)).replace("\x7f", "\\u007f")

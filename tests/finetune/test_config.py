@@ -48,7 +48,6 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": None}, "use sft, ppo"),
         ({"method": "dpo"}, "use sft, ppo, grpo, rloo"),
         ({"tasks": ()}, "names no task"),
         ({"tasks": ("a", "a")}, "names a task twice"),
