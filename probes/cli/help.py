@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shutil
 import sys
 import textwrap
@@ -43,7 +45,8 @@ def show_help(app: App, given: Sequence[str], groups: Mapping[str, Iterable[tupl
         named = [(name, _first_line(app[name].help)) for name in app if not name.startswith("-")] if chain else []
         sections = {"Commands": named} if chain else {title: list(entries) for title, entries in groups.items()}
     width = min(WIDEST, shutil.get_terminal_size().columns)
-    lines = [f"Usage: {program} {usage}", "", *_paragraphs(app.help, width)]
+    said = getattr(app.default_command, "__doc__", None) or app.help
+    lines = [f"Usage: {program} {usage}", "", *_paragraphs(said, width)]
     for title, entries in sections.items():
         lines += ["", f"{title}:"]
         for names, meaning in entries:
@@ -55,7 +58,10 @@ def _options(app: App) -> tuple[str, dict[str, Entries]]:
     """The usage of a command, and its options by group."""
     found: dict[Any, Entries] = defaultdict(list)
     usage = []
-    for argument in app.assemble_argument_collection(parse_docstring=True):
+    meanings = _meanings(app.default_command)
+    for argument in app.assemble_argument_collection(parse_docstring=False):
+        if argument.names == ("*",):
+            meanings |= _meanings(argument.hint)
         if argument.names == ("*",) or not argument.show:
             continue
         choices = [str(choice) for choice in argument.get_choices() or () if choice]
@@ -64,7 +70,7 @@ def _options(app: App) -> tuple[str, dict[str, Entries]]:
         positional = not argument.names[0].startswith("-")
         names = ", ".join(name for name in argument.names if name not in argument.negatives)
         entry = argument.names[0] if positional else f"{names} {value}".rstrip()
-        meaning = [" ".join((argument.parameter.help or "").split()), *_default(argument)]
+        meaning = [argument.parameter.help or meanings.get(argument.field_info.name, ""), *_default(argument)]
         groups: Any = argument.parameter.group
         group = next(iter(groups))
         found[group].append((entry, " ".join(filter(None, meaning))))
@@ -75,6 +81,13 @@ def _options(app: App) -> tuple[str, dict[str, Entries]]:
         found, key=lambda group: group.sort_key if isinstance(group.sort_key, int) else -(group.name == "Arguments")
     )
     return " ".join([*usage, "[OPTIONS]"]), {"Options" if g.name == "Parameters" else g.name: found[g] for g in order}
+
+
+def _meanings(thing: object) -> dict[str, str]:
+    """Argument or attribute -> what its docstring says of it, in one line."""
+    text = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", text, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in entries}
 
 
 def _default(argument: Any) -> Iterator[str]:
