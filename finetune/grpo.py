@@ -93,9 +93,9 @@ class AskedAlike:
         for reply in replies:
             thinks = self._prompter.thinks and not (self._asked_to_think and self._prompter.tags is None)
             end = (self._prompter.thought_end(reply) if thinks else 0) or 0
-            _, text, closed = self._prompter.said(
+            text, closed = self._prompter.said(
                 reply[: end + self._limit] if end else reply, asked_to_think=self._asked_to_think
-            )
+            )[1:]
             found.append(text if closed else UNFINISHED)
         return found
 
