@@ -175,8 +175,8 @@ class HuggingFaceModel:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
         self._ready[tuple(trial.id for trial in trials)] = self._make_inputs(trials)
 
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial, without thoughts, greedy unless `settings` has a temperature.
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
+        """One reply per trial, greedy unless `settings` has a temperature; a `Reply` where it has a thought, or was cut.
 
         Args:
             trials: What is asked.
@@ -185,10 +185,6 @@ class HuggingFaceModel:
         Raises:
             ModelError: If a trial has no picture, and the model's processor cannot do without.
         """
-        return [reply.text for reply in self.reply(trials, settings)]
-
-    def reply(self, trials: Sequence[Trial], settings: Generation) -> list[Reply]:
-        """One reply per trial, with the thought that came before it; takes and raises what `generate` does."""
         return self._in_parts(trials, lambda part: self._generate(part, settings))
 
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
@@ -214,18 +210,14 @@ class HuggingFaceModel:
             trials: What is asked.
             settings: How thoughts are generated, where the model thinks.
 
-        Raises:
-            ModelError: If a trial has no picture, and the model's processor cannot do without.
-        """
-        return self._in_parts(trials, lambda part: self._score(part, settings))
-
-    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[Reply]:
-        limits, said = [self._limit(trial, settings) for trial in trials], []
+    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
+        limits, given = [self._limit(trial, settings) for trial in trials], list[str | Reply]()
         for trial, tokens in zip(trials, self._sampled(self._inputs(trials), trials, settings, limits), strict=True):
             asked = trial.item.question.style == "think"
             thought, text, closed = self._prompter.said(tokens, asked_to_think=asked)
-            said.append(Reply(text, "" if closed else "unfinished", thought))
-        return said
+            ended = closed and self._prompter.is_ended(tokens)
+            given.append(text if ended and thought is None else Reply(text, "" if ended else "unfinished", thought))
+        return given
 
     def _sampled(
         self, inputs: dict[str, torch.Tensor], trials: Sequence[Trial], settings: Generation, limits: Sequence[int]
