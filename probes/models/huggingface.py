@@ -210,6 +210,11 @@ class HuggingFaceModel:
             trials: What is asked.
             settings: How thoughts are generated, where the model thinks.
 
+        Raises:
+            ModelError: If a trial has no picture, and the model's processor cannot do without.
+        """
+        return self._in_parts(trials, lambda part: self._score(part, settings))
+
     def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
         limits, given = [self._limit(trial, settings) for trial in trials], list[str | Reply]()
         for trial, tokens in zip(trials, self._sampled(self._inputs(trials), trials, settings, limits), strict=True):
