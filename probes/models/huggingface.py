@@ -353,6 +353,10 @@ class HuggingFaceModel:
         """Tokens of the longest legal answer of a trial, with the one that ends a reply."""
         return self._prompter.reply_length(trial)
 
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text, each as the text that it stands for."""
+        return [self._prompter.decode([token], special=True) for token in self._prompter.encode(text)]
+
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""
         return self._move(self._prompter.inputs([[made_up()]]))
