@@ -6,13 +6,27 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.mixture import LARGEST_WEIGHT
-from vlm_probe.probes.options import DATA, ESSENTIALS, FLAG, LOADING, LORA, OPTIMISATION, OUTPUT, PPO, RL, commas, names
+from vlm_probe.probes.options import (
+    DATA,
+    ESSENTIALS,
+    FLAG,
+    LOADING,
+    LORA,
+    OPTIMISATION,
+    OUTPUT,
+    PPO,
+    RL,
+    THOUGHT_LENGTH,
+    THOUGHT_TOKENS,
+    commas,
+    names,
+)
 from vlm_probe.stimuli.errors import ProbeError, is_installed
 from vlm_probe.stimuli.ranges import (
     AMOUNT,
@@ -26,6 +40,9 @@ from vlm_probe.stimuli.ranges import (
     ranged,
     whole,
 )
+
+if TYPE_CHECKING:
+    from vlm_probe.probes.models.thinking import Thinking
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 BUDGETS = ("samples", "steps", "tokens")
@@ -120,6 +137,9 @@ class TrainConfig:
         curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.
         attempts: Attempts per scene (sft: the expert answers after up to one fewer that failed).
         memory: Earlier attempts in the context: `none`, `last-k` or `all`.
+        thinking: Whether a model that can think does so before it answers; `auto`: as its makers recommend, and off with sft.
+        chat_template_args: Further arguments of the model's chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Longest thought, tokens; a longer one is cut, and its reply counts as unfinished.
         discount: Factor on the reward for every further attempt.
         auxiliary: Weight of the auxiliary loss on the physical state; 0 = none.
         auxiliary_target: Quantity that it predicts: `margin`, or another number that `probe decode` knows.
@@ -180,6 +200,9 @@ class TrainConfig:
     curriculum: Annotated[str, Data] = "none"
     attempts: Annotated[int, Data] = ranged(1, ATTEMPTS)
     memory: Annotated[str, Data] = "all"
+    thinking: Annotated[Literal["auto", "off", "on"], Data] = "auto"
+    chat_template_args: Annotated[str, Data] = ""
+    max_thinking_tokens: Annotated[int, Reinforced] = ranged(THOUGHT_TOKENS, THOUGHT_LENGTH)
     discount: Annotated[float, Reinforced] = ranged(1.0, SHARE)
     auxiliary: Annotated[float, Optimiser] = ranged(0.0, FACTOR)
     auxiliary_target: Annotated[str, Optimiser] = "margin"
@@ -196,6 +219,21 @@ class TrainConfig:
     def reinforced(self) -> bool:
         """Whether the method learns from rewards rather than from demonstrations."""
         return self.method != "sft"
+
+    @property
+    def thoughts(self) -> Thinking:
+        """Whether the model is to think before it answers."""
+        from vlm_probe.probes.models.thinking import Thinking
+
+        mode: Any = "off" if self.method == "sft" else self.thinking
+        return Thinking(mode, self.chat_template_args, self.max_thinking_tokens)
+
+    @property
+    def images(self) -> int:
+        """Images in the longest prompt."""
+        from vlm_probe.stimuli.attempts import remembered
+
+        return 1 + min(remembered(self.memory, self.attempts), self.attempts - 1)
 
     @property
     def group(self) -> int:
@@ -334,8 +372,12 @@ def _check(config: TrainConfig) -> None:
             f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"
             " acted; leave it out"
         )
-    if config.method == "sft" and config.style == "think":
-        raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
+    if config.method == "sft" and "think" in (config.style, config.thinking == "on" and "think"):
+        option = "--style think" if config.style == "think" else "--thinking on"
+        raise TrainingError(
+            f"{option} cannot be trained by sft: demonstrations state answers and no reasons; leave it out"
+        )
+    config.thoughts  # noqa: B018
 
 
 def _check_tasks(config: TrainConfig) -> None:

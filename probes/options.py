@@ -11,6 +11,8 @@ from typing import Any
 
 from cyclopts import Group, Parameter, Token
 
+from vlm_probe.stimuli.ranges import whole
+
 ESSENTIALS = Group("Essentials", sort_key=1)
 QUESTION = Group("Questions", sort_key=2)
 REPLIES = Group("Replies", sort_key=3)
@@ -50,5 +52,7 @@ def _with_commas(values: tuple[Any, ...]) -> str:
     return ",".join(map(str, values))
 
 
+THOUGHT_TOKENS, THOUGHT_LENGTH = 4096, whole(1, 1_000_000)
+"""Longest thought of a model before it answers, tokens, and what that may be set to."""
 FLAG = Parameter(negative=())
 """An option that can only be switched on."""

@@ -161,7 +161,8 @@ def load(config: RunConfig) -> Model:
     names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout", "images")
     limit = config.max_new_tokens or (THINKING_TOKENS if config.style == "think" else 0)
     settings = Generation(limit, config.temperature, config.seed)
-    return load_model(config.model, settings=settings, **{name: getattr(config, name) for name in names})
+    given = {name: getattr(config, name) for name in names}
+    return load_model(config.model, settings=settings, thinking=config.thoughts, **given)
 
 
 def _set_moment(model: Model, out: Path, processes: Processes) -> None:
@@ -272,7 +273,9 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
     told = None if error is None else whole_text(error)
-    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": told, "time": _now()}
+    thought = None if answer.thought is None else whole_text(answer.thought)
+    times = {"latency_s": answer.latency_s, "error": told, "time": _now()}
+    return columns | answer.ask.columns() | {"thought": thought} | times
 
 
 def _check_scorable(items: Sequence[Item]) -> None:

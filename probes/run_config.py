@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.options import ESSENTIALS, FLAG, LOADING, QUESTION, REPLIES, commas, names
+from vlm_probe.probes.options import (
+    ESSENTIALS,
+    FLAG,
+    LOADING,
+    QUESTION,
+    REPLIES,
+    THOUGHT_LENGTH,
+    THOUGHT_TOKENS,
+    commas,
+    names,
+)
 from vlm_probe.stimuli.ranges import (
     AMOUNT,
     ATTEMPTS,
@@ -23,6 +33,7 @@ from vlm_probe.stimuli.ranges import (
 
 if TYPE_CHECKING:
     from vlm_probe.probes.memory import Memory
+    from vlm_probe.probes.models.thinking import Thinking
 
 EXAMPLES = whole(0, 100)
 """Worked examples before a question."""
@@ -36,7 +47,8 @@ class RunConfig:
 
     Attributes:
         model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server.
-        stimuli: Folder of a set, task name, or family (`towers`: its headline task).
+            Several, separated by commas, are run one after the other and compared in a table.
+        stimuli: Folder of a set, task name, or family (`towers`: its headline task); several, separated by commas; or `all`.
         adapter: Folder of a LoRA adapter; with --base-url, the adapter's id at the server.
         limit: Ask only the first N items.
         readout: `generate`: read the reply. `options`: the log-probability of every legal answer.
@@ -48,6 +60,10 @@ class RunConfig:
         style: Ask for the bare answer (`direct`) or for reasoning first (`think`); by default as the set was made.
         attempts: Attempts per item of an action task; after each one the model is shown the outcome.
         memory: Earlier attempts that the model is reminded of: `none`, `last-1`, `last-2`, ..., or `all`.
+        thinking: Whether a model that can think does so before it answers; `auto`: as its makers recommend. Thoughts are kept in a
+            column of their own, and never read as the answer.
+        chat_template_args: Further arguments of the model's chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Longest thought, tokens; a longer one is cut, and its reply counts as unfinished.
         temperature: Sampling temperature; 0 = greedy.
         max_new_tokens: Longest reply, tokens; 0 = as many as the answers need.
         seed: Seed of sampled replies, and of random control conditions.
@@ -62,7 +78,7 @@ class RunConfig:
 
     Raises:
         OutOfRange: If a value is of another type, or outside its range.
-        InvalidInput: If there is no such memory.
+        ModelError: If the arguments of the chat template cannot be read.
     """
 
     model: Annotated[str, Essential, names("model", "model-name-or-path")]
@@ -86,10 +102,13 @@ class RunConfig:
     style: Annotated[Literal["", "direct", "think"], Asked] = ""
     attempts: Annotated[int, Asked] = ranged(1, ATTEMPTS)
     memory: Annotated[str, Asked] = "all"
+    thinking: Annotated[Literal["auto", "off", "on"], Replied] = "auto"
+    chat_template_args: Annotated[str, Replied] = ""
+    max_thinking_tokens: Annotated[int, Replied] = ranged(THOUGHT_TOKENS, THOUGHT_LENGTH)
 
     def __post_init__(self) -> None:
         check_settings(self)
-        self.recall  # noqa: B018
+        self.recall, self.thoughts  # noqa: B018
 
     @property
     def recall(self) -> Memory:
@@ -98,6 +117,13 @@ class RunConfig:
         from vlm_probe.probes.memory import Memory
 
         return Memory(self.attempts, self.memory)
+
+    @property
+    def thoughts(self) -> Thinking:
+        """Whether the model is to think before it answers."""
+        from vlm_probe.probes.models.thinking import Thinking
+
+        return Thinking(self.thinking, self.chat_template_args, self.max_thinking_tokens)
 
     @property
     def images(self) -> int:

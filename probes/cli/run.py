@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import os
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +32,7 @@ def run(
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
+    loaded: Annotated[Any, Parameter(parse=False)] = None,
 ) -> int:
     """Ask a model the items of a stimulus set; print the summary, write trials, summary and figure.
 
@@ -36,12 +41,15 @@ def run(
     Args:
         settings: What is asked of whom, and how.
         shift: Ask the shifted set of a task or family: `camera:2`, `visual:2,size:1` (see `probe stimuli make --help`).
-        out: Folder of the run; by default runs/MODEL_TASK.
+        out: Folder of the run; by default runs/MODEL_TASK. With several models or sets, the folder that holds their runs.
         resume: Resume a run that exists; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
+        loaded: The model, if it is loaded already.
     """
+    given = dict(locals())
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.grounding import ask_grounding
+    from vlm_probe.probes.cli.many import named_models, named_sets
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
         check_examples,
@@ -62,8 +70,12 @@ def run(
     from vlm_probe.stimuli.output import claim
     from vlm_probe.stimuli.standard import check_available
 
-    run_config = replace(settings, stimuli=shifted_name(settings.stimuli, shift))
-    model, stimuli = run_config.model, run_config.stimuli
+    models, sets = named_models(settings.model), named_sets(settings.stimuli)
+    if len(models) * len(sets) != 1:
+        options = {"shift": shift, "out": out, "resume": resume, "references": references, "jobs": jobs, "json": json}
+        return _run_many(settings, options, models, sets)
+    model, stimuli = models[0], shifted_name(sets[0], shift)
+    run_config = replace(settings, model=model, stimuli=stimuli)
     try:
         manners(run_config.design, run_config.examples, run_config.style)
     except PresentationError as error:
@@ -82,7 +94,7 @@ def run(
     saved = _portable(run_config, out) | {"references": references}
     check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
-    loaded = load(run_config)
+    loaded = loaded or load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
     pool = None
     if max(run_config.examples):
@@ -111,6 +123,52 @@ def run(
     return code
 
 
+def _run_many(config: RunConfig, options: dict[str, Any], models: list[str], sets: list[str]) -> int:
+    """Run every model on every set, and compare them. A pair that cannot be run costs only itself."""
+    from vlm_probe.probes.cli.errors import FAILURE, UsageError, as_line, expected
+    from vlm_probe.probes.cli.errors import report as tell_error
+    from vlm_probe.probes.cli.many import compare, run_models
+    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, shifted_name
+    from vlm_probe.probes.run import load
+
+    if not models or not sets:
+        raise UsageError(
+            f"--{'stimuli' if models else 'model'} names nothing: give a name, or several with commas between them"
+        )
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("several models or sets cannot be shared out to several processes: give one of each")
+    folders = {}
+    for model in models:
+        if config.base_url is None:
+            check_model_name(model)
+        for name in sets:
+            shifted = shifted_name(name, options["shift"])
+            task = check_stimuli_name(shifted)
+            one = replace(config, model=model, stimuli=shifted)
+            folders[model, name] = (options["out"] or Path("runs")) / run_name(one, task)
+    if len(models) > 1:
+        given = asdict(config) | {"examples": ",".join(map(str, config.examples))} | options
+        code = run_models(models, sets, given, folders)
+        compare(folders, options["json"])
+        return code
+    loaded, codes = load(replace(config, model=models[0])), [0]
+    fresh = copy.deepcopy(getattr(loaded, "observed", None))
+    for name in sets:
+        if fresh is not None:
+            loaded.observed = copy.deepcopy(fresh)  # type: ignore[attr-defined]
+        try:
+            changes = {"out": folders[models[0], name], "json": False, "loaded": loaded}
+            with redirect_stdout(io.StringIO()) if options["json"] else nullcontext():
+                codes.append(run(settings=replace(config, model=models[0], stimuli=name), **options | changes))
+        except Exception as error:
+            if not expected(error):
+                raise
+            tell_error(f"{name}: {as_line(error)}")
+            codes.append(FAILURE)
+    compare(folders, options["json"])
+    return max(codes)
+
+
 def _check_attempts(task: str, stimuli: str, attempts: int) -> None:
     """Refuse several attempts at what is no action. Raises UsageError."""
     from vlm_probe.probes.cli.errors import UsageError
@@ -137,7 +195,7 @@ def run_name(config: RunConfig, task: str) -> str:
     if config.base_url:
         parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
-    codes |= {"attempts": "attempts", "memory": "memory-"}
+    codes |= {"attempts": "attempts", "memory": "memory-", "thinking": "thinking-", "max_thinking_tokens": "thoughts"}
     names = (
         "revision",
         "dtype",
@@ -150,6 +208,7 @@ def run_name(config: RunConfig, task: str) -> str:
         "style",
         "examples",
         *(("attempts", "memory") if config.attempts > 1 else ()),
+        *("thinking", "chat_template_args", "max_thinking_tokens"),
     )
     defaults = {f.name: f.default for f in fields(config)}
     for name in names:
