@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json, listed
+from vlm_probe.probes.options import THOUGHT_LENGTH, THOUGHT_TOKENS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +31,7 @@ def ask(
     max_new_tokens: int = TOKENS,
     thinking: Literal["auto", "off", "on"] = "auto",
     chat_template_args: str = "",
-    max_thinking_tokens: int = 4096,
+    max_thinking_tokens: Annotated[int, Parameter(validator=THOUGHT_LENGTH)] = THOUGHT_TOKENS,
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
