@@ -199,11 +199,18 @@ def _weights(folder: Path) -> tuple[Path | None, list[Path]]:
         )
     file = _inside(folder, single, folder / CONFIG)
     if not single.endswith(".index.json"):
+        if (folder / INDEX).is_file():  # not used, but what is damaged was hardly meant to be there
+            _named(folder / INDEX)
         return None, [file]
-    names = read_json(file).get("weight_map")
+    return file, [_inside(folder, name, file) for name in _named(file)]
+
+
+def _named(index: Path) -> list[str]:
+    """The files that an index names. Raises ModelError if it is damaged."""
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{file} is damaged (weight_map does not name a file for every tensor): {MEND}")
-    return file, [_inside(folder, name, file) for name in sorted(set(names.values()))]
+        raise ModelError(f"{index} is damaged (weight_map does not name a file for every tensor): {MEND}")
+    return sorted(set(names.values()))
 
 
 def _inside(folder: Path, name: str, said_by: Path) -> Path:
