@@ -159,10 +159,10 @@ def coverage(test: str, runs: int) -> float:
 
 @functools.cache
 def _replications(runs: int, n: int = 100) -> list[dict[str, float]]:
-    type_one_error = script("type_one_error")
+    error_rates = script("error_rates")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [type_one_error.replicate(runs, 1_000_000 + number) for number in range(n)]
+        return [error_rates.replicate(runs, 1_000_000 + number) for number in range(n)]
 
 
 def fit_seconds() -> float:
