@@ -196,7 +196,7 @@ def compare_run(name: str, stimuli: StimulusSet, batch_size: int, rounds: int) -
     walls, cpus, ours = [], [], []
     for number in range(rounds + 1):
         out = Path(tempfile.mkdtemp()) / "run"
-        work = {
+        work: dict[str, Callable[[], Any]] = {
             "plain": partial(plain_loop, plain, processor, stimuli, batch_size, new_tokens),
             "run": partial(run, RunConfig(name, "s", batch_size=batch_size), stimuli, out, model=model),
         }

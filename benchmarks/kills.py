@@ -527,8 +527,8 @@ def warm(name: str) -> None:
 ROOT = Path(__file__).parent.parent
 
 
-RECORDS = ("run.json", "config.toml", ".lock", "summary.json")
-"""Files that say when and where something was made."""
+RECORDS = ("run.json", "config.toml", ".lock", ".vlm-probe.json", "summary.json")
+"""Files that say when and where something was made, or hold hashes of these."""
 
 
 def differing() -> list[str]:

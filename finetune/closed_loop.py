@@ -28,13 +28,13 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from vlm_probe.finetune.config import TrainConfig
 from vlm_probe.finetune.data import TrainingSet
-from vlm_probe.finetune.families import check_several_pictures
 from vlm_probe.finetune.grpo import GroupTrainer
 from vlm_probe.finetune.monitor import by_task
 from vlm_probe.finetune.policy import Policy
 from vlm_probe.finetune.ppo import PPOTrainer
-from vlm_probe.finetune.presentation import Results
 from vlm_probe.finetune.reward import Judge, Judged, RewardFunction
+from vlm_probe.finetune.sampling import Results
+from vlm_probe.finetune.trl_adapter import check_several_pictures
 from vlm_probe.probes.memory import Memory, Past
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.huggingface import end_tokens

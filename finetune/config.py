@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 from vlm_probe.finetune.curriculum import parse_curriculum
-from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.finetune.mixture import LARGEST_WEIGHT
 from vlm_probe.probes.memory import Memory
@@ -27,6 +26,25 @@ from vlm_probe.stimuli.ranges import (
     ranged,
     whole,
 )
+
+DEVICES = ("auto", "cpu", "cuda")
+"""What a training can be told. One GPU of several is chosen by what the process can see (`CUDA_VISIBLE_DEVICES`)."""
+
+
+def on_one_gpu(arguments: Any) -> Any:
+    """Make a process train on one GPU, however many it sees.
+
+    Without a launcher, transformers would hand a part of every batch to each GPU in threads (`nn.DataParallel`), and TRL refuses
+    to go on. More GPUs take more processes, which `accelerate launch` starts.
+
+    Args:
+        arguments: Of a trainer of transformers; changed in place, and given back.
+    """
+    if arguments.n_gpu > 1:  # a process of a launcher counts its own alone
+        # As transformers does for a model that lies on several GPUs; there is no setting for it.
+        arguments._n_gpu = 1
+    return arguments
+
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")

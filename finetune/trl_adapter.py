@@ -1,14 +1,58 @@
-"""Going on from a checkpoint: the adapter that is trained is the one that was saved, whatever version of transformers reads it."""
+"""What TRL and transformers have to be told: families of models, replies scored alone, and checkpoints that are read whole."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import trl.trainer.utils
+
 from vlm_probe.finetune.config import TrainingError
 from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.probes.models.adapter_folder import WEIGHTS
 from vlm_probe.stimuli.errors import reading
+
+COUNTS = "batch_num_images"
+"""Pictures of every prompt, as LLaVA-OneVision's processor gives them beside the pixels; TRL does not know of it."""
+
+
+class AnyFamily:
+    """Makes a trainer of TRL score replies to whatever a family's processor gives."""
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        # Without it the model takes every picture for one that stands alone in its prompt, and so it is: see below.
+        kwargs.pop(COUNTS, None)
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)  # type: ignore[misc]
+
+
+def check_several_pictures(processor: Any, name: str) -> None:
+    """Refuse a model whose replies cannot be scored after more than one picture: LLaVA-OneVision cuts only single ones into tiles.
+
+    Args:
+        processor: Of the model.
+        name: Of the model, for the message.
+
+    Raises:
+        TrainingError: If it is one.
+    """
+    if COUNTS in getattr(processor.image_processor, "model_input_names", ()):
+        raise TrainingError(
+            f"{name} cannot learn from rewards with earlier attempts in its prompts, because TRL does not tell it how many"
+            " pictures they have: use --memory none, or another model"
+        )
+
+
+def score_replies_only() -> None:
+    """Have TRL score the labelled positions only, as it does on a GPU.
+
+    Elsewhere it scores every position and masks the result, so that shapes stay the same for compilers; here nothing is
+    compiled, and with a short reply after a long prompt that would be a fifth of the time of a step.
+    """
+    trl.trainer.utils._use_triton = _always
+
+
+def _always(device: object) -> bool:
+    return True
 
 
 class Restoring:

@@ -1,7 +1,10 @@
-"""The order of a training: which item of which task is shown at which place.
+"""What a training shows, and when: the item of every place, the rows that a trainer reads, and what is learned beside the task.
 
 A place is one presentation. Places come in blocks: the items of one rollout, or of one optimiser step. The task of a place
 is decided by the mixture, the item by the curriculum. Within what is open, every item comes once before any comes again.
+An adaptive curriculum decides what comes next while the training is under way, so that the rows cannot be laid out
+beforehand: they are looked up one by one, when they are asked for. What a place shows is known from its number, and
+successes come back the same way.
 """
 
 from __future__ import annotations
@@ -11,13 +14,31 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
 
-from vlm_probe.finetune.curriculum import Competence, Floats, Kind, frontier, open_items, paced_share
+from vlm_probe.finetune.auxiliary import AuxiliaryObjective, HeadLearning, make_targets
+from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.curriculum import (
+    Competence,
+    Floats,
+    Kind,
+    difficulty,
+    frontier,
+    open_items,
+    paced_share,
+    parse_curriculum,
+)
+from vlm_probe.finetune.diversity import describe
 from vlm_probe.finetune.mixture import Share, interleave, realised
-from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.finetune.monitor import RESTART
+from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput, reading
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 LAG = 2
 """Blocks between a success and its effect: data loaders fetch one block while another one is being learned from."""
@@ -206,3 +227,152 @@ class _Deck:
         if not self._left:
             self._left = [self._open[i] for i in self._rng.permutation(len(self._open)).tolist()]
         return self._left.pop()
+
+
+FILE = "order.json"
+"""Of a checkpoint: the successes that the order of the training depends on."""
+
+
+def present(table: Any, order: Order, first: Mapping[str, int]) -> Any:
+    """The rows of a training set in the order of the training, as a `datasets.Dataset`.
+
+    Args:
+        table: One row per item, task after task.
+        order: The order.
+        first: Task -> row of its first item.
+
+    Returns:
+        As many rows as the training has places; each is that of the item that its place shows, with the column `place`.
+    """
+    from datasets import Dataset
+
+    places = Dataset.from_dict({"place": list(range(len(order)))})
+    return places.with_transform(_Lookup(table, order, first))
+
+
+class _Lookup:
+    """What `datasets` calls to fill rows in."""
+
+    def __init__(self, table: Any, order: Order, first: Mapping[str, int]) -> None:
+        self._table, self._order, self._first = table, order, first
+        self._places: list[int] = []
+        self._rows: dict[str, list[Any]] = {}
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        # TRL asks for the rows of a rollout before every step that is made from it, and looks at the first time's alone:
+        # without a memory, most of the pictures would be decoded for nothing.
+        if batch["place"] != self._places:
+            shown = [self._order[place] for place in batch["place"]]
+            self._rows = self._table[[self._first[place.task] + place.item for place in shown]]
+            self._places = list(batch["place"])
+        return self._rows | {"place": batch["place"]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `datasets` names its tables by a hash of what made them, and would write the whole training set for that.
+        return {}
+
+
+class Results:
+    """Brings the successes of all processes together, and tells the order how each block went."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._heard: dict[int, list[float]] = {}
+
+    def note(self, places: Sequence[int], successes: Sequence[float]) -> None:
+        """Say how some presentations went. To be called by all processes at once, in the order of the training.
+
+        Args:
+            places: Where each was shown; several answers to one presentation have one place.
+            successes: In [0, 1].
+        """
+        for place, success in gather_object(list(zip(map(int, places), map(float, successes), strict=True))):
+            self._heard.setdefault(place, []).append(success)
+        block = len(self._order.results)
+        size = self._order.block
+        own = range(block * size, min((block + 1) * size, len(self._order)))
+        while own and all(place in self._heard for place in own):
+            self._order.record(block, [_mean(self._heard.pop(place)) for place in own])
+            block += 1
+            own = range(block * size, min((block + 1) * size, len(self._order)))
+
+
+class OrderKeeping(TrainerCallback):
+    """Puts what the order depends on into checkpoints. Comes before what marks these as whole.
+
+    Args:
+        order: The order.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write it into the checkpoint."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / FILE).write_text(dumps(self._order.state()), encoding="utf-8")
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take over what a checkpoint holds."""
+        with reading(checkpoint / FILE, TrainingError, RESTART):
+            self._order.restore(parse_object((checkpoint / FILE).read_bytes()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+class Course:
+    """What a training shows and asks beside the task, put together from its settings.
+
+    Args:
+        config: The settings.
+        items: The training set, task after task.
+        model: The model that is trained.
+        places: Presentations in the whole training.
+
+    Raises:
+        ValueError: If the auxiliary target is not defined for a task.
+        ModelError: If the model has no such layer.
+    """
+
+    def __init__(self, config: TrainConfig, items: Sequence[Item], model: Any, places: int) -> None:
+        self._items = items
+        by_task = {task: [item for item in items if item.task == task] for task in config.tasks}
+        self._first = {task: next(i for i, item in enumerate(items) if item.task == task) for task in config.tasks}
+        mixture = [Share(task, share) for task, share in zip(config.tasks, config.shares(), strict=True)]
+        block = config.rollout // config.group if config.reinforced else config.batch
+        hard = {task: difficulty(those) for task, those in by_task.items()}
+        self.order = Order(mixture, hard, parse_curriculum(config.curriculum), places, block, config.seed)
+        self.results = Results(self.order) if self.order.kind == "adaptive" else None
+        """Where successes are told, for a curriculum that follows them; None for every other."""
+        self.objective: AuxiliaryObjective | None = None
+        self._keeping = OrderKeeping(self.order)
+        self.callbacks: list[Any] = [self._keeping]
+        """To be called before what marks checkpoints as whole."""
+        if config.auxiliary:
+            targets = make_targets(items, config.auxiliary_target)
+            self.objective = AuxiliaryObjective(model, targets, config.auxiliary, config.auxiliary_layer)
+            self.callbacks.append(HeadLearning(self.objective))
+
+    def rows(self, table: Any) -> Any:
+        """The rows of the training set in the order of the training."""
+        return present(table, self.order, self._first)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint, before anything is shown."""
+        self._keeping.resume(checkpoint)
+        if self.objective is not None:
+            self.objective.resume(checkpoint)
+
+    def summary(self) -> dict[str, Any]:
+        """What was shown, and when, for `training.json`."""
+        about: dict[str, Any] = {"data": describe(self._items), "presentation": self.order.summary()}
+        if self.objective is not None:
+            about["auxiliary_objective"] = {
+                "target": self.objective.targets.name,
+                "layer": self.objective.layer,
+                "weight": self.objective.weight,
+            }
+        return about
