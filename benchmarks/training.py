@@ -32,9 +32,8 @@ from vlm_probe.finetune.config import make_config
 from vlm_probe.finetune.data import training_set
 from vlm_probe.finetune.train import train
 from vlm_probe.probes.allocation import keep_freed_memory
-from vlm_probe.probes.episodes import Ask, Episodes
-from vlm_probe.probes.memory import Memory
-from vlm_probe.probes.presentation import PLAIN, Presenter
+from vlm_probe.probes.conditions import PLAIN, Presenter
+from vlm_probe.probes.episodes import Ask, Episodes, Memory
 from vlm_probe.probes.readout import Scorer
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import read_trials

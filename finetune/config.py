@@ -12,7 +12,7 @@ from typing import Any
 from vlm_probe.finetune.curriculum import parse_curriculum
 from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.finetune.mixture import LARGEST_WEIGHT
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.episodes import Memory
 from vlm_probe.stimuli.errors import ProbeError, is_installed
 from vlm_probe.stimuli.ranges import (
     AMOUNT,

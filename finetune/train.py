@@ -42,7 +42,7 @@ from vlm_probe.finetune.sampling import Course
 from vlm_probe.finetune.sft import make_sft
 from vlm_probe.finetune.trl_adapter import score_replies_only
 from vlm_probe.probes.allocation import keep_freed_memory
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.episodes import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
 from vlm_probe.probes.provenance import origin

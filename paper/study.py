@@ -17,8 +17,8 @@ from vlm_probe.analysis.material import Material, Settings, select
 from vlm_probe.analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
 from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper.numbers import records
-from vlm_probe.probes.archive import LOGS
 from vlm_probe.probes.trials import read_run, runs_below
+from vlm_probe.probes.trials.archive import LOGS
 from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.plain_json import parse_object
 

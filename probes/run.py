@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
-from vlm_probe.probes.episodes import Ask, Episodes, check, groups
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.conditions import HIDES_PICTURE, PresentationError, Presenter, manners
+from vlm_probe.probes.episodes import Ask, Episodes, Memory, check, groups
 from vlm_probe.probes.models import Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
-from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.sharding import ALONE, Processes
@@ -73,7 +72,7 @@ class RunConfig:
         load_in_4bit: Quantise the weights to 4 bits on loading.
         base_url: Of the server of a served model; None = the model is loaded here.
         concurrency: Trials that a served model is asked at a time.
-        design: "plain", "controls", "variants", or names of control conditions (see `vlm_probe.probes.presentation`).
+        design: "plain", "controls", "variants", or names of control conditions (see `vlm_probe.probes.conditions`).
         examples: Numbers of worked examples before the question; every item is asked with each.
         examples_from: The set that they come from, as the user named it.
         style: "direct" or "think"; empty for the items' own.

@@ -96,7 +96,7 @@ def run(
         shifted_name,
     )
     from vlm_probe.probes.cli.results import FIGURE, SUMMARY, warning_of, write_figure, write_summary
-    from vlm_probe.probes.presentation import PresentationError, manners
+    from vlm_probe.probes.conditions import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join

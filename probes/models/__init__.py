@@ -36,8 +36,8 @@ class Trial:
         image: The picture that comes with the question; None if there is none, or the model does not look at pictures.
         context: Turns before the question: worked examples, earlier attempts.
         preamble: Words before the question, in the same turn.
-        manner: Code of the manner in which the item is asked (`vlm_probe.probes.presentation`); empty for the plain one.
-        attempt: Number of the attempt, from 1, where an item may be tried several times (`vlm_probe.probes.memory`).
+        manner: Code of the manner in which the item is asked (`vlm_probe.probes.conditions`); empty for the plain one.
+        attempt: Number of the attempt, from 1, where an item may be tried several times (`vlm_probe.probes.episodes`).
     """
 
     item: Item

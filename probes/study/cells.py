@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.cli.grounding import GROUNDING_N
+from vlm_probe.probes.conditions import manners
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.presentation import manners
 from vlm_probe.probes.study.design import Design, MakeConfig, Model, Test, Training
 from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.stimuli.errors import ProbeError

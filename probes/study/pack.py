@@ -4,7 +4,7 @@ TO/study.yaml                      the declaration, as it stands
 TO/remarks.tex                     what is to be said of the study and no other file knows, if anybody wrote it into its folder
 TO/registration.json               what was registered, if anything was (and earlier records)
 TO/state.json                      cells done, failed and missing, what they took, and deviations from the registration
-TO/logs.parquet, runs.parquet      all logs, byte for byte (`vlm_probe.probes.archive`); read like the runs themselves
+TO/logs.parquet, runs.parquet      all logs, byte for byte (`vlm_probe.probes.trials.archive`); read like the runs themselves
 TO/adapters/<name>/training.json   how every adapter was trained, with its curves; the weights stay behind
 TO/decoding/<name>/<task>/...      results of decoding
 TO/sets/<name>/card.json           what every set holds; the pictures are made again from the declaration

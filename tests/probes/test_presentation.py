@@ -12,10 +12,10 @@ import pytest
 from PIL import ImageOps
 
 from vlm_probe.analysis.summary import summarise
+from vlm_probe.probes.conditions import CONTROLS, Manner, PresentationError, Presenter, manners
 from vlm_probe.probes.models import Generation, Identity, Trial
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.presentation import CONTROLS, Manner, PresentationError, Presenter, manners
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import RunError, read_trials

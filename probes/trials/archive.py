@@ -14,8 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_probe.probes.columns import LOG
-from vlm_probe.probes.row_format import COLUMNS, line_of
+from vlm_probe.probes.columns import COLUMNS, LOG, line_of
 from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.plain_json import dumps, parse
