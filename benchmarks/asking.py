@@ -28,11 +28,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm_probe.analysis.summary import summarise
-from vlm_probe.probes.models import Model, Trial
+from vlm_probe.probes.models import SPARE_TOKENS, Model, Trial
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.huggingface import HuggingFaceModel
 from vlm_probe.probes.models.loading import load_model
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set

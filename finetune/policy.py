@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from vlm_probe.finetune.config import ALPHA, DROPOUT, RANK, TrainConfig, TrainingError
-from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.adapter_folder import TRAINING, check_base, read_trained
+from vlm_probe.probes.models import THINKING_TOKENS, ModelError
+from vlm_probe.probes.models.adapter_folder import TRAINING, Part, check_base, part_of, read_trained
 from vlm_probe.probes.models.adapters import attach_adapter
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.device import parameter_count, parameter_size, quantisation
@@ -23,9 +23,7 @@ from vlm_probe.probes.models.loading import find_weights
 from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
-from vlm_probe.probes.models.parts import Part, part_of
 from vlm_probe.probes.models.prompting import Prompter, fix_clock
-from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.stimuli.question import Question
 from vlm_probe.stimuli.ranges import check_ranges, ranged
 

@@ -14,9 +14,8 @@ from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.conditions import HIDES_PICTURE, PresentationError, Presenter, manners
 from vlm_probe.probes.episodes import Ask, Episodes, Memory, check, groups
-from vlm_probe.probes.models import Generation, Model, Trial
+from vlm_probe.probes.models import THINKING_TOKENS, Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
-from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.sharding import ALONE, Processes

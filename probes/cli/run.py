@@ -83,8 +83,6 @@ def run(
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
-    from vlm_probe.probes.cli.grounding import ask_grounding
-    from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
         check_examples,
         check_model_name,
@@ -95,7 +93,15 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import FIGURE, SUMMARY, warning_of, write_figure, write_summary
+    from vlm_probe.probes.cli.results import (
+        FIGURE,
+        SUMMARY,
+        ask_grounding,
+        reference_runs,
+        warning_of,
+        write_figure,
+        write_summary,
+    )
     from vlm_probe.probes.conditions import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.run import run as ask

@@ -14,6 +14,12 @@ from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.ranges import REPLY_LENGTH, SEED, TEMPERATURE, check_ranges, ranged
 
+THINKING_TOKENS = 512
+"""Of a reply that reasons first."""
+SPARE_TOKENS = 8
+"""Beyond the longest legal answer: a full stop, a unit, or the beginning of a sentence that gives it away."""
+
+
 Ended = Literal["", "unfinished", "filtered"]
 """How a reply ended that did not end by itself, as a status of `vlm_probe.stimuli.question.Status`."""
 

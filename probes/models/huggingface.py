@@ -17,7 +17,16 @@ import transformers
 from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Trial
+from vlm_probe.probes.models import (
+    SPARE_TOKENS,
+    THINKING_TOKENS,
+    Generation,
+    Identity,
+    ModelError,
+    NonFiniteLogits,
+    Reply,
+    Trial,
+)
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
@@ -26,7 +35,6 @@ from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_h
 from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)

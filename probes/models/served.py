@@ -8,11 +8,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, Reply, Trial, Turn
+from vlm_probe.probes.models import SPARE_TOKENS, THINKING_TOKENS, Generation, Identity, ModelError, Reply, Trial, Turn
 from vlm_probe.probes.models.endpoint import Endpoint, RequestFailed
 from vlm_probe.probes.models.made_up import QUESTIONS, made_up
 from vlm_probe.probes.models.protocol import fault_of, is_cut, messages, positions, prompt_tokens, reply_of
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 from vlm_probe.probes.models.sampling import Sampling, full, settle
 from vlm_probe.probes.models.served_adapter import Saying, check_served, served_hash
 from vlm_probe.probes.models.served_options import Floats, ServedOptions, replies

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.cli.grounding import GROUNDING_N
+from vlm_probe.probes.cli.results import GROUNDING_N
 from vlm_probe.probes.conditions import manners
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.catalog import lookup

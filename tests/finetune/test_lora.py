@@ -13,8 +13,8 @@ import torch
 from tests.families import FAMILIES
 from vlm_probe.finetune.policy import Capacity, lora_config, make_trainable, trained
 from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import part_of
 from vlm_probe.probes.models.network import load_network
-from vlm_probe.probes.models.parts import part_of
 from vlm_probe.stimuli.ranges import OutOfRange
 
 # What every family calls its language model and vision tower, and the last parts of the names of the layers there.
