@@ -381,7 +381,7 @@ LATER: dict[str, Any] = {
 """Columns that logs of earlier versions do not have, and what goes for a row without them: plain manner, one attempt."""
 
 
-def whole(row: Mapping[str, Any]) -> dict[str, Any]:
+def whole_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with all columns, in their order, and nothing else.
 
     Args:

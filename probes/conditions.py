@@ -34,6 +34,8 @@ from vlm_probe.stimuli.tasks import get_task
 CONTROLS = ("intact", "blank", "mirrored", "shuffled", "other-picture", "description", "facts")
 HIDES_PICTURE = ("blank", "shuffled", "other-picture", "description")
 """Controls that change or take away what there is to see, which means nothing to an observer of the scene."""
+GROUNDING_N, GROUNDING_SEED = 120, 10_009
+"""Size and seed of the grounding set that a battery of controls begins with."""
 GREY = (128, 128, 128)
 TILES = 8
 

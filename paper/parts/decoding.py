@@ -16,7 +16,7 @@ from vlm_probe.paper.figures.decoding import decoding
 from vlm_probe.paper.names import key_of, task_name, training_name
 from vlm_probe.paper.numbers import Numbers, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 
 POSITION = "last"
 """Where the answer is read: the last token. The last layer there is the site of record, chosen before looking."""

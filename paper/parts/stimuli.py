@@ -9,7 +9,7 @@ from vlm_probe.analysis.levels import family_of
 from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper.figures.stimuli import Shown, stimuli
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.tasks import FAMILIES, get_task

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
 
 
-GROUNDING_N, GROUNDING_SEED = 120, 10_009
-"""Size and seed of the grounding set that a battery of controls begins with."""
-
-
 def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: Any, jobs: int | None) -> None:
     """Ask the family's grounding questions, and say how many of each kind are right; the battery's summary begins with them, too.
 
@@ -40,6 +36,7 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
     from vlm_probe.analysis.summary import seen
     from vlm_probe.probes.cli.console import progress, tell
     from vlm_probe.probes.cli.resources import cores
+    from vlm_probe.probes.conditions import GROUNDING_N, GROUNDING_SEED
     from vlm_probe.probes.run import run
     from vlm_probe.stimuli.ranges import IMAGE_SIZE
     from vlm_probe.stimuli.standard import further_set

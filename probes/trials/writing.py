@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.columns import COLUMNS, brief, check_row, line_of, whole
+from vlm_probe.probes.columns import COLUMNS, brief, check_row, line_of, whole_row
 from vlm_probe.probes.trials.archive import ArchiveError, write_archive
 from vlm_probe.probes.trials.reading import (
     KIND,
@@ -79,7 +79,7 @@ class TrialLog:
             ValueError: If a column holds what is not allowed there.
         """
         check_row(row)
-        data = line_of(whole(row)).encode()
+        data = line_of(whole_row(row)).encode()
         try:
             view = memoryview(data)
             while view:
@@ -107,9 +107,9 @@ class TrialLog:
             held = lock(self.folder, path.name)
             try:
                 # A kill may have come after some rows were taken over, and before the log was removed.
-                known = {line_of(whole(row)) for row in read_log(self._path)[0]}
+                known = {line_of(whole_row(row)) for row in read_log(self._path)[0]}
                 for row in read_log(path)[0]:
-                    if line_of(whole(row)) not in known:
+                    if line_of(whole_row(row)) not in known:
                         self.append(row)
                     if row["error"] is None:
                         self.done.add(row["key"])
@@ -258,7 +258,7 @@ def rewrite_trials(
     if shards(folder):
         TrialLog(run, read_run(folder)).close()  # takes them over
     old, before = [dict.fromkeys(COLUMNS) | row for row in read_trials(folder)], trials_hash(folder)
-    new = [whole(change(row)) for row in old]
+    new = [whole_row(change(row)) for row in old]
     with reading(folder / TRIALS, RunError, "restore it"):
         for row in new:
             check_row(row)
@@ -269,7 +269,7 @@ def rewrite_trials(
     if "trials_sha256" in record:
         record["trials_sha256"] = trials_hash(folder)
     run.write_json(RUN, record)
-    return len(lines), sum(line_of(whole(row)) != line for row, line in zip(old, lines, strict=True))
+    return len(lines), sum(line_of(whole_row(row)) != line for row, line in zip(old, lines, strict=True))
 
 
 def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:

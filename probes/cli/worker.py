@@ -1,29 +1,24 @@
 """One job of a study: the steps of a cell, one after the other in one process, each through the command line of `probe`.
 
-`python -m vlm_probe.probes.study.worker STUDY CELL` with the steps in STUDY/cells/CELL/work.json. A step that fails does not stop the
+`python -m vlm_probe.paper.study.worker STUDY CELL` with the steps in STUDY/cells/CELL/work.json. A step that fails does not stop the
 others. Exit codes: 0 all done, 3 some failed, 4 another process is at the cell.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import time
 import traceback
 from collections import deque
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlm_probe.probes.cli.errors import FAILED_TRIALS, FAILURE, INTERRUPTED, SUCCESS, as_line
-from vlm_probe.probes.cli.settings import OTHER_VARIABLES
-from vlm_probe.probes.study.cells import Cell, Step
-from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.launch import IN_PROCESS, Launch, call
-from vlm_probe.probes.study.store import (
+from vlm_probe.paper.study.cells import Cell, Step
+from vlm_probe.paper.study.launch import Launch, call, read_work
+from vlm_probe.paper.study.store import (
     ENDED,
     LOCK,
     MARK,
@@ -36,9 +31,10 @@ from vlm_probe.probes.study.store import (
     size_of,
     take,
 )
-from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.probes.cli.errors import FAILED_TRIALS, FAILURE, INTERRUPTED, SUCCESS, as_line
+from vlm_probe.probes.cli.settings import OTHER_VARIABLES
+from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.output import OutputError, claim, kind_of
-from vlm_probe.stimuli.plain_json import parse_object
 
 AT_WORK = 4
 OUTPUTS = {"train": "training run", "run": "run", "decode": "decoding"}
@@ -47,34 +43,6 @@ PATIENCE = 5.0
 """Seconds to wait for a lock that somebody may hold only to look at the cell."""
 ERRORS_KEPT = 4
 """Last lines that a step wrote to stderr, among which its reason is looked for."""
-
-
-def work_of(cell: Cell, processes: int, launch: Launch = IN_PROCESS) -> dict[str, Any]:
-    """What a worker has to know, as it is written into the cell's folder.
-
-    Args:
-        cell: The cell.
-        processes: That its steps may start for stimuli.
-        launch: How accelerate starts steps, if it does.
-    """
-    return {"processes": processes, "launch": asdict(launch), **asdict(cell)}
-
-
-def read_work(path: Path) -> tuple[Cell, int, Launch]:
-    """The cell that a worker is asked to do, the processes that its steps may start for stimuli, and how steps are launched."""
-    with reading(path, StudyError, "give `probe study run` again, which writes it"):
-        data = parse_object(path.read_bytes())
-        steps = []
-        for step in data["steps"]:
-            lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
-            steps.append(Step(**{**step, **lists}))
-        cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
-        return cell, int(data["processes"]), Launch(**data.get("launch", {}))
-
-
-def command_of(step: Step) -> str:
-    """The command line of a step, as one would give it in the folder of the study."""
-    return shlex.join(["probe", *step.arguments])
 
 
 def work(folder: Path, cell_id: str) -> int:
@@ -120,7 +88,7 @@ def _steps(store: Store, cell: Cell, processes: int, launch: Launch) -> tuple[li
         except (OSError, OutputError) as error:
             reason = as_line(error)
         if reason:
-            failures.append(Failure(step.id, reason, command_of(step)))
+            failures.append(Failure(step.id, reason, step.command))
             _say(f"failed: {reason}")
     return failures, blocked
 
@@ -139,7 +107,7 @@ def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
     """Do one step; the reason why it failed, or nothing."""
     out = store.folder / step.id
     mark = {"sha256": step.sha256, "arguments": list(step.arguments), "pace": step.pace, "amount": step.amount}
-    _say(f"$ {command_of(step)}")
+    _say(f"$ {step.command}")
     store.make_room(step)
     kind = OUTPUTS.get(step.arguments[0])
     if kind is not None:

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.paper.study.cells import Cell
+from vlm_probe.paper.study.fields import StudyError
+from vlm_probe.paper.study.overview import Overview
+from vlm_probe.paper.study.store import MARK, Store, read_json, size_of
 from vlm_probe.probes.decoding.result import RESULT
 from vlm_probe.probes.models.adapter_folder import TRAINING
-from vlm_probe.probes.study.cells import Cell
-from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.overview import Overview
-from vlm_probe.probes.study.store import MARK, Store, read_json, size_of
 from vlm_probe.probes.trials import TRIALS, archive_runs
 from vlm_probe.stimuli.dataset import CARD
 from vlm_probe.stimuli.output import claim, write_json

@@ -1,4 +1,4 @@
-"""A study at a glance: how many cells are done, at work, waiting or failed; what failed, why, and how to repeat it by hand."""
+"""A study at a glance: what it comes to before it is run, how far it is, what failed, why, and how to repeat it by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_probe.probes.study.cells import Cell, Step
-from vlm_probe.probes.study.store import CELLS, LOG, Failure, Look, Store
+from vlm_probe.paper.study.cells import Cell, Step, trials
+from vlm_probe.paper.study.cost import CostModel
+from vlm_probe.paper.study.design import Design
+from vlm_probe.paper.study.store import CELLS, LOG, Failure, Look, Store
 
 COUNTS = ("done", "running", "failed", "blocked", "missing")
-Estimate = Callable[[Step], float | None]
-"""Seconds that a step will take; None if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Overview:
         folder: Where it is.
         cells: Its cells.
         looks: Cell -> what it looks like.
-        estimate: Of the seconds that a step takes.
+        cost: What steps cost, as far as it was timed.
         done: Whether a step is done.
         jobs: Cells that are done at a time, for the time that is left.
     """
@@ -32,7 +32,7 @@ class Overview:
     folder: str
     cells: Sequence[Cell]
     looks: Mapping[str, Look]
-    estimate: Estimate
+    cost: CostModel
     done: Callable[[Step], bool]
     jobs: int = 1
 
@@ -47,7 +47,7 @@ class Overview:
 
     def seconds_left(self, cells: Sequence[Cell]) -> tuple[float, bool]:
         """Seconds that are left for some cells, one after the other, and whether all of them could be estimated."""
-        left = [self.estimate(step) for cell in cells for step in cell.steps if not self.done(step)]
+        left = [self.cost.seconds(step) for cell in cells for step in cell.steps if not self.done(step)]
         return sum(seconds for seconds in left if seconds is not None), None not in left
 
     def rows(self) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ class Overview:
 def look_at(
     cells: Sequence[Cell],
     store: Store,
-    estimate: Estimate = lambda step: None,
+    cost: CostModel | None = None,
     jobs: int = 1,
 ) -> Overview:
     """Look at a study.
@@ -125,11 +125,11 @@ def look_at(
     Args:
         cells: All of its design.
         store: Where they are.
-        estimate: Seconds that a step will take; None where that is not known.
+        cost: What steps cost, for the time that is left.
         jobs: Cells that are done at a time.
     """
     looks = {cell.id: store.look(cell) for cell in cells}
-    return Overview(str(store.folder), cells, looks, estimate, store.done, jobs)
+    return Overview(str(store.folder), cells, looks, cost or CostModel(), store.done, jobs)
 
 
 def failure_lines(failures: Sequence[Failure], folder: str) -> list[str]:
@@ -179,3 +179,97 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study comes to.
+
+    Attributes:
+        design: The design.
+        cells: Its cells.
+        cost: What steps cost, as far as it was timed.
+        now: What is there already.
+        jobs: Cells that will be done at a time.
+    """
+
+    design: Design
+    cells: Sequence[Cell]
+    cost: CostModel
+    now: Overview
+    jobs: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per group of cells."""
+        rows = []
+        for group in dict.fromkeys(cell.group for cell in self.cells):
+            own = [cell for cell in self.cells if cell.group == group]
+            steps = [step for cell in own for step in cell.steps]
+            seconds = [self.cost.seconds(step) for step in steps]
+            sizes = [self.cost.size(step) for step in steps]
+            rows.append(
+                {
+                    "cells": group,
+                    "all": len(own),
+                    "done": sum(self.now.looks[cell.id].state == "done" for cell in own),
+                    "steps": len(steps),
+                    "trials": trials(own),
+                    "seconds": sum(s for s in seconds if s is not None) + sum(self.cost.start(c) for c in own),
+                    "bytes": sum(s for s in sizes if s is not None),
+                    "is_known": None not in seconds,
+                    "timed": any(s is not None for s in seconds),
+                }
+            )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        rows = self.rows()
+        return {
+            "study": self.design.name,
+            "folder": self.now.folder,
+            "groups": rows,
+            "cells": [{"id": cell.id, "steps": [step.id for step in cell.steps]} for cell in self.cells],
+            "trials": trials(self.cells),
+            "seconds": sum(row["seconds"] for row in rows),
+            "bytes": sum(row["bytes"] for row in rows),
+            "is_known": all(row["is_known"] for row in rows),
+            "contrasts": [str(contrast) for contrast in self.design.contrasts],
+        }
+
+    def __rich__(self) -> Any:
+        """As a table, with the sums below it."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for header in ("cells", "all", "done", "steps", "trials", "time", "disk"):
+            table.add_column(header, justify="left" if header == "cells" else "right")
+        rows = self.rows()
+        for row in rows:
+            known, trials_text = row["is_known"], f"{row['trials']:,}" if row["trials"] else ""
+            disk = size_text(row["bytes"]) if row["bytes"] else ""
+            numbers = (str(row["all"]), str(row["done"] or ""), str(row["steps"]), trials_text)
+            table.add_row(
+                row["cells"], *numbers, left_text(row["seconds"], known), disk if known else f"> {disk}" * bool(disk)
+            )
+        return Group(Text(f"{self.design.name}, in {self.now.folder}"), table, *map(Text, self._sentences(rows)))
+
+    def _sentences(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        seconds, size = sum(row["seconds"] for row in rows), sum(row["bytes"] for row in rows)
+        known = all(row["is_known"] for row in rows)
+        lines = [
+            f"{len(self.cells)} cells, {trials(self.cells):,} trials, {len(self.design.contrasts)} planned contrasts"
+        ]
+        if seconds:
+            at_least = "" if known else "at least "
+            each = f", {duration(seconds / self.jobs)} with {self.jobs} cells at a time" if self.jobs > 1 else ""
+            lines.append(
+                f"about {at_least}{duration(seconds)} on a machine like this{each}, and {size_text(size)} on the disk"
+            )
+        if not known:
+            lines.append(
+                "Not everything has been timed on this machine: `--pilot` times a small part of every kind of cell."
+            )
+        return lines

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.launch import IN_PROCESS, Launch
-from vlm_probe.probes.study.store import CELLS, JOB, LOG, Store, read_json
+from vlm_probe.paper.study.fields import StudyError
+from vlm_probe.paper.study.launch import IN_PROCESS, Launch
+from vlm_probe.paper.study.store import CELLS, JOB, LOG, Store, read_json
 from vlm_probe.stimuli.output import write_json
 
 GRACE = 30.0
@@ -261,7 +261,7 @@ def worker_command(folder: Path, cell: str) -> list[str]:
         folder: Of the study.
         cell: Its id.
     """
-    return [sys.executable, "-P", "-m", "vlm_probe.probes.study.worker", str(folder.resolve()), cell]
+    return [sys.executable, "-P", "-m", "vlm_probe.paper.study.worker", str(folder.resolve()), cell]
 
 
 def how_it_died(code: int) -> str:

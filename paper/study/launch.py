@@ -1,4 +1,4 @@
-"""Launching: a step that trains or asks a model, started by accelerate on as many GPUs as a cell has."""
+"""Launching: what the process of a cell is told to do, and a step that accelerate starts on as many GPUs as a cell has."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from vlm_probe.probes.study.fields import StudyError, did_you_mean
+from vlm_probe.paper.study.cells import Cell, Step
+from vlm_probe.paper.study.fields import StudyError, did_you_mean
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import parse_object
 
 SHARED = ("train", "run")
 """Commands that several processes can share."""
@@ -41,6 +45,29 @@ class Launch:
 
 IN_PROCESS = Launch()
 """Without accelerate: steps run in the process of their cell."""
+
+
+def work_of(cell: Cell, processes: int, launch: Launch = IN_PROCESS) -> dict[str, Any]:
+    """What a worker has to know, as it is written into the cell's folder.
+
+    Args:
+        cell: The cell.
+        processes: That its steps may start for stimuli.
+        launch: How accelerate starts steps, if it does.
+    """
+    return {"processes": processes, "launch": asdict(launch), **asdict(cell)}
+
+
+def read_work(path: Path) -> tuple[Cell, int, Launch]:
+    """The cell that a worker is asked to do, the processes that its steps may start for stimuli, and how steps are launched."""
+    with reading(path, StudyError, "give `probe study run` again, which writes it"):
+        data = parse_object(path.read_bytes())
+        steps = []
+        for step in data["steps"]:
+            lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
+            steps.append(Step(**{**step, **lists}))
+        cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
+        return cell, int(data["processes"]), Launch(**data.get("launch", {}))
 
 
 def launch_names() -> list[str]:

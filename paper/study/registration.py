@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from vlm_probe.paper.study.cells import Cell
+from vlm_probe.paper.study.design import Design
+from vlm_probe.paper.study.fields import StudyError
+from vlm_probe.paper.study.store import Store
 from vlm_probe.probes.provenance import git_state, versions
-from vlm_probe.probes.study.cells import Cell
-from vlm_probe.probes.study.design import Design
-from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.store import Store
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputFolder

@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from vlm_probe.finetune.config import TrainConfig, make_config
-from vlm_probe.probes.study.cells import Cell, make_cells
-from vlm_probe.probes.study.design import Design, read_design
+from vlm_probe.paper.study.cells import Cell, make_cells
+from vlm_probe.paper.study.design import Design, read_design
 
-SETTINGS = [field.name for field in fields(TrainConfig)]
 OBSERVERS = """
 study: watch
 observers: [chance, noisy-simulation]
@@ -54,7 +51,7 @@ def read(tmp_path: Path) -> Callable[[str], Design]:
     def call(text: str) -> Design:
         path = tmp_path / "study.yaml"
         path.write_text(text, encoding="utf-8")
-        return read_design(path, SETTINGS)
+        return read_design(path)
 
     return call
 
@@ -62,7 +59,7 @@ def read(tmp_path: Path) -> Callable[[str], Design]:
 @pytest.fixture
 def cells(read: Callable[[str], Design]) -> Callable[[str], list[Cell]]:
     """Function that makes the cells of a study from its text."""
-    return lambda text: make_cells(read(text), lambda given, preset: make_config(given, preset).to_dict())
+    return lambda text: make_cells(read(text))
 
 
 @pytest.fixture

@@ -1,22 +1,143 @@
-"""The timed pilot: a small part of every kind of step, done at two sizes through the same command lines, to learn what they cost.
+"""What the steps of a study take in time and on the disk: from the steps that are done, and from a timed pilot.
 
-Two sizes tell what a step costs in any case from what every further item, sample or trial adds. A process that does many steps
-begins with one that is not counted, since it waits for imports; what that takes is noted as well, because every cell waits so.
+The pilot does a small part of every kind of step at two sizes, through the same command lines. Two sizes tell what a step costs in any
+case from what every further item, sample or trial adds. A process that does many steps begins with one that is not counted, since it
+waits for imports; what that takes is noted as well, because every cell waits so.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.study.cells import Cell, Step
-from vlm_probe.probes.study.drive import drive
-from vlm_probe.probes.study.pace import PILOT, START, fit, fixed, read_pilot
-from vlm_probe.probes.study.pools import LocalPool
-from vlm_probe.probes.study.store import Store
+from vlm_probe.paper.study.cells import Cell, Step
+from vlm_probe.paper.study.drive import drive
+from vlm_probe.paper.study.fields import StudyError
+from vlm_probe.paper.study.pools import LocalPool
+from vlm_probe.paper.study.store import Store, read_json
+from vlm_probe.stimuli.errors import reading
+
+PILOT = "pilot.json"
+START = "start"
+"""What a process waits for imports, as a pace."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a kind of step costs: `fixed` for every step, and `each` for every item, sample or trial.
+
+    Attributes:
+        seconds_fixed, seconds_each: By the clock.
+        bytes_fixed, bytes_each: On the disk.
+        whole: Whether everything is in it: the start of the process, and a training's own items.
+    """
+
+    seconds_fixed: float
+    seconds_each: float
+    bytes_fixed: float
+    bytes_each: float
+    whole: bool = False
+
+    def seconds(self, amount: int) -> float:
+        """Seconds for so much work."""
+        return self.seconds_fixed + self.seconds_each * amount
+
+    def size(self, amount: int) -> float:
+        """Bytes for so much work."""
+        return self.bytes_fixed + self.bytes_each * amount
+
+
+def fixed(seconds: float) -> Pace:
+    """A pace of something that always takes as long."""
+    return Pace(seconds, 0.0, 0.0, 0.0)
+
+
+def fit(points: Sequence[Mapping[str, Any]], whole: bool = False) -> Pace:
+    """The pace that steps of one kind were done at.
+
+    A straight line where amounts differ, with neither part below 0; else everything counts as proportional to the amount.
+
+    Args:
+        points: Steps that are done, each with `amount`, `seconds` and `bytes`.
+        whole: Whether everything is in these seconds.
+    """
+    amounts = [float(point["amount"]) for point in points]
+    mean = sum(amounts) / len(amounts)
+    spread = sum((amount - mean) ** 2 for amount in amounts)
+    lines = []
+    for name in ("seconds", "bytes"):
+        values = [float(point[name]) for point in points]
+        average = sum(values) / len(values)
+        if spread > 0:
+            slope = sum((a - mean) * (v - average) for a, v in zip(amounts, values, strict=True)) / spread
+            slope = min(max(slope, 0.0), average / mean)  # nothing costs less than nothing to begin
+        else:
+            slope = average / mean
+        lines += [average - slope * mean, slope]
+    seconds_fixed, seconds_each, bytes_fixed, bytes_each = lines
+    return Pace(seconds_fixed, seconds_each, bytes_fixed, bytes_each, whole)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What the steps of a study take in time and on the disk.
+
+    Attributes:
+        paces: Pace of every kind of step that was timed.
+    """
+
+    paces: Mapping[str, Pace] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cells: Iterable[Cell], store: Store) -> CostModel:
+        """As far as it is known: from the steps that are done, else from the pilot.
+
+        Args:
+            cells: Of the study.
+            store: Where they are.
+        """
+        timed = {pace: fit(own, whole=True) for pace, own in _timed(cells, store).items()}
+        return cls(read_pilot(store.folder) | timed)
+
+    def seconds(self, step: Step) -> float | None:
+        """Seconds that a step will take, the start of its process apart; None if nothing like it was timed."""
+        pace = self.paces.get(step.pace)
+        if pace is None:
+            return None
+        items = [] if pace.whole else [self.paces[name].seconds(n) for name, n in step.items if name in self.paces]
+        return pace.seconds(step.amount) + sum(items)
+
+    def size(self, step: Step) -> float | None:
+        """Bytes that a step will leave; None if nothing like it was timed."""
+        pace = self.paces.get(step.pace)
+        return None if pace is None else pace.size(step.amount)
+
+    def start(self, cell: Cell) -> float:
+        """Seconds that a cell's process waits for imports, unless they are in the paces of its steps."""
+        known = [self.paces[step.pace].whole for step in cell.steps if step.pace in self.paces]
+        is_counted = cell.kind == "adapters" or any(known) or START not in self.paces
+        return 0.0 if is_counted else self.paces[START].seconds_fixed
+
+
+def _timed(cells: Iterable[Cell], store: Store) -> dict[str, list[Mapping[str, Any]]]:
+    """The steps that are done, by pace."""
+    points: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        for step in cell.steps:
+            mark = store.mark(step)
+            if mark.get("done"):
+                points[step.pace].append(mark)
+    return points
+
+
+def read_pilot(folder: Path) -> dict[str, Pace]:
+    """The paces of a pilot; empty if there was none."""
+    with reading(folder / PILOT, StudyError, "delete it, and give `probe study plan --pilot` again"):
+        return {name: Pace(**values) for name, values in read_json(folder / PILOT).get("paces", {}).items()}
+
 
 FOLDER = "pilot"
 WARM_UP = "warm-up"
@@ -48,12 +169,7 @@ def pilot(cells: Sequence[Cell], store: Store, size: int, processes: int) -> lis
     with store.held(), trial.held() as output:
         trial.tidy(made, output)
         drive(made, trial, LocalPool(trial, 1, processes=processes, threads=processes))
-    points: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for cell in made:
-        for step in cell.steps:
-            mark = trial.mark(step)
-            if mark.get("done"):
-                points[step.pace].append(mark)
+    points = _timed(made, trial)
     found = known | {pace: fit(own) for pace, own in points.items() if not pace.startswith(WARM_UP)}
     waits = [
         mark["seconds"] - found[pace.removeprefix(WARM_UP)].seconds(mark["amount"])

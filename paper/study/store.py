@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm_probe.probes.study.cells import KINDS, Cell, Step
-from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.paper.study.cells import KINDS, Cell, Step
+from vlm_probe.paper.study.fields import StudyError
 from vlm_probe.stimuli.output import Busy, OutputFolder, claim, kind_of, write_json
 from vlm_probe.stimuli.plain_json import parse_object
 

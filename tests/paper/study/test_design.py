@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_probe.probes.study.design import Contrast, Test
-from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.paper.study.design import Contrast, Test
+from vlm_probe.paper.study.fields import StudyError
 
 GOOD = """
 study: learn
@@ -81,7 +81,7 @@ def test_a_slip_is_one_line_that_names_the_key(read, old, new, words):
 
 
 def test_a_file_that_is_not_there_is_said(read, tmp_path):
-    from vlm_probe.probes.study.design import read_design
+    from vlm_probe.paper.study.design import read_design
 
     with pytest.raises(StudyError, match=r"cannot read .*nothing.yaml"):
-        read_design(tmp_path / "nothing.yaml", [])
+        read_design(tmp_path / "nothing.yaml")

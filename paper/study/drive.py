@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vlm_probe.probes.study.cells import Cell
-from vlm_probe.probes.study.pools import Pool
-from vlm_probe.probes.study.store import ENDED, WORK, Ended, Failure, Store, fingerprint
-from vlm_probe.probes.study.worker import command_of, work_of
+from vlm_probe.paper.study.cells import Cell
+from vlm_probe.paper.study.launch import work_of
+from vlm_probe.paper.study.pools import Pool
+from vlm_probe.paper.study.store import ENDED, WORK, Ended, Failure, Store, fingerprint
 from vlm_probe.stimuli.output import write_json
 
 POLL = 0.2
@@ -18,10 +18,10 @@ POLL = 0.2
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a user wants to hear: "started" or "ended", of which cell."""
+    """Something that a user wants to hear: "started" or "ended", of which cell; or a sentence about what goes on when all else has stopped."""
 
     what: str
-    cell: Cell
+    cell: Cell | None = None
 
 
 def drive(
@@ -40,9 +40,7 @@ def drive(
     except BaseException:
         rest = pool.stop()
         if rest:
-            from vlm_probe.probes.cli.console import tell as say
-
-            say(rest)
+            tell(Event(rest))
         raise
 
 
@@ -99,7 +97,7 @@ class _Driver:
         if not all(map(self.store.done, cell.steps)) and self.store.ended(cell) is None:
             missing = [step for step in cell.steps if not self.store.done(step)]
             at = next((step for step in missing if self.store.mark(step)), missing[0])
-            failure = Failure(at.id, death or "its process ended without a word; see the log", command_of(at))
+            failure = Failure(at.id, death or "its process ended without a word; see the log", at.command)
             self.store.write_ended(cell.id, fingerprint(cell), Ended((failure,)))
         self._settle(cell)
 

@@ -9,19 +9,21 @@ reruns what it touches, and nothing else.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.cli.results import GROUNDING_N
-from vlm_probe.probes.conditions import manners
+from vlm_probe.finetune.config import make_config
+from vlm_probe.paper.study.design import Design, Model, Test, Training
+from vlm_probe.paper.study.fields import StudyError, did_you_mean
+from vlm_probe.probes.conditions import GROUNDING_N, manners
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.study.design import Design, MakeConfig, Model, Test, Training
-from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.shifts import parse_shifts
@@ -63,6 +65,11 @@ class Step:
     least: int = 1
     items: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def command(self) -> str:
+        """The command line as one would give it in the folder of the study."""
+        return shlex.join(["probe", *self.arguments])
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -86,17 +93,16 @@ class Cell:
         return {need for step in self.steps for need in step.needs} - {step.id for step in self.steps}
 
 
-def make_cells(design: Design, make_config: MakeConfig) -> list[Cell]:
+def make_cells(design: Design) -> list[Cell]:
     """All cells of a design, those that others need first.
 
     Args:
         design: The design.
-        make_config: `vlm_probe.finetune.config.make_config`, to know what presets say.
 
     Raises:
         StudyError: If a setting of a training is not possible, or a model is not there.
     """
-    return list(_Maker(design, make_config).cells())
+    return list(_Maker(design).cells())
 
 
 def trained_name(model: Model, training: Training, method: str, seed: int) -> str:
@@ -122,8 +128,8 @@ def count_by_kind(cells: Sequence[Cell]) -> Counter[str]:
 
 
 class _Maker:
-    def __init__(self, design: Design, make_config: MakeConfig) -> None:
-        self._design, self._make_config = design, make_config
+    def __init__(self, design: Design) -> None:
+        self._design = design
         self._hashes: dict[str, str] = {}
         self._models = {model.name: _model_facts(model) for model in design.models}
 
@@ -218,7 +224,7 @@ class _Maker:
         tasks, folder = training.bare_tasks, f"adapters/{trained_name(model, training, method, seed)}"
         wanted = given | {"model": model.name, "tasks": tasks, "method": method}
         try:
-            resolved = dict(self._make_config(wanted, model.preset))
+            resolved = make_config(wanted, model.preset).to_dict()
         except ProbeError as error:
             raise StudyError(f"training {training.name} by {method}: {error}") from error
         if resolved["load_in_4bit"] and not model.loading.get("load_in_4bit"):
@@ -365,3 +371,36 @@ def _model_facts(model: Model) -> list[Any]:
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def matching(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """The cells whose names match one of the patterns; all if there are none.
+
+    Args:
+        cells: Of the study.
+        patterns: As a shell writes them: `adapters/*`, `runs/*_sft_*`.
+
+    Raises:
+        StudyError: If nothing matches a pattern.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(cell.id, pattern) for cell in cells):
+            kinds = ", ".join(f"{kind}/* ({n})" for kind, n in count_by_kind(cells).items())
+            hint = did_you_mean(pattern, [cell.id for cell in cells]) if "*" not in pattern else f"there are {kinds}"
+            raise StudyError(f"--only {pattern}: no cell of the study is called that; {hint}")
+    return [cell for cell in cells if not patterns or any(fnmatchcase(cell.id, pattern) for pattern in patterns)]
+
+
+def with_needs(cells: Sequence[Cell], chosen: Sequence[Cell]) -> list[Cell]:
+    """Chosen cells and all that must be done before them, in the order of the study.
+
+    Args:
+        cells: Of the study, those that others need first.
+        chosen: Some of them.
+    """
+    kept = {cell.id for cell in chosen}
+    owner = {step.id: cell.id for cell in cells for step in cell.steps}
+    for cell in reversed(cells):  # what is needed stands before what needs it
+        if cell.id in kept:
+            kept |= {owner[need] for need in cell.needs}
+    return [cell for cell in cells if cell.id in kept]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from vlm_probe.finetune.config import TrainConfig, make_config
+from vlm_probe.paper.study.cells import make_cells, trials
+from vlm_probe.paper.study.design import read_design
+from vlm_probe.paper.study.fields import StudyError
 from vlm_probe.probes.cli import app
-from vlm_probe.probes.study.cells import make_cells, trials
-from vlm_probe.probes.study.design import read_design
-from vlm_probe.probes.study.fields import StudyError
 
 ROOT = Path(__file__).parents[3]
 
@@ -124,8 +122,8 @@ def test_a_model_is_tested_in_the_bits_in_which_it_is_trained(cells, trained):
 
 @pytest.mark.parametrize("path", sorted([*(ROOT / "examples" / "study").glob("*.yaml"), ROOT / "paper" / "study.yaml"]))
 def test_studies_of_the_repository_can_be_run(path):
-    design = read_design(path, [field.name for field in fields(TrainConfig)])
-    made = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
+    design = read_design(path)
+    made = make_cells(design)
     commands = {}
     for cell in made:
         for step in cell.steps:  # one of every kind, model and task

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.paper.study.fields import Fields, StudyError, one_of, read_yaml
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.catalog import ENTRIES, lookup
-from vlm_probe.probes.study.fields import Fields, StudyError, one_of, read_yaml
 from vlm_probe.stimuli.ranges import IMAGE_SIZE, PERMUTATIONS, SEED
 from vlm_probe.stimuli.shifts import check as check_shifts
 from vlm_probe.stimuli.shifts import parse_shifts, spell
@@ -28,8 +29,6 @@ LOADING = ("revision", "dtype", "load_in_4bit")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 Settings = Mapping[str, Any]
-MakeConfig = Callable[[Settings, str], Settings]
-"""From given settings of a training, and a preset, to all of them: `vlm_probe.finetune.config.make_config`."""
 
 
 @dataclass(frozen=True)
@@ -198,12 +197,11 @@ class Design:
         return {**loading, **general, **budget, **self.settings.get(method, {}), **training.settings, "seed": seed}
 
 
-def read_design(path: Path, settings: Collection[str]) -> Design:
+def read_design(path: Path) -> Design:
     """Read and check the file of a study.
 
     Args:
         path: The YAML file. Folders in it are relative to it.
-        settings: Names of the settings that trainings have.
 
     Raises:
         StudyError: If there is a slip in it; one line that names the key.
@@ -215,7 +213,7 @@ def read_design(path: Path, settings: Collection[str]) -> Design:
     top = Fields(read_yaml(path), str(path), keys)
     methods = tuple(one_of(m, METHODS, top.at("methods"), "method") for m in top.texts("methods", ("none",)))
     seeds = top.wholes("seeds", (0,))
-    chosen = set(settings) - set(OWN)
+    chosen = set(TrainConfig.__dataclass_fields__) - set(OWN)
     trainings = _trainings(top, methods, seeds, chosen)
     tests = _tests(top, trainings)
     return Design(
