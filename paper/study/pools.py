@@ -261,7 +261,7 @@ def worker_command(folder: Path, cell: str) -> list[str]:
         folder: Of the study.
         cell: Its id.
     """
-    return [sys.executable, "-P", "-m", "vlm_probe.paper.study.worker", str(folder.resolve()), cell]
+    return [sys.executable, "-P", "-m", "vlm_probe.probes.cli.worker", str(folder.resolve()), cell]
 
 
 def how_it_died(code: int) -> str:

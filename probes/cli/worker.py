@@ -1,6 +1,6 @@
 """One job of a study: the steps of a cell, one after the other in one process, each through the command line of `probe`.
 
-`python -m vlm_probe.paper.study.worker STUDY CELL` with the steps in STUDY/cells/CELL/work.json. A step that fails does not stop the
+`python -m vlm_probe.probes.cli.worker STUDY CELL` with the steps in STUDY/cells/CELL/work.json. A step that fails does not stop the
 others. Exit codes: 0 all done, 3 some failed, 4 another process is at the cell.
 """
 
