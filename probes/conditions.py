@@ -1,20 +1,12 @@
 """How an item is presented: as it is, or in one of the control conditions, with worked examples, in another wording.
 
 A run crosses its items with a list of `Manner`s. Every manner is a whole trial of its own, with its own key in the log.
-
-intact          the picture and the question
-blank           a grey picture
-mirrored        the mirror image, whose right answer is the mirrored one
-shuffled        the picture cut into 8 x 8 tiles in random order
-other-picture   the picture of an item of another group
-description     no picture, but an exact description of the scene in words: perfect perception
-facts           the picture, and the physics of the task stated before the question
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -31,9 +23,6 @@ from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.tasks import get_task
 
-CONTROLS = ("intact", "blank", "mirrored", "shuffled", "other-picture", "description", "facts")
-HIDES_PICTURE = ("blank", "shuffled", "other-picture", "description")
-"""Controls that change or take away what there is to see, which means nothing to an observer of the scene."""
 GROUNDING_N, GROUNDING_SEED = 120, 10_009
 """Size and seed of the grounding set that a battery of controls begins with."""
 GREY = (128, 128, 128)
@@ -42,6 +31,142 @@ TILES = 8
 
 class PresentationError(ProbeError, ValueError):
     """A manner cannot be had with these items; the message says why and what to do."""
+
+
+class Control:
+    """The item as it is: its image and its question. Every other control condition changes some of that.
+
+    Attributes:
+        name: In designs and logs.
+        has_image: Whether an image is shown, with the question and with worked examples.
+        hides_scene: Whether what there is to see is changed or taken away, which means nothing to an observer of the scene.
+        needs_scene: Whether the scene behind an image has to be known.
+        purpose: Of its random numbers, which are drawn with it.
+    """
+
+    name, purpose = "intact", ""
+    has_image, hides_scene, needs_scene = True, False, False
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse items for which it is not defined. Raises PresentationError."""
+
+    def item(self, item: Item) -> Item:
+        """The item that is asked."""
+        return item
+
+    def image(self, item: Item, stimuli: StimulusSet, rng: np.random.Generator) -> Image.Image:
+        """What is shown.
+
+        Args:
+            item: Of the set.
+            stimuli: The set.
+            rng: Of the item and this control.
+        """
+        return stimuli.image(item)
+
+    def words(self, item: Item) -> str:
+        """What is said before the question."""
+        return ""
+
+
+class Blank(Control):
+    """A grey image."""
+
+    name, hides_scene = "blank", True
+
+    def image(self, item: Item, stimuli: StimulusSet, rng: np.random.Generator) -> Image.Image:
+        """Grey, of the size of the item's own."""
+        return Image.new("RGB", stimuli.image(item).size, GREY)
+
+
+class Mirrored(Control):
+    """The mirror image, whose right answer is the mirrored one."""
+
+    name, needs_scene = "mirrored", True
+
+    def item(self, item: Item) -> Item:
+        """The item of the mirror image."""
+        return item if item.scene is None else _mirrored(item)
+
+    def image(self, item: Item, stimuli: StimulusSet, rng: np.random.Generator) -> Image.Image:
+        """The mirror image; each panel of a strip on its own, since their order in time stays."""
+        image = stimuli.image(item)
+        if item.scene is None or not item.scene.panels:
+            return ImageOps.mirror(image)
+        flipped = image.copy()
+        for box in panel_boxes(image.width):
+            flipped.paste(ImageOps.mirror(image.crop(box)), box)
+        return flipped
+
+
+class Shuffled(Control):
+    """The image cut into tiles in random order."""
+
+    name, purpose, hides_scene = "shuffled", "tiles", True
+
+    def image(self, item: Item, stimuli: StimulusSet, rng: np.random.Generator) -> Image.Image:
+        """The image in `TILES` x `TILES` tiles; a rim that does not divide stays as it is."""
+        image = stimuli.image(item)
+        width, height = image.width // TILES, image.height // TILES
+        if not width or not height:
+            return image
+        places = [(x * width, y * height) for y in range(TILES) for x in range(TILES)]
+        shuffled = image.copy()
+        for (x, y), source in zip(places, rng.permutation(len(places)), strict=True):
+            left, top = places[source]
+            shuffled.paste(image.crop((left, top, left + width, top + height)), (x, y))
+        return shuffled
+
+
+class OtherImage(Control):
+    """The image of an item of another group."""
+
+    name, purpose, hides_scene = "other-picture", "other", True
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse sets of a single group."""
+        if len({item.group_id for item in items}) < 2:
+            raise PresentationError("other-picture needs a set of at least two groups of items")
+
+    def image(self, item: Item, stimuli: StimulusSet, rng: np.random.Generator) -> Image.Image:
+        """That of an item drawn at random."""
+        items, other = stimuli.items, item
+        while other.group_id == item.group_id:  # there are at least two groups
+            other = items[int(rng.integers(len(items)))]
+        return stimuli.image(other)
+
+
+class Description(Control):
+    """No image, but an exact description of the scene in words: perfect perception."""
+
+    name, needs_scene, hides_scene, has_image = "description", True, True, False
+
+    def words(self, item: Item) -> str:
+        """The scene in words."""
+        return "" if item.scene is None else describe(item.scene) + " "
+
+
+class Facts(Control):
+    """The image, and the physics of the task stated before the question."""
+
+    name = "facts"
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse tasks that state no physics."""
+        for name in sorted({item.task for item in items}):
+            if not get_task(name).facts:
+                raise PresentationError(f"{name} states no physics facts: leave the control out")
+
+    def words(self, item: Item) -> str:
+        """The physics."""
+        return get_task(item.task).facts + " "
+
+
+CONTROLS: Mapping[str, Control] = {
+    control.name: control
+    for control in (Control(), Blank(), Mirrored(), Shuffled(), OtherImage(), Description(), Facts())
+}
+"""The control conditions by name, the plain one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +288,7 @@ class Presenter:
             item: Of the set.
             manner: One of the presenter's.
         """
-        if item.scene is not None and manner.control == "mirrored":
-            item = _mirrored(item)
+        item = CONTROLS[manner.control].item(item)
         if not manner.rewords:
             return item
         assert item.scene is not None  # checked at the start
@@ -185,15 +309,11 @@ class Presenter:
         Raises:
             StimulusError: If the picture cannot be read.
         """
-        asked = self.asked(item, manner)
-        image = self._picture(item, manner) if with_picture and manner.control != "description" else None
-        preamble = ""
-        if manner.control == "description":
-            assert item.scene is not None
-            preamble = describe(item.scene) + " "
-        elif manner.control == "facts":
-            preamble = get_task(item.task).facts + " "
-        return Trial(asked, image, self._context(asked, manner, with_picture), preamble, manner.code)
+        asked, control = self.asked(item, manner), CONTROLS[manner.control]
+        image = None
+        if with_picture and control.has_image:
+            image = control.image(item, self.stimuli, self._rng(item, control.purpose))
+        return Trial(asked, image, self._context(asked, manner, with_picture), control.words(item), manner.code)
 
     def example_ids(self, item: Item, manner: Manner) -> list[str]:
         """Ids of the worked examples that come before an item.
@@ -207,18 +327,14 @@ class Presenter:
     def _check(self) -> None:
         items = self.stimuli.items
         for manner in self.manners:
-            if manner.control in ("description", "mirrored") or manner.rewords:
+            control = CONTROLS[manner.control]
+            if control.needs_scene or manner.rewords:
                 bare = next((item.item_id for item in items if item.scene is None), None)
                 if bare is not None:
                     raise PresentationError(
                         f"the manner {manner.code!r} needs the scene behind a picture, and {bare} (imported) has none"
                     )
-            if manner.control == "facts":
-                for name in sorted({item.task for item in items}):
-                    if not get_task(name).facts:
-                        raise PresentationError(f"{name} states no physics facts: leave the control out")
-            if manner.control == "other-picture" and len({item.group_id for item in items}) < 2:
-                raise PresentationError("other-picture needs a set of at least two groups of items")
+            control.check(items)
         most = max((manner.examples for manner in self.manners), default=0)
         if not most:
             return
@@ -257,16 +373,12 @@ class Presenter:
         return [group[int(rng.integers(len(group)))] for group in groups][: manner.examples]
 
     def _context(self, asked: Item, manner: Manner, with_picture: bool) -> tuple[Turn, ...]:
-        turns: list[Turn] = []
+        control, turns = CONTROLS[manner.control], list[Turn]()
         for example in self._drawn(asked, manner):
             assert self._example_set is not None
             shown = self._worded_alike(example, asked)
-            pictures = (
-                () if not with_picture or manner.control == "description" else (self._example_set.image(example),)
-            )
-            words = shown.question.prompt
-            if manner.control == "description" and example.scene is not None:
-                words = describe(example.scene) + " " + words
+            pictures = (self._example_set.image(example),) if with_picture and control.has_image else ()
+            words = shown.question.prompt if control.has_image else control.words(example) + shown.question.prompt
             turns += [Turn("user", words, pictures), Turn("assistant", shown.question.reply(shown.answer))]
         return tuple(turns)
 
@@ -276,22 +388,6 @@ class Presenter:
             return example
         variant = replace(asked.variant, ask=example.variant.ask, detail=example.variant.detail)
         return replace(example, question=get_task(example.task).question(example.scene, variant), variant=variant)
-
-    def _picture(self, item: Item, manner: Manner) -> Image.Image:
-        if manner.control == "other-picture":
-            items, rng = self.stimuli.items, self._rng(item, "other")
-            other = item
-            while other.group_id == item.group_id:  # there are at least two groups
-                other = items[int(rng.integers(len(items)))]
-            return self.stimuli.image(other)
-        picture = self.stimuli.image(item)
-        if manner.control == "blank":
-            return Image.new("RGB", picture.size, GREY)
-        if manner.control == "mirrored":
-            return _flip(picture, item)
-        if manner.control == "shuffled":
-            return _shuffle(picture, self._rng(item, "tiles"))
-        return picture
 
     def _rng(self, item: Item, purpose: str) -> np.random.Generator:
         digest = hashlib.sha256(f"{item.item_id}\0{purpose}\0{self._seed}".encode()).digest()
@@ -322,26 +418,3 @@ def _mirrored(item: Item) -> Item:
         scene_sha256=scene.content_hash,
         certificate=certificate,
     )
-
-
-def _flip(picture: Image.Image, item: Item) -> Image.Image:
-    """The mirror image; each panel of a strip on its own, since their order in time stays."""
-    if item.scene is None or not item.scene.panels:
-        return ImageOps.mirror(picture)
-    flipped = picture.copy()
-    for box in panel_boxes(picture.width):
-        flipped.paste(ImageOps.mirror(picture.crop(box)), box)
-    return flipped
-
-
-def _shuffle(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture in `TILES` x `TILES` tiles, in random order; a rim that does not divide stays as it is."""
-    width, height = picture.width // TILES, picture.height // TILES
-    if not width or not height:
-        return picture
-    places = [(x * width, y * height) for y in range(TILES) for x in range(TILES)]
-    shuffled = picture.copy()
-    for (x, y), source in zip(places, rng.permutation(len(places)), strict=True):
-        left, top = places[source]
-        shuffled.paste(picture.crop((left, top, left + width, top + height)), (x, y))
-    return shuffled

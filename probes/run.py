@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
-from vlm_probe.probes.conditions import HIDES_PICTURE, PresentationError, Presenter, manners
+from vlm_probe.probes.conditions import CONTROLS, PresentationError, Presenter, manners
 from vlm_probe.probes.episodes import Ask, Episodes, Memory, check, groups
 from vlm_probe.probes.models import THINKING_TOKENS, Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
@@ -264,7 +264,7 @@ def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> N
     check_items = getattr(model, "check", None)
     if check_items is not None:
         check_items(items)
-    hidden = [manner.control for manner in presenter.manners if manner.control in HIDES_PICTURE]
+    hidden = [manner.control for manner in presenter.manners if CONTROLS[manner.control].hides_scene]
     if hidden and not model.needs_images:
         raise RunError(
             f"{model.identity.name} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
