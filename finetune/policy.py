@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.prompting import Prompter, fix_clock
+from vlm_probe.stimuli.errors import did_you_mean
 from vlm_probe.stimuli.question import Question
 from vlm_probe.stimuli.ranges import check_ranges, ranged
 
@@ -58,8 +58,7 @@ class Capacity:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.where not in get_args(Where):
-            close = difflib.get_close_matches(self.where, get_args(Where), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(get_args(Where))}"
+            hint = did_you_mean(self.where, get_args(Where), f"use {', '.join(get_args(Where))}", n=1, cutoff=0.6)
             if "head" in self.where or "embed" in self.where:
                 hint = "output layer and embeddings carry no adapter; use language, or full for a small model"
             raise ModelError(f"there is no place {self.where!r} for an adapter: {hint}")

@@ -29,7 +29,6 @@ from vlm_probe.analysis.page.packing import script_json
 from vlm_probe.analysis.page.pictures import Pictures
 from vlm_probe.analysis.registration import read_registration
 from vlm_probe.analysis.training import read_curves
-from vlm_probe.finetune.config import TrainConfig
 from vlm_probe.paper.study.design import read_design
 from vlm_probe.paper.study.fields import StudyError
 from vlm_probe.probes.cli import app, main
@@ -409,7 +408,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "table.csv": (lambda file: load([file]), "table.csv"),
     "table.parquet": (lambda file: load([file]), "table.parquet"),
     "registration.json": (read_registration, "registration.json"),
-    "study.yaml": (lambda file: read_design(file, list(TrainConfig.__dataclass_fields__)), "study.yaml"),
+    "study.yaml": (read_design, "study.yaml"),
     "training/training.json": (lambda file: read_curves(file.parent), "training.json"),
     "items.csv": (import_items, "items.csv"),
     "items.jsonl": (import_items, "items.jsonl"),

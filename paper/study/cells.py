@@ -19,12 +19,12 @@ from typing import Any
 
 from vlm_probe.finetune.config import make_config
 from vlm_probe.paper.study.design import Design, Model, Test, Training
-from vlm_probe.paper.study.fields import StudyError, did_you_mean
+from vlm_probe.paper.study.fields import StudyError
 from vlm_probe.probes.conditions import GROUNDING_N, manners
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.errors import ProbeError, did_you_mean
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.shifts import parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
@@ -386,7 +386,9 @@ def matching(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     for pattern in patterns:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):
             kinds = ", ".join(f"{kind}/* ({n})" for kind, n in count_by_kind(cells).items())
-            hint = did_you_mean(pattern, [cell.id for cell in cells]) if "*" not in pattern else f"there are {kinds}"
+            hint = (
+                did_you_mean(pattern, sorted(cell.id for cell in cells)) if "*" not in pattern else f"there are {kinds}"
+            )
             raise StudyError(f"--only {pattern}: no cell of the study is called that; {hint}")
     return [cell for cell in cells if not patterns or any(fnmatchcase(cell.id, pattern) for pattern in patterns)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vlm_probe.stimuli.errors import ProbeError, is_text, reading
+from vlm_probe.stimuli.errors import ProbeError, did_you_mean, is_text, reading
 from vlm_probe.stimuli.ranges import AMOUNT, SEED, Range
 
 
@@ -60,17 +59,6 @@ def read_yaml(path: Path) -> Any:
         return found
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What was probably meant, or else what there is.
-
-    Args:
-        name: What was given.
-        known: What there is.
-    """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
-
-
 class Fields:
     """A mapping of a YAML file, read key by key; every reader raises StudyError, with the place, for what is not of its kind.
 
@@ -88,7 +76,7 @@ class Fields:
             raise StudyError(f"{where} must be a mapping with some of the keys {', '.join(known)}, got {_shown(data)}")
         for key in data:
             if str(key) not in known:
-                raise StudyError(f"{_at(where, str(key))}: unknown key; {did_you_mean(str(key), known)}")
+                raise StudyError(f"{_at(where, str(key))}: unknown key; {did_you_mean(str(key), sorted(known))}")
         self.data = {str(key): value for key, value in data.items()}
         self.where = where
 
@@ -200,7 +188,7 @@ def one_of(value: str, known: Collection[str], where: str, what: str) -> str:
         StudyError: If it is none, with the closest ones.
     """
     if value not in known:
-        raise StudyError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, known)}")
+        raise StudyError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, sorted(known))}")
     return value
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.paper.study.cells import Cell, Step
-from vlm_probe.paper.study.fields import StudyError, did_you_mean
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.paper.study.fields import StudyError
+from vlm_probe.stimuli.errors import did_you_mean, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 SHARED = ("train", "run")

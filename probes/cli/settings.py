@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
-from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.errors import did_you_mean, reading
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import PROCESSES
 
@@ -173,9 +173,7 @@ def _fill(
                         options[name].append(Token(keyword=key, value=text, source=source, index=index))
             elif not (shared and at != commands and any(path[-1] == name for path in every)):
                 known = sorted({*options, *(path[-1] for path in tables if path[:-1] == at)})
-                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-                hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
-                raise _mistake(f"unknown key {key!r} in {source}: {hint}", commands)
+                raise _mistake(f"unknown key {key!r} in {source}: {did_you_mean(name, known)}", commands)
 
 
 def _levels(data: Any, commands: tuple[str, ...], source: str) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
