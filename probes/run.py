@@ -218,7 +218,7 @@ def run(
                 left -= spent * processes.count
                 if progress is not None and answer.ends_batch:
                     progress(min(max(total - left, 0), total), total)
-            n_errors, observed = processes.finish(trials, n_errors, getattr(model, "observed", {}))
+            n_errors, observed = processes.finish(trials, n_errors, model.observed)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -226,7 +226,7 @@ def run(
         finally:
             # What went wrong is already on its way up; a full disk must not hide it.
             with suppress(*(() if status == "finished" else (RunError, OutputError))):
-                observed = observed or getattr(model, "observed", {})
+                observed = observed or dict(model.observed)
                 trials.update(
                     status=status,
                     finished=_now(),
@@ -254,16 +254,14 @@ def load(config: RunConfig) -> Model:
 def _set_moment(model: Model, out: Path, processes: Processes) -> None:
     """Have prompts state the date and time at which the run began, in all processes and when it is resumed."""
     begun = read_run(out) if (out / RUN).is_file() and processes.first else {}
-    moment = processes.broadcast(str(begun.get("moment") or getattr(model, "moment", "")))
-    if moment and hasattr(model, "set_moment"):
+    moment = processes.broadcast(str(begun.get("moment") or model.moment))
+    if moment:
         model.set_moment(moment)
 
 
 def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
     """Refuse a model that cannot answer such items, or to which a control means nothing. Raises ModelError or RunError."""
-    check_items = getattr(model, "check", None)
-    if check_items is not None:
-        check_items(items)
+    model.check(items)
     hidden = [manner.control for manner in presenter.manners if CONTROLS[manner.control].hides_scene]
     if hidden and not model.needs_images:
         raise RunError(
@@ -274,20 +272,16 @@ def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> N
 
 def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:
     """Refuse a model whose context is too short for the longest episode. Raises ModelError."""
-    check_context = getattr(model, "check_context", None)
-    if check_context is None or wanted[0].memory.kept == "none":
+    if wanted[0].memory.kept == "none":
         return
     # Tokens cannot be counted without making the inputs; the longest prompt in characters is among the longest ones.
     longest = {ask.asked.question.prompt: ask for ask in wanted}
     chosen = sorted(longest.values(), key=lambda ask: len(ask.asked.question.prompt))[-LONGEST:]
-    check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
+    model.check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
 
 
 def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: Generation) -> None:
     """Refuse a server that does not take the longest requests of the run. Raises ModelError."""
-    check = getattr(model, "check_request", None)
-    if check is None:
-        return
 
     def length(ask: Ask) -> tuple[bool, int, bool, int]:
         question = ask.asked.question
@@ -299,7 +293,7 @@ def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: 
             trials.append(ask.memory.longest(ask.trial(with_picture=True)))
         if len(trials) == TRIED:
             break
-    check(trials, readout, settings)
+    model.check_request(trials, readout, settings)
 
 
 def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
@@ -398,7 +392,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n": n,
         "n_errors": 0,
         "model": identity,
-        "moment": getattr(model, "moment", ""),
+        "moment": model.moment,
         "training": training_facts(_trained_folder(config), identity["adapter_sha256"]),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],

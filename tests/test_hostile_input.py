@@ -32,7 +32,7 @@ from vlm_probe.analysis.training import read_curves
 from vlm_probe.paper.study.design import read_design
 from vlm_probe.paper.study.fields import StudyError
 from vlm_probe.probes.cli import app, main
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.models import Generation, Identity, Model, ModelError, Trial
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, read_adapter
 from vlm_probe.probes.models.footprint import read_weights
 from vlm_probe.probes.readout import Scorer, rescore
@@ -282,13 +282,16 @@ def test_half_a_character_in_a_table_is_named_with_its_place(tmp_path: Path) -> 
 
 
 def test_a_reply_with_half_a_character_is_logged(stability: StimulusSet, tmp_path: Path) -> None:
-    class Torn:
+    class Torn(Model):
         needs_images, identity = False, Identity("torn")
 
         def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
             return ["yes \ud83d"] * len(trials)
 
-    run(RunConfig("torn", "s"), stability, tmp_path / "run", model=Torn())  # type: ignore[arg-type]
+        def score_options(self, trials: Sequence[Trial]) -> list[Any]:
+            raise NotImplementedError
+
+    run(RunConfig("torn", "s"), stability, tmp_path / "run", model=Torn())
     assert {row["raw"] for row in read_trials(tmp_path / "run")} == {"yes \ufffd"}
 
 

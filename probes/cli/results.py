@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_probe.probes.models import Generation, Identity, Trial
     from vlm_probe.probes.run import RunConfig
     from vlm_probe.stimuli.dataset import StimulusSet
     from vlm_probe.stimuli.output import OutputFolder
@@ -57,8 +53,6 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
 
 
 OBSERVER, LABEL = "noisy-simulation", "noisy simulation"
-CHUNK = 8
-"""Items that a worker process answers at a time."""
 
 
 def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: int) -> dict[str, Path]:
@@ -77,7 +71,7 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
         RunError, OSError: If the cache cannot be written, or another process is at the same run.
     """
     from vlm_probe.probes.cli.console import progress
-    from vlm_probe.probes.models.observers import make_observer
+    from vlm_probe.probes.models.observers import CHUNK, ParallelObserver, make_observer
     from vlm_probe.probes.run import RunConfig, run
     from vlm_probe.probes.trials import RUN, read_run
     from vlm_probe.stimuli.question import Options
@@ -103,56 +97,9 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
         limit=limit if folder != whole else None,
         batch_size=jobs * CHUNK,
     )
-    with progress(f"reference observer ({OBSERVER})") as step, _Parallel(observer, jobs) as shared:
+    with progress(f"reference observer ({OBSERVER})") as step, ParallelObserver(observer, jobs) as shared:
         run(config, stimuli, folder, model=shared, progress=step)
     return {LABEL: folder}
-
-
-class _Parallel:
-    """An observer that answers on several processors. Its answers are the observer's own, so it has its identity."""
-
-    needs_images = False
-
-    def __init__(self, observer: Any, jobs: int) -> None:
-        self._observer = observer
-        # Spawned, because this process may hold torch's threads, which do not survive a fork.
-        self._pool = ProcessPoolExecutor(jobs, get_context("spawn"), _leave_interrupts) if jobs > 1 else None
-
-    @property
-    def identity(self) -> Identity:
-        """The observer's."""
-        identity: Identity = self._observer.identity
-        return identity
-
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """Replies of the observer."""
-        replies: list[str] = self._observer.generate(trials, settings)
-        return replies
-
-    def score_options(self, trials: Sequence[Trial]) -> list[Any]:
-        """Log-probabilities of the observer, by several processes."""
-        if self._pool is None:
-            return list(self._observer.score_options(trials))
-        chunks = [trials[start : start + CHUNK] for start in range(0, len(trials), CHUNK)]
-        return [answer for answers in self._pool.map(_score, chunks) for answer in answers]
-
-    def __enter__(self) -> _Parallel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; the main one ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _score(trials: Sequence[Trial]) -> list[Any]:
-    from vlm_probe.probes.models.observers import make_observer
-
-    return list(make_observer(OBSERVER).score_options(trials))
 
 
 FIGURE, SUMMARY = "psychometric.png", "summary.json"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -129,31 +131,27 @@ class Identity:
     files: dict[str, str] = field(default_factory=dict)
 
 
-class Model(Protocol):
+class Model(ABC):
     """A model or an observer. Answers do not depend on how items are batched.
-
-    A model may also have, and a run then uses:
-        batch_size: Trials per call that suit it.
-        observed: What it has seen so far, as plain data for `run.json`.
-        check(items): Raises ModelError for items that it cannot answer, before any is asked.
-        check_context(trials, settings): Raises ModelError for conversations that are too long for it.
-        check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
-        prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
-        moment, set_moment(moment): Date and time that its prompts state; empty if they state none.
-        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
-            is a text, or a `Reply`.
 
     Attributes:
         needs_images: Whether it looks at pictures; one that does not is given none.
+        batch_size: Trials per call that suit it.
+        streams: Whether it takes trials one by one, and answers several at a time in any order (`stream`).
+        observed: What it has seen so far, as plain data for `run.json`.
     """
 
-    needs_images: bool
+    needs_images = True
+    batch_size = 16
+    streams = False
+    observed: Mapping[str, Any] = MappingProxyType({})
 
     @property
+    @abstractmethod
     def identity(self) -> Identity:
         """What exactly answers."""
-        ...
 
+    @abstractmethod
     def generate(self, trials: Sequence[Trial], settings: Generation) -> Sequence[str | Reply]:
         """One reply per trial: its text, or a `Reply` where it did not end by itself.
 
@@ -161,11 +159,34 @@ class Model(Protocol):
             trials: What is asked.
             settings: How replies are generated.
         """
-        ...
 
+    @abstractmethod
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
         """Per trial, the log-probability of every candidate of its grammar (in the order of `candidates()`)."""
-        ...
+
+    @property
+    def moment(self) -> str:
+        """Date and time that its prompts state; empty if they state none."""
+        return ""
+
+    def set_moment(self, moment: str) -> None:
+        """Have prompts state this date and time."""
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse items that it cannot answer, before any is asked. Raises ModelError."""
+
+    def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
+        """Refuse conversations that are too long for it. Raises ModelError."""
+
+    def check_request(self, trials: Sequence[Trial], readout: str, settings: Generation) -> None:
+        """Refuse the longest requests of a run, if it does not take them. Raises ModelError."""
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Make the inputs of a batch that will be asked next; called from another thread."""
+
+    def stream(self, trials: Iterable[Trial], readout: str, settings: Generation) -> Iterator[tuple[Trial, Any, float]]:
+        """Answer trials one by one, in any order: (trial, answer, seconds); a reply is a text, or a `Reply`."""
+        raise NotImplementedError(f"{self.identity.name} takes trials in batches")
 
 
 class ModelError(ProbeError, RuntimeError):

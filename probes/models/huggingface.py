@@ -22,6 +22,7 @@ from vlm_probe.probes.models import (
     THINKING_TOKENS,
     Generation,
     Identity,
+    Model,
     ModelError,
     NonFiniteLogits,
     Reply,
@@ -44,8 +45,8 @@ BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
 
 
-class HuggingFaceModel:
-    """A vision-language model and its processor. Implements `vlm_probe.probes.models.Model`.
+class HuggingFaceModel(Model):
+    """A vision-language model and its processor.
 
     Args:
         model: The network, with an adapter on it or without, in evaluation mode.
@@ -55,8 +56,6 @@ class HuggingFaceModel:
     Raises:
         ModelError: If nothing says which token ends a reply.
     """
-
-    needs_images = True
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         self._model = model

@@ -8,7 +8,17 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm_probe.probes.models import SPARE_TOKENS, THINKING_TOKENS, Generation, Identity, ModelError, Reply, Trial, Turn
+from vlm_probe.probes.models import (
+    SPARE_TOKENS,
+    THINKING_TOKENS,
+    Generation,
+    Identity,
+    Model,
+    ModelError,
+    Reply,
+    Trial,
+    Turn,
+)
 from vlm_probe.probes.models.endpoint import Endpoint, RequestFailed
 from vlm_probe.probes.models.made_up import QUESTIONS, made_up
 from vlm_probe.probes.models.protocol import fault_of, is_cut, messages, positions, prompt_tokens, reply_of
@@ -34,7 +44,7 @@ STRIKES = 2
 """So many failed trials in a row, for each that is under way at a time, and the server is taken to be gone."""
 
 
-class ServedModel:
+class ServedModel(Model):
     """A model behind an endpoint. Implements `vlm_probe.probes.models.Model`; make one with `connect`.
 
     Args:
@@ -44,7 +54,7 @@ class ServedModel:
         concurrency: Trials under way at a time.
     """
 
-    needs_images = True
+    streams = True
 
     def __init__(self, endpoint: Endpoint, name: str, adapter: str | None = None, concurrency: int = 8) -> None:
         self._endpoint, self._model, self.batch_size = endpoint, adapter or name, concurrency

@@ -12,7 +12,7 @@ import pytest
 
 from vlm_probe.analysis.summary import summarise
 from vlm_probe.probes.conditions import PresentationError
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.models import Generation, Identity, Model, ModelError, Trial
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.readout import rescore
@@ -27,7 +27,7 @@ def wrong(item: Item) -> int:
     return 20 if item.answer < 0 else -20  # type: ignore[operator]
 
 
-class Scripted:
+class Scripted(Model):
     """Solves an item at an attempt that its place in the set gives (the fourth is never made), and says nothing before.
 
     It notes what it was shown.
