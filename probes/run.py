@@ -134,6 +134,33 @@ class RunReport:
     n_errors: int
 
 
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can begin: all that could be refused has been checked.
+
+    Attributes:
+        config: What is asked of whom, and how.
+        model: That is asked.
+        settings: Of generation.
+        wanted: First attempts at every item, in every manner.
+        keys: Of these, by their ids.
+        record: The contents of `run.json` at the start.
+        image_size: Of the set, pixels.
+    """
+
+    config: RunConfig
+    model: Model
+    settings: Generation
+    wanted: Sequence[Ask]
+    keys: Mapping[tuple[str, str], str]
+    record: dict[str, Any]
+    image_size: int
+
+    def key(self, ask: Ask) -> str:
+        """The key of a trial in the log."""
+        return self.keys[ask.id] if ask.attempt == 1 else ask.key(self.model, self.config.readout, self.settings)
+
+
 def run(
     config: RunConfig,
     stimuli: StimulusSet,
@@ -147,7 +174,7 @@ def run(
     """Ask a model all items, in every manner of the design, that the run in `out` does not have yet.
 
     A picture or a batch that fails costs its own trials only: they become rows with an error, and are asked again
-    when the run is started once more. Ctrl-C and kill leave a run that can be gone on with.
+    when the run is started once more. Ctrl-C and kill leave a run that can be resumed.
 
     Args:
         config: What is asked of whom, and how.
@@ -165,6 +192,19 @@ def run(
         RunError: If `out` holds another run.
     """
     folder = out.path if isinstance(out, OutputFolder) else out
+    prepared = prepare(config, stimuli, folder, model, examples, processes)
+    return execute(prepared, out, progress, processes)
+
+
+def prepare(
+    config: RunConfig,
+    stimuli: StimulusSet,
+    folder: Path,
+    model: Model | None = None,
+    examples: StimulusSet | None = None,
+    processes: Processes = ALONE,
+) -> PreparedRun:
+    """Check all that a run needs, and load its model. The arguments and errors are those of `run`."""
     items = stimuli.items[: config.limit]
     if not items:
         raise RunError(f"{stimuli.path} has no items")
@@ -182,26 +222,28 @@ def run(
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
     if not is_run(folder):  # what is left of a run that was begun is as long at most
         _check_request(model, wanted, config.readout, settings)
+    record = _describe(config, stimuli, model, len(wanted), presenter)
     if memory.attempts > 1:
         _check_context(model, wanted, settings)
         if memory.kept == "none" and not config.temperature and model.needs_images:
             log.warning("greedy and without memory, every attempt is like the first: give a --temperature, such as 1")
-
-    def key(ask: Ask) -> str:
-        return keys[ask.id] if ask.attempt == 1 else ask.key(model, config.readout, settings)
-
-    total = len(wanted) * memory.attempts
-    described = _describe(config, stimuli, model, len(wanted), presenter)
-    if memory.attempts > 1:
         cues = [item_cues(get_task(item.task), item) for item in items]
-        described["stimuli"]["guesses"] = guesses(cues, memory.attempts)
-    with processes.open_log(out, described) as trials:
-        scorer, status = Scorer(), "failed"
-        episodes = Episodes(
-            scorer, key, trials.done, folder, model.needs_images, int(stimuli.card.get("image_size", 0))
-        )
+        record["stimuli"]["guesses"] = guesses(cues, memory.attempts)
+    return PreparedRun(config, model, settings, wanted, keys, record, int(stimuli.card.get("image_size", 0)))
+
+
+def execute(
+    prepared: PreparedRun, out: Path | OutputFolder, progress: Progress | None = None, processes: Processes = ALONE
+) -> RunReport:
+    """Ask what the run in `out` does not have yet, and log it. The arguments and errors are those of `run`."""
+    config, model, wanted = prepared.config, prepared.model, prepared.wanted
+    attempts = config.attempts
+    total = len(wanted) * attempts
+    with processes.open_log(out, prepared.record) as trials:
+        status = "failed"
+        episodes = Episodes(Scorer(), prepared.key, trials.done, trials.folder, model.needs_images, prepared.image_size)
         # Episodes are shared before it is known which are over, since the log grows while the others read it.
-        pending = [ask for ask in wanted if memory.attempts > 1 or keys[ask.id] not in trials.done]
+        pending = [ask for ask in wanted if attempts > 1 or prepared.key(ask) not in trials.done]
         trials.update(
             status="running", resumed=trials.run["resumed"] + bool(trials.done), processes=processes.count, n_errors=0
         )
@@ -212,7 +254,7 @@ def run(
         if progress is not None:
             progress(max(total - left, 0), total)
         try:
-            for answer, row, spent in _played(model, pending, episodes, config, settings):
+            for answer, row, spent in _played(model, pending, episodes, config, prepared.settings):
                 trials.append(row)
                 n_errors += answer.error is not None
                 left -= spent * processes.count
@@ -226,15 +268,14 @@ def run(
         finally:
             # What went wrong is already on its way up; a full disk must not hide it.
             with suppress(*(() if status == "finished" else (RunError, OutputError))):
-                observed = observed or dict(model.observed)
                 trials.update(
                     status=status,
                     finished=_now(),
                     n_errors=n_errors,
-                    observed=observed,
+                    observed=observed or dict(model.observed),
                     trials_sha256=trials_hash(trials.folder),
                 )
-    return RunReport(folder, len(wanted), n_errors)
+    return RunReport(trials.folder, len(wanted), n_errors)
 
 
 def load(config: RunConfig) -> Model:

@@ -23,9 +23,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vlm_probe.analysis.frame import FrameError, load
-from vlm_probe.analysis.page.build import build
+from vlm_probe.analysis.page.build import build, script_json
 from vlm_probe.analysis.page.motion import Motions
-from vlm_probe.analysis.page.packing import script_json
 from vlm_probe.analysis.page.pictures import Pictures
 from vlm_probe.analysis.registration import read_registration
 from vlm_probe.analysis.training import read_curves
