@@ -1,4 +1,4 @@
-"""The house as a whole: imports go downward and in no circles, light layers stay light, and every file says what it is for."""
+"""The house as a whole: imports go downward and in no circles, and light layers stay light."""
 
 import ast
 import re
@@ -97,8 +97,9 @@ def test_files_are_utf8_whatever_the_locale(path):
     assert not found
 
 
-def test_links_of_the_readme_exist():
+def test_the_readme_is_short_and_its_links_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count("\n") <= 150
     links = [part.partition(")")[0] for part in readme.split("](")[1:]]
     local = [link for link in links if not link.startswith("http")]
     assert [link for link in local if not (ROOT / link).exists()] == []
