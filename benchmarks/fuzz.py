@@ -20,11 +20,10 @@ import atheris
 
 with atheris.instrument_imports(include=["vlm_probe"], enable_loader_override=False):
     from tests.probes.test_replies import TASKS, check, item_of
-    from vlm_probe.finetune.config import TrainConfig
+    from vlm_probe.paper.study.design import read_design
+    from vlm_probe.paper.study.fields import StudyError
     from vlm_probe.probes.readout import Scorer
     from vlm_probe.probes.run import RunConfig, run
-    from vlm_probe.probes.study.design import read_design
-    from vlm_probe.probes.study.fields import StudyError
     from vlm_probe.probes.trials import RUN, TRIALS, RunError, read_run, read_trials
     from vlm_probe.stimuli.dataset import METADATA, StimulusError, StimulusSet
     from vlm_probe.stimuli.generate import make_set
@@ -80,8 +79,7 @@ def sets(place: Path) -> tuple[Target, list[bytes]]:
 def studies(place: Path) -> tuple[Target, list[bytes]]:
     """The file of a study."""
     (place / "study.yaml").write_text(STUDY)
-    settings = TrainConfig.__dataclass_fields__
-    return _file(place / "study.yaml", lambda: read_design(place / "study.yaml", settings), StudyError)
+    return _file(place / "study.yaml", lambda: read_design(place / "study.yaml"), StudyError)
 
 
 def _run(place: Path) -> Path:

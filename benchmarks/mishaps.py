@@ -29,8 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import leftovers
-from benchmarks.commands import TICK, ended, make, start
+from benchmarks import kills
+from benchmarks.kills import TICK, ended, make, start
 from vlm_probe.probes.trials import read_trials
 
 ITEMS, SIZE = 60, 32
@@ -90,9 +90,9 @@ class Bench:
 def full(bench: Bench) -> Iterator[Outcome]:
     """A disk without room, and then with it."""
     commands: dict[str, tuple[str, Callable[[Path], list[str]], Callable[[Path], list[str]]]] = {
-        "run": ("32k", bench.run, leftovers.log_faults),
-        "stimuli make": ("256k", bench.draw, leftovers.set_faults),
-        "analyze": ("64k", bench.analyze, leftovers.report_faults),
+        "run": ("32k", bench.run, kills.log_faults),
+        "stimuli make": ("256k", bench.draw, kills.set_faults),
+        "analyze": ("64k", bench.analyze, kills.report_faults),
     }
     for name, (size, command, faults) in commands.items():
         with mounted(bench.place / f"full-{name.split()[0]}", f"size={size}") as disk:
@@ -107,15 +107,15 @@ def full(bench: Bench) -> Iterator[Outcome]:
             again, _ = bench.ended(command(disk / "out"))
             right = right and again == 0 and not faults(disk / "out")
             if name == "run":
-                right = right and leftovers.log_facts(disk / "out") == leftovers.log_facts(bench.whole)
+                right = right and kills.log_facts(disk / "out") == kills.log_facts(bench.whole)
         yield Outcome(f"a disk that fills up: probe {name}", f"exit {code}: {told}; with room, exit {again}", right)
 
 
 def bounded(bench: Bench) -> Iterator[Outcome]:
     """A file that may not grow beyond a size."""
     commands: dict[str, tuple[int, Callable[[Path], list[str]], Callable[[Path], list[str]]]] = {
-        "run": (40_000, bench.run, leftovers.log_faults),
-        "train": (300_000, bench.train, leftovers.training_faults),  # the items fit, the adapter does not
+        "run": (40_000, bench.run, kills.log_faults),
+        "train": (300_000, bench.train, kills.training_faults),  # the items fit, the adapter does not
     }
     for name, (size, command, faults) in commands.items():
         out = bench.place / f"bounded-{name}"
@@ -131,7 +131,7 @@ def bounded(bench: Bench) -> Iterator[Outcome]:
         again, _ = bench.ended(command(out))
         right = right and again == 0 and not faults(out)
         if name == "run":
-            right = right and leftovers.log_facts(out) == leftovers.log_facts(bench.whole)
+            right = right and kills.log_facts(out) == kills.log_facts(bench.whole)
         yield Outcome(f"a file that may not grow: probe {name}", f"exit {code}: {told}; with room, exit {again}", right)
 
 
@@ -171,7 +171,7 @@ def clock(bench: Bench) -> Iterator[Outcome]:
 
     out = bench.place / "clock"
     code, _ = bench.ended(bench.run(out), unsteady)
-    same = leftovers.log_facts(out) == leftovers.log_facts(bench.whole)
+    same = kills.log_facts(out) == kills.log_facts(bench.whole)
     times = [row["time"] for row in read_trials(out)]
     jumped = times != sorted(times)
     yield Outcome(

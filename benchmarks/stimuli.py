@@ -1,21 +1,11 @@
-"""What the toolkit costs around the bare engine when a stimulus set is made, for every family.
+"""What the toolkit costs around the bare engine.
 
-Baseline: pybullet alone, doing for every item what the physics and the picture need: build the same bodies and markers with the
-same contact settings, push what is pushed, draw with the same renderer at the same size as often as the picture has panels,
-and take as many steps as the outcome took. Nothing is sampled, looked at, checked, hashed, encoded or written.
-
-    python benchmarks/stimuli.py [--families towers ...] [-n 240] [--size 224] [--rounds 3] [--memory]
-
-Prints per family, for its headline judgement, as ratios within one run: CPU time per item on one process to the bare engine
-(target <= 1.2); the speed-up of two processes over one, start-up included (target >= 1.8), once by the wall clock and once by
-CPU time, one process's over that of the busier of two, which is what the wall clock shows where nothing else runs; and the
-simulated time per item as a share of a fixed simulation of two seconds (target < 0.5). With --memory, peak memory of 10,000
-small items against 1,000.
+python benchmarks/stimuli.py sets [--families towers ...] [-n 240] [--size 224] [--rounds 3] [--memory]
+python benchmarks/stimuli.py environment [--task towers-topblock] [-n 300] [--size 224] [--rounds 5]
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import statistics
@@ -23,19 +13,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import App, Parameter
 
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.environment import PhysicsEnv
 from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.picture import GAP, panel_poses
+from vlm_probe.stimuli.question import Answer, Question
 from vlm_probe.stimuli.scene import Body, Marker, Scene
 from vlm_probe.stimuli.shapes import cradle_boards, mesh
-from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Outcome, Poses, Simulator, get_simulator
+from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Outcome, Poses, Simulator, Stop, get_simulator
 from vlm_probe.stimuli.simulators.loop import steps_per_frame
 from vlm_probe.stimuli.simulators.pybullet import (
     CAREFUL_ITERATIONS,
@@ -49,6 +43,10 @@ from vlm_probe.stimuli.simulators.pybullet import (
 )
 from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
+app = App(
+    help="What the toolkit costs around the bare engine.",
+    default_parameter=Parameter(negative="", consume_multiple=True),
+)
 FIXED_SECONDS = 2.0
 """Simulated seconds of a simulation that does not stop early."""
 
@@ -228,7 +226,7 @@ class Cost:
     cpu: float
 
 
-def made(task: str, n: int, size: int, jobs: int) -> Cost:
+def made_set(task: str, n: int, size: int, jobs: int) -> Cost:
     """Make a set of n items in this process, and in another one where there are two jobs."""
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu, others = time.perf_counter(), time.process_time(), _children()
@@ -260,7 +258,7 @@ def compare(family: str, n: int, size: int, rounds: int, memory: bool) -> None:
     overhead, walls, cpus = [], [], []
     for _ in range(rounds):
         bare = bare_engine(work, size)
-        one, two = made(task, n, size, 1), made(task, n, size, 2)
+        one, two = made_set(task, n, size, 1), made_set(task, n, size, 2)
         overhead.append(one.cpu / bare)  # CPU time: on a shared machine wall time says more about the neighbours
         walls.append(one.wall / two.wall)
         cpus.append(one.cpu / two.cpu)
@@ -272,27 +270,189 @@ def compare(family: str, n: int, size: int, rounds: int, memory: bool) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
-    """Run the benchmark and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("-n", type=int, default=240)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", action="store_true")
-    arguments = parser.parse_args()
-    print(
-        f"{arguments.n} items, {arguments.size} px, median of {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
-    )
+@app.command
+def sets(
+    *,
+    families: tuple[str, ...] = tuple(FAMILIES),
+    n: Annotated[int, Parameter("-n")] = 240,
+    size: int = 224,
+    rounds: int = 3,
+    memory: bool = False,
+) -> None:
+    """What the toolkit costs around the bare engine when a stimulus set is made, for every family.
+
+    Baseline: pybullet alone, doing for every item what the physics and the picture need: build the same bodies and markers with the
+    same contact settings, push what is pushed, draw with the same renderer at the same size as often as the picture has panels,
+    and take as many steps as the outcome took. Nothing is sampled, looked at, checked, hashed, encoded or written.
+
+    Prints per family, for its headline judgement, as ratios within one run: CPU time per item on one process to the bare engine
+    (target <= 1.2); the speed-up of two processes over one, start-up included (target >= 1.8), once by the wall clock and once by
+    CPU time, one process's over that of the busier of two, which is what the wall clock shows where nothing else runs; and the
+    simulated time per item as a share of a fixed simulation of two seconds (target < 0.5).
+
+    Args:
+        families: Of tasks.
+        n: Items.
+        size: Pixels of a picture.
+        rounds: Timed.
+        memory: Peak memory of 10,000 small items against 1,000, too.
+    """
+    print(f"{n} items, {size} px, median of {rounds} rounds, load {os.getloadavg()[0]:.1f}")
     heads = ("CPU / bare", "2 / 1, wall", "2 / 1, CPU"), ("<= 1.2", ">= 1.8", ">= 1.8")
-    for name, columns, share, memory in zip(
+    for name, columns, share, of_memory in zip(
         ("", "target"), heads, ("simulated / 2 s", "< 0.5"), ("memory 10k/1k", "about 1"), strict=True
     ):
         text = f"{name:20} {' '.join(f'{column:>15}' for column in columns)} {share:>16}"
-        print(text + (f" {memory:>14}" if arguments.memory else ""))
-    for family in arguments.families:
-        compare(family, arguments.n, arguments.size, arguments.rounds, arguments.memory)
+        print(text + (f" {of_memory:>14}" if memory else ""))
+    for family in families:
+        compare(family, n, size, rounds, memory)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One scene, its question, and the answer that is tried."""
+
+    scene: Scene
+    question: Question
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class EpisodeWork:
+    """What the engine had to do for one episode: simulations (with their limits) and the poses that were shown."""
+
+    scene: Scene
+    applied: Scene
+    simulations: tuple[tuple[Scene, dict[str, Any]], ...]
+    outcome: Outcome | None
+
+
+class CallRecorder:
+    """The engine, noting what it is asked to simulate."""
+
+    def __init__(self, engine: Simulator) -> None:
+        self._engine = engine
+        self.name, self.renderer, self.version, self.render = (
+            engine.name,
+            engine.renderer,
+            engine.version,
+            engine.render,
+        )
+        self.asked: list[tuple[Scene, dict[str, Any]]] = []
+
+    def simulate(self, scene: Scene, *, stop: Stop | None = None, **limits: float) -> Outcome:
+        """Simulate, and remember the call."""
+        self.asked.append((scene, {"stop": stop, **limits}))
+        return self._engine.simulate(scene, stop=stop, **limits)
+
+
+def episodes(task: str, n: int, size: int) -> list[Episode]:
+    """Scenes of the task's own distribution; half the answers are the expert's, half are drawn at random."""
+    env, rng, found = PhysicsEnv(task, size=size), np.random.default_rng(0), []
+    for number in range(n):
+        env.reset(seed=number)
+        candidates = env.question.grammar.candidates()
+        answer = candidates[int(rng.integers(len(candidates)))][1]
+        if number % 2:
+            answer = env.task.solve(env.scene, env.question)
+        found.append(Episode(env.scene, env.question, answer))
+    return found
+
+
+def episode_work(task: str, played: list[Episode]) -> list[EpisodeWork]:
+    """What the engine does for each episode."""
+    env, found = PhysicsEnv(task, size=16), []
+    for episode in played:
+        recorder = CallRecorder(get_simulator())
+        score = env.task.score(episode.scene, episode.question, episode.answer, recorder)
+        applied = env.task.apply(episode.scene, episode.answer)
+        found.append(EpisodeWork(episode.scene, replace(applied, panels=()), tuple(recorder.asked), score.outcome))
+    return found
+
+
+def bare_steps(work: list[EpisodeWork], size: int) -> tuple[float, float]:
+    """Wall and CPU seconds of the engine alone: the first picture, the simulation, the picture of what happened."""
+    engine = get_simulator()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for one in work:
+        engine.render(one.scene, size)
+        for scene, limits in one.simulations:
+            engine.simulate(scene, **limits)
+        engine.render(one.applied, size, one.outcome.poses() if one.outcome is not None else None)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def played(task: str, some: list[Episode], size: int, *, drawn: bool) -> tuple[float, float]:
+    """Wall and CPU seconds of the environment on the same episodes; `drawn`: with a scene drawn anew before each."""
+    # A cache of its own: what an earlier round found out must not help this one.
+    env = PhysicsEnv(task, size=size, cache=OutcomeCache())
+    rng, conditions = np.random.default_rng(0), env.task.conditions()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for number, episode in enumerate(some):
+        if drawn:
+            env.task.sample_matched(rng, conditions[number % len(conditions)])
+        env.reset(options={"scene": episode.scene, "question": episode.question})
+        env.step(env.action_of(episode.answer))
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def repeated(task: str, some: list[Episode], size: int) -> tuple[float, float]:
+    """CPU seconds of 8 attempts at the same scenes without and with the cache."""
+    seconds = []
+    for cache in (OutcomeCache(0), OutcomeCache()):
+        env = PhysicsEnv(task, size=size, cache=cache)
+        cpu = time.process_time()
+        for episode in some:
+            for _ in range(8):
+                env.reset(options={"scene": episode.scene, "question": episode.question})
+                env.step(env.action_of(episode.answer))
+        seconds.append(time.process_time() - cpu)
+    return seconds[0], seconds[1]
+
+
+@app.command
+def environment(
+    *, task: str = "towers-topblock", n: Annotated[int, Parameter("-n")] = 300, size: int = 224, rounds: int = 5
+) -> None:
+    """What the environment costs around the bare engine, per step.
+
+    Baseline: the engine alone (`Simulator.simulate` and `Simulator.render`) on the very scenes, answers and stop conditions of the
+    episodes that the environment played. Nothing is sampled, asked, parsed, scored, hashed or remembered.
+
+    Prints, as ratios within one run, in CPU time and in wall time: steps per second of the environment to the bare engine
+    (target >= 0.85), the same with a new scene drawn at every reset left out and counted, and how much of a step the drawing of
+    a scene takes.
+
+    Args:
+        task: An action task.
+        n: Episodes.
+        size: Pixels of a picture.
+        rounds: Timed.
+    """
+    some = episodes(task, n, size)
+    work = episode_work(task, some)
+    given, fresh, rates = [], [], []
+    for _ in range(rounds):
+        alone = bare_steps(work, size)
+        asked, drawn = played(task, some, size, drawn=False), played(task, some, size, drawn=True)
+        given.append((alone[0] / asked[0], alone[1] / asked[1]))
+        fresh.append((alone[0] / drawn[0], alone[1] / drawn[1]))
+        rates.append(n / drawn[1])
+    without, with_cache = repeated(task, some[:30], size)
+
+    def median(pairs: list[tuple[float, float]], column: int) -> float:
+        return statistics.median(pair[column] for pair in pairs)
+
+    print(f"{task}, {n} episodes of one attempt, {size} px, median of {rounds} rounds")
+    print("steps/s, environment / bare engine        CPU     wall")
+    print(
+        f"  scenes given (played from a set)        {median(given, 1):.3f}   {median(given, 0):.3f}   (target >= 0.85)"
+    )
+    print(f"  a new scene drawn at every reset        {median(fresh, 1):.3f}   {median(fresh, 0):.3f}")
+    print(f"share of a step that drawing a scene takes {1 - median(fresh, 1) / median(given, 1):.3f}")
+    print(f"8 attempts alike, with / without cache    {without / with_cache:.2f} times as fast")
+    print(f"episodes per second of CPU time here      {statistics.median(rates):.0f}")
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -1,7 +1,7 @@
 """The closed loop: a model tries a scene up to K times, sees what each answer did, and learns from how it ends.
 
 Every attempt is a sample of its own. Its prompt is the conversation that the memory allows, made by the very code with which a model
-is asked at probing (`vlm_probe.probes.memory`, `vlm_probe.probes.models.prompting`); its completion is the reply and nothing else. So pictures and
+is asked at probing (`vlm_probe.probes.episodes`, `vlm_probe.probes.models.prompting`); its completion is the reply and nothing else. So pictures and
 words of what happened are never in the loss, any memory can be had, and a conversation is whole or the run does not begin.
 
 That is why TRL's own ways into a rollout are not taken. `environment_factory` appends what happened to the completion: nothing
@@ -28,14 +28,14 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from vlm_probe.finetune.config import TrainConfig
 from vlm_probe.finetune.data import TrainingSet
-from vlm_probe.finetune.families import check_several_pictures
 from vlm_probe.finetune.grpo import GroupTrainer
 from vlm_probe.finetune.monitor import by_task
 from vlm_probe.finetune.policy import Policy
 from vlm_probe.finetune.ppo import PPOTrainer
-from vlm_probe.finetune.presentation import Results
 from vlm_probe.finetune.reward import Judge, Judged, RewardFunction
-from vlm_probe.probes.memory import Memory, Past
+from vlm_probe.finetune.sampling import Results
+from vlm_probe.finetune.trl_adapter import check_several_pictures
+from vlm_probe.probes.episodes import Memory, Past
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.prompting import Prompter, check_context, message
 from vlm_probe.stimuli.attempts import carry_out

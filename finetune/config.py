@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.mixture import LARGEST_WEIGHT
 from vlm_probe.probes.options import (
     DATA,
@@ -43,6 +42,25 @@ from vlm_probe.stimuli.ranges import (
 
 if TYPE_CHECKING:
     from vlm_probe.probes.models.thinking import Thinking
+
+DEVICES = ("auto", "cpu", "cuda")
+"""What a training can be told. One GPU of several is chosen by what the process can see (`CUDA_VISIBLE_DEVICES`)."""
+
+
+def on_one_gpu(arguments: Any) -> Any:
+    """Make a process train on one GPU, however many it sees.
+
+    Without a launcher, transformers would hand a part of every batch to each GPU in threads (`nn.DataParallel`), and TRL refuses
+    to go on. More GPUs take more processes, which `accelerate launch` starts.
+
+    Args:
+        arguments: Of a trainer of transformers; changed in place, and given back.
+    """
+    if arguments.n_gpu > 1:  # a process of a launcher counts its own alone
+        # As transformers does for a model that lies on several GPUs; there is no setting for it.
+        arguments._n_gpu = 1
+    return arguments
+
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 BUDGETS = ("samples", "steps", "tokens")
@@ -393,7 +411,7 @@ def _check_tasks(config: TrainConfig) -> None:
 
 def _check_attempts(config: TrainConfig) -> None:
     """Raise TrainingError if the method cannot learn from several attempts, and OutOfRange if there is no such memory."""
-    from vlm_probe.probes.memory import Memory
+    from vlm_probe.probes.episodes import Memory
 
     Memory(config.attempts, config.memory)
     if config.attempts > 1 and config.method == "rloo":

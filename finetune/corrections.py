@@ -14,7 +14,7 @@ import numpy as np
 
 from vlm_probe.finetune.closed_loop import images
 from vlm_probe.finetune.data import Example
-from vlm_probe.probes.memory import Memory, Past
+from vlm_probe.probes.episodes import Memory, Past
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.prompting import message
 from vlm_probe.stimuli.attempts import carry_out

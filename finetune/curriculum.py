@@ -8,7 +8,6 @@ easy as the control), Platanios et al. 2019 (following the learner).
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from vlm_probe.stimuli.dataset import Item
-from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.stimuli.errors import InvalidInput, did_you_mean
 
 Floats = npt.NDArray[np.float64]
 Kind = Literal["none", "easy-to-hard", "hard-to-easy", "adaptive"]
@@ -47,9 +46,7 @@ def parse_curriculum(text: str) -> Kind:
     for kind in get_args(Kind):
         if text == kind:
             return kind
-    close = difflib.get_close_matches(text, get_args(Kind), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(get_args(Kind))}"
-    raise InvalidInput(f"unknown curriculum {text!r}: {hint}")
+    raise InvalidInput(f"unknown curriculum {text!r}: {did_you_mean(text, get_args(Kind), n=1, cutoff=0.6)}")
 
 
 def difficulty(items: Sequence[Item]) -> Floats:

@@ -9,13 +9,11 @@ import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from vlm_probe.finetune.auxiliary import WithAuxiliary
-from vlm_probe.finetune.config import TrainConfig
-from vlm_probe.finetune.devices import on_one_gpu
-from vlm_probe.finetune.families import AnyFamily
+from vlm_probe.finetune.config import TrainConfig, on_one_gpu
 from vlm_probe.finetune.monitor import Counting
 from vlm_probe.finetune.ppo import PPOConfig, PPOTrainer
-from vlm_probe.finetune.restoring import Restoring
 from vlm_probe.finetune.reward import RewardFunction
+from vlm_probe.finetune.trl_adapter import AnyFamily, Restoring
 from vlm_probe.probes.models.prompting import Prompter, turns_of
 
 

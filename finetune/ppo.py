@@ -17,17 +17,119 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from trl import GRPOConfig, GRPOTrainer
 
-from vlm_probe.finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
 from vlm_probe.finetune.auxiliary import WithAuxiliary
 from vlm_probe.finetune.config import TrainingError
-from vlm_probe.finetune.families import AnyFamily
 from vlm_probe.finetune.monitor import RESTART, Counting
-from vlm_probe.finetune.restoring import Restoring
-from vlm_probe.finetune.value_head import ValueHead, load_value_head, save_value_head
+from vlm_probe.finetune.trl_adapter import AnyFamily, Restoring
 from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.plain_json import dumps, parse_object
+
+
+def token_rewards(score: torch.Tensor, kl: torch.Tensor | None, mask: torch.Tensor, beta: float) -> torch.Tensor:
+    """The reward of every token: minus beta times its KL penalty, and the score on the last token that was chosen.
+
+    Args:
+        score: (batch,) reward of the whole reply.
+        kl: (batch, tokens) log-ratio of policy to reference, nats; None without a reference.
+        mask: (batch, tokens), 1 where the policy chose the token.
+        beta: Weight of the penalty.
+
+    Returns:
+        (batch, tokens), 0 where the mask is 0.
+    """
+    rewards = torch.zeros_like(mask, dtype=score.dtype)
+    if kl is not None:
+        rewards = rewards - beta * kl * mask
+    rows = torch.arange(len(score), device=score.device)
+    last = (torch.arange(mask.size(1), device=mask.device) * mask.long()).amax(dim=1)
+    rewards[rows, last] += score * mask.any(dim=1)
+    return rewards
+
+
+def generalised_advantages(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns (Schulman et al., 2016, equation 16), for an episode that ends with its last chosen token.
+
+    Tokens where the mask is 0 (padding, and what an environment said) are passed over: the token before them is followed
+    by the next one that was chosen.
+
+    Args:
+        rewards, values, mask: (batch, tokens).
+        gamma: Discount per token.
+        gae_lambda: Mixes one-step and Monte-Carlo estimates (0 and 1).
+
+    Returns:
+        Advantages and returns, (batch, tokens), both 0 where the mask is 0.
+    """
+    chosen = mask.to(values.dtype)
+    advantages = torch.zeros_like(values)
+    following = values.new_zeros(values.size(0))
+    advantage = values.new_zeros(values.size(0))
+    for t in range(values.size(1) - 1, -1, -1):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        here = delta + gamma * gae_lambda * advantage
+        advantages[:, t] = here * chosen[:, t]
+        advantage = torch.where(mask[:, t] > 0, here, advantage)
+        following = torch.where(mask[:, t] > 0, values[:, t], following)
+    return advantages, (advantages + values) * chosen
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """Per-token value loss: half the larger squared error of the value and of the value kept near the old one.
+
+    Args:
+        values, old_values, returns: (batch, tokens).
+        clip: How far from the old value; 0: no limit.
+    """
+    error = (values - returns) ** 2
+    if clip > 0:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (near - returns) ** 2)
+    return 0.5 * error
+
+
+VALUE_HEAD = "value_head.safetensors"
+
+
+class ValueHead(nn.Module):
+    """Layer norm and a linear read-out in single precision.
+
+    The read-out starts at zero: the first values are 0, and the first advantages are the rewards themselves.
+
+    Args:
+        hidden_size: Width of the hidden states.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, dtype=torch.float32)
+        self.out = nn.Linear(hidden_size, 1, dtype=torch.float32)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens) values of (batch, tokens, width) hidden states."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: torch.Tensor = self.out(self.norm(hidden.float())).squeeze(-1)
+        return values
+
+
+def save_value_head(head: ValueHead, folder: Path) -> None:
+    """Write the head into a folder."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}, folder / VALUE_HEAD)
+
+
+def load_value_head(head: ValueHead, folder: Path) -> None:
+    """Read the head from a folder, in place."""
+    head.load_state_dict(load_file(folder / VALUE_HEAD))
+
 
 CRITIC, STATE = "critic", "ppo.json"
 """Folder of the critic in that of an adapter or a model, and its file with the present weight of the KL penalty."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_probe.finetune.config import TrainConfig
 from vlm_probe.finetune.monitor import by_task
-from vlm_probe.finetune.presentation import Results
+from vlm_probe.finetune.sampling import Results
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.question import Parsed

@@ -10,10 +10,10 @@ from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
 from vlm_probe.finetune.auxiliary import WithAuxiliary
-from vlm_probe.finetune.devices import on_one_gpu
+from vlm_probe.finetune.config import on_one_gpu
 from vlm_probe.finetune.monitor import Counting, by_task
-from vlm_probe.finetune.presentation import Results
-from vlm_probe.finetune.restoring import Restoring
+from vlm_probe.finetune.sampling import Results
+from vlm_probe.finetune.trl_adapter import Restoring
 from vlm_probe.probes.models.prompting import Prompter, turns_of, with_tokens
 
 

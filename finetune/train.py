@@ -13,6 +13,8 @@ import contextlib
 import logging
 import math
 import os
+import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,26 +24,25 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
 from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, check_needs, per_process
 from vlm_probe.finetune.corrections import Corrections
-from vlm_probe.finetune.course import Course
-from vlm_probe.finetune.curves import draw_curves
 from vlm_probe.finetune.data import TrainingSet, check_tasks, training_set
 from vlm_probe.finetune.data import rows as make_rows
-from vlm_probe.finetune.disk import check_room, saving
 from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
-from vlm_probe.finetune.kernels import score_replies_only
-from vlm_probe.finetune.monitor import LIVE, Monitor, Progress, finished_checkpoints, last_checkpoint
+from vlm_probe.finetune.monitor import LIVE, Monitor, Progress, draw_curves, finished_checkpoints, last_checkpoint
 from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
 from vlm_probe.finetune.ppo import CRITIC
 from vlm_probe.finetune.reward import Judge, reward_functions
+from vlm_probe.finetune.sampling import Course
 from vlm_probe.finetune.sft import make_sft
+from vlm_probe.finetune.trl_adapter import score_replies_only
 from vlm_probe.probes.allocation import keep_freed_memory
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.episodes import Memory
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
@@ -50,6 +51,61 @@ from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.errors import reading, reason_of
 from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
 from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
+
+SPARE = 50_000_000
+"""Bytes that must be free beside what the checkpoints take."""
+
+
+def check_room(folder: Path, model: Any, checkpoints: int) -> None:
+    """Make sure that the checkpoints of a training fit on the disk.
+
+    Args:
+        folder: Where they are written.
+        model: Its parameters that are trained are what a checkpoint holds, with Adam's moments.
+        checkpoints: Most that are kept at a time.
+
+    Raises:
+        TrainingError: If they do not.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # Weights and Adam's two moments, for each checkpoint and the one that is being written.
+    needed = SPARE + 3 * 4 * trained * (checkpoints + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise TrainingError(
+            f"{folder} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} GB for its checkpoints: free some"
+            " space, or choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Tell of a disk that does not take a checkpoint as such.
+
+    Raises:
+        TrainingError: In place of the errors that safetensors and torch have for it; all others pass.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise TrainingError(
+            f"cannot write to {folder}: {reason}; the last whole checkpoint is kept: make room and give the same command again"
+        ) from error
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why the disk did not take something; None if the error is another."""
+    if isinstance(error, OSError):
+        return error.strerror if error.filename is None else None  # those with a name say themselves what to do
+    if number := re.search(r"os error (\d+)", str(error)):  # safetensors, in the words of Rust
+        return os.strerror(int(number[1]))
+    # torch.save goes through a writer of its own (c10's inline_container), which does not say why.
+    is_writer = any(name in str(error) for name in ("PytorchStreamWriter", "inline_container"))
+    return "the disk takes no more" if is_writer else None
+
 
 log = logging.getLogger(__name__)
 

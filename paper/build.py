@@ -15,8 +15,8 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper import manuscript, tex
 from vlm_probe.paper.numbers import Numbers
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import PaperError, Study, read_study
-from vlm_probe.probes.study.pack import REMARKS
+from vlm_probe.paper.study.pack import REMARKS
+from vlm_probe.paper.study_results import PaperError, Study, read_study
 from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import claim
 

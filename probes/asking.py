@@ -15,9 +15,6 @@ from vlm_probe.probes.models import Ended, Generation, Model, Reply, Scored, Tri
 
 log = logging.getLogger(__name__)
 
-AUTO_BATCH = 16
-"""Trials per call of a model that does not say what suits it."""
-
 
 @dataclass(frozen=True)
 class Answered:
@@ -64,10 +61,10 @@ def answers(
     Raises:
         ModelError: If a model that takes trials one by one fails for all of them.
     """
-    if hasattr(model, "stream"):
+    if model.streams:
         yield from _streamed(model, pending, readout, settings)
         return
-    size = batch_size or int(getattr(model, "batch_size", AUTO_BATCH))
+    size = batch_size or model.batch_size
     batches = in_batches(pending, size)
     if not model.needs_images:
         for batch in batches:
@@ -82,7 +79,7 @@ def answers(
             yield from _ask(model, ready, readout, settings)
 
 
-def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Generation) -> Iterator[Answered]:
+def _streamed(model: Model, pending: Sequence[Ask], readout: str, settings: Generation) -> Iterator[Answered]:
     """Ask a model that takes trials one by one, and answers several at a time in any order."""
     asks = {ask.id: ask for ask in pending}
     failed: list[Answered] = []
@@ -121,10 +118,9 @@ def _show(model: Model, batch: Sequence[Ask]) -> tuple[list[tuple[Ask, Trial]], 
             ready.append((ask, ask.trial(with_picture=True)))
         except Exception as error:  # whatever is wrong with one picture must not end the run
             failed.append(Answered(ask, error=message_of(error)))
-    prepare = getattr(model, "prepare", None)
-    if prepare is not None and ready:
+    if ready:
         with suppress(Exception):  # if it fails, it fails once more where it is asked, and is reported there
-            prepare([trial for _, trial in ready])
+            model.prepare([trial for _, trial in ready])
     return ready, failed
 
 
@@ -152,12 +148,11 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
         yield Answered(ask, **_given(value, readout), latency_s=latency, ends_batch=ends)
 
 
-def _answers(model: Any, trials: Sequence[Trial], readout: str, settings: Generation) -> Sequence[Any]:
+def _answers(model: Model, trials: Sequence[Trial], readout: str, settings: Generation) -> Sequence[Any]:
     """What a model gives for some trials, with thoughts where it can tell them."""
     if readout == "generate":
         return list(model.generate(trials, settings))
-    score = getattr(model, "score", None)
-    return list(model.score_options(trials) if score is None else score(trials, settings))
+    return list(model.score(trials, settings))
 
 
 def _given(value: Any, readout: str) -> dict[str, Any]:

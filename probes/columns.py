@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from vlm_probe.stimuli.errors import is_text
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.question import Status
 from vlm_probe.stimuli.ranges import Range, shown, whole
 
@@ -95,7 +96,7 @@ class Column:
         raise ValueError(f"must be {self.allowed}, got {shown(value)}")
 
 
-COLUMNS = (
+DECLARED = (
     Column(
         "run",
         "who answered: one adapter, or one untrained model (one seed of it, where replies are sampled), whatever number of folders it"
@@ -222,8 +223,8 @@ COLUMNS = (
 )
 """All columns, in the order of the tidy table."""
 
-_NAMED = {column.name: column for column in COLUMNS}
-TABLE = tuple(column for column in COLUMNS if column.table is not None)
+_NAMED = {column.name: column for column in DECLARED}
+TABLE = tuple(column for column in DECLARED if column.table is not None)
 """Those of the tidy table."""
 LOG = tuple(
     _NAMED[name]
@@ -367,3 +368,80 @@ def _as_number(value: Any, *, truth: bool) -> int | float | None:
     except (OverflowError, ValueError):
         return None
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+COLUMNS = tuple(column.name for column in LOG)
+"""The columns of a row, all always present; what they mean is declared in `vlm_probe.probes.columns`."""
+
+Kinds = Mapping[str, tuple[type, ...]]
+"""The types that may stand in the entries of an object."""
+
+LATER: dict[str, Any] = {
+    column.name: column.default if column.log in ("text", "whole") else None for column in LOG if column.later
+}
+"""Columns that logs of earlier versions do not have, and what goes for a row without them: plain manner, one attempt."""
+
+
+def whole_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with all columns, in their order, and nothing else.
+
+    Args:
+        row: With all of `COLUMNS` but those of `LATER`.
+
+    Raises:
+        KeyError: If a column is missing.
+    """
+    given = {**LATER, **row}
+    return {name: given[name] for name in COLUMNS}
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row, as it stands, as a line of a log, its end included.
+
+    Raises:
+        ValueError: If it is not JSON, such as a number that is not finite.
+    """
+    return dumps(dict(row), ascii_only=True) + "\n"
+
+
+def row_of(line: bytes) -> dict[str, Any]:
+    """The row that a line of a log holds, in this or an earlier version.
+
+    Raises:
+        ValueError: If it is none; the message says why.
+    """
+    return read_row(parse_object(line))
+
+
+def read_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a log, checked, with the columns that logs of earlier versions lack.
+
+    Raises:
+        ValueError: If it lacks a column that says what it is about, or holds what is not allowed; the message says which.
+    """
+    for name in ("key", "error", "item_id", "task"):
+        if name not in row:
+            raise ValueError(f"it has no {name}")
+    check_row(row)
+    return row | {name: value for name, value in LATER.items() if name not in row}
+
+
+def check_kinds(data: Mapping[str, Any], kinds: Kinds) -> None:
+    """Refuse an object with something of another type in it than is written there.
+
+    Args:
+        data: The object; entries that `kinds` does not name may hold anything, and none has to be there.
+        kinds: The types by entry.
+
+    Raises:
+        ValueError: If an entry holds something else; the message names it.
+    """
+    for name, value in data.items():
+        if name in kinds and not isinstance(value, kinds[name]):
+            raise ValueError(f"{name} is {brief(value)!r}")
+
+
+def brief(value: Any) -> str:
+    """The beginning of a value, as a message has room for it."""
+    text = str(value)
+    return text[:12] + "..." if len(text) > 40 else text

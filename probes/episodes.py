@@ -1,24 +1,177 @@
 """What one trial asks, and what follows it: an item in one manner, tried until it succeeds or no attempt is left.
 
-A run without further attempts has episodes of one trial.
+A run without further attempts has episodes of one trial. Earlier attempts are turns of the same conversation: what was answered,
+and what came of it, as a picture and in words. A model that may try K times on the same scene is asked, for each attempt, in a conversation of its own:
+
+    user       the scene, the question
+    assistant  an earlier reply                                    | once for every attempt
+    user       the picture of what happened, what happened in      | that is remembered
+               words, the question once more                       |
+
+With the memory "none" every attempt is asked like the first. What is forgotten is not in the context in any form, neither as words
+nor as pictures.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.memory import ONCE, Memory, Past
-from vlm_probe.probes.models import Generation, Model, Trial, trial_id
-from vlm_probe.probes.presentation import Manner, PresentationError, Presenter
+from PIL import Image
+
+from vlm_probe.probes.conditions import Manner, PresentationError, Presenter
+from vlm_probe.probes.models import Generation, Identity, Model, Trial, Turn, trial_id
 from vlm_probe.probes.readout import Columns, Scorer, reply_of
-from vlm_probe.probes.trials import read_trials, trial_key
+from vlm_probe.probes.trials import read_trials
+from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, Attempt, remembered
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.plain_json import dumps
+from vlm_probe.stimuli.ranges import ATTEMPTS, check_ranges, ranged
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import get_task
+
+WORDS = (UNREAD, FAILED, IMPOSSIBLE)
+"""All that may be said of an attempt after which there is another one."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """An earlier attempt.
+
+    Attributes:
+        reply: What the model said.
+        words: What came of it, in words.
+        picture: What came of it, as a picture; None if nothing was carried out.
+    """
+
+    reply: str
+    words: str
+    picture: Image.Image | None
+
+    @classmethod
+    def of(cls, reply: str, attempt: Attempt) -> Past:
+        """The attempt that a reply made.
+
+        Args:
+            reply: What the model said.
+            attempt: What came of it.
+        """
+        picture = None if attempt.picture is None else Image.fromarray(attempt.picture)
+        return cls(reply, attempt.words, picture)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How often a scene may be tried, and what of that is remembered.
+
+    Attributes:
+        attempts: Attempts at most.
+        kept: "none", "last-1", "last-2", ..., or "all".
+
+    Raises:
+        OutOfRange: If there cannot be so many attempts.
+        ValueError: If there is no such memory.
+    """
+
+    attempts: int = ranged(1, ATTEMPTS)
+    kept: str = "all"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        remembered(self.kept, self.attempts)
+
+    def of(self, past: Sequence[Past]) -> tuple[Past, ...]:
+        """Those of the earlier attempts that stay in the context, the earliest first."""
+        k = remembered(self.kept, self.attempts)
+        return tuple(past[-k:]) if k else ()
+
+    def trial(self, first: Trial, past: Sequence[Past]) -> Trial:
+        """The trial of the next attempt.
+
+        Args:
+            first: The trial of the first attempt; its context, such as worked examples, stays.
+            past: All earlier attempts on this scene, the earliest first.
+        """
+        return recall(replace(first, attempt=len(past) + 1), self.of(past))
+
+    def longest(self, first: Trial) -> Trial:
+        """The trial with the longest context that an episode can have, but for the lengths of the model's replies."""
+        question = first.item.question
+        reply = max((question.reply(value) for _, value in question.grammar.candidates()), key=len)
+        # A trial without a picture has none of what happens either; an unread reply has none, and is no longer.
+        past = Past(reply, max(WORDS, key=len), first.image)
+        return self.trial(first, [past] * (self.attempts - 1))
+
+
+ONCE = Memory()
+"""One attempt."""
+
+
+def recall(first: Trial, past: Sequence[Past]) -> Trial:
+    """A trial that begins with earlier attempts; with none of them, the trial itself.
+
+    Args:
+        first: The trial of the first attempt.
+        past: The attempts that are remembered, the earliest first.
+    """
+    turns = list(first.context)
+    asked = Turn("user", first.prompt, () if first.image is None else (first.image,))
+    for one in past:
+        turns += [asked, Turn("assistant", one.reply)]
+        asked = Turn("user", told(first.item, one), () if one.picture is None else (one.picture,))
+    if not past:
+        return first
+    last = past[-1]
+    return replace(first, image=last.picture, context=tuple(turns), preamble=_before(last))
+
+
+def told(item: Item, past: Past) -> str:
+    """What a model is told after an attempt: what happened, and the question once more.
+
+    Args:
+        item: That was tried.
+        past: The attempt.
+    """
+    return _before(past) + item.question.prompt
+
+
+def _before(past: Past) -> str:
+    return past.words + " "
+
+
+def trial_key(identity: Identity, item: Item, readout: str, settings: Generation, manner: Sequence[Any] = ()) -> str:
+    """The hash that identifies a trial: who answered, what was shown and asked, and how the answer was read.
+
+    Args:
+        identity: Of the model that answered, down to every file that was loaded.
+        item: What was shown and asked.
+        readout: "generate" or "options".
+        settings: Of generation; they do not matter to options.
+        manner: Everything about the presentation that is not in the item; empty for the plain one.
+
+    Returns:
+        SHA-256, in hexadecimal.
+    """
+    question = item.question
+    asked = [question.prompt, question.grammar.to_dict(), question.style]
+    parts = [
+        [identity.name, identity.revision, identity.weights_sha256, identity.adapter_sha256, *identity.files.items()],
+        # The item's id keeps two items with the same picture and prompt apart; observers look at the scene.
+        [item.item_id, item.image_sha256, item.scene_sha256, _sha256(asked)],
+        [readout, asdict(settings) if readout == "generate" else {}],
+        *([list(manner)] if manner else []),
+        *([identity.details["thinking"]] if identity.details.get("thinking") else []),
+    ]
+    return _sha256(parts)
+
+
+def _sha256(data: list[Any]) -> str:
+    return hashlib.sha256(dumps(data, ascii_only=True).encode()).hexdigest()
+
 
 AT_ONCE = 256
 """Episodes that are under way at a time: their pictures are kept in memory, 150 kB each with 224 pixels."""

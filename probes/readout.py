@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.probes.conditions import Manner, Presenter
 from vlm_probe.probes.models import Ended
-from vlm_probe.probes.presentation import Manner, Presenter
 from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
 from vlm_probe.stimuli import replies
 from vlm_probe.stimuli.attempts import Attempt, carry_out

@@ -12,11 +12,10 @@ from typing import Any
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
+from vlm_probe.probes.conditions import CONTROLS, PresentationError, Presenter, manners
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
-from vlm_probe.probes.models import Generation, Model, Trial
+from vlm_probe.probes.models import THINKING_TOKENS, Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
-from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
-from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.run_config import RunConfig as RunConfig
@@ -47,6 +46,33 @@ class RunReport:
     n_errors: int
 
 
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can begin: all that could be refused has been checked.
+
+    Attributes:
+        config: What is asked of whom, and how.
+        model: That is asked.
+        settings: Of generation.
+        wanted: First attempts at every item, in every manner.
+        keys: Of these, by their ids.
+        record: The contents of `run.json` at the start.
+        image_size: Of the set, pixels.
+    """
+
+    config: RunConfig
+    model: Model
+    settings: Generation
+    wanted: Sequence[Ask]
+    keys: Mapping[tuple[str, str], str]
+    record: dict[str, Any]
+    image_size: int
+
+    def key(self, ask: Ask) -> str:
+        """The key of a trial in the log."""
+        return self.keys[ask.id] if ask.attempt == 1 else ask.key(self.model, self.config.readout, self.settings)
+
+
 def run(
     config: RunConfig,
     stimuli: StimulusSet,
@@ -60,7 +86,7 @@ def run(
     """Ask a model all items, in every manner of the design, that the run in `out` does not have yet.
 
     A picture or a batch that fails costs its own trials only: they become rows with an error, and are asked again
-    when the run is started once more. Ctrl-C and kill leave a run that can be gone on with.
+    when the run is started once more. Ctrl-C and kill leave a run that can be resumed.
 
     Args:
         config: What is asked of whom, and how.
@@ -78,6 +104,19 @@ def run(
         RunError: If `out` holds another run.
     """
     folder = out.path if isinstance(out, OutputFolder) else out
+    prepared = prepare(config, stimuli, folder, model, examples, processes)
+    return execute(prepared, out, progress, processes)
+
+
+def prepare(
+    config: RunConfig,
+    stimuli: StimulusSet,
+    folder: Path,
+    model: Model | None = None,
+    examples: StimulusSet | None = None,
+    processes: Processes = ALONE,
+) -> PreparedRun:
+    """Check all that a run needs, and load its model. The arguments and errors are those of `run`."""
     items = stimuli.items[: config.limit]
     if not items:
         raise RunError(f"{stimuli.path} has no items")
@@ -95,26 +134,28 @@ def run(
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
     if not is_run(folder):  # what is left of a run that was begun is as long at most
         _check_request(model, wanted, config.readout, settings)
+    record = _describe(config, stimuli, model, len(wanted), presenter)
     if memory.attempts > 1:
         _check_context(model, wanted, settings)
         if memory.kept == "none" and not config.temperature and model.needs_images:
             log.warning("greedy and without memory, every attempt is like the first: give a --temperature, such as 1")
-
-    def key(ask: Ask) -> str:
-        return keys[ask.id] if ask.attempt == 1 else ask.key(model, config.readout, settings)
-
-    total = len(wanted) * memory.attempts
-    described = _describe(config, stimuli, model, len(wanted), presenter)
-    if memory.attempts > 1:
         cues = [item_cues(get_task(item.task), item) for item in items]
-        described["stimuli"]["guesses"] = guesses(cues, memory.attempts)
-    with processes.open_log(out, described) as trials:
-        scorer, status = Scorer(), "failed"
-        episodes = Episodes(
-            scorer, key, trials.done, folder, model.needs_images, int(stimuli.card.get("image_size", 0))
-        )
+        record["stimuli"]["guesses"] = guesses(cues, memory.attempts)
+    return PreparedRun(config, model, settings, wanted, keys, record, int(stimuli.card.get("image_size", 0)))
+
+
+def execute(
+    prepared: PreparedRun, out: Path | OutputFolder, progress: Progress | None = None, processes: Processes = ALONE
+) -> RunReport:
+    """Ask what the run in `out` does not have yet, and log it. The arguments and errors are those of `run`."""
+    config, model, wanted = prepared.config, prepared.model, prepared.wanted
+    attempts = config.attempts
+    total = len(wanted) * attempts
+    with processes.open_log(out, prepared.record) as trials:
+        status = "failed"
+        episodes = Episodes(Scorer(), prepared.key, trials.done, trials.folder, model.needs_images, prepared.image_size)
         # Episodes are shared before it is known which are over, since the log grows while the others read it.
-        pending = [ask for ask in wanted if memory.attempts > 1 or keys[ask.id] not in trials.done]
+        pending = [ask for ask in wanted if attempts > 1 or prepared.key(ask) not in trials.done]
         trials.update(
             status="running", resumed=trials.run["resumed"] + bool(trials.done), processes=processes.count, n_errors=0
         )
@@ -125,13 +166,13 @@ def run(
         if progress is not None:
             progress(max(total - left, 0), total)
         try:
-            for answer, row, spent in _played(model, pending, episodes, config, settings):
+            for answer, row, spent in _played(model, pending, episodes, config, prepared.settings):
                 trials.append(row)
                 n_errors += answer.error is not None
                 left -= spent * processes.count
                 if progress is not None and answer.ends_batch:
                     progress(min(max(total - left, 0), total), total)
-            n_errors, observed = processes.finish(trials, n_errors, getattr(model, "observed", {}))
+            n_errors, observed = processes.finish(trials, n_errors, model.observed)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -139,15 +180,14 @@ def run(
         finally:
             # What went wrong is already on its way up; a full disk must not hide it.
             with suppress(*(() if status == "finished" else (RunError, OutputError))):
-                observed = observed or getattr(model, "observed", {})
                 trials.update(
                     status=status,
                     finished=_now(),
                     n_errors=n_errors,
-                    observed=observed,
+                    observed=observed or dict(model.observed),
                     trials_sha256=trials_hash(trials.folder),
                 )
-    return RunReport(folder, len(wanted), n_errors)
+    return RunReport(trials.folder, len(wanted), n_errors)
 
 
 def load(config: RunConfig) -> Model:
@@ -168,17 +208,15 @@ def load(config: RunConfig) -> Model:
 def _set_moment(model: Model, out: Path, processes: Processes) -> None:
     """Have prompts state the date and time at which the run began, in all processes and when it is resumed."""
     begun = read_run(out) if (out / RUN).is_file() and processes.first else {}
-    moment = processes.broadcast(str(begun.get("moment") or getattr(model, "moment", "")))
-    if moment and hasattr(model, "set_moment"):
+    moment = processes.broadcast(str(begun.get("moment") or model.moment))
+    if moment:
         model.set_moment(moment)
 
 
 def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
     """Refuse a model that cannot answer such items, or to which a control means nothing. Raises ModelError or RunError."""
-    check_items = getattr(model, "check", None)
-    if check_items is not None:
-        check_items(items)
-    hidden = [manner.control for manner in presenter.manners if manner.control in HIDES_PICTURE]
+    model.check(items)
+    hidden = [manner.control for manner in presenter.manners if CONTROLS[manner.control].hides_scene]
     if hidden and not model.needs_images:
         raise RunError(
             f"{model.identity.name} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
@@ -188,20 +226,16 @@ def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> N
 
 def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:
     """Refuse a model whose context is too short for the longest episode. Raises ModelError."""
-    check_context = getattr(model, "check_context", None)
-    if check_context is None or wanted[0].memory.kept == "none":
+    if wanted[0].memory.kept == "none":
         return
     # Tokens cannot be counted without making the inputs; the longest prompt in characters is among the longest ones.
     longest = {ask.asked.question.prompt: ask for ask in wanted}
     chosen = sorted(longest.values(), key=lambda ask: len(ask.asked.question.prompt))[-LONGEST:]
-    check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
+    model.check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
 
 
 def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: Generation) -> None:
     """Refuse a server that does not take the longest requests of the run. Raises ModelError."""
-    check = getattr(model, "check_request", None)
-    if check is None:
-        return
 
     def length(ask: Ask) -> tuple[bool, int, bool, int]:
         question = ask.asked.question
@@ -213,7 +247,7 @@ def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: 
             trials.append(ask.memory.longest(ask.trial(with_picture=True)))
         if len(trials) == TRIED:
             break
-    check(trials, readout, settings)
+    model.check_request(trials, readout, settings)
 
 
 def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
@@ -314,7 +348,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n": n,
         "n_errors": 0,
         "model": identity,
-        "moment": getattr(model, "moment", ""),
+        "moment": model.moment,
         "training": training_facts(_trained_folder(config), identity["adapter_sha256"]),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],

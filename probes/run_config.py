@@ -32,7 +32,7 @@ from vlm_probe.stimuli.ranges import (
 )
 
 if TYPE_CHECKING:
-    from vlm_probe.probes.memory import Memory
+    from vlm_probe.probes.episodes import Memory
     from vlm_probe.probes.models.thinking import Thinking
 
 EXAMPLES = whole(0, 100)
@@ -114,7 +114,7 @@ class RunConfig:
     def recall(self) -> Memory:
         """How often, and with what memory, a scene is tried."""
         # Imported here: help pages need the fields alone.
-        from vlm_probe.probes.memory import Memory
+        from vlm_probe.probes.episodes import Memory
 
         return Memory(self.attempts, self.memory)
 

@@ -1,19 +1,90 @@
-"""Pictures of other people, as sets store them: square, sRGB, PNG, as a viewer shows them; what was converted is noted."""
+"""Foreign items as sets store them: square sRGB PNG images as a viewer shows them, and the bins and signs of stated margins."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps
 
+from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.opening import open_picture
+from vlm_probe.stimuli.question import Answer
 from vlm_probe.stimuli.tables import Report
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+
+BINS = 3
+"""On each side of the boundary, as designed sets have."""
+
+
+def with_bins(items: Sequence[Item]) -> list[Item]:
+    """Items with the bin of their margin in their condition, so that success can be counted over the margin.
+
+    Bins are those of the absolute margin, the same on both sides; none straddles the boundary. Items whose margin is 0, which
+    may as well be one that nobody stated, have no bin.
+
+    Args:
+        items: Of one set.
+    """
+    sizes = np.array([abs(item.margin) for item in items if item.margin])
+    if not len(sizes):
+        return list(items)
+    edges = np.unique([float(f"{edge:.3g}") for edge in np.quantile(sizes, np.linspace(0, 1, BINS + 1))])
+    if len(edges) == 1:
+        edges = np.array([0.0, edges[0]])
+    return [_with_bin(item, edges) if item.margin else item for item in items]
+
+
+def _with_bin(item: Item, edges: npt.NDArray[np.float64]) -> Item:
+    # Rounding may leave the smallest and the largest just outside.
+    place = int(np.clip(np.searchsorted(edges, abs(item.margin), side="right"), 1, len(edges) - 1))
+    low, high = float(edges[place - 1]), float(edges[place])
+    margin_bin = (low, high) if item.margin > 0 else (-high, -low)
+    return replace(item, condition=replace(item.condition, margin_bin=margin_bin))
+
+
+PROBED = 12
+"""Conditions of a task from which a group of scenes is drawn to see what its margin means."""
+
+
+def signs(task: Task) -> dict[Answer, int]:
+    """The sign of the margin (1 or -1) that goes with each answer of a judgement; empty where signs do not tell answers apart.
+
+    Found on scenes of the task, whose answers are those of the closed form, or of the simulator where there is none.
+    """
+    if task.kind != "judgement":
+        return {}
+    rng, conditions = np.random.default_rng(0), task.conditions()
+    found: dict[Answer, set[int]] = {}
+    for condition in conditions[:: max(1, len(conditions) // PROBED)]:
+        try:
+            scenes = task.sample_matched(rng, condition)
+            for scene in scenes:
+                answer = task.statics_answer(scene)
+                if answer is None:
+                    answer = task.solve(scene, task.question(scene, task.variants()[0]))
+                found.setdefault(answer, set()).add(int(np.sign(task.margin(scene))))
+        except (Unsatisfiable, ValueError):
+            continue
+    meant = {answer: only for answer, each in found.items() if len(each) == 1 and (only := next(iter(each)))}
+    return meant if len(set(meant.values())) == 2 else {}
+
+
+def contradictions(items: list[Item], expected: dict[Answer, int]) -> list[Item]:
+    """The items whose margin has the sign of another answer than theirs. A margin of 0 has none (it is often just not known).
+
+    Args:
+        items: Of one task.
+        expected: The sign that goes with each answer, from `signs`.
+    """
+    return [item for item in items if np.sign(item.margin) == -expected.get(item.answer, 0) != 0]
+
 
 SMALLEST = 16
 """Edge of the smallest picture that is taken, pixels."""

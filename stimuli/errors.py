@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
@@ -31,6 +31,23 @@ def is_installed(package: str) -> bool:
     """Whether a package can be imported, without importing it. A folder of that name without code is none."""
     spec = util.find_spec(package)
     return spec is not None and spec.origin is not None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, n: int = 3, cutoff: float = 0.5) -> str:
+    """What was probably meant, or else what there is.
+
+    Args:
+        name: What was given, and nothing has.
+        known: The names that there are.
+        otherwise: What is said if none of them is close, in place of all of them.
+        n: Names that are suggested, at most.
+        cutoff: How close they must be, from 0 to 1 (`difflib.get_close_matches`).
+    """
+    from difflib import get_close_matches
+
+    names = list(known)
+    close = get_close_matches(name, names, n, cutoff)
+    return f"did you mean {', '.join(close)}?" if close else otherwise or f"there are {', '.join(names)}"
 
 
 @contextmanager

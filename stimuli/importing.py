@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vlm_probe.stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
-from vlm_probe.stimuli.bins import with_bins
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.conversion import Picture, convert
+from vlm_probe.stimuli.conversion import Picture, contradictions, convert, signs, with_bins
 from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
@@ -24,7 +23,6 @@ from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
 from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
-from vlm_probe.stimuli.signs import contradictions, signs
 from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
 

@@ -12,28 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vlm_probe.stimuli import replies
 from vlm_probe.stimuli.replies.cleaning import normalised
 from vlm_probe.stimuli.replies.numbers import NumberReader
 from vlm_probe.stimuli.replies.options import OptionReader
+from vlm_probe.stimuli.replies.words import Answer as Answer
+from vlm_probe.stimuli.replies.words import Status as Status
 from vlm_probe.stimuli.replies.words import wording_of
-
-Answer = str | int | tuple[int, int]
-"""A semantic answer: the value of an option, one whole number, or a pair of whole numbers."""
 
 MOST_ANSWERS = 1_000_000
 """Of whole numbers. All of them are listed, for their log-probabilities and for what a random one is worth."""
-
-Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished", "filtered"]
-"""How reading a reply went. Only "ok" is an answer; all others count as no answer.
-
-ok: one legal answer. empty: no text. no_answer: text without a legal answer. ambiguous: several answers. out_of_range, not_whole:
-a number that the question does not allow. unfinished: cut off before an answer, or in the middle of a thought. filtered: withheld by
-a content filter, or refused; only a server tells that.
-"""
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)

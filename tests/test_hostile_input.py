@@ -23,21 +23,19 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vlm_probe.analysis.frame import FrameError, load
-from vlm_probe.analysis.page.build import build
+from vlm_probe.analysis.page.build import build, script_json
 from vlm_probe.analysis.page.motion import Motions
-from vlm_probe.analysis.page.packing import script_json
 from vlm_probe.analysis.page.pictures import Pictures
 from vlm_probe.analysis.registration import read_registration
 from vlm_probe.analysis.training import read_curves
-from vlm_probe.finetune.config import TrainConfig
+from vlm_probe.paper.study.design import read_design
+from vlm_probe.paper.study.fields import StudyError
 from vlm_probe.probes.cli import app, main
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.models import Generation, Identity, Model, ModelError, Trial
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, read_adapter
 from vlm_probe.probes.models.footprint import read_weights
 from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
-from vlm_probe.probes.study.design import read_design
-from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.trials import RunError, archive_runs, read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.errors import ProbeError, is_text
@@ -283,13 +281,16 @@ def test_half_a_character_in_a_table_is_named_with_its_place(tmp_path: Path) -> 
 
 
 def test_a_reply_with_half_a_character_is_logged(stability: StimulusSet, tmp_path: Path) -> None:
-    class Torn:
+    class Torn(Model):
         needs_images, identity = False, Identity("torn")
 
         def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
             return ["yes \ud83d"] * len(trials)
 
-    run(RunConfig("torn", "s"), stability, tmp_path / "run", model=Torn())  # type: ignore[arg-type]
+        def score_options(self, trials: Sequence[Trial]) -> list[Any]:
+            raise NotImplementedError
+
+    run(RunConfig("torn", "s"), stability, tmp_path / "run", model=Torn())
     assert {row["raw"] for row in read_trials(tmp_path / "run")} == {"yes \ufffd"}
 
 
@@ -319,7 +320,7 @@ def test_a_table_of_trials_with_words_for_numbers(tmp_path: Path) -> None:
 def test_studies_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(StudyError) as told:
-        read_design(tmp_path / "study.yaml", list(TrainConfig.__dataclass_fields__))
+        read_design(tmp_path / "study.yaml")
     assert "\n" not in str(told.value) and len(str(told.value)) < 1000
 
 
@@ -409,7 +410,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "table.csv": (lambda file: load([file]), "table.csv"),
     "table.parquet": (lambda file: load([file]), "table.parquet"),
     "registration.json": (read_registration, "registration.json"),
-    "study.yaml": (lambda file: read_design(file, list(TrainConfig.__dataclass_fields__)), "study.yaml"),
+    "study.yaml": (read_design, "study.yaml"),
     "training/training.json": (lambda file: read_curves(file.parent), "training.json"),
     "items.csv": (import_items, "items.csv"),
     "items.jsonl": (import_items, "items.jsonl"),

@@ -1,4 +1,4 @@
-"""The house as a whole: imports go downward, and light layers stay light."""
+"""The house as a whole: imports go downward and in no circles, and light layers stay light."""
 
 import ast
 import re
@@ -15,9 +15,10 @@ LAYERS = {
     "probes": {"probes", "stimuli"},
     "finetune": {"finetune", "probes", "stimuli"},
     "analysis": {"analysis", "probes", "stimuli"},
-    "paper": {"paper", "analysis", "probes", "stimuli"},
+    "paper": {"paper", "analysis", "finetune", "probes", "stimuli"},
 }
 SOURCES = sorted(p.relative_to(ROOT) for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
+MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in SOURCES}
 OURS = {"stimuli", "probes", "finetune", "analysis", "paper"}
 
 
@@ -29,8 +30,8 @@ def imported(path: Path) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{path} imports relatively"
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "vlm_probe")
+            named = {f"{node.module}.{alias.name}".removeprefix("vlm_probe.") for alias in node.names}
+            names |= {f"vlm_probe.{name}" for name in named & MODULES} or {node.module}
     return {name.removeprefix("vlm_probe.") for name in names if name.startswith("vlm_probe.")}
 
 
@@ -48,8 +49,22 @@ def test_imports_go_downward(path):
         allowed = OURS
     ours = imported(path)
     assert {name.partition(".")[0] for name in ours} <= allowed
+    if path.parts[:2] != ("probes", "cli"):
+        assert {name for name in ours if name.startswith("probes.cli")} == set()
     if layer == "analysis":
         assert {name for name in ours if name.startswith("probes")} <= {"probes.trials"}
+
+
+def test_no_module_needs_itself():
+    """Whatever a module imports, inside functions and for types too, can be read without it."""
+    left = {
+        ".".join(path.with_suffix("").parts).removesuffix(".__init__"): imported(path) & MODULES for path in SOURCES
+    }
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    while above := set(left) - {need for needs in left.values() for need in needs}:  # these only lead to a circle
+        left = {name: needs & set(left) for name, needs in left.items() if name not in above}
+    assert left == {}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def script(name: str, *arguments: str) -> None:
 @pytest.mark.slow
 @PROC
 def test_kills_lose_nothing() -> None:
-    script("kills", "--kills", "20", "--only", "probing", "generation", "analysis")
+    script("kills", "kill", "--kills", "20", "--only", "probing", "generation", "analysis")
 
 
 @pytest.mark.slow
@@ -34,4 +34,4 @@ def test_mishaps_are_told_and_lose_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_same_commands_give_the_same_bytes() -> None:
-    script("again")
+    script("kills", "repeat")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from html import escape
 from importlib.resources import files
@@ -18,7 +18,6 @@ from vlm_probe.analysis.labels import test_name, training_name
 from vlm_probe.analysis.logs import Source
 from vlm_probe.analysis.material import Settings, select
 from vlm_probe.analysis.page.motion import Motions, motion_key
-from vlm_probe.analysis.page.packing import packed, packed_columns, script_json
 from vlm_probe.analysis.page.pictures import KEY, Pictures
 from vlm_probe.analysis.page.trials import Shown, is_mirrored, shown_trials
 from vlm_probe.analysis.result import plain
@@ -28,6 +27,34 @@ from vlm_probe.analysis.transfer import transfer_matrix
 from vlm_probe.probes.trials import is_run, read_run
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.plain_json import dumps
+
+ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+def script_json(data: Any) -> str:
+    """JSON for a `<script>` block: ASCII, and without the characters that could end the block or open a tag.
+
+    Raises:
+        ValueError: If the data holds a number that JSON does not have.
+    """
+    text = dumps(data, compact=True, ascii_only=True)
+    # None of them is part of JSON's own syntax, so they occur within strings only, where the escape means the same.
+    for character, escaped in ESCAPED.items():
+        text = text.replace(character, escaped)
+    return text
+
+
+def packed(values: Iterable[Hashable]) -> dict[str, Any]:
+    """A column as its different values (`levels`, by first occurrence) and which of them each row has (`codes`)."""
+    levels: dict[Hashable, int] = {}
+    codes = [levels.setdefault(value, len(levels)) for value in values]
+    return {"levels": list(levels), "codes": codes}
+
+
+def packed_columns(rows: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Attributes of objects as packed columns by name."""
+    return {name: packed(getattr(row, name) for row in rows) for name in names}
+
 
 SCRIPTS = ("data.js", "tables.js", "chart.js", "gallery.js", "detail.js", "main.js")
 """Files in `analysis/page/assets`, one after the other in one scope."""

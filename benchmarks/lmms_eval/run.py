@@ -36,10 +36,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vlm_probe.probes.models import Trial
+from vlm_probe.probes.models import SPARE_TOKENS, Trial
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.loading import load_model
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS
 from vlm_probe.probes.trials import read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set

@@ -13,7 +13,7 @@ from vlm_probe.paper.names import contrast_sides, key_of
 from vlm_probe.paper.numbers import Numbers, listed, records
 from vlm_probe.paper.part import Part
 from vlm_probe.paper.parts.contrasts import put
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 from vlm_probe.paper.verdicts import does_not_transfer, improves, verdict
 
 JOINT, VARIED = "joint", "varied"

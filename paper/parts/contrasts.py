@@ -15,7 +15,7 @@ from vlm_probe.paper.latex import Rows, in_math, table, text
 from vlm_probe.paper.names import LEVELS, contrast_sides, key_of, side_name
 from vlm_probe.paper.numbers import Numbers, interval, listed, p_text, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import OVER_ALL, Study
+from vlm_probe.paper.study_results import OVER_ALL, Study
 from vlm_probe.paper.verdicts import EFFECTS, VERDICTS, verdict
 
 SINGLE = {"joint": ("within", "cross-family"), "randomised": ("within", "shifted")}

@@ -15,7 +15,7 @@ from vlm_probe.paper import latex
 from vlm_probe.paper.names import CITED, SHIFTS, condition_keys, test_name, training_name
 from vlm_probe.paper.numbers import Numbers, listed
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 
 
 def part(study: Study) -> Part:

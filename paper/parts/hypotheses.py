@@ -10,7 +10,7 @@ from vlm_probe.paper.names import LEVELS, contrast_sides, side_name
 from vlm_probe.paper.numbers import Numbers, interval
 from vlm_probe.paper.part import Part
 from vlm_probe.paper.parts.decoding import decodable
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 from vlm_probe.paper.verdicts import AGREEMENTS, does_not_transfer, improves, no_advantage, together, verdict
 
 CLAIMS = (

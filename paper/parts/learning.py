@@ -14,7 +14,7 @@ from vlm_probe.analysis.style import name_of
 from vlm_probe.paper.names import condition_keys, key_of, training_name
 from vlm_probe.paper.numbers import Numbers, listed, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 
 WINDOW, PANELS = 5, 3
 """Logged points over which success in training is averaged, since a batch is small; and how many conditions are drawn."""

@@ -7,7 +7,7 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper.names import key_of
 from vlm_probe.paper.numbers import Numbers, listed, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 
 WHO = {
     "observer.noisy-simulation": "who simulates what it sees through noise",

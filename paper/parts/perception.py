@@ -9,7 +9,7 @@ from vlm_probe.analysis.style import name_of
 from vlm_probe.paper import latex
 from vlm_probe.paper.numbers import Numbers, listed, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 
 GOOD = 0.9
 """A rate from which on a family counts as seen."""

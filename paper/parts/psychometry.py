@@ -17,7 +17,7 @@ from vlm_probe.analysis.selection import cells, said_signal, signed_margin
 from vlm_probe.paper.names import condition_keys, key_of, task_name, training_name
 from vlm_probe.paper.numbers import Numbers, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 
 CELL = ("method", "train_tasks", "regime", "test_task")
 PANELS = 3

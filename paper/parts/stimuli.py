@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_probe.analysis.levels import family_of
 from vlm_probe.analysis.section import Unanswerable
-from vlm_probe.paper.figures.stimuli import Shown, stimuli
+from vlm_probe.analysis.style import PAGE_MM, drawing
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.tasks import FAMILIES, get_task
@@ -34,3 +37,42 @@ def _draw(tasks: list[str], stem: Path) -> None:
             item = opened.items[0]
             shown.append(Shown(family_of(task), opened.path / item.file_name, item.question.prompt))
         stimuli(shown, stem)
+
+
+HEIGHT_MM, TEXT_MM = 64.0, 19.0
+"""Of the figure, and of the questions below the pictures."""
+WRAP = 44
+"""Characters that fit below a picture."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture, and its question."""
+
+    title: str
+    picture: Path
+    prompt: str
+
+
+def stimuli(shown: Sequence[Shown], stem: Path) -> None:
+    """Pictures side by side over the width of a page.
+
+    Args:
+        shown: The items.
+        stem: Where to write, without suffix.
+    """
+    from matplotlib.image import imread
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with drawing(stem, HEIGHT_MM, PAGE_MM, ncols=len(shown), squeeze=False) as (figure, grid):
+        below = TEXT_MM / HEIGHT_MM
+        engine = figure.get_layout_engine()
+        assert isinstance(engine, ConstrainedLayoutEngine)
+        engine.set(rect=(0, below, 1, 1 - below))
+        for axes, item in zip(grid[0], shown, strict=True):
+            axes.imshow(imread(item.picture))
+            axes.set_axis_off()
+            axes.set_title(item.title, loc="left", fontweight="bold")
+            wrapped = "\n".join(textwrap.wrap(item.prompt, WRAP))
+            text = axes.text(0, -0.04, wrapped, transform=axes.transAxes, ha="left", va="top", fontsize=5.0)
+            text.set_in_layout(False)  # questions are longer than pictures are wide, and would shrink them

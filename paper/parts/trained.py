@@ -18,7 +18,7 @@ from vlm_probe.paper import latex
 from vlm_probe.paper.names import key_of, test_name
 from vlm_probe.paper.numbers import Numbers, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 from vlm_probe.stimuli.tasks import task_names
 
 CELL = ("method", "test_task")

@@ -16,7 +16,7 @@ from vlm_probe.paper.figures.matrix import matrix
 from vlm_probe.paper.names import condition_keys, test_name, training_name
 from vlm_probe.paper.numbers import Numbers, records
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study
+from vlm_probe.paper.study_results import Study
 from vlm_probe.paper.verdicts import verdict
 from vlm_probe.stimuli.tasks import FAMILIES, task_names
 

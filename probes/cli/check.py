@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import traceback
 from importlib import import_module
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json
-from vlm_probe.stimuli.errors import reason_of
+from vlm_probe.stimuli.errors import did_you_mean, reason_of
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.tasks import Task
@@ -82,8 +81,8 @@ def _load(place: str) -> Task:
     found = getattr(module, attribute, None)
     if found is None:
         names = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)]
-        close = difflib.get_close_matches(attribute, names, n=3, cutoff=0.3) or names
-        hint = f"did you mean {', '.join(close)}?" if close else "it defines no task"
+        every = f"did you mean {', '.join(names)}?" if names else "it defines no task"
+        hint = did_you_mean(attribute, names, every, cutoff=0.3)
         raise CommandError(f"{module_name} has no {attribute!r}: {hint}")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise CommandError(f"{place} is no task: make it a class derived from vlm_probe.stimuli.tasks.Task")

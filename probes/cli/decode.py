@@ -76,7 +76,7 @@ def _name(model: str, stimuli: str, task: str) -> str:
 
 
 def _report(result: dict[str, Any]) -> Any:
-    from vlm_probe.probes.decoding.report import Report
+    from vlm_probe.probes.decoding.result import Report
 
     return Report(result)
 

@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.footprint import show_footprint
-from vlm_probe.probes.cli.programs import programs
 from vlm_probe.probes.cli.settings import Config, Json
 from vlm_probe.stimuli.ranges import BATCH
+
+if TYPE_CHECKING:
+    from vlm_probe.probes.models.footprint import Footprint
+
+
+@dataclass(frozen=True)
+class Program:
+    """Something beside Python that a part of this project calls.
+
+    Attributes:
+        name: What a reader knows it as.
+        commands: All of which it takes.
+        purpose: What cannot be done without it.
+        install: On Debian or Ubuntu, as root; for what no package manager of one's own gives, what to do instead.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    purpose: str
+    install: str
+
+    @property
+    def missing(self) -> list[str]:
+        """Commands that are not there."""
+        return [command for command in self.commands if shutil.which(command) is None]
+
+    @property
+    def place(self) -> str:
+        """Where the first of its commands is; empty if there is none."""
+        return shutil.which(self.commands[0]) or ""
+
+
+def programs() -> tuple[Program, ...]:
+    """All of them; nothing that a run, a training or an analysis takes is among them."""
+    from vlm_probe.paper import tex
+
+    return (Program("TeX", tex.PROGRAMS, "the PDF of `probe paper`", tex.INSTALL), *OTHERS)
+
+
+OTHERS = (
+    Program(
+        "Slurm",
+        ("sbatch", "squeue", "scontrol"),
+        "studies on a cluster (`probe study run --executor slurm`)",
+        "give the command on a node of the cluster that has sbatch",
+    ),
+    Program(
+        "Slurm of one node",
+        ("munged", "slurmctld", "slurmd"),
+        "the tests of Slurm (`make test-slow`)",
+        "apt-get install slurm-wlm munge",
+    ),
+    Program(
+        "Chromium",
+        ("chromium", "chromedriver"),
+        "the tests of pages (`make test-slow`)",
+        "apt-get install chromium chromium-driver",
+    ),
+    Program(
+        "R",
+        ("Rscript",),
+        "the comparisons with lme4 as it runs (`make test`, benchmarks)",
+        "apt-get install r-cran-lme4 r-cran-lmertest r-cran-emmeans",
+    ),
+)
+
 
 EXTRAS = {
     "mujoco": "the second physics engine",
@@ -180,3 +246,92 @@ def _cache() -> Check:
     except OSError as error:
         found = f"{folder} cannot be written ({error.strerror}): set PROBE_CACHE to a folder that can"
         return {"what": "cache folder", "ok": False, "found": found}
+
+
+def show_footprint(model: str, dtype: str, device: str, load_in_4bit: bool, batch_size: int, json: bool) -> int:
+    """Show what a model needs, and whether this machine has it.
+
+    Args:
+        model, dtype, device, load_in_4bit, batch_size: As for `probe doctor`.
+        json: Print a JSON object instead of a table.
+
+    Returns:
+        The exit code: 1 if the model does not fit.
+
+    Raises:
+        UnknownName: If there is no such model.
+        ModelError: If it has no weights, or its size cannot be known without a network.
+    """
+    from dataclasses import asdict
+
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.cli.resources import check_model_name
+    from vlm_probe.probes.models.footprint import footprint
+
+    check_model_name(model)
+    found = footprint(model, dtype=dtype, device=device, load_in_4bit=load_in_4bit, batch_size=batch_size)
+    if json:
+        show_json(asdict(found) | {"needed_bytes": found.needed_bytes, "fits": found.fits})
+    else:
+        show(_table(found))
+        for line in _verdict(found):
+            show(line)
+    return 0 if found.fits else 1
+
+
+def _table(found: Footprint) -> Any:
+    from rich.table import Table
+
+    published = found.source == "catalogue"
+    exact = "published, not checked here" if published else "read from its files"
+    counted = "published" if published else "counted with its processor"
+    seen = f" seen as {found.picture}" if found.picture else ""
+    formats = ", ".join(f"{kind} {_size(number)}" for kind, number in found.weight_bytes.items())
+    table = Table(box=None, pad_edge=False, show_header=False)
+    rows = [
+        ("parameters", f"{found.parameters / 1e6:,.1f} million", exact),
+        ("on disk", "not on this machine" if found.stored_bytes is None else _size(found.stored_bytes), ""),
+        ("weights in memory", formats, "4bit is an estimate" if not published else "estimate"),
+        ("prompt", f"{found.prompt_tokens} tokens: a question and a picture", counted),
+        ("picture", f"224 x 224{seen}", ""),
+        ("", "", ""),
+        (f"weights, {found.dtype}", _size(found.weight_bytes[found.dtype]), ""),
+        (f"keys and values, batch of {found.batch_size}", _size(found.cache_bytes), "estimate"),
+        ("activations", _size(found.activation_bytes), "estimate"),
+        ("Python and libraries", _size(found.process_bytes), "estimate"),
+        ("needed", _size(found.needed_bytes), "estimate"),
+        (f"free on {found.device_name}", _size(found.available_bytes), "now"),
+        ("time for 500 items", _duration(found.seconds), found.timing),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _verdict(found: Footprint) -> list[str]:
+    lines = []
+    if found.fits:
+        lines.append(f"{found.model} fits on {found.device_name}.")
+    else:
+        smaller = [] if found.dtype == "4bit" else ["--load-in-4bit"]
+        smaller += ["--batch-size 1"] if found.batch_size > 1 else []
+        fix = f"try {' or '.join(smaller)}, or " if smaller else ""
+        lines.append(f"{found.model} does not fit on {found.device_name}: {fix}use a larger machine.")
+    if found.timing == "estimate":
+        lines.append(
+            "The time is arithmetic: the model's operations at half the speed of a matrix product measured here."
+            " Take it for the order of magnitude."
+        )
+    if found.source == "catalogue":
+        lines.append("It is not on this machine: all sizes are from published numbers, and a run downloads it first.")
+    return lines
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

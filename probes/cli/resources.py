@@ -150,15 +150,13 @@ def task_name(name: str) -> str:
     Raises:
         UnknownName: If there is none, with the closest names.
     """
-    import difflib
-
+    from vlm_probe.stimuli.errors import did_you_mean
     from vlm_probe.stimuli.tasks import FAMILIES, task_names
 
     known = [*FAMILIES, *task_names()]
     if name in known:
         return FAMILIES.get(name, name)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-    hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+    hint = did_you_mean(name, known, cutoff=0.3)
     raise UnknownName(f"unknown task or family {name!r}: {hint} (or give the folder of a stimulus set)")
 
 

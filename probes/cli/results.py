@@ -1,14 +1,105 @@
-"""What a finished run leaves beside its trials: the summary on stdout and in summary.json, and the figure."""
+"""What a run leaves besides its trials: the grounding questions before it, the reference line, the summary and the figure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm_probe.probes.run import RunConfig
+    from vlm_probe.stimuli.dataset import StimulusSet
     from vlm_probe.stimuli.output import OutputFolder
+
+
+def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: Any, jobs: int | None) -> None:
+    """Ask the family's grounding questions, and say how many of each kind are right; the battery's summary begins with them, too.
+
+    A model that cannot count the blocks is not failing at physics. Nothing is asked for a family without such a task,
+    for a grounding set itself, or of an observer, which does not look at pictures.
+
+    Args:
+        config: Of the run; the grounding questions are asked of the same model with the same settings, in the plain
+            manner.
+        stimuli: What the battery is about.
+        folder: Of the run; the grounding run goes into a folder inside it.
+        model: The loaded model.
+        jobs: Processes that make the questions' pictures; None takes all cores.
+    """
+    from vlm_probe.analysis.logs import GROUNDING
+    from vlm_probe.analysis.summary import seen
+    from vlm_probe.probes.cli.console import progress, tell
+    from vlm_probe.probes.cli.resources import cores
+    from vlm_probe.probes.conditions import GROUNDING_N, GROUNDING_SEED
+    from vlm_probe.probes.run import run
+    from vlm_probe.stimuli.ranges import IMAGE_SIZE
+    from vlm_probe.stimuli.standard import further_set
+    from vlm_probe.stimuli.tasks import get_task, task_names
+
+    name = str(stimuli.card.get("task"))
+    task = f"{get_task(name).family}-grounding" if name in task_names() else ""
+    if task not in task_names() or task == name or not model.needs_images:
+        return
+    size = min(int(stimuli.card.get("image_size", 224)), int(IMAGE_SIZE.most))
+    with progress("making grounding items") as step:
+        items = further_set(task, GROUNDING_N, GROUNDING_SEED, size=size, jobs=jobs or cores(), progress=step)
+    plain = replace(config, stimuli=task, design="plain", examples=(0,), examples_from=None, limit=None, style="")
+    with progress("grounding first") as step:
+        run(plain, items, folder / GROUNDING, model=model, progress=step)
+    right = ", ".join(f"{cell.label} {cell.accuracy.value:.2f}" for cell in seen(folder / GROUNDING))
+    tell(f"grounding ({task}, {len(items)} items, share right): {right}")
+
+
+OBSERVER, LABEL = "noisy-simulation", "noisy simulation"
+
+
+def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: int) -> dict[str, Path]:
+    """Runs of observers to compare a judgement with, from the cache or made now.
+
+    Args:
+        stimuli: The set that the model was asked.
+        model: The model that was asked; the observer is no reference for itself.
+        limit: Only the first so many items.
+        jobs: Processes.
+
+    Returns:
+        Label -> folder of the run; empty if the set is no two-option judgement with scenes.
+
+    Raises:
+        RunError, OSError: If the cache cannot be written, or another process is at the same run.
+    """
+    from vlm_probe.probes.cli.console import progress
+    from vlm_probe.probes.models.observers import CHUNK, ParallelObserver, make_observer
+    from vlm_probe.probes.run import RunConfig, run
+    from vlm_probe.probes.trials import RUN, read_run
+    from vlm_probe.stimuli.question import Options
+    from vlm_probe.stimuli.standard import cache_folder
+
+    first = stimuli.items[0]
+    grammar = first.question.grammar
+    judgement = stimuli.card.get("kind") == "judgement" and isinstance(grammar, Options) and len(grammar.options) == 2
+    if not judgement or model == OBSERVER or first.scene is None:
+        return {}
+    observer = make_observer(OBSERVER)
+    # By the hashes of the set and of the observer's parameters, so that neither can go stale.
+    home = cache_folder() / "references" / stimuli.content_sha256[:16]
+    whole = home / f"{OBSERVER}-{observer.identity.weights_sha256[:8]}"
+    folder = whole if limit is None or limit >= len(stimuli) else whole.with_name(f"{whole.name}_n{limit}")
+    for made in (whole, folder):
+        if (made / RUN).is_file() and read_run(made).get("status") == "finished":
+            return {LABEL: made}
+    config = RunConfig(
+        OBSERVER,
+        str(stimuli.path),
+        readout="options",
+        limit=limit if folder != whole else None,
+        batch_size=jobs * CHUNK,
+    )
+    with progress(f"reference observer ({OBSERVER})") as step, ParallelObserver(observer, jobs) as shared:
+        run(config, stimuli, folder, model=shared, progress=step)
+    return {LABEL: folder}
 
 
 FIGURE, SUMMARY = "psychometric.png", "summary.json"

@@ -48,9 +48,7 @@ def run(
     """
     given = dict(locals())
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
-    from vlm_probe.probes.cli.grounding import ask_grounding
     from vlm_probe.probes.cli.many import named_models, named_sets
-    from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
         check_examples,
         check_model_name,
@@ -61,8 +59,16 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import FIGURE, SUMMARY, warning_of, write_figure, write_summary
-    from vlm_probe.probes.presentation import PresentationError, manners
+    from vlm_probe.probes.cli.results import (
+        FIGURE,
+        SUMMARY,
+        ask_grounding,
+        reference_runs,
+        warning_of,
+        write_figure,
+        write_summary,
+    )
+    from vlm_probe.probes.conditions import PresentationError, manners
     from vlm_probe.probes.run import load
     from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join
@@ -152,10 +158,9 @@ def _run_many(config: RunConfig, options: dict[str, Any], models: list[str], set
         compare(folders, options["json"])
         return code
     loaded, codes = load(replace(config, model=models[0])), [0]
-    fresh = copy.deepcopy(getattr(loaded, "observed", None))
+    fresh = copy.deepcopy(dict(loaded.observed))
     for name in sets:
-        if fresh is not None:
-            loaded.observed = copy.deepcopy(fresh)  # type: ignore[attr-defined]
+        loaded.observed = copy.deepcopy(fresh)
         try:
             changes = {"out": folders[models[0], name], "json": False, "loaded": loaded}
             with redirect_stdout(io.StringIO()) if options["json"] else nullcontext():

@@ -20,7 +20,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
 from vlm_probe.probes.options import OUTPUT
-from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.stimuli.errors import ProbeError, did_you_mean, reading
 from vlm_probe.stimuli.ranges import PROCESSES
 
 if TYPE_CHECKING:
@@ -194,7 +194,6 @@ def _fill(
 
     A `shared` table is read by every command, so that options of other commands are no mistakes in it.
     """
-    import difflib
 
     options = {name: argument for name, argument in _options(arguments).items() if name != "config"}
     tables = {path[:depth] for path in every for depth in range(1, len(path))}
@@ -209,9 +208,7 @@ def _fill(
                         options[name].append(Token(keyword=key, value=text, source=source, index=index))
             elif not (shared and at != commands and any(path[-1] == name for path in every)):
                 known = sorted({*options, *(path[-1] for path in tables if path[:-1] == at)})
-                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-                hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
-                raise _mistake(f"unknown key {key!r} in {source}: {hint}", commands)
+                raise _mistake(f"unknown key {key!r} in {source}: {did_you_mean(name, known)}", commands)
 
 
 def _levels(data: Any, commands: tuple[str, ...], source: str) -> list[tuple[tuple[str, ...], dict[str, Any]]]:

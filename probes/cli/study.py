@@ -15,13 +15,13 @@ from vlm_probe.probes.cli.settings import Config, Json
 from vlm_probe.stimuli.ranges import PROCESSES, whole
 
 if TYPE_CHECKING:
-    from vlm_probe.probes.study.cells import Cell
-    from vlm_probe.probes.study.design import Design
-    from vlm_probe.probes.study.drive import Event
-    from vlm_probe.probes.study.launch import Launch
-    from vlm_probe.probes.study.overview import Overview
-    from vlm_probe.probes.study.pools import Pool
-    from vlm_probe.probes.study.store import Store
+    from vlm_probe.paper.study.cells import Cell
+    from vlm_probe.paper.study.design import Design
+    from vlm_probe.paper.study.drive import Event
+    from vlm_probe.paper.study.launch import Launch
+    from vlm_probe.paper.study.overview import Overview
+    from vlm_probe.paper.study.pools import Pool
+    from vlm_probe.paper.study.store import Store
 
 app = App(name="study", help="Plan, register, run and watch a whole study, declared in one file.")
 
@@ -53,20 +53,18 @@ def plan(
         jobs: Cells that will be done at a time.
         pilot: First time a small part of every kind of cell, as far as that was not done before.
     """
+    from vlm_probe.paper.study.cost import CostModel
+    from vlm_probe.paper.study.overview import Plan, look_at
     from vlm_probe.probes.cli.console import show, show_json, tell
     from vlm_probe.probes.cli.resources import cores
-    from vlm_probe.probes.study.overview import look_at
-    from vlm_probe.probes.study.pace import paces
-    from vlm_probe.probes.study.plan import Plan
 
     design, cells, store = _open(study, out)
     if pilot:
-        from vlm_probe.probes.study.pilot import pilot as time_it
+        from vlm_probe.paper.study.cost import pilot as time_it
 
         for line in time_it(cells, store, design.sets.size, max(1, cores() // jobs)):
             tell(f"could not be timed: {line}")
-    found = paces(cells, store)
-    made = Plan(design, cells, found, look_at(cells, store), jobs)
+    made = Plan(design, cells, CostModel.of(cells, store), look_at(cells, store), jobs)
     if json:
         show_json(made.to_dict())
     else:
@@ -94,11 +92,11 @@ def freeze(
         jobs: Sets that are made at a time.
         again: Register a design that has changed since; the earlier record is kept.
     """
+    from vlm_probe.paper.study.drive import drive
+    from vlm_probe.paper.study.fields import StudyError
+    from vlm_probe.paper.study.pools import LocalPool
+    from vlm_probe.paper.study.registration import REGISTRATION, register
     from vlm_probe.probes.cli.console import show, show_json
-    from vlm_probe.probes.study.drive import drive
-    from vlm_probe.probes.study.fields import StudyError
-    from vlm_probe.probes.study.pools import LocalPool
-    from vlm_probe.probes.study.registration import REGISTRATION, register
 
     design, cells, store = _open(study, out)
     sets = [cell for cell in cells if cell.kind == "sets"]
@@ -157,11 +155,11 @@ def run(
             file of one's own.
         sbatch: Further options of sbatch, such as `cpus_per_task=8` or `mem=32G`; may be repeated.
     """
+    from vlm_probe.paper.study.cells import matching, with_needs
+    from vlm_probe.paper.study.drive import drive
+    from vlm_probe.paper.study.launch import find_launch
     from vlm_probe.probes.cli.console import show_json
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, SUCCESS
-    from vlm_probe.probes.study.drive import drive
-    from vlm_probe.probes.study.launch import find_launch
-    from vlm_probe.probes.study.selection import matching, with_needs
 
     design, cells, store = _open(study, out)
     wanted = with_needs(cells, matching(cells, only))
@@ -198,8 +196,8 @@ def status(
         jobs: Cells that are done at a time, for the time that is left.
         watch: Draw the table anew every two seconds, until nothing is at work.
     """
+    from vlm_probe.paper.study.cells import matching
     from vlm_probe.probes.cli.console import show_json
-    from vlm_probe.probes.study.selection import matching
 
     design, all_cells, store = _open(study, out)
     cells = matching(all_cells, only)
@@ -237,10 +235,10 @@ def pack(
     Args:
         to: The folder; what an earlier packing left there is replaced.
     """
+    from vlm_probe.paper.study.overview import size_text
+    from vlm_probe.paper.study.pack import pack as pack_it
+    from vlm_probe.paper.study.registration import deviations, read_registration
     from vlm_probe.probes.cli.console import show, show_json
-    from vlm_probe.probes.study.overview import size_text
-    from vlm_probe.probes.study.pack import pack as pack_it
-    from vlm_probe.probes.study.registration import deviations, read_registration
 
     design, cells, store = _open(study, out)
     record = read_registration(store)
@@ -255,15 +253,12 @@ def pack(
 
 def _open(study: Path, out: Path | None) -> tuple[Design, list[Cell], Store]:
     """The design, its cells, and where they are."""
-    from dataclasses import fields
+    from vlm_probe.paper.study.cells import make_cells
+    from vlm_probe.paper.study.design import read_design
+    from vlm_probe.paper.study.store import Store
 
-    from vlm_probe.finetune.config import TrainConfig, make_config
-    from vlm_probe.probes.study.cells import make_cells
-    from vlm_probe.probes.study.design import read_design
-    from vlm_probe.probes.study.store import Store
-
-    design = read_design(study, [field.name for field in fields(TrainConfig)])
-    cells = make_cells(design, lambda given, preset: make_config(given, preset).to_dict())
+    design = read_design(study)
+    cells = make_cells(design)
     return design, cells, Store(out or Path("studies") / design.name)
 
 
@@ -279,8 +274,8 @@ def _interrupted_by(number: signal.Signals) -> Iterator[None]:
 
 def _tell_deviations(design: Design, cells: list[Cell], store: Store) -> None:
     """Say where a study is not as it was registered; nothing if it never was."""
+    from vlm_probe.paper.study.registration import deviations, read_registration
     from vlm_probe.probes.cli.console import tell
-    from vlm_probe.probes.study.registration import deviations, read_registration
 
     record = read_registration(store)
     for line in deviations(record, design, cells) if record else []:
@@ -288,11 +283,10 @@ def _tell_deviations(design: Design, cells: list[Cell], store: Store) -> None:
 
 
 def _overview(cells: list[Cell], store: Store, jobs: int) -> Overview:
-    from vlm_probe.probes.study.overview import look_at
-    from vlm_probe.probes.study.pace import paces, seconds_of
+    from vlm_probe.paper.study.cost import CostModel
+    from vlm_probe.paper.study.overview import look_at
 
-    found = paces(cells, store)
-    return look_at(cells, store, lambda step: seconds_of(found, step), jobs)
+    return look_at(cells, store, CostModel.of(cells, store), jobs)
 
 
 def _show(overview: Overview) -> None:
@@ -313,9 +307,9 @@ def _pool(
     sbatch: tuple[str, ...],
     launch: Launch,
 ) -> Pool:
+    from vlm_probe.paper.study.pools import LocalPool, SubmititPool
     from vlm_probe.probes.cli.errors import UsageError
     from vlm_probe.probes.cli.resources import cores
-    from vlm_probe.probes.study.pools import LocalPool, SubmititPool
 
     share = max(1, cores() // jobs)
     if executor != "slurm" and (partition or sbatch or (gpus and not launch.config)):
@@ -353,8 +347,8 @@ class _Watch:
     def __enter__(self) -> _Watch:
         import sys
 
+        from vlm_probe.paper.study.store import ASIDE
         from vlm_probe.probes.cli.console import tell
-        from vlm_probe.probes.study.store import ASIDE
 
         if self._moved:
             tell(
@@ -376,7 +370,7 @@ class _Watch:
 
     def __call__(self, event: Event | None) -> None:
         """Something has happened, or time has passed."""
-        if self._live is not None:
+        if self._live is not None and (event is None or event.cell is not None):
             if event is not None or time.monotonic() - self._drawn > REDRAW:
                 self._live.update(_overview(self._cells, self._store, self._pool.jobs), refresh=True)
                 self._drawn = time.monotonic()
@@ -386,8 +380,8 @@ class _Watch:
     def _line(self, event: Event) -> None:
         from vlm_probe.probes.cli.console import tell
 
-        if event.what == "started":
-            tell(f"{event.cell.id}: started")
+        if event.cell is None or event.what == "started":
+            tell(event.what if event.cell is None else f"{event.cell.id}: started")
             return
         look = self._store.look(event.cell)
         if look.ended is not None and look.ended.failures:

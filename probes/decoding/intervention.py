@@ -24,8 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.probes.decoding import DecodingError
-from vlm_probe.probes.decoding.controls import permutations
-from vlm_probe.probes.decoding.crossval import Folds, bootstrap_counts, interval, logistic_model, ridge
+from vlm_probe.probes.decoding.crossval import Folds, bootstrap_counts, interval, logistic_model, permutations, ridge
 from vlm_probe.probes.decoding.readings import BOOTSTRAP, Problem, Reading
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.activations import Mover, Site

@@ -10,19 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.probes.decoding import DecodingError
-from vlm_probe.probes.decoding.controls import arbitrary_columns, permutations, permuted_columns, types_shared
 from vlm_probe.probes.decoding.crossval import (
     ALPHAS,
     OUTER,
     STRENGTHS,
     Folds,
     accuracy_sums,
+    arbitrary_columns,
     bootstrap_counts,
     interval,
     logistic,
     make_folds,
+    permutations,
+    permuted_columns,
     r2_sums,
     ridge,
+    types_shared,
 )
 from vlm_probe.probes.decoding.targets import Target, scene_types, target_values
 from vlm_probe.stimuli.dataset import Item

@@ -157,7 +157,7 @@ def _fill(
             arrays, done = {}, np.zeros(len(items), dtype=bool)
     # Prompts of similar length in one batch need little padding.
     pending = sorted(np.flatnonzero(~done).tolist(), key=lambda i: len(items[i].question.prompt))
-    size = batch_size or int(getattr(model, "batch_size", 16))
+    size = batch_size or model.batch_size
     batches = [pending[start : start + size] for start in range(0, len(pending), size)]
     written: list[int] = []
     synced = time.monotonic()

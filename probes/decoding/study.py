@@ -83,9 +83,9 @@ def decode(
     if config.intervene != "none":
         outcomes(items)
     # The adapted model comes first, so that an adapter that does not fit costs no work; and the two are not in memory together.
-    moment = getattr(model, "moment", "")
+    moment = model.moment if model is not None else ""
     first = load(config, config.compare, moment) if config.compare else model or load(config, config.adapter)
-    moment = getattr(first, "moment", "")
+    moment = first.moment
     sites = choose_sites(first, config.layers, config.position)
     steered = _steered_layer(config, sites)
 
@@ -167,8 +167,7 @@ def load(config: DecodeConfig, adapter: str | None, moment: str = "") -> Any:
 
     names = ("revision", "dtype", "device", "load_in_4bit")
     model: Any = load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
-    if hasattr(model, "set_moment"):
-        model.set_moment(moment)
+    model.set_moment(moment)
     return model
 
 

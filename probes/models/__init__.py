@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,12 @@ from PIL import Image
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.ranges import REPLY_LENGTH, SEED, TEMPERATURE, check_ranges, ranged
+
+THINKING_TOKENS = 512
+"""Of a reply that reasons first."""
+SPARE_TOKENS = 8
+"""Beyond the longest legal answer: a full stop, a unit, or the beginning of a sentence that gives it away."""
+
 
 Ended = Literal["", "unfinished", "filtered"]
 """How a reply ended that did not end by itself, as a status of `vlm_probe.stimuli.question.Status`."""
@@ -36,8 +44,8 @@ class Trial:
         image: The picture that comes with the question; None if there is none, or the model does not look at pictures.
         context: Turns before the question: worked examples, earlier attempts.
         preamble: Words before the question, in the same turn.
-        manner: Code of the manner in which the item is asked (`vlm_probe.probes.presentation`); empty for the plain one.
-        attempt: Number of the attempt, from 1, where an item may be tried several times (`vlm_probe.probes.memory`).
+        manner: Code of the manner in which the item is asked (`vlm_probe.probes.conditions`); empty for the plain one.
+        attempt: Number of the attempt, from 1, where an item may be tried several times (`vlm_probe.probes.episodes`).
     """
 
     item: Item
@@ -140,32 +148,27 @@ class Identity:
     files: dict[str, str] = field(default_factory=dict)
 
 
-class Model(Protocol):
+class Model(ABC):
     """A model or an observer. Answers do not depend on how items are batched.
-
-    A model may also have, and a run then uses:
-        batch_size: Trials per call that suit it.
-        observed: What it has seen so far, as plain data for `run.json`.
-        check(items): Raises ModelError for items that it cannot answer, before any is asked.
-        check_context(trials, settings): Raises ModelError for conversations that are too long for it.
-        check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
-        prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
-        moment, set_moment(moment): Date and time that its prompts state; empty if they state none.
-        score(trials, settings): What `score_options` gives, as a list of `Scored`, of a model that may think first.
-        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
-            is a text, or a `Reply`.
 
     Attributes:
         needs_images: Whether it looks at pictures; one that does not is given none.
+        batch_size: Trials per call that suit it.
+        streams: Whether it takes trials one by one, and answers several at a time in any order (`stream`).
+        observed: What it has seen so far, as plain data for `run.json`.
     """
 
-    needs_images: bool
+    needs_images = True
+    batch_size = 16
+    streams = False
+    observed: Mapping[str, Any] = MappingProxyType({})
 
     @property
+    @abstractmethod
     def identity(self) -> Identity:
         """What exactly answers."""
-        ...
 
+    @abstractmethod
     def generate(self, trials: Sequence[Trial], settings: Generation) -> Sequence[str | Reply]:
         """One reply per trial: its text, or a `Reply` where it did not end by itself or has a thought before it.
 
@@ -173,11 +176,38 @@ class Model(Protocol):
             trials: What is asked.
             settings: How replies are generated.
         """
-        ...
 
+    @abstractmethod
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
         """Per trial, the log-probability of every candidate of its grammar (in the order of `candidates()`)."""
-        ...
+
+    def score(self, trials: Sequence[Trial], settings: Generation) -> Sequence[Scored]:
+        """What `score_options` gives, with the thoughts of a model that may think first."""
+        return [Scored(values) for values in self.score_options(trials)]
+
+    @property
+    def moment(self) -> str:
+        """Date and time that its prompts state; empty if they state none."""
+        return ""
+
+    def set_moment(self, moment: str) -> None:
+        """Have prompts state this date and time."""
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuse items that it cannot answer, before any is asked. Raises ModelError."""
+
+    def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
+        """Refuse conversations that are too long for it. Raises ModelError."""
+
+    def check_request(self, trials: Sequence[Trial], readout: str, settings: Generation) -> None:
+        """Refuse the longest requests of a run, if it does not take them. Raises ModelError."""
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Make the inputs of a batch that will be asked next; called from another thread."""
+
+    def stream(self, trials: Iterable[Trial], readout: str, settings: Generation) -> Iterator[tuple[Trial, Any, float]]:
+        """Answer trials one by one, in any order: (trial, answer, seconds); a reply is a text, or a `Reply`."""
+        raise NotImplementedError(f"{self.identity.name} takes trials in batches")
 
 
 class ModelError(ProbeError, RuntimeError):

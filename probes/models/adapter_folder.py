@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,27 @@ from typing import Any, Literal
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.model_folder import entries, read_json, read_tensors, reading, weight_files
-from vlm_probe.probes.models.parts import part_of
+
+Part = Literal["language", "vision", "projector"]
+
+# The projector comes first, because Qwen keeps its own inside the vision tower. The pooling head that some towers carry is
+# used by no vision-language model.
+_PARTS: tuple[tuple[Part, re.Pattern[str]], ...] = (
+    (
+        "projector",
+        re.compile(
+            r"(?:.*\.)?(?:multi_modal_projector|connector|aligner|visual\.merger|visual\.deepstack_merger_list)\..*"
+        ),
+    ),
+    ("vision", re.compile(r"(?:.*\.)?(?:vision_tower|vision_model|visual)\.(?!(?:.*\.)?head\.).*")),
+    ("language", re.compile(r"(?:.*\.)?(?:language_model|text_model)\..*")),
+)
+
+
+def part_of(name: str) -> Part | None:
+    """The part that a module or a parameter belongs to; None for the output layer and for heads that nothing uses."""
+    return next((part for part, pattern in _PARTS if pattern.fullmatch(name)), None)
+
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 IMPORTS = ("megatron_config",)

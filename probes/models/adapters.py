@@ -18,10 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.adapter_folder import AGAIN, CONFIG, WEIGHTS, Trained, read_adapter
+from vlm_probe.probes.models.adapter_folder import AGAIN, CONFIG, WEIGHTS, Trained, part_of, read_adapter
 from vlm_probe.probes.models.limits import Limited, LimitError
 from vlm_probe.probes.models.model_folder import reading, reason_of
-from vlm_probe.probes.models.parts import part_of
 from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.tiny import WEIGHTS
+from vlm_probe.stimuli.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def lookup(name: str, base_url: str | None = None) -> Entry:
         return Entry(name, "hub", name)
     if len(parts) > 1:
         raise ModelError(f"there is no model folder {name}: give a folder with config.json and *.safetensors in it")
-    close = difflib.get_close_matches(name.lower(), aliases, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(close)}?" if close else f"the short names are {', '.join(aliases)}"
+    hint = did_you_mean(name.lower(), aliases, f"the short names are {', '.join(aliases)}", cutoff=0.4)
     raise ModelError(f"unknown model {name!r}: {hint} (a local folder or a hub id like owner/name works as well)")
 
 

@@ -5,9 +5,7 @@ Parameters and their bytes are exact where the weights are here. Everything else
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,14 @@ from vlm_probe.probes.models import ModelError, Turn
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup
 from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
 from vlm_probe.probes.models.model_folder import (
+    BYTES,
     CONFIG,
-    MEND,
-    Tensor,
+    Weights,
     check_folder,
     read_json,
-    read_tensors,
+    read_weights,
     reason_of,
-    weight_files,
+    stored_dtype,
 )
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
@@ -35,22 +33,12 @@ QUESTION_TOKENS, NEW_TOKENS = 40, 10
 ITEMS = 500
 FOUR_BITS = 4.127 / 8
 """Bytes of a quantised weight: nf4 in blocks of 64, whose scales are quantised in turn (Dettmers et al. 2023)."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-STORED = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 PROCESS = {"cpu": 900_000_000, "cuda": 1_000_000_000}
 """Bytes of Python with its libraries and what their allocators keep, or of a CUDA context."""
 EFFICIENCY = 0.5
 """Share of the speed of a plain matrix product that a model reaches."""
 MEASURED_BELOW = 20_000_000
 """Models with fewer parameters are timed: that takes less than describing them."""
-VISION = re.compile(r"(^|\.)(vision|visual|vpm|image_tower)")
-PACKED = re.compile(r"(\.qweight|\.weight_packed|_blocks)$")
-"""Quantised weights of GPTQ, AWQ, compressed-tensors and MXFP4; those of bitsandbytes are told by what lies with them."""
-SCALES = re.compile(
-    r"\.(quant_state\.\w+|(nested_)?(absmax|quant_map)|SCB|weight_format|qzeros|scales|g_idx)$"
-    r"|(weight|input|output|activation)_(scale(_inv|_2)?|zero_point|shape|global_scale)$|_scales$"
-)
-EMBEDDING = re.compile(r"embed_tokens|lm_head|wte|position_embedding|pos_embed")
 
 
 @dataclass(frozen=True)
@@ -216,77 +204,12 @@ def footprint(
     )
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What the weights are.
-
-    Attributes:
-        parameters: All of them.
-        linear: Those of matrices that can be quantised: without embeddings, norms and the output layer.
-        vision: Those of the vision tower's matrices.
-        stored_bytes: On disk; None if they are not here.
-        dtype: Number format of most of them.
-    """
-
-    parameters: int
-    linear: int
-    vision: int
-    stored_bytes: int | None
-    dtype: str
-
-
-def read_weights(folder: Path) -> Weights:
-    """Count the weights of a folder from the heads of its safetensors files, of which nothing else is read.
-
-    Quantised weights are packed, several to a number; they are counted one by one.
-
-    Raises:
-        ModelError: If a file is damaged.
-    """
-    tensors = read_tensors(weight_files(folder))
-    if not tensors:
-        raise ModelError(f"{folder} has weights without a tensor: {MEND}")
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    counts = _unpacked(tensors, config.get("quantization_config"))
-    stored = sum(tensor.count * STORED.get(tensor.dtype, 2) for tensor in tensors.values())
-    formats: dict[str, int] = {}
-    for name, count in counts.items():
-        formats[tensors[name].dtype] = formats.get(tensors[name].dtype, 0) + count
-    linear = {n: count for n, count in counts.items() if len(tensors[n].shape) >= 2 and not EMBEDDING.search(n)}
-    return Weights(
-        sum(counts.values()),
-        sum(linear.values()),
-        sum(count for name, count in linear.items() if VISION.search(name)),
-        stored,
-        {"BF16": "bfloat16", "F16": "float16"}.get(max(formats, key=lambda kind: formats[kind]), "float32"),
-    )
-
-
 def _in_four_bits(folder: Path) -> bool:
     """Whether the weights of a folder are stored in 4 bits."""
     quantised = read_json(folder / CONFIG).get("quantization_config")
     return isinstance(quantised, dict) and (
         quantised.get("load_in_4bit") is True or 4 in (quantised.get("bits"), quantised.get("w_bit"))
     )
-
-
-def _unpacked(tensors: Mapping[str, Tensor], quantised: Any) -> dict[str, int]:
-    """The number of weights that every tensor stands for; without scales and the like, which stand for none."""
-    if not isinstance(quantised, dict):
-        return {name: tensor.count for name, tensor in tensors.items()}
-    bits = quantised.get("bits") or quantised.get("w_bit") or 4
-    found = {}
-    for name, tensor in tensors.items():
-        if SCALES.search(name):
-            continue
-        width = 8 * STORED.get(tensor.dtype, 2)
-        if any(f"{name}.quant_state.bitsandbytes__{kind}" in tensors for kind in ("nf4", "fp4")):
-            found[name] = tensor.count * width // 4
-        elif PACKED.search(name) and isinstance(bits, int) and 0 < bits <= width:
-            found[name] = tensor.count * width // bits
-        else:
-            found[name] = tensor.count
-    return found
 
 
 def free_memory() -> int:
@@ -308,16 +231,6 @@ def _published(entry: Entry) -> Weights:
     parameters = int((entry.parameters or 0) * 1e9)
     # Embeddings and output layer are not quantised: about a tenth.
     return Weights(parameters, int(0.9 * parameters), 0, None, "bfloat16")
-
-
-def stored_dtype(folder: Path | None, weights: Weights) -> str:
-    """The format that transformers loads with `dtype="auto"`: that of the configuration, else of the weights."""
-    if folder is not None:
-        config = read_json(folder / CONFIG)
-        given = config.get("dtype") or config.get("torch_dtype")
-        if isinstance(given, str) and given in BYTES:
-            return given
-    return weights.dtype
 
 
 def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:

@@ -23,7 +23,18 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Scored, Trial
+from vlm_probe.probes.models import (
+    SPARE_TOKENS,
+    THINKING_TOKENS,
+    Generation,
+    Identity,
+    Model,
+    ModelError,
+    NonFiniteLogits,
+    Reply,
+    Scored,
+    Trial,
+)
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
@@ -32,7 +43,6 @@ from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_h
 from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context, with_tokens
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 from vlm_probe.probes.models.thinking import AUTO, Thinking
 from vlm_probe.stimuli.plain_json import dumps
 
@@ -47,8 +57,8 @@ BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
 
 
-class HuggingFaceModel:
-    """A vision-language model and its processor. Implements `vlm_probe.probes.models.Model`.
+class HuggingFaceModel(Model):
+    """A vision-language model and its processor.
 
     Args:
         model: The network, with an adapter on it or without, in evaluation mode.
@@ -59,8 +69,6 @@ class HuggingFaceModel:
     Raises:
         ModelError: If nothing says which token ends a reply, or its chat template has no such thinking.
     """
-
-    needs_images = True
 
     def __init__(self, model: Any, processor: Any, name: str, thinking: Thinking = AUTO) -> None:
         self._model = model

@@ -14,10 +14,9 @@ from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import TRAINING, Trained, check_base, read_adapter
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import choose_dtype, quantisation
-from vlm_probe.probes.models.footprint import read_weights, stored_dtype
 from vlm_probe.probes.models.huggingface import HuggingFaceModel
 from vlm_probe.probes.models.loading import find_weights
-from vlm_probe.probes.models.model_folder import CONFIG, settings_files, weights_hash
+from vlm_probe.probes.models.model_folder import CONFIG, read_weights, settings_files, stored_dtype, weights_hash
 from vlm_probe.probes.models.network import DTYPES, load_network
 from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
 

@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.device import choose_device, choose_dtype, quantisation
-from vlm_probe.probes.models.footprint import read_weights, stored_dtype
 from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import (
     CONFIG,
@@ -31,8 +30,10 @@ from vlm_probe.probes.models.model_folder import (
     check_text,
     entries,
     read_json,
+    read_weights,
     reading,
     reason_of,
+    stored_dtype,
 )
 from vlm_probe.stimuli.plain_json import dumps, parse
 

@@ -12,13 +12,17 @@ do not depend on batches or on order. Probabilities are never 0, so that every l
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.models import Generation, Identity, Model, ModelError, Trial
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import Answer
@@ -33,6 +37,8 @@ CERTAINTY = 1 - 1e-9
 """Probability that an observer with one answer gives to it; the rest is shared by the others."""
 PUSH_DURATION = 0.1
 """Seconds for which the latent force acts."""
+CHUNK = 8
+"""Items that a worker process answers at a time."""
 IMAGINED_DURATION = 0.3
 """Simulated seconds after which what rests is imagined to stay: 400 noisy towers all came out as they do with 1.5 s."""
 
@@ -52,8 +58,8 @@ class Noise:
     samples: int = 10
 
 
-class Observer:
-    """Answers items from their scenes. Implements `vlm_probe.probes.models.Model`.
+class Observer(Model):
+    """Answers items from their scenes.
 
     Args:
         name: Of the catalogue.
@@ -109,6 +115,55 @@ class Observer:
     def score_options(self, trials: Sequence[Trial]) -> list[Floats]:
         """Log response probabilities."""
         return [np.log(self._respond(trial.item)) for trial in trials]
+
+
+class ParallelObserver(Model):
+    """An observer that scores answers on several processors. They are the observer's own, so it has its identity.
+
+    Args:
+        observer: One of the catalogue's.
+        jobs: Processes.
+    """
+
+    needs_images = False
+
+    def __init__(self, observer: Observer, jobs: int) -> None:
+        self._observer = observer
+        # Spawned, because this process may hold torch's threads, which do not survive a fork.
+        self._pool = ProcessPoolExecutor(jobs, get_context("spawn"), _leave_interrupts) if jobs > 1 else None
+
+    @property
+    def identity(self) -> Identity:
+        """The observer's."""
+        return self._observer.identity
+
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
+        """Replies of the observer."""
+        return self._observer.generate(trials, settings)
+
+    def score_options(self, trials: Sequence[Trial]) -> list[Floats]:
+        """Log-probabilities of the observer, by several processes."""
+        if self._pool is None:
+            return self._observer.score_options(trials)
+        chunks = [trials[start : start + CHUNK] for start in range(0, len(trials), CHUNK)]
+        scored = self._pool.map(_score, repeat(self.identity.name), chunks)
+        return [answer for answers in scored for answer in answers]
+
+    def __enter__(self) -> ParallelObserver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of the terminal; the main one ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _score(name: str, trials: Sequence[Trial]) -> list[Floats]:
+    return make_observer(name).score_options(trials)
 
 
 def make_observer(name: str) -> Observer:

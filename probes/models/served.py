@@ -8,11 +8,20 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, Reply, Trial, Turn
+from vlm_probe.probes.models import (
+    SPARE_TOKENS,
+    THINKING_TOKENS,
+    Generation,
+    Identity,
+    Model,
+    ModelError,
+    Reply,
+    Trial,
+    Turn,
+)
 from vlm_probe.probes.models.endpoint import Endpoint, RequestFailed
 from vlm_probe.probes.models.made_up import QUESTIONS, made_up
 from vlm_probe.probes.models.protocol import fault_of, is_cut, messages, positions, prompt_tokens, reply_of
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 from vlm_probe.probes.models.sampling import Sampling, full, settle
 from vlm_probe.probes.models.served_adapter import Saying, check_served, served_hash
 from vlm_probe.probes.models.served_options import Floats, ServedOptions, replies
@@ -36,7 +45,7 @@ STRIKES = 2
 """So many failed trials in a row, for each that is under way at a time, and the server is taken to be gone."""
 
 
-class ServedModel:
+class ServedModel(Model):
     """A model behind an endpoint. Implements `vlm_probe.probes.models.Model`; make one with `connect`.
 
     Args:
@@ -47,7 +56,7 @@ class ServedModel:
         thinking: Whether the model is to think before it answers.
     """
 
-    needs_images = True
+    streams = True
 
     def __init__(
         self,

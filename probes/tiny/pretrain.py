@@ -26,10 +26,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.tiny.architecture import build_model, build_processor
-from vlm_probe.probes.tiny.disguise import disguised
 from vlm_probe.probes.tiny.packing import IGNORED, Encoder, answer_loss, pack, read, see
 from vlm_probe.probes.tiny.perception import ReadOuts
-from vlm_probe.probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, pixel_values, relit
+from vlm_probe.probes.tiny.pictures import CHUNK, Picture, batches, cached_pictures, disguised, pixel_values, relit
 from vlm_probe.probes.tiny.questions import (
     Exchange,
     caption,

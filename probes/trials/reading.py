@@ -1,20 +1,43 @@
-"""Reading runs: their rows and their run.json, from the disk or from an archive, checked on the way."""
+"""Reading runs: their rows and their run.json, from the disk or from an archive, checked on the way, and whether they were edited."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
-from vlm_probe.probes.columns import NATURAL
-from vlm_probe.probes.row_format import COLUMNS, Kinds, check_kinds, read_row, row_of
-from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError, shards
-from vlm_probe.stimuli.errors import is_text, reading
+from vlm_probe.probes.columns import COLUMNS, NATURAL, Kinds, check_kinds, line_of, read_row, row_of
+from vlm_probe.probes.trials.archive import ArchiveError, archived_record, archived_rows, archived_runs
+from vlm_probe.stimuli.errors import ProbeError, is_text, reading
+from vlm_probe.stimuli.output import files_of
 from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+KIND = "run"
+TRIALS, RUN = "trials.jsonl", "run.json"
+_SHARD = re.compile(r"trials\.\d+\.jsonl")
+
+
+class RunError(ProbeError, RuntimeError):
+    """A run's folder cannot be used; the message says why and what to do."""
+
+
+def shard_name(rank: int) -> str:
+    """The log of a further process of the same run (`vlm_probe.probes.sharding`), until the first takes its rows over."""
+    return TRIALS.replace(".", f".{rank}.")
+
+
+def shards(folder: Path) -> list[Path]:
+    """Logs of further processes that are there. Only what the run itself has announced is one, whatever it is called."""
+    listed = (name for name in files_of(folder) if _SHARD.fullmatch(name))
+    return sorted(path for path in (folder / name for name in listed) if path.is_file())
+
 
 _RUN_KINDS: Kinds = {
     **dict.fromkeys(("status", "trials_sha256"), (str, type(None))),
@@ -161,7 +184,7 @@ def in_archive(look: Callable[[Path], Any], folder: str | Path) -> Any:
     """What an archive says of a folder.
 
     Args:
-        look: One of the functions of `vlm_probe.probes.archive`.
+        look: One of the functions of `vlm_probe.probes.trials.archive`.
         folder: Of a run, or of many.
 
     Raises:
@@ -171,3 +194,57 @@ def in_archive(look: Callable[[Path], Any], folder: str | Path) -> Any:
         return look(Path(folder))
     except ArchiveError as error:
         raise RunError(str(error)) from error
+
+
+log = logging.getLogger(__name__)
+
+
+def trials_hash(folder: str | Path) -> str:
+    """SHA-256 of a run's log. `run.json` keeps it when a run ends, so that a log edited by hand can be told.
+
+    Raises:
+        RunError: If the log cannot be read.
+    """
+    path = Path(folder) / TRIALS
+    rows = None if path.is_file() else in_archive(archived_rows, folder)
+    if rows is not None:
+        try:
+            return hashlib.sha256("".join(map(line_of, rows)).encode()).hexdigest()
+        except ValueError as error:
+            raise RunError(f"the archived log of {folder} is damaged ({error}): restore it") from error
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+
+
+def was_edited(run: Mapping[str, Any], found: str) -> bool:
+    """Whether a log is not the one that its run left when it last ended.
+
+    Args:
+        run: The contents of its `run.json`.
+        found: The hash of the log.
+    """
+    noted = run.get("trials_sha256")
+    return bool(noted) and run.get("status") != "running" and noted != found
+
+
+def noting_edits(folder: Path, run: dict[str, Any], found: str = "") -> dict[str, Any]:
+    """The entries of `run.json`, with a note for good where the log was edited: a new hash must not make it forgotten.
+
+    Args:
+        folder: Of the run.
+        run: The contents of its `run.json`.
+        found: The hash of the log, if it is known already.
+
+    Raises:
+        RunError: If the log cannot be read.
+    """
+    if not run.get("trials_sha256") or not (folder / TRIALS).is_file():
+        return run
+    found = found or trials_hash(folder)
+    if not was_edited(run, found):
+        return run
+    log.warning("%s was edited after the run had ended: noted in its %s", folder / TRIALS, RUN)
+    return run | {"edited": [*run.get("edited", ()), {"noted": run["trials_sha256"], "found": found}]}

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.columns import check_row
-from vlm_probe.probes.row_format import brief, line_of, whole
-from vlm_probe.probes.trials.edits import noting_edits
-from vlm_probe.probes.trials.folder import KIND, RUN, TRIALS, RunError, shard_name, shards
-from vlm_probe.probes.trials.reading import parser_of, read_log, read_run
+from vlm_probe.probes.columns import COLUMNS, brief, check_row, line_of, whole_row
+from vlm_probe.probes.trials.archive import ArchiveError, write_archive
+from vlm_probe.probes.trials.reading import (
+    KIND,
+    RUN,
+    TRIALS,
+    RunError,
+    noting_edits,
+    parser_of,
+    read_log,
+    read_run,
+    read_trials,
+    shard_name,
+    shards,
+    trials_hash,
+)
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.output import OutputError, OutputFolder, claim, lock
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 SYNC_INTERVAL = 2.0
 """Seconds between two forced writes to the disk. A row outlives its process at once, a power cut after this time."""
@@ -59,14 +72,14 @@ class TrialLog:
         """Write one row.
 
         Args:
-            row: All columns of `vlm_probe.probes.row_format`.
+            row: All columns of `vlm_probe.probes.columns`.
 
         Raises:
             RunError: If the disk does not take it; the rows before it stay.
             ValueError: If a column holds what is not allowed there.
         """
         check_row(row)
-        data = line_of(whole(row)).encode()
+        data = line_of(whole_row(row)).encode()
         try:
             view = memoryview(data)
             while view:
@@ -94,9 +107,9 @@ class TrialLog:
             held = lock(self.folder, path.name)
             try:
                 # A kill may have come after some rows were taken over, and before the log was removed.
-                known = {line_of(whole(row)) for row in read_log(self._path)[0]}
+                known = {line_of(whole_row(row)) for row in read_log(self._path)[0]}
                 for row in read_log(path)[0]:
-                    if line_of(whole(row)) not in known:
+                    if line_of(whole_row(row)) not in known:
                         self.append(row)
                     if row["error"] is None:
                         self.done.add(row["key"])
@@ -217,3 +230,82 @@ class ShardLog(TrialLog):
 
     def update(self, **changes: Any) -> None:
         """Nothing: `run.json` is the first process's."""
+
+
+def rewrite_trials(
+    run: Path | OutputFolder, change: Callable[[dict[str, Any]], dict[str, Any]], parser: str
+) -> tuple[int, int]:
+    """Put `change(row)` in place of every row of a run's log, all of them or none.
+
+    Args:
+        run: Its folder, or that which is claimed already.
+        change: From an old row to a new one.
+        parser: Version of the parser that has read the new rows, for `run.json`.
+
+    Returns:
+        Number of rows, and of those that came out differently.
+
+    Raises:
+        OutputError: If another process is writing to the run, or it cannot be written.
+        RunError: If it is damaged, or there is none on the disk.
+    """
+    if not isinstance(run, OutputFolder):
+        if not (run / TRIALS).is_file():
+            raise RunError(f"{run} holds no {TRIALS} that could be changed: give the folder of a run on the disk")
+        with claim(run, KIND) as output:
+            return rewrite_trials(output, change, parser)
+    folder = run.path
+    if shards(folder):
+        TrialLog(run, read_run(folder)).close()  # takes them over
+    old, before = [dict.fromkeys(COLUMNS) | row for row in read_trials(folder)], trials_hash(folder)
+    new = [whole_row(change(row)) for row in old]
+    with reading(folder / TRIALS, RunError, "restore it"):
+        for row in new:
+            check_row(row)
+        lines = [line_of(row) for row in new]
+    run.write(TRIALS, "".join(lines))
+    record = noting_edits(folder, read_run(folder), before)
+    record["versions"] = record.get("versions", {}) | {"parser": parser}
+    if "trials_sha256" in record:
+        record["trials_sha256"] = trials_hash(folder)
+    run.write_json(RUN, record)
+    return len(lines), sum(line_of(whole_row(row)) != line for row, line in zip(old, lines, strict=True))
+
+
+def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
+    """Write runs into an archive, from which they are read as if they were in `out`.
+
+    Logs are kept to the byte; run.json too, but for absolute paths of sets, of which the name is kept.
+
+    Args:
+        folders: Of runs below `root`.
+        root: What their names are relative to.
+        out: Folder of the archive.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        RunError: If one of them is damaged, or would not come back as it is.
+    """
+
+    def read(folder: Path) -> tuple[str, str, list[dict[str, Any]], bytes]:
+        rows, end = read_log(folder / TRIALS)
+        read_run(folder)  # says what is wrong with it, if anything is
+        record = _portable((folder / RUN).read_text(encoding="utf-8"))
+        return folder.relative_to(root).as_posix(), record, rows, (folder / TRIALS).read_bytes()[:end]
+
+    try:
+        return write_archive(out, map(read, folders))
+    except (ArchiveError, OSError) as error:
+        raise RunError(f"runs cannot be archived in {out}: {error}") from error
+
+
+def _portable(record: str) -> str:
+    """A run.json in which sets of this machine's cache have their name in place of their path, which nobody else has."""
+    run = parse(record)
+    path = Path(str((run.get("stimuli") or {}).get("path", "")))
+    if not path.is_absolute():
+        return record
+    run["stimuli"]["path"] = path.name
+    return dumps(run, indent=2, ascii_only=True) + "\n"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vlm_probe.stimuli.replies import cleaning
 from vlm_probe.stimuli.replies.cleaning import Entry, Unfinished
@@ -25,6 +25,8 @@ from vlm_probe.stimuli.replies.words import (
     FILLERS,
     REASONS,
     RETRACTIONS,
+    Answer,
+    Status,
     Token,
     Tokens,
     Unit,
@@ -38,9 +40,6 @@ from vlm_probe.stimuli.replies.words import (
     units_of,
     words_of,
 )
-
-if TYPE_CHECKING:
-    from vlm_probe.stimuli.question import Answer, Status
 
 VERSION = 2
 """Of the rules. Every run records it; it grows with every change by which any reply is read differently."""

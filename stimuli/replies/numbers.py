@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vlm_probe.stimuli.replies.cleaning import Entry
-from vlm_probe.stimuli.replies.words import CLAUSE_MARKS, REASONS, Token, Tokens, Wording, is_dash, texts, words_of
-
-if TYPE_CHECKING:
-    from vlm_probe.stimuli.question import Status
+from vlm_probe.stimuli.replies.words import (
+    CLAUSE_MARKS,
+    REASONS,
+    Status,
+    Token,
+    Tokens,
+    Wording,
+    is_dash,
+    texts,
+    words_of,
+)
 
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"

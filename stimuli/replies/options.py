@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vlm_probe.stimuli.replies.cleaning import Entry, normalised, plain
 from vlm_probe.stimuli.replies.words import (
     CLAUSE_MARKS,
     CONDITIONS,
     REASONS,
+    Status,
     Token,
     Tokens,
     Wording,
@@ -19,9 +19,6 @@ from vlm_probe.stimuli.replies.words import (
     tokens_of,
     words_of,
 )
-
-if TYPE_CHECKING:
-    from vlm_probe.stimuli.question import Status
 
 
 def _forms(verbs: str) -> frozenset[str]:

@@ -6,7 +6,18 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Answer = str | int | tuple[int, int]
+"""A semantic answer: the value of an option, one whole number, or a pair of whole numbers."""
+
+Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished", "filtered"]
+"""How reading a reply went. Only "ok" is an answer; all others count as no answer.
+
+ok: one legal answer. empty: no text. no_answer: text without a legal answer. ambiguous: several answers. out_of_range, not_whole:
+a number that the question does not allow. unfinished: cut off before an answer, or in the middle of a thought. filtered: withheld by
+a content filter, or refused; only a server tells that.
+"""
 
 
 def words_of(text: str) -> frozenset[str]:

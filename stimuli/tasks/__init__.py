@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.errors import InvalidInput, ProbeError, UnknownName, reason_of
+from vlm_probe.stimuli.errors import InvalidInput, ProbeError, UnknownName, did_you_mean, reason_of
 from vlm_probe.stimuli.question import Answer, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
@@ -279,9 +278,7 @@ def get_task(name: str) -> Task:
     """
     locations = _locations()
     if name not in locations:
-        close = difflib.get_close_matches(name, locations, n=3, cutoff=0.3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(locations)}"
-        raise UnknownTask(f"unknown task {name!r}: {hint}")
+        raise UnknownTask(f"unknown task {name!r}: {did_you_mean(name, locations, cutoff=0.3)}")
     module, _, attribute = locations[name].partition(":")
     try:
         task = getattr(import_module(module), attribute)()

@@ -13,8 +13,7 @@ from scipy.stats import norm
 from tests.analysis.conftest import run_rows, write_run
 from vlm_probe.analysis.frame import load
 from vlm_probe.analysis.material import Settings, select
-from vlm_probe.analysis.psychometric import psychometric
-from vlm_probe.analysis.psychometric_fit import MAX_LAPSE, fit_functions, probability, steepest
+from vlm_probe.analysis.psychometric import MAX_LAPSE, fit_functions, probability, psychometric, steepest
 from vlm_probe.analysis.sections.psychometry import section
 
 Make = Callable[..., pd.DataFrame]

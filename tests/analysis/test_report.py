@@ -17,7 +17,7 @@ from vlm_probe.analysis.material import Settings, select
 from vlm_probe.analysis.report import DATA, REPORT, SECTIONS, analyse, answer
 from vlm_probe.analysis.section import Section
 from vlm_probe.probes.models import Identity
-from vlm_probe.probes.models.observers import make_observer
+from vlm_probe.probes.models.observers import Observer, make_observer
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.output import claim
@@ -113,14 +113,13 @@ def sections(folder: Path) -> tuple[dict[str, Section], list[str]]:
     return {section.key: section for section in found}, failed
 
 
-class Renamed:
+class Renamed(Observer):
     """An observer under another name, so that it passes for a model that looks at nothing but the scene."""
 
-    needs_images = False
     identity = Identity("walnut")
 
     def __init__(self, name: str) -> None:
-        self.generate = make_observer(name).generate
+        self._respond = make_observer(name)._respond
 
 
 def test_rules_and_people_of_a_set_that_is_still_there(stability: StimulusSet, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from vlm_probe.finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
+from vlm_probe.finetune.ppo import clipped_value_loss, generalised_advantages, token_rewards
 
 
 def test_advantages_of_three_tokens_by_hand():

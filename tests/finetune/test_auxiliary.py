@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlm_probe.finetune.auxiliary import AuxiliaryObjective, Targets, WithAuxiliary, make_targets
-from vlm_probe.finetune.lora import Capacity, make_trainable
+from vlm_probe.finetune.policy import Capacity, make_trainable
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.network import load_network
 from vlm_probe.stimuli.dataset import StimulusSet

@@ -24,11 +24,10 @@ from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config, p
 from vlm_probe.finetune.data import Example, TrainingSet
 from vlm_probe.finetune.monitor import Monitor
 from vlm_probe.finetune.reward import Judge, Judged
-from vlm_probe.probes.episodes import Ask, Episodes
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.conditions import PLAIN, Presenter
+from vlm_probe.probes.episodes import Ask, Episodes, Memory
 from vlm_probe.probes.models import ModelError, Trial
 from vlm_probe.probes.models.loading import load_model
-from vlm_probe.probes.presentation import PLAIN, Presenter
 from vlm_probe.probes.readout import Scorer
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.question import Parsed

@@ -16,10 +16,9 @@ from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config
 from vlm_probe.finetune.corrections import Corrections
 from vlm_probe.finetune.data import Example, TrainingSet
 from vlm_probe.finetune.sft import Labelled
-from vlm_probe.probes.episodes import Ask, Episodes
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.conditions import PLAIN, Presenter
+from vlm_probe.probes.episodes import Ask, Episodes, Memory
 from vlm_probe.probes.models.loading import load_model
-from vlm_probe.probes.presentation import PLAIN, Presenter
 from vlm_probe.probes.readout import Scorer
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.tasks import get_task

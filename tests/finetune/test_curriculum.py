@@ -19,7 +19,7 @@ from vlm_probe.finetune.curriculum import (
     parse_curriculum,
 )
 from vlm_probe.finetune.mixture import parse_mixture
-from vlm_probe.finetune.order import LAG, Order
+from vlm_probe.finetune.sampling import LAG, Order
 from vlm_probe.stimuli.dataset import StimulusSet
 
 HARD = {"a": np.linspace(0, 1, 40), "b": np.repeat([0.0, 0.5, 1.0], 8)}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainingArguments
 
-from vlm_probe.finetune.devices import on_one_gpu
+from vlm_probe.finetune.config import on_one_gpu
 
 
 @pytest.mark.parametrize(("seen", "used"), [(4, 1), (1, 1), (0, 0)])

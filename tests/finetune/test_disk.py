@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_probe.finetune.config import TrainingError
-from vlm_probe.finetune.disk import check_room, saving
+from vlm_probe.finetune.train import check_room, saving
 
 LIMIT = 10_000
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.families import FAMILIES
-from vlm_probe.finetune.lora import Capacity, lora_config, make_trainable, trained
+from vlm_probe.finetune.policy import Capacity, lora_config, make_trainable, trained
 from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.adapter_folder import part_of
 from vlm_probe.probes.models.network import load_network
-from vlm_probe.probes.models.parts import part_of
 from vlm_probe.stimuli.ranges import OutOfRange
 
 # What every family calls its language model and vision tower, and the last parts of the names of the layers there.
@@ -108,7 +108,7 @@ def test_all_weights_of_a_small_model_can_be_trained(llava: Path, monkeypatch: p
     count = trained(model)
     assert count.trainable == count.total == sum(p.numel() for p in model.parameters())
     assert {"language", "vision", "projector"} <= set(count.layers)
-    monkeypatch.setattr("vlm_probe.finetune.lora.FULL_LIMIT", 1000)
+    monkeypatch.setattr("vlm_probe.finetune.policy.FULL_LIMIT", 1000)
     with pytest.raises(ModelError, match="train an adapter"):
         make_trainable(network, Capacity("full"))
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
-from vlm_probe.finetune.curves import draw_curves
-from vlm_probe.finetune.monitor import COMPLETE, PATIENCE, Monitor, last_checkpoint, mark_complete
+from vlm_probe.finetune.monitor import COMPLETE, PATIENCE, Monitor, draw_curves, last_checkpoint, mark_complete
 
 CONFIG = TrainConfig(model="tiny", tasks=("towers-topblock",), method="ppo", generations=1)
 GOOD = {"loss": 0.1, "reward": 0.3, "reward_std": 0.2, "success": 0.2, "parse_rate": 1.0, "grad_norm": 0.5}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_probe.finetune.lora import Capacity, make_trainable
+from vlm_probe.finetune.policy import Capacity, make_trainable
 from vlm_probe.finetune.ppo import PPOConfig, PPOTrainer
 from vlm_probe.probes.models.network import load_network
 

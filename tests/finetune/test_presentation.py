@@ -12,8 +12,7 @@ from datasets import Dataset
 
 from vlm_probe.finetune.curriculum import EVIDENCE, OPEN_AT_FIRST, STEP
 from vlm_probe.finetune.mixture import parse_mixture
-from vlm_probe.finetune.order import Order
-from vlm_probe.finetune.presentation import OrderKeeping, Results, present
+from vlm_probe.finetune.sampling import Order, OrderKeeping, Results, present
 
 FIRST = {"a": 0, "b": 30}
 TABLE = Dataset.from_dict({"index": list(range(50)), "text": [f"item {i}" for i in range(50)]})

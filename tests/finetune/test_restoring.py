@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlm_probe.finetune.config import TrainingError
-from vlm_probe.finetune.restoring import Restoring
+from vlm_probe.finetune.trl_adapter import Restoring
 
 FILE = "adapter_model.safetensors"
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlm_probe.probes.columns import COLUMNS, LOG, TABLE, Column, check_row
+from vlm_probe.probes.columns import DECLARED, LOG, TABLE, Column, check_row
 
-NAMED = {column.name: column for column in COLUMNS}
+NAMED = {column.name: column for column in DECLARED}
 
 
 def test_every_column_is_declared_once_and_has_a_place() -> None:
-    assert len(NAMED) == len(COLUMNS)
+    assert len(NAMED) == len(DECLARED)
     assert {column.name for column in (*LOG, *TABLE)} == set(NAMED)
-    assert set(LOG) == {column for column in COLUMNS if column.log is not None} and len(set(LOG)) == len(LOG)
-    for column in COLUMNS:
+    assert set(LOG) == {column for column in DECLARED if column.log is not None} and len(set(LOG)) == len(LOG)
+    for column in DECLARED:
         assert column.meaning and column.allowed
         assert not column.required or column.table
         if column.default is not None:

@@ -18,14 +18,15 @@ from sklearn.preprocessing import StandardScaler
 
 from vlm_probe.probes.decoding import DecodingError
 from vlm_probe.probes.decoding.config import DecodeConfig
-from vlm_probe.probes.decoding.controls import arbitrary_columns, permuted_columns
 from vlm_probe.probes.decoding.crossval import (
     ALPHAS,
     _scaled,
+    arbitrary_columns,
     logistic,
     logistic_model,
     make_folds,
     permuted,
+    permuted_columns,
     r2_sums,
     ridge,
 )
@@ -509,7 +510,7 @@ def test_a_move_without_effect_on_its_own_direction_is_called_inconclusive() -> 
     """The table says so itself, and does not where the outcome follows."""
     from rich.console import Console
 
-    from vlm_probe.probes.decoding.report import _intervention
+    from vlm_probe.probes.decoding.result import _intervention
 
     def summary(low: float) -> dict[str, Any]:
         return {"slope": {"mean": low + 0.1, "ci": [low, low + 0.2]}, "slope_by_draw": [low + 0.1]}

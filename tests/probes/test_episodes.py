@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from vlm_probe.analysis.summary import summarise
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
+from vlm_probe.probes.conditions import PresentationError
+from vlm_probe.probes.models import Generation, Identity, Model, ModelError, Trial
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.presentation import PresentationError
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import COLUMNS, TRIALS, RunError, read_run, read_trials
@@ -27,7 +27,7 @@ def wrong(item: Item) -> int:
     return 20 if item.answer < 0 else -20  # type: ignore[operator]
 
 
-class Scripted:
+class Scripted(Model):
     """Solves an item at an attempt that its place in the set gives (the fourth is never made), and says nothing before.
 
     It notes what it was shown.

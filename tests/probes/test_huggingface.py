@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_probe.probes.models import Generation, Trial
+from vlm_probe.probes.models import SPARE_TOKENS, Generation, Trial
 from vlm_probe.probes.models.huggingface import HuggingFaceModel
 from vlm_probe.probes.models.loading import load_model
-from vlm_probe.probes.models.reply_limits import SPARE_TOKENS
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusSet

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_probe.probes.memory import Memory, Past
+from vlm_probe.probes.episodes import Memory, Past
 from vlm_probe.probes.models import Trial, Turn
 from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, remembered
 from vlm_probe.stimuli.dataset import StimulusSet

@@ -88,7 +88,7 @@ def test_small_parts_give_the_same(model: Any, topblock: StimulusSet, monkeypatc
 def test_scoring_costs_little_more_than_reading_the_prompts(
     name: str, options: int, request: pytest.FixtureRequest
 ) -> None:
-    """Arithmetic operations against a plain forward pass over the same batch; `benchmarks/readout.py` has the times."""
+    """Arithmetic operations against a plain forward pass over the same batch; `benchmarks/asking.py scoring` has the times."""
     tiny: Any = load_model("tiny")
     stimuli = request.getfixturevalue(name)
     trials = [Trial(item, stimuli.image(item)) for item in stimuli.items[:8]]

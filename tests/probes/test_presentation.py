@@ -12,10 +12,10 @@ import pytest
 from PIL import ImageOps
 
 from vlm_probe.analysis.summary import summarise
-from vlm_probe.probes.models import Generation, Identity, Trial
+from vlm_probe.probes.conditions import CONTROLS, Manner, PresentationError, Presenter, manners
+from vlm_probe.probes.models import Generation, Identity, Model, Trial
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.presentation import CONTROLS, Manner, PresentationError, Presenter, manners
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import RunError, read_trials
@@ -139,7 +139,7 @@ def test_designs_name_their_manners() -> None:
     assert all(Manner.from_dict(m.to_dict()) == m for m in manners("controls", (0, 1), "think"))
 
 
-class Looks:
+class Looks(Model):
     """Answers by the mean brightness of the picture, so that what it is shown decides."""
 
     needs_images = True

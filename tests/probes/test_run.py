@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vlm_probe.probes import provenance
-from vlm_probe.probes.models import Generation, Identity, Trial
+from vlm_probe.probes.models import Generation, Identity, Model, Trial
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
@@ -25,7 +25,7 @@ from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.tasks import get_task
 
 
-class Yes:
+class Yes(Model):
     """Says yes to everything; fails on the items it is told to."""
 
     needs_images = True

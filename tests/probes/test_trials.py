@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm_probe.probes.archive import LOGS
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
@@ -34,6 +33,7 @@ from vlm_probe.probes.trials import (
     read_trials,
     trials_hash,
 )
+from vlm_probe.probes.trials.archive import LOGS
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.output import OutputError
 from vlm_probe.stimuli.replies import VERSION

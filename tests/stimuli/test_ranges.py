@@ -16,9 +16,9 @@ import pytest
 from vlm_probe.analysis.material import Settings
 from vlm_probe.analysis.power import Scenario
 from vlm_probe.finetune.config import TrainConfig
-from vlm_probe.finetune.lora import Capacity
+from vlm_probe.finetune.policy import Capacity
 from vlm_probe.probes.decoding.config import DecodeConfig
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.episodes import Memory
 from vlm_probe.probes.models import Generation
 from vlm_probe.probes.run import RunConfig
 from vlm_probe.probes.tiny.pretrain import Recipe as Pretraining

@@ -13,11 +13,11 @@ from scipy.special import expit
 
 from vlm_probe.analysis.figures.calibration import calibration
 from vlm_probe.analysis.figures.caterpillar import caterpillar
-from vlm_probe.analysis.figures.forest import forest
 from vlm_probe.analysis.figures.heatmap import heatmap
 from vlm_probe.analysis.figures.learning import learning_curves
 from vlm_probe.analysis.figures.means import means
 from vlm_probe.analysis.figures.psychometric import psychometric_curves
+from vlm_probe.analysis.sections.contrasts import forest
 from vlm_probe.analysis.style import COLUMN_MM, DPI, PAGE_MM
 
 METHODS = ("none", "sft", "grpo")

@@ -17,9 +17,8 @@ from PIL import Image
 
 from tests.analysis.conftest import run_rows, write_run, write_study
 from vlm_probe.analysis.frame import load
-from vlm_probe.analysis.page.build import build
+from vlm_probe.analysis.page.build import build, packed, script_json
 from vlm_probe.analysis.page.motion import Motions
-from vlm_probe.analysis.page.packing import packed, script_json
 from vlm_probe.analysis.page.pictures import Pictures
 from vlm_probe.analysis.page.trials import MOST_OPTIONS, probabilities, shown_trials
 from vlm_probe.probes.models.observers import make_observer

@@ -9,10 +9,9 @@ import torch
 
 from vlm_probe.probes.tiny import pictures as drawing
 from vlm_probe.probes.tiny.architecture import PIXELS, TOKENS, build_model, build_processor
-from vlm_probe.probes.tiny.disguise import disguised
 from vlm_probe.probes.tiny.packing import PREFIX, Encoder, pack, read, see
 from vlm_probe.probes.tiny.perception import NOTHING, ReadOuts, attributes, facts
-from vlm_probe.probes.tiny.pictures import draw_scene, physics_tasks, pixel_values, render_pictures
+from vlm_probe.probes.tiny.pictures import disguised, draw_scene, physics_tasks, pixel_values, render_pictures
 from vlm_probe.probes.tiny.pretrain import Recipe, Stage, pretrain
 from vlm_probe.probes.tiny.questions import grounding, perception, physics_format, possible_asks, prompt_texts
 from vlm_probe.probes.tiny.tokenizer import IMAGE, build_tokenizer
