@@ -272,10 +272,12 @@ def _network(model: Any) -> Any:
 
 
 def _decoder(network: Any) -> Any:
+    """The module that holds the blocks of the language model, however deep in it that is."""
     decoder = network.get_decoder() if hasattr(network, "get_decoder") else None
-    if decoder is None or not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
-        raise ModelError(f"cannot find the decoder blocks of a {type(network).__name__}; it cannot be decoded")
-    return decoder
+    for module in decoder.modules() if decoder is not None else ():
+        if isinstance(getattr(module, "layers", None), torch.nn.ModuleList):
+            return module
+    raise ModelError(f"cannot find the decoder blocks of a {type(network).__name__}; it cannot be decoded")
 
 
 def _blocks(network: Any, part: str) -> Any:

@@ -324,6 +324,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
     """The shape of a model that is here. The processor is loaded, and counts the tokens of a typical prompt itself."""
     from PIL import Image
 
+    from vlm_probe.probes.models.image_inputs import pixel_values
     from vlm_probe.probes.models.network import load_config, load_processor
     from vlm_probe.probes.models.prompting import Prompter
 
@@ -342,7 +343,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
             hidden=text.hidden_size,
             inner=text.intermediate_size,
             prompt_tokens=inputs["input_ids"].shape[1],
-            patches=_patches(inputs["pixel_values"], config),
+            patches=sum(_patches(pixels, config) for tensors in pixel_values(inputs) for pixels in tensors),
         )
     except ModelError:
         raise

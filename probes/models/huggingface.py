@@ -21,9 +21,10 @@ from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteL
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
+from vlm_probe.probes.models.image_inputs import plain_settings
 from vlm_probe.probes.models.made_up import made_up
-from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_hash
-from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
+from vlm_probe.probes.models.model_folder import file_hashes, reading, reason_of, weights_hash
+from vlm_probe.probes.models.network import load_network, out_of_memory
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
@@ -110,6 +111,7 @@ class HuggingFaceModel:
         loaded = cls(model, processor, name)
         with reading(folder):
             inputs = loaded.probe_inputs()
+        loaded._check_generates(inputs)
         if adapter is not None:
             loaded.adapter_change = check_effect(model, inputs, adapter)
         loaded._identity = Identity(
@@ -263,6 +265,18 @@ class HuggingFaceModel:
         """The inputs of a made-up question, for checks of the model itself."""
         return self._move(self._prompter.inputs([[made_up()]]))
 
+    def _check_generates(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Refuse a network that fails on a made-up question, before any trial. Raises ModelError."""
+        try:
+            self._scorer.check(inputs, self._prompter.encode("yes"))
+        except ModelError:
+            raise
+        except Exception as error:  # of any architecture
+            fix = "use a smaller model, or --load-in-4bit" if out_of_memory(error) else "use another model"
+            raise ModelError(
+                f"cannot use {self._prompter.name}: its network fails on a made-up question ({reason_of(error)}): {fix}"
+            ) from error
+
     def _limit(self, trial: Trial, settings: Generation) -> int:
         if settings.max_new_tokens:
             return settings.max_new_tokens
@@ -295,7 +309,7 @@ class HuggingFaceModel:
         key = (*image.size, alone)
         if key not in self._sizes:
             seen = self._prompter.picture_size(image.size, alone=alone)
-            self._sizes[key] = f"{image.width} x {image.height} seen as {seen}"
+            self._sizes[key] = f"{image.width} x {image.height}" + (f" seen as {seen}" if seen else "")
         return self._sizes[key]
 
     def _move(self, inputs: Any) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_probe.probes.models import ModelError, Trial, Turn
+from vlm_probe.probes.models.image_inputs import seen_size
 from vlm_probe.probes.models.limits import Limited, LimitError
 from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.reply_tree import Tokens
@@ -45,7 +47,7 @@ class Prompter:
 
     def __init__(self, processor: Any, end_tokens: Sequence[int], name: str) -> None:
         self._processor = processor
-        self._name = name
+        self.name = name
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -125,27 +127,24 @@ class Prompter:
             if pictures:
                 raise
             raise ModelError(
-                f"{self._name} cannot be asked without a picture ({error}); leave out the conditions without one, or"
+                f"{self.name} cannot be asked without a picture ({error}); leave out the conditions without one, or"
                 " take another model"
             ) from error
 
     def picture_size(self, size: tuple[int, int], *, alone: bool = True) -> str:
-        """What the model gets of a picture: "336 x 336" (width x height, pixels), or "5 of 384 x 384" if it is cut.
+        """What the model gets of a picture, as `seen_size` has it; empty where that cannot be told.
 
         Args:
             size: Width and height of the picture (pixels).
-            alone: Whether it is the only picture of its prompt.
+            alone: Whether it is the only picture of its prompt; some processors cut only such pictures into tiles.
         """
-        made = self._processor.image_processor(images=[[Image.new("RGB", size)]], return_tensors="pt")
-        pixels = made["pixel_values"]
-        if "image_grid_thw" in made:  # patches in one row, and how many of them there are in each direction
-            patch = int(self._processor.image_processor.patch_size)
-            _, rows, columns = made["image_grid_thw"][0].tolist()
-            return f"{columns * patch} x {rows * patch}"
-        # LLaVA-OneVision cuts a picture only where there is no other.
-        tiles = 1 if "batch_num_images" in made and not alone else pixels[..., 0, 0, 0].numel()
-        whole = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
-        return whole if tiles == 1 else f"{tiles} of {whole}"
+        copies = 1 if alone else 2
+        # By way of a whole prompt: some processors hand on other settings than their image processor has.
+        turn = replace(made_up(), images=(Image.new("RGB", size),) * copies)
+        try:
+            return seen_size(self.inputs([[turn]]), self._processor.image_processor, copies)
+        except (ModelError, ValueError, TypeError, KeyError, RuntimeError):
+            return ""
 
     def replies(self, trial: Trial) -> tuple[Tokens, ...]:
         """Every legal answer of a trial as the tokens of a whole reply, in the order of the grammar's candidates."""
@@ -168,6 +167,10 @@ class Prompter:
     def reply_length(self, trial: Trial) -> int:
         """Tokens of the longest legal answer, with the one that ends the reply."""
         return max(len(tokens) for tokens in self.replies(trial))
+
+    def encode(self, text: str) -> Tokens:
+        """The tokens of a text, without special ones."""
+        return tuple(self._encode([text])[0])
 
     def length(self, reply: Sequence[int]) -> int:
         """Tokens of a reply up to the one that ends it."""

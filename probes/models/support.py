@@ -1,0 +1,83 @@
+"""Which models can be used here, told from their configuration alone: before weights are downloaded, and before they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.model_folder import CONFIG, entries, read_json
+
+Kind = Literal["images", "omni", "text"]
+"""What a network is: one of images and text, one of more than these with an auto class of its own, or a language model."""
+NEEDS_TIMM = ("timm_wrapper", "timm_backbone", "fast_vlm", "perception_lm", "gemma3n", "gemma3n_vision")
+"""Types of configurations whose vision tower is one of timm's."""
+TIMM = "pip install 'vlm-probe[timm]'"
+OTHERS = "use a variant that transformers supports (often -hf), or another model"
+
+
+def check_support(folder: Path, name: str) -> Kind:
+    """What a model is, if it can be used here.
+
+    Args:
+        folder: With its config.json; nothing else of it is read.
+        name: As the user gave it.
+
+    Raises:
+        ModelError: If transformers lacks it, it runs code of its own, or a package is missing; one line with the fix.
+    """
+    config = read_json(folder / CONFIG)
+    given = config.get("model_type")
+    if not isinstance(given, str):
+        raise ModelError(f"cannot load {name}: {folder / CONFIG} names no model_type; {OTHERS}")
+    if set(_types(config)) & set(NEEDS_TIMM) and find_spec("timm") is None:
+        raise ModelError(f"cannot load {name}: its vision tower needs timm, which is not installed: {TIMM}")
+    kind = _kind(given, config)
+    if kind is None:
+        import transformers
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if given in CONFIG_MAPPING_NAMES:
+            reason = f"a {given} model does not answer questions about images, or texts, in words"
+        elif "auto_map" in config:
+            reason = f"it runs code of its own (model_type {given}), which probe never does"
+        else:
+            reason = f"transformers {transformers.__version__} does not know its model_type {given}"
+        raise ModelError(f"cannot load {name}: {reason}; {OTHERS}")
+    if any(path.rpartition(".")[2] == "is_encoder_decoder" and value is True for path, value in entries(config)) or set(
+        _types(config)
+    ) & set(_encoder_decoders()):
+        raise ModelError(
+            f"cannot load {name}: it is an encoder with a decoder (model_type {given}), which probe does not ask; use a"
+            " model that continues its prompt"
+        )
+    return kind
+
+
+def _kind(given: str, config: Mapping[str, Any]) -> Kind | None:
+    """What transformers has for a type of model; None if it has no model that continues a text."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if given in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "images"
+    # Besides images these take sounds: what hears only has no vision tower.
+    sees = any(path.rpartition(".")[2] in ("vision_config", "thinker_config") for path, _ in entries(config))
+    if sees and given in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
+        return "omni"
+    return "text" if not sees and given in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+
+
+def _types(config: Mapping[str, Any]) -> Iterator[str]:
+    """The model types of a configuration and of all its parts."""
+    for path, value in entries(config):
+        if path.rpartition(".")[2] == "model_type" and isinstance(value, str):
+            yield value
+
+
+def _encoder_decoders() -> frozenset[str]:
+    """Model types that write with a decoder of its own, which reads the prompt through an encoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as MAPPING
+
+    return frozenset({*MAPPING, "florence2", "vision-encoder-decoder", "pix2struct", "udop"})
