@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_probe.probes.episodes import Ask
-from vlm_probe.probes.models import Ended, Generation, Model, Reply, Trial
+from vlm_probe.probes.models import Ended, Generation, Model, Reply, Scored, Trial
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Answered:
         ask: What was asked.
         raw: The reply; None with the options readout, or if the trial failed.
         ended: How the reply ended, if not by itself (see `vlm_probe.probes.models.Reply`).
+        thought: What the model thought before it answered; None if it did not.
         logprobs: Of every legal answer, nats; None with the other readout, or if the trial failed.
         error: "Type: message" if the trial failed, else None.
         latency_s: Seconds, the batch's time shared evenly.
@@ -36,6 +37,7 @@ class Answered:
     ask: Ask
     raw: str | None = None
     ended: Ended = ""
+    thought: str | None = None
     logprobs: Any = None
     error: str | None = None
     latency_s: float = 0.0
@@ -93,9 +95,7 @@ def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Genera
 
     name = "raw" if readout == "generate" else "logprobs"
     for trial, value, latency in model.stream(shown(), readout, settings):
-        given: dict[str, Any] = {"error": message_of(value)} if isinstance(value, Exception) else {name: value}
-        if isinstance(value, Reply):
-            given = {"raw": value.text, "ended": value.ended}
+        given = {"error": message_of(value)} if isinstance(value, Exception) else _given(name, value)
         yield Answered(asks[trial.id], **given, latency_s=latency, ends_batch=True)
     yield from failed
 
@@ -137,9 +137,7 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
     trials = [trial for _, trial in asked]
     start = time.perf_counter()
     try:
-        given: Sequence[Any] = (
-            model.generate(trials, settings) if readout == "generate" else model.score_options(trials)
-        )
+        given = _answers(model, trials, readout, settings)
         if len(given) != len(trials):
             raise ValueError(f"the model gave {len(given)} answers to {len(trials)} trials")
     except Exception as error:  # a trial that fails is a row in the log
@@ -153,7 +151,24 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
     latency = round((time.perf_counter() - start) / len(trials), 6)
     for number, ((ask, _), value) in enumerate(zip(asked, given, strict=True), 1):
         name = "raw" if readout == "generate" else "logprobs"
-        yield Answered(ask, **{name: value}, latency_s=latency, ends_batch=number == len(trials))
+        yield Answered(ask, **_given(name, value), latency_s=latency, ends_batch=number == len(trials))
+
+
+def _answers(model: Any, trials: Sequence[Trial], readout: str, settings: Generation) -> Sequence[Any]:
+    """What a model gives for some trials, with thoughts where it can tell them."""
+    told = getattr(model, "reply" if readout == "generate" else "score", None)
+    if told is not None:
+        return list(told(trials, settings))
+    return model.generate(trials, settings) if readout == "generate" else model.score_options(trials)
+
+
+def _given(name: str, value: Any) -> dict[str, Any]:
+    """What a model gave, as fields of `Answered`."""
+    if isinstance(value, Reply):
+        return {"raw": value.text, "ended": value.ended, "thought": value.thought}
+    if isinstance(value, Scored):
+        return {"logprobs": value.logprobs, "ended": value.ended, "thought": value.thought}
+    return {name: value}
 
 
 def message_of(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models import Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
+from vlm_probe.probes.models.thinking import DEFAULT_TOKENS, THOUGHT_LENGTH, Mode, Thinking
 from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
@@ -79,10 +80,14 @@ class RunConfig:
         style: "direct" or "think"; empty for the items' own.
         attempts: How often an item of an action task may be tried, until it succeeds.
         memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
+        thinking: Whether the model thinks before it answers: "auto" as its makers have it, "off" or "on".
+        chat_template_args: Further arguments of its chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Tokens that a thought may have.
 
     Raises:
         OutOfRange: If a number is outside its range.
         RunError: If there is no such readout or memory.
+        ModelError: If there is no such thinking, or the arguments of the template cannot be read.
     """
 
     model: str
@@ -106,9 +111,13 @@ class RunConfig:
     style: str = ""
     attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
+    thinking: Mode = "auto"
+    chat_template_args: str = ""
+    max_thinking_tokens: int = ranged(DEFAULT_TOKENS, THOUGHT_LENGTH)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        self.thoughts  # noqa: B018
         if self.readout not in ("generate", "options"):
             raise RunError(f"readout {self.readout!r} is neither generate nor options")
         try:
@@ -120,6 +129,11 @@ class RunConfig:
     def recall(self) -> Memory:
         """How often, and with what memory, a scene is tried."""
         return Memory(self.attempts, self.memory)
+
+    @property
+    def thoughts(self) -> Thinking:
+        """Whether the model is to think before it answers."""
+        return Thinking(self.thinking, self.chat_template_args, self.max_thinking_tokens)
 
     @property
     def images(self) -> int:
@@ -250,7 +264,8 @@ def load(config: RunConfig) -> Model:
     names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout", "images")
     limit = config.max_new_tokens or (THINKING_TOKENS if config.style == "think" else 0)
     settings = Generation(limit, config.temperature, config.seed)
-    return load_model(config.model, settings=settings, **{name: getattr(config, name) for name in names})
+    given = {name: getattr(config, name) for name in names}
+    return load_model(config.model, settings=settings, thinking=config.thoughts, **given)
 
 
 def _set_moment(model: Model, out: Path, processes: Processes) -> None:
@@ -361,7 +376,9 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
     told = None if error is None else whole_text(error)
-    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": told, "time": _now()}
+    thought = None if answer.thought is None else whole_text(answer.thought)
+    times = {"latency_s": answer.latency_s, "error": told, "time": _now()}
+    return columns | answer.ask.columns() | {"thought": thought} | times
 
 
 def _check_scorable(items: Sequence[Item]) -> None:

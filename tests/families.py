@@ -436,8 +436,7 @@ RECIPES: dict[str, Recipe] = {
     "qwen3.5-moe": replace(
         QWEN3_5,
         network="Qwen3_5MoeForConditionalGeneration",
-        config=QWEN3_5.config
-        | {"text_config": SMALL | LINEAR | MOE | {"shared_expert_intermediate_size": 32}},
+        config=QWEN3_5.config | {"text_config": SMALL | LINEAR | MOE | {"shared_expert_intermediate_size": 32}},
     ),
     "glm4v": GLM,
     "glm46v": replace(
@@ -606,7 +605,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "deepseek-vl": Recipe(
         "DeepseekVLForConditionalGeneration",
-        {"text_config": SMALL | {"model_type": "llama"}, "vision_config": SIGLIP, "image_token_id": "<image_placeholder>"},
+        {
+            "text_config": SMALL | {"model_type": "llama"},
+            "vision_config": SIGLIP,
+            "image_token_id": "<image_placeholder>",
+        },
         ("DeepseekVLImageProcessor", {"size": SQUARE}),
         ("DeepseekVLProcessor", {"num_image_tokens": 16}),
         {"image_token": "<image_placeholder>"},
@@ -637,7 +640,12 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": EYE | {"num_image_tokens": 16, "projection_dim": 64, "mlp_ratio": 2.0},
             "vq_config": {
                 **{"embed_dim": 8, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32},
-                **{"channel_multiplier": [1, 1], "num_res_blocks": 1, "projection_dim": 64, "image_token_embed_dim": 64},
+                **{
+                    "channel_multiplier": [1, 1],
+                    "num_res_blocks": 1,
+                    "projection_dim": 64,
+                    "image_token_embed_dim": 64,
+                },
             },
             "image_token_id": "<image_placeholder>",
         },
@@ -947,7 +955,9 @@ def build(name: str) -> tuple[Any, Any]:
     def resolved(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             inner = {name: resolved(one, name) for name, one in value.items()}
-            return inner | ({"vocab_size": size} if "max_position_embeddings" in inner and "vocab_size" not in inner else {})
+            return inner | (
+                {"vocab_size": size} if "max_position_embeddings" in inner and "vocab_size" not in inner else {}
+            )
         if isinstance(value, list):
             return [resolved(one, key) for one in value]
         named = isinstance(value, str) and key.endswith(("_id", "_ids", "_index"))

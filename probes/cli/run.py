@@ -35,6 +35,9 @@ def run(
     style: Literal["", "direct", "think"] = "",
     attempts: int = 1,
     memory: str = "all",
+    thinking: Literal["auto", "off", "on"] = "auto",
+    chat_template_args: str = "",
+    max_thinking_tokens: int = 4096,
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -71,6 +74,10 @@ def run(
         style: Whether to ask for the bare answer or for reasoning first; by default as the set was made.
         attempts: How often an item of an action task may be tried; after each attempt the model is shown what happened.
         memory: What of earlier attempts it is told: `none`, `last-1`, `last-2`, ..., or `all`.
+        thinking: Whether a model that can thinks before it answers; `auto`: as its makers have it. What it thought is kept in a
+            column of its own and never read as the answer.
+        chat_template_args: Other arguments of the model's chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Tokens that a thought may have; a longer one is cut, and its reply counts as unfinished.
         revision: Revision on the hub.
         dtype: Number format of the weights.
         device: `cpu`, `cuda`, ...
@@ -120,6 +127,9 @@ def run(
         "style": style,
         "attempts": attempts,
         "memory": memory,
+        "thinking": thinking,
+        "chat_template_args": chat_template_args,
+        "max_thinking_tokens": max_thinking_tokens,
         "revision": revision,
         "dtype": dtype,
         "device": device,
@@ -203,7 +213,7 @@ def run_name(config: RunConfig, task: str) -> str:
     if config.base_url:
         parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
-    codes |= {"attempts": "attempts", "memory": "memory-"}
+    codes |= {"attempts": "attempts", "memory": "memory-", "thinking": "thinking-", "max_thinking_tokens": "thoughts"}
     names = (
         "revision",
         "dtype",
@@ -216,6 +226,7 @@ def run_name(config: RunConfig, task: str) -> str:
         "style",
         "examples",
         *(("attempts", "memory") if config.attempts > 1 else ()),
+        *("thinking", "chat_template_args", "max_thinking_tokens"),
     )
     defaults = {f.name: f.default for f in fields(config)}
     for name in names:

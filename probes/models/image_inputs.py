@@ -88,7 +88,9 @@ def seen_size(made: Mapping[str, Any], images: Any, copies: int = 1) -> str:
         The sizes of its parts, joined by " and " where they differ; empty where the processor does not tell.
     """
     try:
-        sizes = [size for found in _sizes(made, images) for size, count in found.items() for _ in range(count // copies)]
+        sizes = [
+            size for found in _sizes(made, images) for size, count in found.items() for _ in range(count // copies)
+        ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         return ""  # made in a way that is not known here
     if not sizes or any(side <= 0 for size in sizes for side in size):
@@ -118,8 +120,8 @@ def _count(grids: Any, patch: int) -> Counter[_Size]:
 
 
 def _side(images: Any, name: str) -> int:
-    value = getattr(images, name, None) or 0
-    return int(value["height"] if isinstance(value, Mapping) or hasattr(value, "height") else value)
+    value: Any = getattr(images, name, None) or 0
+    return int(value if isinstance(value, int) else value["height"])
 
 
 def _tiles(made: Mapping[str, Any], tensor: Any, patch: int) -> Counter[_Size]:

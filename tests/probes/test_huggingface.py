@@ -154,7 +154,7 @@ def test_without_a_chat_template_the_fallback_is_used(
     assert isinstance(bare, HuggingFaceModel)
     trials = trials_of(stability, 2)
     prompt = trials[0].item.question.prompt
-    assert bare._prompter._prompt(trials[0].turns) == f"<image>\n{prompt}\nAnswer:"
+    assert bare._prompter.text(trials[0].turns) == f"<image>\n{prompt}\nAnswer:"
     assert len(bare.generate(trials, Generation())) == 2
     assert len(bare.score_options(trials)) == 2
 
