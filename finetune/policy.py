@@ -23,6 +23,7 @@ from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.prompting import Prompter, fix_clock
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
+from vlm_probe.probes.models.support import check_support
 from vlm_probe.stimuli.question import Question
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     if entry.kind not in ("embedded", "local", "hub"):
         raise ModelError(f"{config.model} has no weights here that could be trained: use a local folder or a hub id")
     folder, init = find_weights(config.model), Path(config.init).expanduser() if config.init else None
+    if check_support(folder, config.model) == "text":
+        raise TrainingError(f"{config.model} is a language model, which takes no images: train a vision-language model")
     files = file_hashes(folder)
     weights = weights_hash(folder, files)
     if init is not None:

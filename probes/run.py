@@ -14,7 +14,7 @@ from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
 from vlm_probe.probes.memory import Memory
-from vlm_probe.probes.models import Generation, Model, Trial
+from vlm_probe.probes.models import Generation, Model, ModelError, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.probes.models.thinking import DEFAULT_TOKENS, THOUGHT_LENGTH, Mode, Thinking
@@ -281,12 +281,32 @@ def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> N
     check_items = getattr(model, "check", None)
     if check_items is not None:
         check_items(items)
+    _check_words(model, presenter)
     hidden = [manner.control for manner in presenter.manners if manner.control in HIDES_PICTURE]
     if hidden and not model.needs_images:
         raise RunError(
             f"{model.identity.name} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
             " to it: leave the controls out, or ask a model that looks"
         )
+
+
+def _check_words(model: Model, presenter: Presenter) -> None:
+    """Ask a language model nothing but descriptions, and refuse what it or another model cannot answer in words alone.
+
+    Raises:
+        ModelError: If it cannot.
+    """
+    described = tuple(manner for manner in presenter.manners if manner.control == "description")
+    if getattr(model, "text_only", False):
+        others = [m.control for m in presenter.manners if m.control not in ("intact", "description")]
+        if others or not described:
+            raise ModelError(
+                f"{model.identity.name} is a language model, which takes no images: give --design description"
+            )
+        presenter.manners = described
+    check = getattr(model, "check_without_images", None)
+    if described and check is not None:
+        check()
 
 
 def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:

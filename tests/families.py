@@ -806,7 +806,7 @@ RECIPES: dict[str, Recipe] = {
             **SMALL,
             "vision_config": {
                 **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2},
-                **{"image_size": 32, "crop_size": 32, "patch_size": 4, "image_token_id": "<|image|>"},
+                **{"image_size": 448, "crop_size": 448, "patch_size": 14, "image_token_id": "<|image|>"},
             },
             "audio_config": {
                 **{"hidden_size": 32, "intermediate_size": 64, "num_blocks": 1, "num_attention_heads": 2},
@@ -815,7 +815,7 @@ RECIPES: dict[str, Recipe] = {
             },
             "original_max_position_embeddings": 2048,
         },
-        ("Phi4MultimodalImageProcessor", {"size": SQUARE, "patch_size": 4, "dynamic_hd": 4}),
+        ("Phi4MultimodalImageProcessor", {"dynamic_hd": 2}),
         ("Phi4MultimodalProcessor", {}),
         {"image_token": "<|image|>", "audio_token": "<|audio|>"},
         (),

@@ -148,6 +148,8 @@ class Model(Protocol):
         observed: What it has seen so far, as plain data for `run.json`.
         check(items): Raises ModelError for items that it cannot answer, before any is asked.
         check_context(trials, settings): Raises ModelError for conversations that are too long for it.
+        text_only: Whether it is a language model, which is asked nothing but descriptions.
+        check_without_images(): Raises ModelError if it cannot be asked in words alone.
         check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
         prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
         moment, set_moment(moment): Date and time that its prompts state; empty if they state none.

@@ -6,6 +6,7 @@ output of its k-th block, before the final norm. Vision layer 0 is what the firs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -287,9 +288,13 @@ def _blocks(network: Any, part: str) -> Any:
         return decoder.layers
     vision = getattr(network.config, "vision_config", None)
     sizes = {getattr(vision, name, None) for name in ("num_hidden_layers", "depth")} - {None}
-    inside = {id(module) for module in decoder.modules()}
-    lists = (m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and id(m) not in inside)
-    return next((found for found in lists if len(found) in sizes), ())
+    inside = {id(module) for module in decoder.layers.modules()}
+    lists = {
+        name: m for name, m in network.named_modules() if isinstance(m, torch.nn.ModuleList) and id(m) not in inside
+    }
+    found = [name for name in lists if len(lists[name]) in sizes]
+    # Some models have a tower of their own for films or sounds, through which no image passes.
+    return next((lists[name] for name in found if not re.search("video|audio", name)), ())
 
 
 def _range(text: str, blocks: int) -> set[int]:

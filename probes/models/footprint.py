@@ -324,7 +324,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
     """The shape of a model that is here. The processor is loaded, and counts the tokens of a typical prompt itself."""
     from PIL import Image
 
-    from vlm_probe.probes.models.image_inputs import pixel_values
+    from vlm_probe.probes.models.image_inputs import pixel_values, takes_images
     from vlm_probe.probes.models.network import load_config, load_processor
     from vlm_probe.probes.models.prompting import Prompter
 
@@ -333,8 +333,9 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
         text = config.get_text_config()
         end = processor.tokenizer.eos_token_id
         prompter = Prompter(processor, [0 if end is None else end], name)
-        inputs = prompter.inputs([[Turn("user", QUESTION, (Image.new("RGB", (PICTURE, PICTURE)),))]])
-        picture = prompter.picture_size((PICTURE, PICTURE))
+        shown = (Image.new("RGB", (PICTURE, PICTURE)),) if takes_images(processor) else ()
+        inputs = prompter.inputs([[Turn("user", QUESTION, shown)]])
+        picture = prompter.picture_size((PICTURE, PICTURE)) if shown else ""
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         shape = Shape(

@@ -7,6 +7,7 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +24,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Scored, Trial
+from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Scored, Trial, Turn
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
-from vlm_probe.probes.models.image_inputs import plain_settings
+from vlm_probe.probes.models.image_inputs import plain_settings, takes_images
 from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, reading, reason_of, weights_hash
 from vlm_probe.probes.models.network import load_network, out_of_memory
@@ -73,6 +74,8 @@ class HuggingFaceModel:
         self._scorer = OptionScorer(model, self._prompter.pad_token)
         self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
+        self.text_only = not takes_images(processor)
+        """Whether it is a language model, which is asked in words alone."""
         self._small = parameter_count(model) < SMALL
         self.batch_size = SMALL_BATCH if self._small else BATCH
         self._trimmed: bool | None = None
@@ -122,7 +125,8 @@ class HuggingFaceModel:
             check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
         loaded = cls(model, processor, name, thinking)
-        loaded._prompter.check_images(images)
+        if not loaded.text_only:
+            loaded._prompter.check_images(images)
         with reading(folder):
             inputs = loaded.probe_inputs()
         loaded._check_generates(inputs)
@@ -362,7 +366,27 @@ class HuggingFaceModel:
 
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""
-        return self._move(self._prompter.inputs([[made_up()]]))
+        return self._move(self._prompter.inputs([[self._made_up()]]))
+
+    def _made_up(self, *, pictured: bool = True) -> Turn:
+        """A made-up question, without an image if there is to be none or the model takes none."""
+        return made_up() if pictured and not self.text_only else replace(made_up(), images=())
+
+    def check_without_images(self) -> None:
+        """Refuse a model that cannot be asked in words alone, before any trial.
+
+        Raises:
+            ModelError: If it is one.
+        """
+        try:
+            self._scorer.check(
+                self._move(self._prompter.inputs([[self._made_up(pictured=False)]])), self._prompter.encode("yes")
+            )
+        except Exception as error:  # of any architecture
+            raise ModelError(
+                f"{self._identity.name} cannot be asked without a picture ({reason_of(error)}); leave out the conditions"
+                " without one, or take another model"
+            ) from error
 
     def _check_generates(self, inputs: dict[str, torch.Tensor]) -> None:
         """Refuse a network that fails on a made-up question, before any trial. Raises ModelError."""
@@ -515,7 +539,7 @@ def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
 
 def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
     """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
-    settings = plain_settings(processor.image_processor)
+    settings = plain_settings(processor.image_processor) if takes_images(processor) else {}
     return {
         "architecture": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
     AutoTokenizer,
+    BatchFeature,
     GenerationConfig,
     GenerationMixin,
 )
@@ -208,7 +209,8 @@ class TextProcessor:
 
     def __call__(self, **given: Any) -> Any:
         """What the tokenizer makes of texts."""
-        return self.tokenizer(**given)
+        # As processors return it: what is moved to a device takes its number format where that counts.
+        return BatchFeature(dict(self.tokenizer(**given, return_token_type_ids=False)))
 
     def apply_chat_template(self, turns: list[dict[str, Any]], **settings: Any) -> Any:
         """What the tokenizer makes of a conversation, whose turns hold nothing but words."""

@@ -15,6 +15,13 @@ Kind = Literal["images", "omni", "text"]
 NEEDS_TIMM = ("timm_wrapper", "timm_backbone", "fast_vlm", "perception_lm", "gemma3n", "gemma3n_vision")
 """Types of configurations whose vision tower is one of timm's."""
 TIMM = "pip install 'vlm-probe[timm]'"
+STORED = {
+    "bitsandbytes": ("bitsandbytes", "pip install 'vlm-probe[quantized]'"),
+    "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
+    "gptq": ("gptqmodel", "pip install gptqmodel"),
+    "awq": ("gptqmodel", "pip install gptqmodel"),
+}
+"""Packages that unpack weights which are stored quantised: the module, and how to install it."""
 OTHERS = "use a variant that transformers supports (often -hf), or another model"
 
 
@@ -34,6 +41,7 @@ def check_support(folder: Path, name: str) -> Kind:
         raise ModelError(f"cannot load {name}: {folder / CONFIG} names no model_type; {OTHERS}")
     if set(_types(config)) & set(NEEDS_TIMM) and find_spec("timm") is None:
         raise ModelError(f"cannot load {name}: its vision tower needs timm, which is not installed: {TIMM}")
+    _check_quantisation(config, name)
     kind = _kind(given, config)
     if kind is None:
         import transformers
@@ -67,6 +75,17 @@ def _kind(given: str, config: Mapping[str, Any]) -> Kind | None:
     if sees and given in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
         return "omni"
     return "text" if not sees and given in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+
+
+def _check_quantisation(config: Mapping[str, Any], name: str) -> None:
+    """Raise ModelError if weights are stored in a form that a missing package unpacks."""
+    for path, value in entries(config):
+        if path.endswith("quantization_config.quant_method") and value in STORED:
+            module, fix = STORED[value]
+            if find_spec(module) is None:
+                raise ModelError(
+                    f"cannot load {name}: its weights are stored by {value}, which is not installed: {fix}"
+                )
 
 
 def _types(config: Mapping[str, Any]) -> Iterator[str]:
