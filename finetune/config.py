@@ -14,6 +14,8 @@ from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.finetune.mixture import LARGEST_WEIGHT
 from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.models.thinking import DEFAULT_TOKENS, MODES, THOUGHT_LENGTH, Thinking
+from vlm_probe.stimuli.attempts import remembered
 from vlm_probe.stimuli.errors import ProbeError, is_installed
 from vlm_probe.stimuli.ranges import (
     AMOUNT,
@@ -119,6 +121,10 @@ class TrainConfig:
         curriculum: "none", "easy-to-hard", "hard-to-easy" or "adaptive" (to success).
         attempts: Attempts per scene (closed loop; SFT: the expert answers after up to one fewer that failed).
         memory: "none", "last-k" or "all" earlier attempts in the context.
+        thinking: Whether the model thinks before it answers: "auto", "off" or "on". By default as its makers have it (RL), or off (SFT,
+            whose demonstrations hold no thoughts).
+        chat_template_args: Further arguments of its chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Tokens that a thought may have (RL).
         discount: Factor on what an episode comes to, for every further attempt that it takes.
         auxiliary: Weight of the auxiliary loss on the physical state; 0: none.
         auxiliary_target: Quantity that it predicts, as in `probe decode`.
@@ -179,6 +185,9 @@ class TrainConfig:
     curriculum: str = "none"
     attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
+    thinking: str = "auto"
+    chat_template_args: str = ""
+    max_thinking_tokens: int = ranged(DEFAULT_TOKENS, THOUGHT_LENGTH)
     discount: float = ranged(1.0, SHARE)
     auxiliary: float = ranged(0.0, FACTOR)
     auxiliary_target: str = "margin"
@@ -195,6 +204,17 @@ class TrainConfig:
     def reinforced(self) -> bool:
         """Whether the method learns from rewards rather than from demonstrations."""
         return self.method != "sft"
+
+    @property
+    def thoughts(self) -> Thinking:
+        """Whether the model is to think before it answers."""
+        mode: Any = "off" if self.method == "sft" else self.thinking
+        return Thinking(mode, self.chat_template_args, self.max_thinking_tokens)
+
+    @property
+    def images(self) -> int:
+        """Images in the longest prompt."""
+        return 1 + min(remembered(self.memory, self.attempts), self.attempts - 1)
 
     @property
     def group(self) -> int:
@@ -313,6 +333,7 @@ def _check(config: TrainConfig) -> None:
         ("style", ("direct", "think")),
         ("dtype", ("auto", "float32", "bfloat16", "float16")),
         ("report_to", TRACKERS),
+        ("thinking", MODES),
     )
     for name, values in choices:
         if getattr(config, name) not in values:
@@ -341,8 +362,12 @@ def _check(config: TrainConfig) -> None:
             f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"
             " acted; leave it out"
         )
-    if config.method == "sft" and config.style == "think":
-        raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
+    if config.method == "sft" and "think" in (config.style, config.thinking == "on" and "think"):
+        option = "--style think" if config.style == "think" else "--thinking on"
+        raise TrainingError(
+            f"{option} cannot be trained by sft: demonstrations state answers and no reasons; leave it out"
+        )
+    config.thoughts  # noqa: B018
 
 
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {

@@ -63,6 +63,9 @@ def train(
     curriculum: str | None = None,
     attempts: int | None = None,
     memory: str | None = None,
+    thinking: Literal["auto", "off", "on"] | None = None,
+    chat_template_args: str | None = None,
+    max_thinking_tokens: int | None = None,
     discount: float | None = None,
     auxiliary: float | None = None,
     auxiliary_target: str | None = None,
@@ -127,6 +130,9 @@ def train(
         curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.
         attempts: Attempts per scene (closed loop).
         memory: `none`, `last-k` or `all` earlier attempts in the context.
+        thinking: Whether a model that can thinks before it answers; `auto`: as its makers have it, and off with sft.
+        chat_template_args: Other arguments of the model's chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Tokens that a thought may have.
         discount: Factor on the reward for every earlier attempt.
         auxiliary: Weight of the auxiliary loss on the physical state.
         auxiliary_target: What it predicts: `margin`, or another number that `probe decode` knows.

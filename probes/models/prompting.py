@@ -659,15 +659,16 @@ def turns_of(messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image
 
     Args:
         messages: With contents that are texts, or lists of parts, images among them.
-        images: Those of the first message, where contents are texts.
+        images: Those that are not in the contents, in their order; of contents that are texts, the first has them all.
     """
-    turns = []
-    for number, told in enumerate(messages):
+    turns: list[Turn] = []
+    left = list(images)
+    for told in messages:
         content = told["content"]
         if isinstance(content, str):
-            turns.append(Turn(told["role"], content, tuple(images) if number == 0 else ()))
+            turns.append(Turn(told["role"], content, tuple(left) if not turns else ()))
             continue
-        shown = tuple(part["image"] for part in content if part["type"] == "image")
+        shown = tuple(part.get("image") or left.pop(0) for part in content if part["type"] == "image")
         turns.append(Turn(told["role"], "".join(part["text"] for part in content if part["type"] == "text"), shown))
     return turns
 

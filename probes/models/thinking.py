@@ -40,6 +40,7 @@ _TAG = re.compile(
     r"<\|channel>\s*thought|<unused94>\s*thought|<\|?[^<>|/\s][^<>|]{0,40}\|?>|◁[^◁▷/]{1,20}▷|\[[A-Za-z_]{1,20}\]"
 )
 _CLOSES = re.compile(r"(?<![a-z])(end|close|stop)(?![a-z])|^<channel", re.IGNORECASE)
+_CLOSING = re.compile(r"</(?:\w{1,12}:)?(?:think|thinking|thought|reasoning)>|◁/think▷|\[/THINK\]")
 _ODD = {"<|channel>": "<channel|>", "<unused94>": "<unused95>"}
 _ENDS = (("begin", "end"), ("start", "end"), ("open", "close"))
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")
@@ -166,7 +167,8 @@ def split(text: str, tags: Tags | None) -> tuple[str | None, str, bool]:
     tag = "" if tags else opened(text)
     tags = tags or (tags_of(tag) if tag else None)
     if tags is None:
-        return None, text, True
+        closing = _CLOSING.search(text)  # of a thought that was opened elsewhere, as by the template of a server
+        return (text[: closing.start()].strip(), text[closing.end() :], True) if closing else (None, text, True)
     body = text.lstrip().removeprefix(tags.opening)  # some models open again what the prompt has opened
     thought, closed, answer = body.partition(tags.closing)
     return thought.strip(), answer if closed else "", bool(closed)
