@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.models import ModelError, Turn
-from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup
+from vlm_probe.probes.models.catalog import ENTRIES, Entry, cached_snapshot, lookup
 from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
 from vlm_probe.probes.models.model_folder import (
     CONFIG,
@@ -172,6 +172,13 @@ def footprint(
     if folder is None:
         known = next((alias for alias in PUBLISHED if alias == name or lookup(alias).source == name), None)
         if known is None:
+            listed = next((one for one in ENTRIES if entry.source == one.source and one.parameters), None)
+            if listed is not None:
+                raise ModelError(
+                    f"{name} is not on this machine, and what it needs beyond its weights is in no list here"
+                    f" ({listed.parameters:g} B parameters, {2 * (listed.parameters or 0):g} GB in bfloat16): download it"
+                    f" with `hf download {entry.source}`, or give its folder"
+                )
             raise ModelError(
                 f"{name} is not on this machine, and its size is in no list here: download it with"
                 f" `hf download {entry.source}`, or give its folder"
