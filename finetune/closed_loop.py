@@ -28,7 +28,6 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from vlm_probe.finetune.config import TrainConfig
 from vlm_probe.finetune.data import TrainingSet
-from vlm_probe.finetune.families import check_several_pictures
 from vlm_probe.finetune.grpo import GroupTrainer
 from vlm_probe.finetune.monitor import by_task
 from vlm_probe.finetune.policy import Policy
@@ -334,11 +333,8 @@ def make_loop(
 
     Raises:
         ModelError: If they do not.
-        TrainingError: If the model's replies cannot be scored after several pictures.
     """
     memory = Memory(config.attempts, config.memory)
-    if memory.kept != "none":
-        check_several_pictures(policy.processor, policy.name)
     prompter = check_episodes(memory, policy, data, reply_tokens)
     items = [example.item for example in data.examples]
     return Loop(items, judge, memory, prompter, config.discount, config.success_reward, results)

@@ -163,7 +163,9 @@ def trained(model: Any) -> ParameterCount:
 def _linear_layers(model: Any) -> Iterator[str]:
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module is not output:
+        # Routers of experts are linear layers in some architectures, and return more than their product.
+        plain = isinstance(module, torch.nn.Linear) and not type(module).__module__.startswith("transformers.models")
+        if plain and module is not output:
             yield name
 
 
