@@ -93,10 +93,8 @@ def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Genera
             failed.extend(bad)
             yield from (trial for _, trial in ready)
 
-    name = "raw" if readout == "generate" else "logprobs"
     for trial, value, latency in model.stream(shown(), readout, settings):
-        given = {"error": message_of(value)} if isinstance(value, Exception) else _given(name, value)
-        yield Answered(asks[trial.id], **given, latency_s=latency, ends_batch=True)
+        yield Answered(asks[trial.id], **_given(value, readout), latency_s=latency, ends_batch=True)
     yield from failed
 
 
@@ -150,25 +148,27 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
         return
     latency = round((time.perf_counter() - start) / len(trials), 6)
     for number, ((ask, _), value) in enumerate(zip(asked, given, strict=True), 1):
-        name = "raw" if readout == "generate" else "logprobs"
-        yield Answered(ask, **_given(name, value), latency_s=latency, ends_batch=number == len(trials))
+        ends = number == len(trials)
+        yield Answered(ask, **_given(value, readout), latency_s=latency, ends_batch=ends)
 
 
 def _answers(model: Any, trials: Sequence[Trial], readout: str, settings: Generation) -> Sequence[Any]:
     """What a model gives for some trials, with thoughts where it can tell them."""
-    told = getattr(model, "reply" if readout == "generate" else "score", None)
-    if told is not None:
-        return list(told(trials, settings))
-    return model.generate(trials, settings) if readout == "generate" else model.score_options(trials)
+    if readout == "generate":
+        return list(model.generate(trials, settings))
+    score = getattr(model, "score", None)
+    return list(model.score_options(trials) if score is None else score(trials, settings))
 
 
-def _given(name: str, value: Any) -> dict[str, Any]:
-    """What a model gave, as fields of `Answered`."""
+def _given(value: Any, readout: str) -> dict[str, Any]:
+    """What a model gave for a trial, as attributes of `Answered`."""
+    if isinstance(value, Exception):
+        return {"error": message_of(value)}
     if isinstance(value, Reply):
         return {"raw": value.text, "ended": value.ended, "thought": value.thought}
     if isinstance(value, Scored):
         return {"logprobs": value.logprobs, "ended": value.ended, "thought": value.thought}
-    return {name: value}
+    return {"raw" if readout == "generate" else "logprobs": value}
 
 
 def message_of(error: BaseException) -> str:

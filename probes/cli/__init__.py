@@ -62,6 +62,7 @@ COMMANDS = {
     },
     "Ask": {
         "run": ("run:run", "Run a model on a stimulus set; print the summary, write trials and figure."),
+        "ask": ("ask:ask", "Ask a model one question about an image of your own."),
         "score": ("score:score", "Score the replies of a run again, without a model."),
         "decode": ("decode:decode", "Decode physical quantities from hidden states."),
     },
@@ -74,6 +75,7 @@ COMMANDS = {
         "analyze": ("analyze:analyze", "Analyse runs: statistics, figures, tables and a report."),
         "report": ("report:report", "Write runs as one HTML page to explore."),
         "view": ("report:view", "Show that page on this machine while runs go on."),
+        "trials": ("trials:app", "Write the trials of runs as one table for R and other programs."),
         "power": ("power:power", "Simulate the power of a planned contrast."),
     },
     "Publish": {

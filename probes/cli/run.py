@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+import io
+import os
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,14 +54,16 @@ def run(
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
+    loaded: Annotated[Any, Parameter(parse=False)] = None,
 ) -> int:
     """Ask a model the items of a stimulus set; print the summary, write trials, summary and figure.
 
     The same command again goes on where it was stopped. Exits with 3 if some trials failed.
 
     Args:
-        model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server.
-        stimuli: Folder of a set, task name, or family (`towers`: its headline task).
+        model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server. Several,
+            separated by commas, are run one after the other and compared in a table.
+        stimuli: Folder of a set, task name, or family (`towers`: its headline task); several, separated by commas; or `all`.
         shift: Ask the shifted set of a task or family: `camera:2`, `visual:2,size:1` (see `probe stimuli make --help`).
         adapter: Folder of a LoRA adapter; with --base-url, the adapter's id at the server.
         limit: Only the first so many items.
@@ -85,12 +91,15 @@ def run(
         base_url: Ask the OpenAI-compatible server at this address, such as http://localhost:8000/v1. Its key, if it wants
             one, is read from PROBE_API_KEY or OPENAI_API_KEY.
         concurrency: Trials that a served model is asked at a time.
-        out: Folder of the run; by default runs/MODEL_TASK.
+        out: Folder of the run; by default runs/MODEL_TASK. With several models or sets, the folder that holds their runs.
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
+        loaded: The model, if it is loaded already.
     """
+    given = dict(locals())
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.grounding import ask_grounding
+    from vlm_probe.probes.cli.many import named_models, named_sets
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
         check_examples,
@@ -102,7 +111,7 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import warning_of, write_figure, write_summary
+    from vlm_probe.probes.cli.results import FIGURE, SUMMARY, warning_of, write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.run import run as ask
@@ -111,7 +120,10 @@ def run(
     from vlm_probe.stimuli.output import claim
     from vlm_probe.stimuli.standard import check_available
 
-    stimuli = shifted_name(stimuli, shift)
+    models, sets = named_models(model), named_sets(stimuli)
+    if len(models) * len(sets) != 1:
+        return _run_many(given, models, sets)
+    model, stimuli = models[0], shifted_name(sets[0], shift)
     settings: dict[str, Any] = {
         "model": model,
         "stimuli": stimuli,
@@ -159,7 +171,7 @@ def run(
     saved = _portable(settings | {"examples": examples, "out": out, "references": references})
     check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
-    loaded = load(run_config)
+    loaded = loaded or load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
     pool = None
     if max(run_config.examples):
@@ -172,6 +184,7 @@ def run(
     with claim(folder, KIND) as output:
         if design == "controls":
             ask_grounding(run_config, items, folder, loaded, jobs)
+        output.check((SUMMARY, FIGURE))
         report = _ask(run_config, items, output, loaded, saved, pool, processes)
         processes.leave()
         is_readable = write_summary(output, json)
@@ -185,6 +198,54 @@ def run(
         if is_readable:
             write_figure(output, lines)
     return code
+
+
+def _run_many(given: dict[str, Any], models: list[str], sets: list[str]) -> int:
+    """Run every model on every set, and compare them. A pair that cannot be run costs nothing but itself."""
+    from vlm_probe.probes.cli.errors import FAILURE, UsageError, as_line, expected
+    from vlm_probe.probes.cli.errors import report as tell_error
+    from vlm_probe.probes.cli.many import compare, run_models
+    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, shifted_name
+    from vlm_probe.probes.run import RunConfig, load
+
+    if not models or not sets:
+        raise UsageError(
+            f"--{'stimuli' if models else 'model'} names nothing: give a name, or several with commas between them"
+        )
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("several models or sets cannot be shared out to several processes: give one of each")
+    known = {field.name for field in fields(RunConfig)}
+    chosen = {name: value for name, value in given.items() if name in known} | {"examples": _numbers(given["examples"])}
+    config, folders = RunConfig(**chosen), {}
+    for model in models:
+        if given["base_url"] is None:
+            check_model_name(model)
+        for name in sets:
+            task = check_stimuli_name(shifted_name(name, given["shift"]))
+            one = replace(config, model=model, stimuli=shifted_name(name, given["shift"]))
+            folders[model, name] = (given["out"] or Path("runs")) / run_name(one, task)
+    if len(models) > 1:
+        code = run_models(
+            models, sets, {name: value for name, value in given.items() if name not in ("config", "loaded")}, folders
+        )
+        compare(folders, given["json"])
+        return code
+    loaded, codes = load(replace(config, model=models[0])), [0]
+    fresh = copy.deepcopy(getattr(loaded, "observed", None))
+    for name in sets:
+        if fresh is not None:
+            loaded.observed = copy.deepcopy(fresh)  # type: ignore[attr-defined]
+        try:
+            options = {"model": models[0], "stimuli": name, "out": folders[models[0], name], "json": False}
+            with redirect_stdout(io.StringIO()) if given["json"] else nullcontext():
+                codes.append(run(**given | options | {"loaded": loaded}))
+        except Exception as error:
+            if not expected(error):
+                raise
+            tell_error(f"{name}: {as_line(error)}")
+            codes.append(FAILURE)
+    compare(folders, given["json"])
+    return max(codes)
 
 
 def _check_attempts(task: str, stimuli: str, attempts: int) -> None:

@@ -66,6 +66,8 @@ def train(
     thinking: Literal["auto", "off", "on"] | None = None,
     chat_template_args: str | None = None,
     max_thinking_tokens: int | None = None,
+    vllm: Literal["colocate", "server"] | None = None,
+    vllm_args: str | None = None,
     discount: float | None = None,
     auxiliary: float | None = None,
     auxiliary_target: str | None = None,
@@ -133,6 +135,8 @@ def train(
         thinking: Whether a model that can thinks before it answers; `auto`: as its makers have it, and off with sft.
         chat_template_args: Other arguments of the model's chat template: `key=value`, separated by commas.
         max_thinking_tokens: Tokens that a thought may have.
+        vllm: Generate replies with vLLM (ppo, grpo, rloo): in the same process, or on a server that `vllm serve` started.
+        vllm_args: TRL's options for it without their prefix `vllm_`: `gpu_memory_utilization=0.4,server_port=8001`.
         discount: Factor on the reward for every earlier attempt.
         auxiliary: Weight of the auxiliary loss on the physical state.
         auxiliary_target: What it predicts: `margin`, or another number that `probe decode` knows.

@@ -153,8 +153,7 @@ class Model(Protocol):
         check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
         prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
         moment, set_moment(moment): Date and time that its prompts state; empty if they state none.
-        reply(trials, settings), score(trials, settings): As `generate` and `score_options`, with the thoughts: a list of `Reply`,
-            and one of `Scored`.
+        score(trials, settings): What `score_options` gives, as a list of `Scored`, of a model that may think first.
         stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
             is a text, or a `Reply`.
 
@@ -169,8 +168,8 @@ class Model(Protocol):
         """What exactly answers."""
         ...
 
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial.
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> Sequence[str | Reply]:
+        """One reply per trial: its text, or a `Reply` where it did not end by itself or has a thought before it.
 
         Args:
             trials: What is asked.

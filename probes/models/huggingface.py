@@ -181,8 +181,8 @@ class HuggingFaceModel:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
         self._ready[tuple(trial.id for trial in trials)] = self._make_inputs(trials)
 
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial, without thoughts, greedy unless `settings` has a temperature.
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
+        """One reply per trial, greedy unless `settings` has a temperature; a `Reply` where it has a thought, or was cut.
 
         Args:
             trials: What is asked.
@@ -191,10 +191,6 @@ class HuggingFaceModel:
         Raises:
             ModelError: If a trial has no picture, and the model's processor cannot do without.
         """
-        return [reply.text for reply in self.reply(trials, settings)]
-
-    def reply(self, trials: Sequence[Trial], settings: Generation) -> list[Reply]:
-        """One reply per trial, with the thought that came before it; takes and raises what `generate` does."""
         return self._in_parts(trials, lambda part: self._generate(part, settings))
 
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
@@ -225,13 +221,14 @@ class HuggingFaceModel:
         """
         return self._in_parts(trials, lambda part: self._score(part, settings))
 
-    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[Reply]:
-        limits, said = [self._limit(trial, settings) for trial in trials], []
+    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
+        limits, given = [self._limit(trial, settings) for trial in trials], list[str | Reply]()
         for trial, tokens in zip(trials, self._sampled(self._inputs(trials), trials, settings, limits), strict=True):
             asked = trial.item.question.style == "think"
             thought, text, closed = self._prompter.said(tokens, asked_to_think=asked)
-            said.append(Reply(text, "" if closed else "unfinished", thought))
-        return said
+            ended = closed and self._prompter.is_ended(tokens)
+            given.append(text if ended and thought is None else Reply(text, "" if ended else "unfinished", thought))
+        return given
 
     def _sampled(
         self, inputs: dict[str, torch.Tensor], trials: Sequence[Trial], settings: Generation, limits: Sequence[int]
@@ -363,6 +360,10 @@ class HuggingFaceModel:
     def reply_length(self, trial: Trial) -> int:
         """Tokens of the longest legal answer of a trial, with the one that ends a reply."""
         return self._prompter.reply_length(trial)
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text, each as the text that it stands for."""
+        return [self._prompter.decode([token], special=True) for token in self._prompter.encode(text)]
 
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""

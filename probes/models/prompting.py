@@ -313,6 +313,14 @@ class Prompter:
         """Tokens of a reply up to the one that ends it."""
         return next((place for place, token in enumerate(reply, 1) if token in self.ends), len(reply))
 
+    def is_ended(self, reply: Sequence[int]) -> bool:
+        """Whether a reply holds the token that ends it, and was not cut at the limit."""
+        return any(token in self.ends for token in reply)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, none added."""
+        return self._encode([text])[0]
+
     def decode(self, tokens: Any, *, special: bool = False) -> str:
         """The text of a reply, as generated but for special tokens.
 
