@@ -96,7 +96,6 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     prompter.set_moment(moment)
     # What a checkpoint's own settings do to sampling (penalties, beams, ...) is in the replies, but not in their likelihood.
     generation, network.generation_config = network.generation_config, prompter.sampling()
-    network.register_forward_pre_hook(_as_computed, with_kwargs=True)
     inputs = prompter.inputs([[made_up()]]).to(network.device, network.dtype)
     with torch.no_grad():
         if not torch.isfinite(network(**inputs).logits[:, -1]).any():
@@ -126,17 +125,6 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     )
 
 
-def _as_computed(network: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Images in the number format that the network computes with; some image processors give all in half precision."""
-    half = (torch.bfloat16, torch.float16)
-    return args, {
-        name: value.to(network.dtype)
-        if name.startswith("pixel_values") and getattr(value, "dtype", None) in half and network.dtype not in half
-        else value
-        for name, value in given.items()
-    }
-
-
 def reply_tokens(processor: Any, questions: Iterable[Question], config: TrainConfig) -> int:
     """Tokens that a reply may have: the longest legal answer, its end, and a few more; much more for reasoning.
 
@@ -163,8 +151,9 @@ def silent_tokens(model: Any, processor: Any) -> list[int]:
     named = {
         value
         for name, value in settings.items()
-        if isinstance(value, int) and name.endswith(("token_id", "token_index")) and name.startswith(marks)
+        if isinstance(value, int) and name.endswith(("token_id", "token_index", "patch_id")) and name.startswith(marks)
     }
     special = zip(processor.tokenizer.all_special_tokens, processor.tokenizer.all_special_ids, strict=True)
+    named |= {token for token in getattr(processor, "image_token_ids", None) or () if isinstance(token, int)}
     named |= {index for text, index in special if any(mark in text.lower() for mark in marks)}
     return sorted(named)

@@ -381,7 +381,8 @@ class HuggingFaceModel:
         """
         try:
             self._scorer.check(
-                self._move(self._prompter.inputs([[self._made_up(pictured=False)]])), self._prompter.encode("yes")
+                self._move(self._prompter.inputs([[self._made_up(pictured=False)]])),
+                tuple(self._prompter.encode("yes")),
             )
         except Exception as error:  # of any architecture
             raise ModelError(
@@ -392,7 +393,7 @@ class HuggingFaceModel:
     def _check_generates(self, inputs: dict[str, torch.Tensor]) -> None:
         """Refuse a network that fails on a made-up question, before any trial. Raises ModelError."""
         try:
-            self._scorer.check(inputs, self._prompter.encode("yes"))
+            self._scorer.check(inputs, tuple(self._prompter.encode("yes")))
         except ModelError:
             raise
         except Exception as error:  # of any architecture

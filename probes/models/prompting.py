@@ -305,10 +305,6 @@ class Prompter:
         """Tokens of the longest legal answer, with the one that ends the reply."""
         return max(len(tokens) for tokens in self.replies(trial))
 
-    def encode(self, text: str) -> Tokens:
-        """The tokens of a text, without special ones."""
-        return tuple(self._encode([text])[0])
-
     def length(self, reply: Sequence[int]) -> int:
         """Tokens of a reply up to the one that ends it."""
         return next((place for place, token in enumerate(reply, 1) if token in self.ends), len(reply))
