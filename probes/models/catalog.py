@@ -126,7 +126,7 @@ def lookup(name: str, base_url: str | None = None) -> Entry:
     if len(parts) > 1:
         raise ModelError(f"there is no model folder {name}: give a folder with config.json and *.safetensors in it")
     close = difflib.get_close_matches(name.lower(), aliases, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(close)}?" if close else f"the short names are {', '.join(aliases)}"
+    hint = f"did you mean {', '.join(close)}?" if close else "see `probe models` for the short names"
     raise ModelError(f"unknown model {name!r}: {hint} (a local folder or a hub id like owner/name works as well)")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.model_folder import CONFIG, entries, read_json
+from vlm_probe.probes.models.model_folder import CONFIG, MEND, entries, read_json
 
 Kind = Literal["images", "omni", "text"]
 """What a network is: one of images and text, one of more than these with an auto class of its own, or a language model."""
@@ -38,7 +38,7 @@ def check_support(folder: Path, name: str) -> Kind:
     config = read_json(folder / CONFIG)
     given = config.get("model_type")
     if not isinstance(given, str):
-        raise ModelError(f"cannot load {name}: {folder / CONFIG} names no model_type; {OTHERS}")
+        raise ModelError(f"{folder / CONFIG} is damaged (it names no model_type): {MEND}")
     if set(_types(config)) & set(NEEDS_TIMM) and find_spec("timm") is None:
         raise ModelError(f"cannot load {name}: its vision tower needs timm, which is not installed: {TIMM}")
     _check_quantisation(config, name)
