@@ -155,7 +155,7 @@ UNSUPPORTED = {
         {"model_type": "blip-2", "text_config": {"model_type": "t5"}},
         "it is an encoder with a decoder (model_type blip-2)",
     ),
-    "sounds": ({"model_type": "whisper"}, "a whisper model does not answer questions"),
+    "sounds": ({"model_type": "wav2vec2"}, "a wav2vec2 model does not answer questions"),
     "packed": (
         {"model_type": "kimi_k25", "text_config": {"quantization_config": {"quant_method": "compressed-tensors"}}},
         "its weights are stored by compressed-tensors, which is not installed: pip install compressed-tensors",
@@ -172,7 +172,9 @@ def test_what_cannot_be_used_is_known_from_the_configuration(
 
     missing = ("timm", "compressed_tensors")
     find = importlib.util.find_spec
-    monkeypatch.setattr("vlm_probe.probes.models.support.find_spec", lambda name: name not in missing and find(name))
+    monkeypatch.setattr(
+        "vlm_probe.probes.models.support.find_spec", lambda name: None if name in missing else find(name)
+    )
     config, told = UNSUPPORTED[kind]
     folder = config_only(tmp_path / "model", **config)
     assert told in refused(folder)
