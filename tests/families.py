@@ -1,4 +1,4 @@
-"""Small untrained models of the families that are served: real architectures and processors, in the hub's file layout.
+"""Small untrained models of many families: real architectures and processors, in the hub's file layout.
 
 What differs between them: pictures cut into tiles (LLaVA-NeXT, LLaVA-OneVision, SmolVLM, InternVL) or patched at any size
 (Qwen), positions in two dimensions (Qwen), pictures fed into several layers (Qwen3-VL), no chat template and positions
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,6 @@ class Recipe:
         image: What a chat template writes in the place of an image; empty: the checkpoint has no chat template.
         further: What else the processor is made of: name -> class, settings.
         last: A token that comes after all others.
-        stop: The other end token of the generation settings.
     """
 
     network: str
@@ -333,6 +333,8 @@ class Recipe:
     last: str = ""
 
 
+ALL = object()
+"""Stands for the size of the tokenizer in a recipe."""
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 PARTIAL_MROPE = {**MROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
 GRID_EYE = {
@@ -537,7 +539,13 @@ RECIPES: dict[str, Recipe] = {
     "mllama": Recipe(
         "MllamaForConditionalGeneration",
         {
-            "text_config": SMALL | {"num_hidden_layers": 3, "cross_attention_layers": [1], "bos_token_id": "<bos>"},
+            "text_config": SMALL
+            | {
+                "num_hidden_layers": 3,
+                "cross_attention_layers": [1],
+                "bos_token_id": "<bos>",
+                "vocab_size": "<|image|>",
+            },
             "vision_config": {
                 **{"hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2},
                 **{"intermediate_size": 64, "vision_output_dim": 64, "image_size": 32, "patch_size": 8},
@@ -694,7 +702,7 @@ RECIPES: dict[str, Recipe] = {
                 **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
                 **{"image_size": 32, "patch_size": 8, "hidden_stride": 2, "vocab_size": 64, "initializer_range": 0.2},
             },
-            **{"image_token_id": "<IMG_ATOM>", "hidden_size": 64},
+            **{"image_token_id": "<IMG_ATOM>", "hidden_size": 64, "vocab_size": ALL},
             "visual_indicator_token_ids": ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"],
         },
         ("Ovis2ImageProcessor", {"size": SQUARE, "crop_to_patches": True, "max_patches": 4}),
@@ -777,6 +785,7 @@ RECIPES: dict[str, Recipe] = {
         BLIP_IMAGES,
         ("InstructBlipProcessor", {"num_query_tokens": 4}),
         {},
+        further={"qformer_tokenizer": ("", {})},
         last="<image>",
     ),
     "florence2": Recipe(
@@ -795,7 +804,7 @@ RECIPES: dict[str, Recipe] = {
             },
             "image_token_id": "<image>",
         },
-        ("CLIPImageProcessor", {"size": SQUARE, "do_center_crop": False}),
+        ("CLIPImageProcessor", {"size": SQUARE, "do_center_crop": False, "image_seq_length": 17}),
         ("Florence2Processor", {}),
         {"image_token": "<image>"},
         ("<bos>",),
@@ -935,39 +944,28 @@ def build(name: str) -> tuple[Any, Any]:
         tokenizer.add_tokens([recipe.last], special_tokens=True)
 
     def made(kind: str, settings: dict[str, Any]) -> Any:
-        return getattr(t, kind)(**settings)
+        return getattr(t, kind)(**settings) if kind else tokenizer_of()
 
-    parts = {part: made(*what) for part, what in recipe.further.items()}
-    kind, settings = recipe.images
-    images = made(kind, settings)
-    if name == "florence2":
-        images.image_seq_length = 17
-    if name == "instructblip":
-        parts["qformer_tokenizer"] = tokenizer_of()
-    if recipe.image:
-        settings = {"chat_template": template(recipe.image)}
-    else:
-        settings = {}
-    kind, more = recipe.processor
-    processor = made(kind, {**parts, "image_processor": images, "tokenizer": tokenizer, **more, **settings})
-    size = len(processor.tokenizer) - (1 if name == "mllama" else 0)
+    parts = {part: made(*what) for part, what in {**recipe.further, "image_processor": recipe.images}.items()}
+    kind, settings = recipe.processor
+    written = {"chat_template": template(recipe.image)} if recipe.image else {}
+    processor = made(kind, {**parts, "tokenizer": tokenizer, **settings, **written})
+    size = len(processor.tokenizer)
 
     def resolved(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             inner = {name: resolved(one, name) for name, one in value.items()}
-            return inner | (
-                {"vocab_size": size} if "max_position_embeddings" in inner and "vocab_size" not in inner else {}
-            )
+            own = {"vocab_size": size} if "max_position_embeddings" in inner and "vocab_size" not in inner else {}
+            return inner | own
         if isinstance(value, list):
             return [resolved(one, key) for one in value]
-        named = isinstance(value, str) and key.endswith(("_id", "_ids", "_index"))
+        if value is ALL:
+            return size
+        named = isinstance(value, str) and key.endswith(("_id", "_ids", "_index", "vocab_size"))
         return tokenizer.convert_tokens_to_ids(value) if named else value
 
-    kind = getattr(t, recipe.network)
-    config = resolved(recipe.config)
-    if name == "ovis2":
-        config["vocab_size"] = size
-    network = kind(kind.config_class(**config))
+    network_class = getattr(t, recipe.network)
+    network = network_class(network_class.config_class(**resolved(recipe.config)))
     for parameter, values in network.named_parameters():
         if parameter.endswith(("attn_gate", "mlp_gate")):
             values.data.fill_(0.5)  # untrained, it would not look at images at all
@@ -997,7 +995,8 @@ def save_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
     def get(name: str) -> Path:
         if name not in made:
-            made[name] = save(FAMILIES[name].make, tmp_path_factory.mktemp("families") / name)
+            make = FAMILIES[name].make if name in FAMILIES else partial(build, name)
+            made[name] = save(make, tmp_path_factory.mktemp("families") / name)
         return made[name]
 
     return get
