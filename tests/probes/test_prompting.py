@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import trl
@@ -19,7 +18,7 @@ from vlm_probe.analysis.summary import summarise
 from vlm_probe.probes.models import Generation, ModelError, Reply, Trial, Turn
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.made_up import made_up
-from vlm_probe.probes.models.prompting import Prompter
+from vlm_probe.probes.models.prompting import Prompter, turns_of, with_tokens
 from vlm_probe.probes.models.thinking import Thinking, closes_thought, opened, read_arguments, split, tags_of
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
@@ -265,20 +264,22 @@ def test_a_thought_is_kept_apart_and_does_not_cut_the_answer(stability: Stimulus
 
 
 def test_options_are_scored_after_the_thought(stability: StimulusSet, tmp_path: Path) -> None:
-    """They are those of a prompt that ends with this thought."""
-    model: Any = load_model(
-        str(with_template(template(asked="<assistant><seed:think>\n"), tmp_path / "m")),
-        thinking=Thinking(max_tokens=60),
-    )
-    trials = trials_of(stability, 2)
-    saying(model, "so left.</seed:think>\n", "so right, and right.</seed:think>\n")
+    """The tokens of the prompt, the thought and the answer in one pass have the same log-probabilities."""
+    model: Any = load_model(str(with_template(THINKING, tmp_path / "m")), thinking=Thinking(max_tokens=60))
+    trials, thoughts = trials_of(stability, 2), ("so left.</seed:think>\n", "so right, and right.</seed:think>\n")
+    saying(model, *thoughts)
     scored = model.score(trials, Generation())
     assert [one.thought for one in scored] == ["so left.", "so right, and right."]
-    for number, thought in enumerate(("so left.", "so right, and right.")):
-        ended = template(asked=f"<assistant><seed:think>\n{thought}</seed:think>\n")
-        other: Any = load_model(str(with_template(ended, tmp_path / f"ended{number}")))
-        assert other._prompter.thinks is False
-        assert np.abs(other.score_options([trials[number]])[0] - scored[number].logprobs).max() < 1e-3
+    prompter = model._prompter
+    for trial, thought, one in zip(trials, thoughts, scored, strict=True):
+        for reply, score in zip(prompter.replies(trial, thought), one.logprobs, strict=True):
+            added = [*prompter.encode(thought), *reply]
+            inputs = with_tokens(model._make_inputs([trial]), [added], prompter.pad_token, side="right")
+            with torch.inference_mode():
+                steps = torch.log_softmax(model._model(**model._move(inputs)).logits[0].double(), dim=-1)
+            ids = inputs["input_ids"][0]
+            expected = sum(float(steps[place - 1, ids[place]]) for place in range(len(ids) - len(reply), len(ids)))
+            assert abs(expected - score) < 1e-3
     saying(model, "so " * 80, "7</seed:think>")
     cut, whole = model.score(trials, Generation())
     assert cut.logprobs is None and cut.ended == "unfinished" and whole.logprobs is not None
@@ -329,8 +330,6 @@ def test_arguments_reach_the_template(tmp_path: Path) -> None:
 
 
 def test_turns_of_text_and_of_parts() -> None:
-    from vlm_probe.probes.models.prompting import turns_of
-
     one, two = (made_up(number).images[0] for number in (0, 1))
     texts = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert turns_of(texts, [one]) == [Turn("user", "a", (one,)), Turn("assistant", "b"), Turn("user", "c")]
