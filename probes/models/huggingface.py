@@ -306,13 +306,8 @@ class HuggingFaceModel:
         for reply in self._sampled(self._inputs(trials), trials, settings, [SPACE] * len(trials)):
             end = self._prompter.thought_end(reply)
             thought = self._prompter.said(reply)[0]
-            if end:
-                while (
-                    end < len(reply)
-                    and reply[end] not in self._prompter.ends
-                    and not self._prompter.decode([reply[end]]).strip()
-                ):
-                    end += 1  # as the model parts its thought from its answer
+            while end and end < len(reply) and self._prompter.decode([reply[end]], special=True).isspace():
+                end += 1  # as the model parts its thought from its answer
             found.append((thought, None if end is None else reply[:end]))
         return found
 

@@ -13,13 +13,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.options import THOUGHT_LENGTH, THOUGHT_TOKENS
 from vlm_probe.stimuli.plain_json import parse_object
-from vlm_probe.stimuli.ranges import check_ranges, ranged, whole
+from vlm_probe.stimuli.ranges import check_ranges, ranged
 
 Mode = Literal["auto", "off", "on"]
 MODES = ("auto", "off", "on")
-DEFAULT_TOKENS, THOUGHT_LENGTH = 4096, whole(1, 1_000_000)
-"""Tokens of a thought at most, and what this may be set to."""
 SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "reasoning", "use_thinking", "think")
 """Variables by which chat templates are told to open a thought, or not to; the first that changes a prompt is taken."""
 RESERVED = (
@@ -63,7 +62,7 @@ class Thinking:
 
     mode: Mode = "auto"
     arguments: str = ""
-    max_tokens: int = ranged(DEFAULT_TOKENS, THOUGHT_LENGTH)
+    max_tokens: int = ranged(THOUGHT_TOKENS, THOUGHT_LENGTH)
 
     def __post_init__(self) -> None:
         check_ranges(self)
