@@ -379,6 +379,8 @@ class HuggingFaceModel:
                 self._move(self._prompter.inputs([[self._made_up(pictured=False)]])),
                 tuple(self._prompter.encode("yes")),
             )
+        except ModelError:
+            raise
         except Exception as error:  # of any architecture
             raise ModelError(
                 f"{self._identity.name} cannot be asked without a picture ({reason_of(error)}); leave out the conditions"
