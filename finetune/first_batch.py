@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Trainer
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.data import TrainingSet, few_items
@@ -79,7 +80,6 @@ def _untouched(model: Any) -> Iterator[None]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapters = set(getattr(model, "peft_config", {}))
     kinds = ("_forward_hooks", "_forward_pre_hooks")
-    hooks = {(module, kind): set(getattr(module, kind)) for module in model.modules() for kind in kinds}
     forward, training = base.__dict__.get("forward"), model.training
     cards = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     chance, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -91,9 +91,10 @@ def _untouched(model: Any) -> Iterator[None]:
         np.random.set_state(numbers)  # noqa: NPY002
         if hasattr(model, "value_head"):
             del model.value_head
-        for (module, kind), kept in hooks.items():
-            for key in set(getattr(module, kind)) - kept:
-                del getattr(module, kind)[key]
+        # Those of the trainer alone: transformers puts hooks of its own on a network once, and counts on them.
+        for hooks in (getattr(module, kind) for module in model.modules() for kind in kinds):
+            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Trainer)]:
+                del hooks[key]
         for name in set(getattr(model, "peft_config", {})) - adapters:
             model.delete_adapter(name)
         base.__dict__.pop("forward", None)
