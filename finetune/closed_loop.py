@@ -34,7 +34,6 @@ from vlm_probe.finetune.policy import Policy
 from vlm_probe.finetune.ppo import PPOTrainer
 from vlm_probe.finetune.reward import Judge, Judged, RewardFunction
 from vlm_probe.finetune.sampling import Results
-from vlm_probe.finetune.trl_adapter import check_several_pictures
 from vlm_probe.probes.episodes import Memory, Past
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.prompting import Prompter, check_context, message
@@ -334,11 +333,8 @@ def make_loop(
 
     Raises:
         ModelError: If they do not.
-        TrainingError: If the model's replies cannot be scored after several pictures.
     """
     memory = Memory(config.attempts, config.memory)
-    if memory.kept != "none":
-        check_several_pictures(policy.processor, policy.name)
     prompter = check_episodes(memory, policy, data, reply_tokens)
     items = [example.item for example in data.examples]
     return Loop(items, judge, memory, prompter, config.discount, config.success_reward, results)

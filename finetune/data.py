@@ -145,6 +145,21 @@ def training_set(config: TrainConfig, *, jobs: int = 1, progress: Progress | Non
     return made
 
 
+def few_items(config: TrainConfig) -> TrainingSet:
+    """A few items of a run's first task, made now and not kept, on which nothing is trained.
+
+    Args:
+        config: As for `training_set`.
+
+    Raises:
+        Unsatisfiable: If the task has no such scenes.
+    """
+    shifts = parse_shifts(config.shift)
+    seed = FIRST_SEED + config.seed
+    recipe = Recipe(config.tasks[0], config.items, seed, config.size, config.style, shifts, config.diversity)
+    return TrainingSet(tuple(_make(recipe, 1, None)))
+
+
 def rows(data: TrainingSet, config: TrainConfig) -> Any:
     """The items as a `datasets.Dataset` in the form that TRL reads.
 

@@ -56,6 +56,13 @@ class LeaveOneOutTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, RLOOTrai
         return loss
 
 
+def _silenced(tokens: Sequence[int], *, in_vllm: bool) -> dict[str, Any] | None:
+    """Settings of generation by which some tokens are never sampled: transformers' own, or vLLM's."""
+    if not tokens:
+        return None
+    return {"logit_bias": dict.fromkeys(tokens, -100.0)} if in_vllm else {"suppress_tokens": list(tokens)}
+
+
 class AskedAlike:
     """A processor by which TRL asks a model as `probe run` does: its prompts are the prompter's, and so is what a reply says.
 
@@ -135,19 +142,23 @@ def make_reinforced(
         further: Handed on to the trainer (an environment, say).
     """
     functions, weights = rewards
-    shared = settings | {
-        "generation_batch_size": config.rollout,
-        "num_generations": config.generations,
-        "num_iterations": config.epochs,
-        "max_completion_length": reply_tokens + prompter.thought_tokens,
-        "temperature": config.temperature,
-        "beta": config.beta,
-        "epsilon": config.clip,
-        "reward_weights": list(weights),
-        "shuffle_dataset": False,  # the rows are in their order already
-        "disable_dropout": True,  # or the first ratio would not be 1
-        "generation_kwargs": {"suppress_tokens": list(silent)} if silent else None,
-    }
+    shared = (
+        settings
+        | {
+            "generation_batch_size": config.rollout,
+            "num_generations": config.generations,
+            "num_iterations": config.epochs,
+            "max_completion_length": reply_tokens + prompter.thought_tokens,
+            "temperature": config.temperature,
+            "beta": config.beta,
+            "epsilon": config.clip,
+            "reward_weights": list(weights),
+            "shuffle_dataset": False,  # the rows are in their order already
+            "disable_dropout": True,  # or the first ratio would not be 1
+            "generation_kwargs": _silenced(silent, in_vllm=bool(config.vllm)),
+        }
+        | config.vllm_settings
+    )
     arguments: Any
     if config.method == "ppo":
         arguments = PPOConfig(

@@ -23,6 +23,7 @@ from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.prompting import Prompter
+from vlm_probe.probes.models.support import check_support
 from vlm_probe.stimuli.errors import did_you_mean
 from vlm_probe.stimuli.question import Question
 from vlm_probe.stimuli.ranges import check_ranges, ranged
@@ -171,7 +172,9 @@ def trained(model: Any) -> ParameterCount:
 def _linear_layers(model: Any) -> Iterator[str]:
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module is not output:
+        # Routers of experts are linear layers in some architectures, and return more than their product.
+        plain = isinstance(module, torch.nn.Linear) and not type(module).__module__.startswith("transformers.models")
+        if plain and module is not output:
             yield name
 
 
@@ -282,6 +285,8 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     if entry.kind not in ("embedded", "local", "hub"):
         raise ModelError(f"{config.model} has no weights here that could be trained: use a local folder or a hub id")
     folder, init = find_weights(config.model), Path(config.init).expanduser() if config.init else None
+    if check_support(folder, config.model) == "text":
+        raise TrainingError(f"{config.model} is a language model, which takes no images: train a vision-language model")
     files = file_hashes(folder)
     weights = weights_hash(folder, files)
     if init is not None:
@@ -357,8 +362,9 @@ def silent_tokens(model: Any, processor: Any) -> list[int]:
     named = {
         value
         for name, value in settings.items()
-        if isinstance(value, int) and name.endswith(("token_id", "token_index")) and name.startswith(marks)
+        if isinstance(value, int) and name.endswith(("token_id", "token_index", "patch_id")) and name.startswith(marks)
     }
     special = zip(processor.tokenizer.all_special_tokens, processor.tokenizer.all_special_ids, strict=True)
+    named |= {token for token in getattr(processor, "image_token_ids", None) or () if isinstance(token, int)}
     named |= {index for text, index in special if any(mark in text.lower() for mark in marks)}
     return sorted(named)

@@ -33,6 +33,7 @@ from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, check_
 from vlm_probe.finetune.corrections import Corrections
 from vlm_probe.finetune.data import TrainingSet, check_tasks, training_set
 from vlm_probe.finetune.data import rows as make_rows
+from vlm_probe.finetune.first_batch import try_batch
 from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
 from vlm_probe.finetune.monitor import LIVE, Monitor, Progress, draw_curves, finished_checkpoints, last_checkpoint
 from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
@@ -222,6 +223,9 @@ def _train(
     with _quiet():
         policy = load_policy(config, device, moment)
     _check_model(folder, begun, policy)
+    if checkpoint is None and state.num_processes == 1:
+        with _quiet():
+            try_batch(config, policy, _small_trainer)
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -416,6 +420,15 @@ def _trainer(
     if loop is not None:
         acting.loop = loop
     return acting
+
+
+def _small_trainer(config: TrainConfig, policy: Policy, data: TrainingSet, folder: Path) -> Any:
+    """The trainer of a run of one step."""
+    items = [example.item for example in data.examples]
+    planned = Plan(1, config.batch, config.batch // config.group, 1, 1)
+    course, monitor = Course(config, items, policy.model, planned.prompts), Monitor(config, config.batch)
+    table = make_rows(data, config)
+    return _trainer(config, policy, data, course, table, planned, folder, monitor)
 
 
 def _result(

@@ -14,7 +14,7 @@ from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.conditions import CONTROLS, PresentationError, Presenter, manners
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
-from vlm_probe.probes.models import THINKING_TOKENS, Generation, Model, Trial
+from vlm_probe.probes.models import THINKING_TOKENS, Generation, Model, ModelError, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
@@ -216,12 +216,31 @@ def _set_moment(model: Model, out: Path, processes: Processes) -> None:
 def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
     """Refuse a model that cannot answer such items, or to which a control means nothing. Raises ModelError or RunError."""
     model.check(items)
+    _check_words(model, presenter)
     hidden = [manner.control for manner in presenter.manners if CONTROLS[manner.control].hides_scene]
     if hidden and not model.needs_images:
         raise RunError(
             f"{model.identity.name} looks at the scene and not at the picture, so that the control {hidden[0]} means nothing"
             " to it: leave the controls out, or ask a model that looks"
         )
+
+
+def _check_words(model: Model, presenter: Presenter) -> None:
+    """Ask a language model nothing but descriptions, and refuse what it or another model cannot answer in words alone.
+
+    Raises:
+        ModelError: If it cannot.
+    """
+    described = tuple(manner for manner in presenter.manners if manner.control == "description")
+    if model.text_only:
+        others = [m.control for m in presenter.manners if m.control not in ("intact", "description")]
+        if others or not described:
+            raise ModelError(
+                f"{model.identity.name} is a language model, which takes no images: give --design description"
+            )
+        presenter.manners = described
+    if described:
+        model.check_without_images()
 
 
 def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:

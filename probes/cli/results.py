@@ -40,7 +40,7 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
 
     name = str(stimuli.card.get("task"))
     task = f"{get_task(name).family}-grounding" if name in task_names() else ""
-    if task not in task_names() or task == name or not model.needs_images:
+    if task not in task_names() or task == name or not model.needs_images or model.text_only:
         return
     size = min(int(stimuli.card.get("image_size", 224)), int(IMAGE_SIZE.most))
     with progress("making grounding items") as step:

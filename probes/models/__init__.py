@@ -155,12 +155,14 @@ class Model(ABC):
         needs_images: Whether it looks at pictures; one that does not is given none.
         batch_size: Trials per call that suit it.
         streams: Whether it takes trials one by one, and answers several at a time in any order (`stream`).
+        text_only: Whether it is a language model, which is asked nothing but descriptions.
         observed: What it has seen so far, as plain data for `run.json`.
     """
 
     needs_images = True
     batch_size = 16
     streams = False
+    text_only = False
     observed: Mapping[str, Any] = MappingProxyType({})
 
     @property
@@ -195,6 +197,9 @@ class Model(ABC):
 
     def check(self, items: Sequence[Item]) -> None:
         """Refuse items that it cannot answer, before any is asked. Raises ModelError."""
+
+    def check_without_images(self) -> None:
+        """Refuse a run in which it is asked in words alone, if it cannot be. Raises ModelError."""
 
     def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
         """Refuse conversations that are too long for it. Raises ModelError."""

@@ -6,6 +6,7 @@ output of its k-th block, before the final norm. Vision layer 0 is what the firs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,10 +273,12 @@ def _network(model: Any) -> Any:
 
 
 def _decoder(network: Any) -> Any:
+    """The module that holds the blocks of the language model, however deep in it that is."""
     decoder = network.get_decoder() if hasattr(network, "get_decoder") else None
-    if decoder is None or not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
-        raise ModelError(f"cannot find the decoder blocks of a {type(network).__name__}; it cannot be decoded")
-    return decoder
+    for module in decoder.modules() if decoder is not None else ():
+        if isinstance(getattr(module, "layers", None), torch.nn.ModuleList):
+            return module
+    raise ModelError(f"cannot find the decoder blocks of a {type(network).__name__}; it cannot be decoded")
 
 
 def _blocks(network: Any, part: str) -> Any:
@@ -285,9 +288,13 @@ def _blocks(network: Any, part: str) -> Any:
         return decoder.layers
     vision = getattr(network.config, "vision_config", None)
     sizes = {getattr(vision, name, None) for name in ("num_hidden_layers", "depth")} - {None}
-    inside = {id(module) for module in decoder.modules()}
-    lists = (m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and id(m) not in inside)
-    return next((found for found in lists if len(found) in sizes), ())
+    inside = {id(module) for module in decoder.layers.modules()}
+    lists = {
+        name: m for name, m in network.named_modules() if isinstance(m, torch.nn.ModuleList) and id(m) not in inside
+    }
+    found = [name for name in lists if len(lists[name]) in sizes]
+    # Some models have a tower of their own for films or sounds, through which no image passes.
+    return next((lists[name] for name in found if not re.search("video|audio", name)), ())
 
 
 def _range(text: str, blocks: int) -> set[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.models import ModelError, Turn
-from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup
+from vlm_probe.probes.models.catalog import ENTRIES, Entry, cached_snapshot, lookup
 from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
 from vlm_probe.probes.models.model_folder import (
     BYTES,
@@ -160,6 +160,13 @@ def footprint(
     if folder is None:
         known = next((alias for alias in PUBLISHED if alias == name or lookup(alias).source == name), None)
         if known is None:
+            listed = next((one for one in ENTRIES if entry.source == one.source and one.parameters), None)
+            if listed is not None:
+                raise ModelError(
+                    f"{name} is not on this machine, and what it needs beyond its weights is in no list here"
+                    f" ({listed.parameters:g} B parameters, {2 * (listed.parameters or 0):g} GB in bfloat16): download it"
+                    f" with `hf download {entry.source}`, or give its folder"
+                )
             raise ModelError(
                 f"{name} is not on this machine, and its size is in no list here: download it with"
                 f" `hf download {entry.source}`, or give its folder"
@@ -237,6 +244,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
     """The shape of a model that is here. The processor is loaded, and counts the tokens of a typical prompt itself."""
     from PIL import Image
 
+    from vlm_probe.probes.models.image_inputs import pixel_values, takes_images
     from vlm_probe.probes.models.network import load_config, load_processor
     from vlm_probe.probes.models.prompting import Prompter
 
@@ -245,8 +253,9 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
         text = config.get_text_config()
         end = processor.tokenizer.eos_token_id
         prompter = Prompter(processor, [0 if end is None else end], name)
-        inputs = prompter.inputs([[Turn("user", QUESTION, (Image.new("RGB", (PICTURE, PICTURE)),))]])
-        picture = prompter.picture_size((PICTURE, PICTURE))
+        shown = (Image.new("RGB", (PICTURE, PICTURE)),) if takes_images(processor) else ()
+        inputs = prompter.inputs([[Turn("user", QUESTION, shown)]])
+        picture = prompter.picture_size((PICTURE, PICTURE)) if shown else ""
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         shape = Shape(
@@ -255,7 +264,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
             hidden=text.hidden_size,
             inner=text.intermediate_size,
             prompt_tokens=inputs["input_ids"].shape[1],
-            patches=_patches(inputs["pixel_values"], config),
+            patches=sum(_patches(pixels, config) for tensors in pixel_values(inputs) for pixels in tensors),
         )
     except ModelError:
         raise

@@ -7,6 +7,7 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,13 +35,15 @@ from vlm_probe.probes.models import (
     Reply,
     Scored,
     Trial,
+    Turn,
 )
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
+from vlm_probe.probes.models.image_inputs import plain_settings, takes_images
 from vlm_probe.probes.models.made_up import made_up
-from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_hash
-from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
+from vlm_probe.probes.models.model_folder import file_hashes, reading, reason_of, weights_hash
+from vlm_probe.probes.models.network import load_network, out_of_memory
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context, with_tokens
 from vlm_probe.probes.models.thinking import AUTO, Thinking
@@ -80,6 +83,8 @@ class HuggingFaceModel(Model):
         self._scorer = OptionScorer(model, self._prompter.pad_token)
         self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
+        self.text_only = not takes_images(processor)
+        """Whether it is a language model, which is asked in words alone."""
         self._small = parameter_count(model) < SMALL
         self.batch_size = SMALL_BATCH if self._small else BATCH
         self._trimmed: bool | None = None
@@ -129,9 +134,11 @@ class HuggingFaceModel(Model):
             check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
         loaded = cls(model, processor, name, thinking)
-        loaded._prompter.check_images(images)
+        if not loaded.text_only:
+            loaded._prompter.check_images(images)
         with reading(folder):
             inputs = loaded.probe_inputs()
+        loaded._check_generates(inputs)
         if adapter is not None:
             loaded.adapter_change = check_effect(model, inputs, adapter)
         loaded._identity = Identity(
@@ -308,13 +315,8 @@ class HuggingFaceModel(Model):
         for reply in self._sampled(self._inputs(trials), trials, settings, [SPACE] * len(trials)):
             end = self._prompter.thought_end(reply)
             thought = self._prompter.said(reply)[0]
-            if end:
-                while (
-                    end < len(reply)
-                    and reply[end] not in self._prompter.ends
-                    and not self._prompter.decode([reply[end]]).strip()
-                ):
-                    end += 1  # as the model parts its thought from its answer
+            while end and end < len(reply) and self._prompter.decode([reply[end]], special=True).isspace():
+                end += 1  # as the model parts its thought from its answer
             found.append((thought, None if end is None else reply[:end]))
         return found
 
@@ -327,14 +329,16 @@ class HuggingFaceModel(Model):
         return scores
 
     def _in_parts(self, trials: Sequence[Trial], work: Callable[[Sequence[Trial]], list[Given]]) -> list[Given]:
-        """What `work` gives for every trial, in parts that fit in memory; trials with and without pictures apart."""
-        pictured = [any(turn.images for turn in trial.turns) for trial in trials]
-        if any(pictured) and not all(pictured):
-            order = sorted(range(len(trials)), key=lambda place: pictured[place])
-            first = pictured.count(False)
-            given = [one for part in (order[:first], order[first:]) for one in self._part(trials, part, work)]
-            return [one for _, one in sorted(zip(order, given, strict=True), key=lambda pair: pair[0])]
-        return self._part(trials, range(len(trials)), work)
+        """What `work` gives for every trial, in parts that fit in memory; trials with different numbers of images apart.
+
+        Where images are padded to the most of a batch, some models (mllama) look at the padding too.
+        """
+        counts = [sum(len(turn.images) for turn in trial.turns) for trial in trials]
+        given: dict[int, Given] = {}
+        for count in dict.fromkeys(counts):
+            places = [place for place, other in enumerate(counts) if other == count]
+            given |= dict(zip(places, self._part(trials, places, work), strict=True))
+        return [given[place] for place in range(len(trials))]
 
     def _part(
         self, trials: Sequence[Trial], places: Sequence[int], work: Callable[[Sequence[Trial]], list[Given]]
@@ -367,7 +371,42 @@ class HuggingFaceModel(Model):
 
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""
-        return self._move(self._prompter.inputs([[made_up()]]))
+        return self._move(self._prompter.inputs([[self._made_up()]]))
+
+    def _made_up(self, *, pictured: bool = True) -> Turn:
+        """A made-up question, without an image if there is to be none or the model takes none."""
+        return made_up() if pictured and not self.text_only else replace(made_up(), images=())
+
+    def check_without_images(self) -> None:
+        """Refuse a model that cannot be asked in words alone, before any trial.
+
+        Raises:
+            ModelError: If it is one.
+        """
+        try:
+            self._scorer.check(
+                self._move(self._prompter.inputs([[self._made_up(pictured=False)]])),
+                tuple(self._prompter.encode("yes")),
+            )
+        except ModelError:
+            raise
+        except Exception as error:  # of any architecture
+            raise ModelError(
+                f"{self._identity.name} cannot be asked without a picture ({reason_of(error)}); leave out the conditions"
+                " without one, or take another model"
+            ) from error
+
+    def _check_generates(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Refuse a network that fails on a made-up question, before any trial. Raises ModelError."""
+        try:
+            self._scorer.check(inputs, tuple(self._prompter.encode("yes")))
+        except ModelError:
+            raise
+        except Exception as error:  # of any architecture
+            fix = "use a smaller model, or --load-in-4bit" if out_of_memory(error) else "use another model"
+            raise ModelError(
+                f"cannot use {self._identity.name}: its network fails on a made-up question ({reason_of(error)}): {fix}"
+            ) from error
 
     def _limit(self, trial: Trial, settings: Generation) -> int:
         if settings.max_new_tokens:
@@ -401,7 +440,7 @@ class HuggingFaceModel(Model):
         key = (*image.size, alone)
         if key not in self._sizes:
             seen = self._prompter.picture_size(image.size, alone=alone)
-            self._sizes[key] = f"{image.width} x {image.height} seen as {seen}"
+            self._sizes[key] = f"{image.width} x {image.height}" + (f" seen as {seen}" if seen else "")
         return self._sizes[key]
 
     def _move(self, inputs: Any) -> dict[str, torch.Tensor]:
@@ -508,7 +547,7 @@ def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
 
 def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
     """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
-    settings = plain_settings(processor.image_processor)
+    settings = plain_settings(processor.image_processor) if takes_images(processor) else {}
     return {
         "architecture": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),

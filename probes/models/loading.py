@@ -9,6 +9,7 @@ from vlm_probe.probes.models import Generation, Model, ModelError
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
 from vlm_probe.probes.models.device import check_four_bits, choose_device
 from vlm_probe.probes.models.model_folder import CONFIG, weight_files
+from vlm_probe.probes.models.support import check_support
 from vlm_probe.probes.models.thinking import AUTO, Thinking
 
 log = logging.getLogger(__name__)
@@ -145,15 +146,19 @@ def find_weights(name: str, revision: str | None = None) -> Path:
 
 
 def _download(entry: Entry, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     name = entry.source if entry.name == entry.source else f"{entry.name} ({entry.source})"
     try:
         # Asked first, because downloads try again for minutes where there is no network.
         info = HfApi().model_info(entry.source, revision=revision, timeout=HUB_TIMEOUT)
         if any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+            config = Path(hf_hub_download(entry.source, CONFIG, revision=info.sha))
+            check_support(config.parent, name)  # before gigabytes are fetched that cannot be used
             log.info("downloading %s", name)
             return Path(snapshot_download(entry.source, revision=info.sha, allow_patterns=list(FILES)))
+    except ModelError:
+        raise
     except Exception as error:  # the HTTP library has errors of its own, which differ from version to version
         raise ModelError(f"{name} {_in_the_way(error, entry.source, revision)}") from error
     raise ModelError(f"{name} has no safetensors weights, and probe reads nothing else: choose another model")

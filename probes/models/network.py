@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import re
 import sys
 import tempfile
@@ -13,29 +12,40 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    GenerationConfig,
+    GenerationMixin,
+)
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.device import choose_device, choose_dtype, quantisation
-from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.image_inputs import check_images, takes_images
 from vlm_probe.probes.models.model_folder import (
     CONFIG,
     GENERATION,
     MEND,
     check_folder,
     check_text,
-    entries,
     read_json,
     read_weights,
     reading,
     reason_of,
     stored_dtype,
 )
-from vlm_probe.stimuli.plain_json import dumps, parse
+from vlm_probe.probes.models.support import TIMM, check_support
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +58,10 @@ READ_BY_PROCESSORS = (
     *("tokenizer_config.json", PROCESSOR, PREPROCESSOR, "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.json", "chat_template.jinja", "video_preprocessor_config.json", TOKENIZER),
 )
+OWN_GENERATE = ("JanusForConditionalGeneration",)
+"""Networks whose own `generate` makes images, and drops the logits processors that it is given for words."""
 SPARE = 50_000_000
 """Numbers that a network may have beyond twice its weights: tables of positions, and layers that share weights."""
-IMAGE_SIZES = (
-    *("size", "crop_size", "pad_size", "max_image_size", "image_grid_pinpoints", "patch_size", "merge_size"),
-    *("min_pixels", "max_pixels", "min_patches", "max_patches", "max_image_tiles"),
-)
-IMAGE_SCALES = ("rescale_factor", "image_mean", "image_std")
-LONGEST_EDGE, MOST_PIXELS = 8192, 120_000_000
-"""Pixels to which the edge of an image, and an image, may be enlarged."""
-MOST_TOKENS = 100_000
-"""Tokens that a processor may write in the place of one image."""
 SEARCH = 10.0
 """Seconds for finding the entry of a settings file that is wrong."""
 
@@ -105,9 +108,11 @@ def load_network(
         transformers.utils.logging.disable_progress_bar()
     processor = load_processor(folder, name)
     model, info = _attempt(
-        folder, name, lambda place: AutoModelForImageTextToText.from_pretrained(place, **settings, **SAFE)
+        folder, name, lambda place: _auto_class(config).from_pretrained(place, config=config, **settings, **SAFE)
     )
     _check_loaded(info, name)
+    if type(model).__name__ in OWN_GENERATE:
+        model.generate = MethodType(GenerationMixin.generate, model)
     if stored is not None and quantisation(model) == "none":
         raise ModelError(f"{folder / CONFIG} names a quantisation that transformers does not know: use another model")
     if "device_map" not in settings:
@@ -126,6 +131,7 @@ def load_config(folder: Path, name: str) -> Any:
         ModelError: If the folder is not sound; one line with the fix.
     """
     check_folder(folder)
+    check_support(folder, name)
     config, size = _attempt(folder, name, _describe, CONFIG)
     weights = read_weights(folder)
     if size > 2 * weights.parameters + SPARE:
@@ -145,9 +151,19 @@ def _describe(folder: Path) -> tuple[Any, int]:
     that is noticed.
     """
     config = AutoConfig.from_pretrained(folder, **SAFE)
+    # Of a model that speaks, the part that answers in words.
+    config = getattr(config, "thinker_config", config)
     with torch.device("meta"):
-        network = AutoModelForImageTextToText.from_config(copy.deepcopy(config))
+        network = _auto_class(config).from_config(copy.deepcopy(config))
     return config, sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _auto_class(config: Any) -> Any:
+    """The class by which transformers loads the network of a configuration."""
+    for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    return AutoModelForCausalLM
 
 
 def load_processor(folder: Path, name: str) -> Any:
@@ -160,21 +176,50 @@ def load_processor(folder: Path, name: str) -> Any:
     Raises:
         ModelError: If it cannot be loaded, takes no images, or makes nonsense of them; one line with the fix.
     """
+    if check_support(folder, name) == "text":
+        return _attempt(folder, name, _text_processor, *READ_BY_PROCESSORS)
     processor = _attempt(folder, name, _tried_processor, *READ_BY_PROCESSORS)
-    if not _takes_images(processor):
+    if not takes_images(processor):
         raise ModelError(f"cannot load {name}: its processor does not take images and text; probe needs a VLM")
     return processor
 
 
 def _tried_processor(folder: Path) -> Any:
     processor = AutoProcessor.from_pretrained(folder, **SAFE)
-    if _takes_images(processor):
-        _check_images(processor)
+    if takes_images(processor):
+        check_images(processor)
     return processor
 
 
-def _takes_images(processor: Any) -> bool:
-    return hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
+def _text_processor(folder: Path) -> Any:
+    return TextProcessor(AutoTokenizer.from_pretrained(folder, **SAFE))
+
+
+class TextProcessor:
+    """A processor for a language model, which takes no images.
+
+    Attributes:
+        tokenizer: Of the model.
+        image_processor: None.
+    """
+
+    image_processor: Any = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, **given: Any) -> Any:
+        """What the tokenizer makes of texts."""
+        # As processors return it: what is moved to a device takes its number format where that counts.
+        return BatchFeature(dict(self.tokenizer(**given, return_token_type_ids=False)))
+
+    def apply_chat_template(self, turns: list[dict[str, Any]], **settings: Any) -> Any:
+        """What the tokenizer makes of a conversation, whose turns hold nothing but words."""
+        return self.tokenizer.apply_chat_template(turns, **settings)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the tokenizer."""
+        self.tokenizer.save_pretrained(folder)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -276,7 +321,11 @@ def _unsupported(error: BaseException) -> str:
     if "trust_remote_code" in whole:
         return "it runs code of its own, which probe never does; use a variant that transformers supports (often -hf)"
     if isinstance(error, ImportError):
-        return f"{text}: install it"
+        # transformers names the library in a sentence of its own.
+        missing = re.search(r"requires the (?:following libraries: )?\[?'?([\w-]+)'?\]?", whole)
+        package = missing.group(1) if missing else error.name
+        fix = TIMM if package == "timm" else f"pip install {package}" if package else "install it"
+        return f"it needs {package}, which is not installed: {fix}" if package else f"{text}: {fix}"
     if out_of_memory(error):
         return f"{text}: use a smaller model, or --load-in-4bit"
     if isinstance(error, OSError) and error.errno is None:
@@ -300,33 +349,6 @@ def _check_loaded(info: dict[str, Any], name: str) -> None:
     unused = sorted(info["unexpected_keys"])
     if unused:
         log.warning("%s: %d tensors of its weights are not used, such as %s", name, len(unused), unused[0])
-
-
-def _check_images(processor: Any) -> None:
-    """Raise ValueError if a processor makes too many numbers of an image, or some that are not finite."""
-    images = processor.image_processor
-    settings = plain_settings(images)
-    # Some processors give their sizes as numbers of pixels, of which only the least enlarges an image.
-    counts = any(settings.get(name) is not None for name in ("merge_size", "min_pixels"))
-    for path, value in entries({name: settings[name] for name in IMAGE_SIZES if name in settings}):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            free = counts and path.rpartition(".")[2] in ("longest_edge", "max_pixels")
-            largest = math.inf if free else MOST_PIXELS if counts else LONGEST_EDGE
-            if not 0 < value <= largest:
-                raise ValueError(f"the image processor's {path} is {value}")
-    for name, value in plain_settings(processor).items():
-        if name.endswith(("tokens", "seq_length")) and isinstance(value, int) and not 0 <= value <= MOST_TOKENS:
-            raise ValueError(f"{name} is {value}")
-    made = images(images=[[made_up().images[0]]], return_tensors="pt")["pixel_values"]
-    if not bool(made.isfinite().all()):
-        given = ", ".join(f"{name} {settings[name]}" for name in IMAGE_SCALES if name in settings)
-        raise ValueError(f"the image processor makes numbers that are not finite of an image, with {given}")
-
-
-def plain_settings(processor: Any) -> dict[str, Any]:
-    """The settings of a processor as plain data."""
-    found: dict[str, Any] = parse(dumps(processor.to_dict(), default=str, sort_keys=True))
-    return found
 
 
 def _four_bits(device: str) -> Any:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.reply_tree import (
     NOTHING,
     Part,
@@ -260,11 +261,30 @@ class OptionScorer:
             force = LogitsProcessorList([_Force(replies, inputs["input_ids"].shape[1], self._pad)])
             settings = self._settings(max(len(reply) for reply in replies))
             out = self._model.generate(**inputs, generation_config=settings, logits_processor=force)
+            said = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+            if [row[: len(reply)] for row, reply in zip(said, replies, strict=True)] != [list(one) for one in replies]:
+                raise ModelError(
+                    f"the generate of a {type(self._model).__name__} does not continue a prompt token by token, as probe"
+                    " needs it: use another model"
+                )
             steps = [torch.log_softmax(logits.float(), dim=-1) for logits in out.logits]
             for row, reply in enumerate(replies):
                 if number < len(candidates[row]):
                     scores[row][number] = sum(float(steps[i][row, token]) for i, token in enumerate(reply))
         return scores
+
+    @torch.inference_mode()
+    def check(self, inputs: Inputs, reply: Tokens) -> None:
+        """Refuse a network that does not continue a prompt with the tokens that it is made to say.
+
+        Args:
+            inputs: A prompt, as for `score`.
+            reply: Some tokens.
+
+        Raises:
+            ModelError: If it does not.
+        """
+        self._generated(inputs, [(reply,)])
 
     def _settings(self, tokens: int) -> GenerationConfig:
         # No end token: a forced reply ends where it ends.

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from vlm_probe.probes.models import ModelError, Trial, Turn
+from vlm_probe.probes.models.image_inputs import seen_size, takes_images
 from vlm_probe.probes.models.limits import Limited, LimitError
 from vlm_probe.probes.models.made_up import QUESTIONS, made_up
 from vlm_probe.probes.models.reply_tree import Tokens
@@ -97,6 +98,7 @@ class Prompter:
 
     def __init__(self, processor: Any, end_tokens: Sequence[int], name: str, thinking: Thinking = AUTO) -> None:
         self._processor = processor
+        self._question = made_up() if takes_images(processor) else replace(made_up(), images=())
         self._name, self._end_tokens = name, tuple(end_tokens)
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"
@@ -133,7 +135,7 @@ class Prompter:
             for role in ("user", "assistant"):
                 self._forms[role] = self._takes_parts(role)
             # A template that fails, or never ends, does so before any trial.
-            self._render([made_up()])
+            self._render([self._question])
             self._set_thinking()
         self.opening, self.end = self._reply_form()
         """White space that comes before a reply, and the token that ends it: as the chat template writes a reply."""
@@ -251,22 +253,19 @@ class Prompter:
                 raise ModelError(f"{self._name} has no place for {_count(count)} in one prompt: {_fewer(count)}")
 
     def picture_size(self, size: tuple[int, int], *, alone: bool = True) -> str:
-        """What the model gets of a picture: "336 x 336" (width x height, pixels), or "5 of 384 x 384" if it is cut.
+        """What the model gets of a picture, as `seen_size` has it; empty where that cannot be told.
 
         Args:
             size: Width and height of the picture (pixels).
-            alone: Whether it is the only picture of its prompt.
+            alone: Whether it is the only picture of its prompt; some processors cut only such pictures into tiles.
         """
-        made = self._processor.image_processor(images=[[Image.new("RGB", size)]], return_tensors="pt")
-        pixels = made["pixel_values"]
-        if "image_grid_thw" in made:  # patches in one row, and how many of them there are in each direction
-            patch = int(self._processor.image_processor.patch_size)
-            _, rows, columns = made["image_grid_thw"][0].tolist()
-            return f"{columns * patch} x {rows * patch}"
-        # LLaVA-OneVision cuts a picture only where there is no other.
-        tiles = 1 if "batch_num_images" in made and not alone else pixels[..., 0, 0, 0].numel()
-        whole = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
-        return whole if tiles == 1 else f"{tiles} of {whole}"
+        copies = 1 if alone else 2
+        # By way of a whole prompt: some processors hand on other settings than their image processor has.
+        turn = replace(made_up(), images=(Image.new("RGB", size),) * copies)
+        try:
+            return seen_size(self.inputs([[turn]]), self._processor.image_processor, copies)
+        except (ModelError, ValueError, TypeError, KeyError, RuntimeError):
+            return ""
 
     def replies(self, trial: Trial, thought: str = "") -> tuple[Tokens, ...]:
         """Every legal answer of a trial as the tokens of a whole reply, in the order of the grammar's candidates.
@@ -383,7 +382,7 @@ class Prompter:
         mark = str(getattr(given, "content", given))
         if QWEN_PICTURE[0] in self._tokenizer.get_vocab():
             mark = mark.join(QWEN_PICTURE)
-        if self._form is not FALLBACK:
+        if self._form is not FALLBACK or not takes_images(self._processor):
             return mark
         picture = [made_up().images]
         try:
@@ -424,8 +423,8 @@ class Prompter:
 
     def _takes_parts(self, role: Literal["user", "assistant"]) -> bool:
         """Whether the template wants a message as a list of parts; if not, it wants a text."""
-        turn = made_up() if role == "user" else Turn("assistant", WORD)
-        turns = [turn] if role == "user" else [made_up(), turn]
+        turn = self._question if role == "user" else Turn("assistant", WORD)
+        turns = [turn] if role == "user" else [self._question, turn]
         try:
             written = self._render(turns, {role: True}, add_generation_prompt=role == "user")
         except ModelError:
@@ -443,7 +442,7 @@ class Prompter:
         return turn.text not in plain
 
     def _reply_form(self) -> tuple[str, int]:
-        question, first = Turn("user", made_up().text, made_up().images), self._end_tokens[0]
+        question, first = self._question, self._end_tokens[0]
         if self.template is None:
             return self._form.opening, first
         try:
@@ -473,8 +472,8 @@ class Prompter:
         self._switch = next((name for name in SWITCHES if name not in given and self._switches(name)), "")
         if self._switch and mode != "auto":
             self._arguments = given | {self._switch: mode == "on"}
-        asked = self._render([made_up()], **self._arguments)
-        tail = asked[asked.rfind(made_up().text) + len(made_up().text) :]
+        asked = self._render([self._question], **self._arguments)
+        tail = asked[asked.rfind(self._question.text) + len(self._question.text) :]
         tag = opened_at_end(tail, extra=lambda tag: self._is_extra(asked, tag))
         self.tags = tags_of(tag, template) if tag else None
         if mode == "off":
@@ -504,14 +503,16 @@ class Prompter:
         if self._arguments.get(self._switch):
             return True
         # The switch is left alone: a template by which the model thinks writes something else when it is switched off.
-        return asked != self._render([made_up()], **{**self._arguments, self._switch: False})
+        return asked != self._render([self._question], **{**self._arguments, self._switch: False})
 
     def _switches(self, name: str) -> bool:
         """Whether a variable of the template changes the prompt."""
         if not re.search(rf"\b{name}\b", str(self.template)):
             return False
         try:
-            one, other = (self._render([made_up()], **{**self.thinking.given, name: value}) for value in (True, False))
+            one, other = (
+                self._render([self._question], **{**self.thinking.given, name: value}) for value in (True, False)
+            )
         except ModelError:
             return False
         return one != other
@@ -520,7 +521,9 @@ class Prompter:
         """Whether a prompt ends with a tag that is not there where the template writes a reply."""
         before = prompt[: prompt.rfind(tag)]
         try:
-            told = self._render([made_up(), Turn("assistant", WORD)], add_generation_prompt=False, **self._arguments)
+            told = self._render(
+                [self._question, Turn("assistant", WORD)], add_generation_prompt=False, **self._arguments
+            )
         except ModelError:
             return False
         return told.startswith(before) and told[len(before) :].lstrip().startswith(WORD)

@@ -74,13 +74,7 @@ class Thinking:
     def given(self) -> dict[str, Any]:
         """The arguments as the template gets them. Raises ModelError if they cannot be read."""
         try:
-            if self.arguments.lstrip().startswith("{"):
-                found = parse_object(self.arguments.encode())
-            else:
-                pairs = [part.partition("=") for part in self.arguments.split(",") if part.strip()]
-                if not all(equals for _, equals, _ in pairs):
-                    raise ValueError("no =")
-                found = {key.strip(): _value(value.strip()) for key, _, value in pairs}
+            found = read_arguments(self.arguments)
         except ValueError as error:
             raise ModelError(
                 f"--chat-template-args is {self.arguments[:60]!r} ({error}): write key=value,key=value"
@@ -91,16 +85,29 @@ class Thinking:
         return found
 
 
-AUTO = Thinking()
-"""As the makers have it."""
-
-
 @dataclass(frozen=True)
 class Tags:
     """The two tags of a thought."""
 
     opening: str
     closing: str
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """Arguments as they are given on a command line.
+
+    Args:
+        text: `key=value`, separated by commas, or a JSON object.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if text.lstrip().startswith("{"):
+        return parse_object(text.encode())
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError("no =")
+    return {key.strip(): _value(value.strip()) for key, _, value in pairs}
 
 
 def tags_of(opening: str, template: str = "") -> Tags:
@@ -189,3 +196,7 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+AUTO = Thinking()
+"""As the makers have it."""

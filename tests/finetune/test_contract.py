@@ -45,6 +45,16 @@ def test_the_loss_of_rloo_is_that_of_the_log_probabilities_and_entropies_that_ar
     assert returned.strip() == "return logps, entropies, aux_loss"
 
 
+def test_inputs_of_families_that_trl_does_not_know_can_be_made_anew():
+    for trainer in (GRPOTrainer, RLOOTrainer):
+        assert hasattr(trainer, "_generate_single_turn")
+        source = inspect.getsource(trainer._generate_and_score_completions)
+        assert "self.processing_class(images=images, text=" in source
+        assert "input_ids" in inspect.signature(trainer._get_per_token_logps_and_entropies).parameters
+        scoring = inspect.getsource(trainer._get_per_token_logps_and_entropies)
+        assert "model(**model_inputs" in scoring and '"input_ids": ' in scoring
+
+
 def test_a_rollout_has_the_entries_that_are_read():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_per_token_logps", "tool_mask")

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.families import FAMILIES
 from vlm_probe.probes.models import Generation, ModelError, Trial, Turn
 from vlm_probe.probes.models.activations import HiddenStates, Site
 from vlm_probe.probes.models.huggingface import HuggingFaceModel
+from vlm_probe.probes.models.image_inputs import seen_size
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.stimuli.dataset import StimulusSet
 
@@ -175,3 +177,25 @@ def test_prompts_longer_than_the_window_are_scored_without_the_tree(
     scores = model.score_options(trials)
     assert model._scorer._use_tree is None
     assert alike(scores, [model.score_options([trial])[0] for trial in trials])
+
+
+@pytest.mark.parametrize(
+    ("made", "size"),
+    [
+        ({"pixel_values": torch.zeros(1, 3, 336, 336)}, "336 x 336"),
+        ({"pixel_values": torch.zeros(1, 5, 3, 384, 384)}, "5 of 384 x 384"),
+        ({"pixel_values": [torch.zeros(3, 28, 56)]}, "56 x 28"),
+        ({"pixel_values": torch.zeros(9, 768)}, ""),  # patches, and nothing that says where they are
+        ({"pixel_values": torch.zeros(9, 3, 16, 16)}, ""),
+        ({"pixel_values": torch.zeros(1, 24, 24, 1024)}, ""),
+        ({"features": torch.zeros(1, 3, 336, 336)}, ""),
+        ({"pixel_values": torch.zeros(24, 768), "image_grid_thw": torch.tensor([[1, 4, 6]])}, "96 x 64"),
+        ({"pixel_values": torch.zeros(24, 768), "image_grid_thw": "damaged"}, ""),
+        (
+            {"pixel_values": torch.zeros(2, 9, 768), "spatial_shapes": torch.tensor([[2, 4], [3, 3]])},
+            "64 x 32 and 48 x 48",
+        ),
+    ],
+)
+def test_the_size_that_a_model_sees_is_right_or_absent(made: dict[str, Any], size: str) -> None:
+    assert seen_size(made, SimpleNamespace(patch_size=16, size={"height": 32, "width": 32})) == size

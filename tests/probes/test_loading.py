@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.families import SMALL, tokenizer_of
+from vlm_probe.finetune.config import TrainingError, make_config
+from vlm_probe.finetune.train import train
 from vlm_probe.probes.models import Generation, ModelError, Trial
 from vlm_probe.probes.models.catalog import ENTRIES, is_available, lookup
 from vlm_probe.probes.models.device import choose_dtype
 from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.run import RunConfig, run
+from vlm_probe.probes.trials import read_trials
 from vlm_probe.stimuli.dataset import StimulusSet
 
 
@@ -47,8 +56,8 @@ def test_names_are_aliases_folders_or_hub_ids(tmp_path: Path) -> None:
         ("lava", "llava"),
         ("noisy", "noisy-simulation"),
         ("Qwen3", "qwen3-vl"),
-        ("zzz", "the short names are tiny"),
-        ("", "the short names are"),
+        ("zzz", "see `probe models` for the short names"),
+        ("", "see `probe models` for the short names"),
         ("./nothing", "no model folder"),
         ("/no/such/folder", "no model folder"),
     ],
@@ -125,14 +134,88 @@ def test_a_model_that_runs_its_own_code_is_refused(tmp_path: Path, llava: Path) 
     assert "code of its own" in refused(str(folder))
 
 
-def test_a_text_model_is_refused(tmp_path: Path, llava: Path) -> None:
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def config_only(folder: Path, **config: object) -> str:
+    """A folder with a configuration, and weights that are of no use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"some.weight": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    return str(folder)
 
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    ).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(llava).save_pretrained(tmp_path)
-    assert "cannot load" in refused(str(tmp_path))
+
+UNSUPPORTED = {
+    "timm": (
+        {"model_type": "fast_vlm", "vision_config": {"model_type": "timm_wrapper"}},
+        "its vision tower needs timm, which is not installed: pip install 'vlm-probe[timm]'",
+    ),
+    "timm by default": ({"model_type": "gemma3n"}, "pip install 'vlm-probe[timm]'"),
+    "code": ({"model_type": "own", "auto_map": {"AutoModel": "own.Model"}}, "it runs code of its own (model_type own)"),
+    "unknown": ({"model_type": "of_next_year"}, "does not know its model_type of_next_year"),
+    "encoder and decoder": ({"model_type": "florence2"}, "it is an encoder with a decoder (model_type florence2)"),
+    "part": (
+        {"model_type": "blip-2", "text_config": {"model_type": "t5"}},
+        "it is an encoder with a decoder (model_type blip-2)",
+    ),
+    "sounds": ({"model_type": "wav2vec2"}, "a wav2vec2 model does not answer questions"),
+    "packed": (
+        {"model_type": "kimi_k25", "text_config": {"quantization_config": {"quant_method": "compressed-tensors"}}},
+        "its weights are stored by compressed-tensors, which is not installed: pip install compressed-tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_what_cannot_be_used_is_known_from_the_configuration(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder before it is loaded, of the hub before more than the configuration is fetched."""
+    import huggingface_hub
+
+    missing = ("timm", "compressed_tensors")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "vlm_probe.probes.models.support.find_spec", lambda name: None if name in missing else find(name)
+    )
+    config, told = UNSUPPORTED[kind]
+    folder = config_only(tmp_path / "model", **config)
+    assert told in refused(folder)
+    siblings = [SimpleNamespace(rfilename=name) for name in ("config.json", "model.safetensors")]
+    about = SimpleNamespace(siblings=siblings, sha="0" * 40)
+    fetched: list[str] = []
+
+    def fetch(hub_id: str, file: str, **_: object) -> str:
+        fetched.append(file)
+        return f"{folder}/{file}"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: fetched.append("everything") or folder)
+    assert told in refused("some/model")
+    assert fetched == ["config.json"]
+
+
+def test_a_language_model_is_asked_descriptions_alone(tmp_path: Path, stability: StimulusSet) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of("<turn>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}<turn>assistant\n"
+    )
+    folder = tmp_path / "words"
+    LlamaForCausalLM(LlamaConfig(**SMALL, vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for design in ("plain", "controls", "description,blank"):
+        with pytest.raises(ModelError, match="is a language model, which takes no images: give --design description"):
+            run(RunConfig(str(folder), "s", design=design, limit=4), stability, tmp_path / design)
+    for readout in ("generate", "options"):
+        config = RunConfig(str(folder), "s", readout, design="description", limit=4)  # type: ignore[arg-type]
+        report = run(config, stability, tmp_path / readout)
+        rows = list(read_trials(report.path))
+        assert report.n == 4 and report.n_errors == 0
+        assert {row["manner"]["control"] for row in rows} == {"description"}
+    with pytest.raises(TrainingError, match="is a language model, which takes no images: train a vision-language"):
+        train(make_config({"model": str(folder), "tasks": ("towers-topblock",), "method": "sft"}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("cards", [0, 2])
