@@ -39,7 +39,7 @@ def test_models_and_sets_are_compared(runs: Path, stability: StimulusSet, sidebl
     options = ("--stimuli", sets, "--limit", 4, "--out", runs, "--no-references")
     assert probe("run", "--model", "heuristic", *options) == 0
     table = capsys.readouterr().out.rpartition("95 % Wilson intervals")[2]
-    assert "heuristic" in table and "best without physics" in table and stability.path.name in table
+    assert "heuristic" in table and "best non-physical baseline" in table and stability.path.name in table
     assert before == {path: path.read_bytes() for path in before}  # resumed, and there was nothing left to ask
     assert probe("run", "--model", "heuristic", *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
