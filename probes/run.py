@@ -368,7 +368,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n_errors": 0,
         "model": identity,
         "moment": model.moment,
-        "training": training_facts(_trained_folder(config), identity["adapter_sha256"]),
+        "training": _training(config, identity),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],
         "stimuli": {
@@ -384,6 +384,18 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "resumed": 0,
         "fingerprint": fingerprint,
     }
+
+
+def _training(config: RunConfig, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the model was trained; warns where it was trained without the thoughts that it is asked for now."""
+    facts = training_facts(_trained_folder(config), identity["adapter_sha256"])
+    trained, used = (str(known.get("thinking") or "") for known in (facts or {}, identity["details"]))
+    if trained.startswith("off") and used.startswith("on"):
+        log.warning(
+            "%s was trained without thinking, and thinks now: give --thinking off to ask as it was trained",
+            identity["name"],
+        )
+    return facts
 
 
 def _quantiser(details: Mapping[str, Any]) -> tuple[str, ...]:

@@ -164,9 +164,14 @@ def load(config: DecodeConfig, adapter: str | None, moment: str = "") -> Any:
         ModelError: If it cannot be loaded.
     """
     from vlm_probe.probes.models.loading import load_model
+    from vlm_probe.probes.models.thinking import Thinking
 
     names = ("revision", "dtype", "device", "load_in_4bit")
-    model: Any = load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
+    # What is decoded is what the prompt has led to where the answer would begin, and not a thought.
+    thinking = Thinking("off")
+    model: Any = load_model(
+        config.model, adapter=adapter, thinking=thinking, **{name: getattr(config, name) for name in names}
+    )
     model.set_moment(moment)
     return model
 

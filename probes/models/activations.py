@@ -256,7 +256,8 @@ def untrained(model: Any, seed: int) -> Any:
         made_as: Any = type(network)
         fresh = made_as._from_config(network.config, dtype=network.dtype)
     fresh.generation_config = network.generation_config
-    made = HuggingFaceModel(fresh.to(network.device).eval(), model._prompter._processor, f"{identity.name} (untrained)")
+    prompter, name = model._prompter, f"{identity.name} (untrained)"
+    made = HuggingFaceModel(fresh.to(network.device).eval(), prompter._processor, name, prompter.thinking)
     made.set_moment(model.moment)
     made._identity = replace(
         identity, name=made._identity.name, weights_sha256=f"untrained-{seed}", adapter_sha256="", revision=""

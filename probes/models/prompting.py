@@ -526,7 +526,9 @@ class Prompter:
             )
         except ModelError:
             return False
-        return told.startswith(before) and told[len(before) :].lstrip().startswith(WORD)
+        after = "".join(told.removeprefix(before).split())
+        empty = tag + tags_of(tag, str(self.template)).closing  # a reply may be told with a thought that holds nothing
+        return told.startswith(before) and (after.startswith(WORD) or after.startswith("".join(empty.split())))
 
     def _render(
         self,

@@ -320,6 +320,14 @@ def test_a_thought_can_be_closed_at_once(stability: StimulusSet, tmp_path: Path,
         assert len(model.score_options(trials_of(stability, 1))[0]) == 2
 
 
+@pytest.mark.parametrize("history", ["", "<musing>\n</musing>"])
+def test_a_tag_at_the_end_of_the_prompt_opens_a_thought_by_any_name(history: str, tmp_path: Path) -> None:
+    """It is known by its place: where the template writes a reply, it is not there, or holds nothing."""
+    text = template(asked="<assistant>\n<musing>\n", reply=f"\n{history}{MESSAGE}")
+    prompter = load_model(str(with_template(text, tmp_path / "m")))._prompter  # type: ignore[attr-defined]
+    assert prompter.thinks and prompter.tags == tags_of("<musing>") and prompter.tags.closing == "</musing>"
+
+
 def test_arguments_reach_the_template(tmp_path: Path) -> None:
     folder = with_template("{% if effort is defined %}{{ effort }}{% endif %}" + template(), tmp_path / "m")
     model: Any = load_model(str(folder), thinking=Thinking(arguments="effort=high"))

@@ -382,6 +382,36 @@ def test_reasoning_that_the_server_took_out_is_kept_apart(
     assert server.requests[-1][2]["max_tokens"] == 512 + 4096 and read_run(report.path)["observed"]["cut_at_limit"]
 
 
+def test_thinking_of_a_served_model(server: Server, stability: StimulusSet, tmp_path: Path, caplog: Any) -> None:
+    """It is switched by the arguments of the chat template, and noticed where it is the server's own default."""
+    thinks = {"message": {"role": "assistant", "content": "it leans, so yes.</think>\n\nno"}, "finish_reason": "stop"}
+    server.respond = lambda number, body: {"choices": [thinks]}
+    report = ask(server, stability, tmp_path / "auto", limit=2, max_thinking_tokens=100)
+    assert {(row["thought"], row["answer_text"]) for row in read_trials(report.path)} == {("it leans, so yes.", "no")}
+    assert read_run(report.path)["fingerprint"]["thinking"] == "on (default of the server), at most 100 tokens"
+    assert server.requests[-1][2]["max_tokens"] > 100 and "chat_template_kwargs" not in server.requests[-1][2]
+    with pytest.raises(
+        ModelError, match="cannot score answers after a thought: use --readout generate, or --thinking off"
+    ):
+        ask(server, stability, tmp_path / "options", limit=2, readout="options")
+    server.respond = lambda number, body: None
+    for mode, tokens in (("off", range(50)), ("on", range(4096, 5000))):
+        report = ask(server, stability, tmp_path / mode, limit=2, thinking=mode, chat_template_args="effort=low")
+        body = server.requests[-1][2]
+        assert body["max_tokens"] in tokens
+        assert body["chat_template_kwargs"] == {
+            "enable_thinking": mode == "on",
+            "thinking": mode == "on",
+            "effort": "low",
+        }
+        assert read_run(report.path)["fingerprint"]["thinking"].startswith(f"{mode} (chosen, effort=low)")
+    server.respond = lambda number, body: (
+        (400, {}, {"error": {"message": "unknown field"}}) if "chat_template_kwargs" in body else None
+    )
+    with pytest.raises(ModelError, match="it may not take --thinking and --chat-template-args"):
+        ask(server, stability, tmp_path / "refused", limit=2, thinking="off")
+
+
 # Log-probabilities
 
 
