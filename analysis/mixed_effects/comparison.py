@@ -31,6 +31,8 @@ def compare(first: FitResult, second: FitResult) -> pd.DataFrame:
         raise FitError("the models have different families, responses or weights: compare fits of the same rows")
     if first.prior_sd is not None or second.prior_sd is not None:
         raise FitError("likelihood-ratio tests need maximum likelihood: fit without prior_sd")
+    if first.n_nodes != second.n_nodes:
+        raise FitError("the models were fitted with different nAGQ, so that their likelihoods differ: fit both with the same")
     both = sorted((_by_ml(first), _by_ml(second)), key=lambda fit: fit.n_parameters)
     small, large = both
     df = large.n_parameters - small.n_parameters
@@ -58,24 +60,24 @@ def omnibus(result: FitResult) -> pd.DataFrame:
     """
     if result.prior_sd is not None:
         raise FitError("likelihood-ratio tests need maximum likelihood: fit without prior_sd")
-    parts = {term: set(term.split(":")) for term in dict.fromkeys(result.design.column_terms) if term != "Intercept"}
-    fits: dict[frozenset[str], tuple[float, int]] = {}
+    terms = [term for term in dict.fromkeys(result.design.column_terms) if term]
+    fits: dict[frozenset[tuple[str, ...]], tuple[float, int]] = {}
 
-    def of(terms: frozenset[str]) -> tuple[float, int]:
-        if terms not in fits:
-            kept = np.array([term == "Intercept" or term in terms for term in result.design.column_terms])
-            fits[terms] = (_without(result, kept), int(kept.sum()))
-        return fits[terms]
+    def of(kept_terms: frozenset[tuple[str, ...]]) -> tuple[float, int]:
+        if kept_terms not in fits:
+            kept = np.array([not term or term in kept_terms for term in result.design.column_terms])
+            fits[kept_terms] = (_without(result, kept), int(kept.sum()))
+        return fits[kept_terms]
 
     tested, rows = [], []
-    for term, factors in parts.items():
-        larger = frozenset(other for other, its in parts.items() if not its > factors)
+    for term in terms:
+        larger = frozenset(other for other in terms if not set(other) > set(term))
         smaller = larger - {term}
-        if not smaller and "Intercept" not in result.design.column_terms:
+        if not smaller and () not in result.design.column_terms:
             continue
         (high, p_high), (low, p_low) = of(larger), of(smaller)
         chi2, df = max(2 * (high - low), 0.0), p_high - p_low
-        tested.append(term)
+        tested.append(":".join(term))
         rows.append([chi2, float(df), float(scipy.stats.chi2.sf(chi2, df))])
     return pd.DataFrame(rows, columns=["chi2", "df", "p"], index=pd.Index(tested, name="term"))
 
@@ -83,7 +85,7 @@ def omnibus(result: FitResult) -> pd.DataFrame:
 def _without(result: FitResult, kept: NDArray[Any]) -> float:
     """Log-likelihood (ML) with some columns of the fixed part only."""
     design = replace(result.design, x=result.design.x[:, kept])
-    return solve(design, reml=False).log_likelihood
+    return solve(design, reml=False, n_nodes=result.n_nodes).log_likelihood
 
 
 def _by_ml(fit: FitResult) -> FitResult:

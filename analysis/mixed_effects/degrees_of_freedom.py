@@ -102,13 +102,10 @@ def _rank(members: Array, inner: RandomTerm, outer: list[RandomTerm]) -> int:
 
 def _place(terms: list[RandomTerm], column: Array) -> tuple[int, int, Array] | None:
     """The first term and effect that a column is a multiple of within each level, with the multiples (q,)."""
-    size = float(np.abs(column).max()) or 1.0
     for t, term in enumerate(terms):
         for effect in range(term.k):
-            values = term.values[:, effect]
-            square = np.bincount(term.codes, values**2, term.q)
-            multiples = np.bincount(term.codes, values * column, term.q) / np.where(square > 0, square, 1)
-            if np.abs(column - values * multiples[term.codes]).max() < 1e-8 * size:
+            multiples = term.multiples(effect, column)
+            if multiples is not None:
                 return t, effect, multiples
     return None
 

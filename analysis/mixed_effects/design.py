@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vlm_probe.analysis.mixed_effects.complete_rows import complete, with_factors
+from vlm_probe.analysis.mixed_effects.columns import (
+    Column,
+    as_factor,
+    as_predictor,
+    complete,
+    given_column,
+    named,
+    taken,
+)
 from vlm_probe.analysis.mixed_effects.errors import FitError
-from vlm_probe.analysis.mixed_effects.families import FAMILIES, Family
-from vlm_probe.analysis.mixed_effects.fixed_part import FixedMatrix, fixed_part
+from vlm_probe.analysis.mixed_effects.expressions import values_of
 from vlm_probe.analysis.mixed_effects.formula import MixedFormula, parse
-from vlm_probe.analysis.mixed_effects.random_parts import Effects, effects_of, random_terms
-from vlm_probe.analysis.mixed_effects.response import Column, checked_response, evaluate, given_column, of_two_names
-from vlm_probe.analysis.mixed_effects.terms import RandomTerm
-from vlm_probe.analysis.mixed_effects.variables import NUMBERS_AS_NAMES, require, variables_of
+from vlm_probe.analysis.mixed_effects.model_matrix import FixedMatrix, fixed_part
+from vlm_probe.analysis.mixed_effects.response import FAMILIES, Family, checked_response, of_two_names
+from vlm_probe.analysis.mixed_effects.terms import Effects, RandomTerm, effects_of, random_terms
 
 Array = NDArray[Any]
 
@@ -42,6 +47,7 @@ class Design:
         terms: Random-effect terms, one per grouping factor.
         dropped: Reason -> number of rows left out for it.
         success: What a response of two names counts as success: its second level; "" for numbers.
+        remarks: What a reader has to know about how columns were taken.
     """
 
     formula: MixedFormula
@@ -57,6 +63,7 @@ class Design:
     terms: tuple[RandomTerm, ...]
     dropped: dict[str, int]
     success: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -69,8 +76,8 @@ class Design:
         return tuple(name for name, kept in zip(self.matrix.names, self.matrix.kept, strict=True) if kept)
 
     @property
-    def column_terms(self) -> tuple[str, ...]:
-        """Term of the formula that each column of `x` belongs to: `method:shift`."""
+    def column_terms(self) -> tuple[tuple[str, ...], ...]:
+        """Term of the formula that each column of `x` belongs to: `("method", "shift")`, () for the intercept."""
         return tuple(term for term, kept in zip(self.matrix.column_terms, self.matrix.kept, strict=True) if kept)
 
 
@@ -92,58 +99,61 @@ def build(
         formula: In lme4's notation (see `formula.parse`).
         data: One row per trial, or per cell of counts.
         family: "gaussian", "binomial" or "poisson".
-        contrasts: One coding for all factors, or one per factor (see `coding.coding`).
-        offset, trials, weights: A column's name, or one value per row.
+        contrasts: One coding for all factors, or one per factor (see `model_matrix.coding`).
+        offset, trials, weights: A column's name, one value per row, or a Series, which is aligned by its index.
 
     Raises:
         FitError: If the formula, the columns or the responses do not fit together.
     """
-    parsed = parse(formula)
-    # C(x) says that numbers are names; its coding is given by contrasts=.
-    named = set(re.findall(NUMBERS_AS_NAMES, parsed.fixed))
-    parsed = replace(parsed, fixed=re.sub(NUMBERS_AS_NAMES, r"\1", parsed.fixed))
     if family not in FAMILIES:
         raise FitError(f"there is no family {family!r}: use one of {', '.join(FAMILIES)}")
-    if not isinstance(data, pd.DataFrame):
-        raise FitError(f"the data are a {type(data).__name__}: give a pandas DataFrame with one row per trial")
-    if not len(data):
-        raise FitError("the data have no rows")
-    predictors = variables_of(parsed.fixed)
-    varying = [name for part in parsed.random for name in variables_of(part.effects)]
+    data = named(data)
+    parsed = parse(formula, list(data.columns))
+    symbols = parsed.symbols
+    variables = symbols.variables(" ".join([parsed.fixed, *(part.effects for part in parsed.random)])).values()
+    predictors = list(dict.fromkeys(one.column for one in variables))
     groups = sorted({name for part in parsed.random for name in part.group})
-    used = list(dict.fromkeys([*predictors, *varying, *groups]))
-    require(data, used, parsed.text)
+    used = list(dict.fromkeys([*predictors, *groups]))
+    frame = taken(data, list(dict.fromkeys([*used, *symbols.columns(" ".join([*parsed.response, *parsed.offsets]))])))
 
-    frame = data.reset_index(drop=True)
-    if named:
-        frame = frame.assign(**{name: pd.Categorical(frame[name]) for name in named})
     given = {
-        name: given_column(frame, name, value)
+        name: given_column(data, name, value)
         for name, value in (("offset", offset), ("trials", trials), ("weights", weights))
         if value is not None
     }
     if parsed.offsets:
         if offset is not None:
             raise FitError("the offset is given twice: in the formula, and as offset=; leave one of them out")
-        parts = (evaluate(frame, part, "offset") for part in parsed.offsets)
+        parts = (values_of(part, symbols, frame, "offset") for part in parsed.offsets)
         given["offset"] = sum(parts, np.zeros(len(frame)))
-    success = ""
-    if family == "binomial" and len(parsed.response) == 1:
-        frame, success = of_two_names(frame, parsed.response[0].strip("`"))
-    response = {part: evaluate(frame, part) for part in parsed.response}
-    keep, dropped = complete({**response, **{name: frame[name] for name in used}, **given})
-    frame = with_factors(frame.loc[keep, used], [name for name in used if name not in groups or name in predictors])
+    response, success = _response(parsed, frame, family)
+    frame = frame[used].copy()
+    remarks = []
+    for name in predictors:
+        if all(one.is_factor for one in variables if one.column == name):
+            frame[name] = as_factor(frame[name])
+            continue
+        frame[name], remark = as_predictor(frame[name], name)
+        remarks += [remark] if remark else []
+    names = [symbols.plain(part) for part in parsed.response]
+    keep, dropped = complete(
+        {**dict(zip(names, response, strict=True)), **{name: frame[name] for name in used}, **given}
+    )
+    frame = frame.loc[keep]
+    for name in predictors:
+        if isinstance(frame[name].dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].cat.remove_unused_categories()
     given = {name: values[keep] for name, values in given.items()}
     n = len(frame)
     y, n_trials, row_weights = checked_response(
         FAMILIES[family],
-        parsed.response[0],
-        [response[part][keep] for part in parsed.response],
+        names[0],
+        [values[keep] for values in response],
         given.get("trials"),
         given.get("weights", np.ones(n)),
     )
-    matrix, x = fixed_part(parsed.fixed, frame, predictors, contrasts)
-    effects = tuple(effects_of(part, frame) for part in parsed.random)
+    matrix, x = fixed_part(parsed.fixed, symbols, frame, contrasts)
+    effects = tuple(effects_of(part, symbols, frame) for part in parsed.random)
     return Design(
         formula=parsed,
         family=FAMILIES[family],
@@ -158,4 +168,15 @@ def build(
         terms=random_terms(effects, frame),
         dropped=dropped,
         success=success,
+        remarks=tuple(remarks),
     )
+
+
+def _response(parsed: MixedFormula, frame: pd.DataFrame, family: str) -> tuple[list[Array], str]:
+    """The response, or successes and failures; and the name that counts as success, if it holds two names."""
+    variables = parsed.symbols.variables(parsed.response[0])
+    if family == "binomial" and list(variables) == list(parsed.response):
+        values, success = of_two_names(frame[variables[parsed.response[0]].column])
+        if values is not None:
+            return [values], success
+    return [values_of(part, parsed.symbols, frame, "response") for part in parsed.response], ""

@@ -20,6 +20,7 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 if TYPE_CHECKING:
@@ -161,6 +162,20 @@ class Layout:
     def project(self, vector: Array) -> Array:
         """`Z'v`, (size,), for a vector (n,)."""
         return np.concatenate([term.transposed_product(vector).ravel() for term in self.terms])
+
+    def project_rows(self, matrix: DistinctRows, weights: Array) -> Array:
+        """`Z'W X`, (size, p), for a matrix (n, p) and weights (n,)."""
+        if matrix.is_plain:
+            return np.column_stack([self.project(weights * column) for column in matrix.rows.T])
+        m, found = len(matrix.rows), []
+        for term in self.terms:
+            places = term.codes * m + matrix.index
+            columns = [
+                np.bincount(places, weights if term.constant(a) else weights * term.values[:, a], term.q * m).reshape(term.q, m)
+                for a in range(term.k)
+            ]
+            found.append((np.stack(columns, axis=1).reshape(term.size, m)) @ matrix.rows)
+        return np.vstack(found)
 
     def expand(self, effects: Array) -> Array:
         """`Z b`, (n,), for effects (size,)."""

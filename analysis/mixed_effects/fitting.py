@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_probe.analysis.mixed_effects.columns import Column
 from vlm_probe.analysis.mixed_effects.degrees_of_freedom import strata
 from vlm_probe.analysis.mixed_effects.design import Design, build
 from vlm_probe.analysis.mixed_effects.errors import FitError, FitWarning
 from vlm_probe.analysis.mixed_effects.guards import (
     check_design,
+    check_nodes,
     check_repeats,
     check_solution,
     check_strata,
     check_terms,
 )
-from vlm_probe.analysis.mixed_effects.response import Column
 from vlm_probe.analysis.mixed_effects.separation import check_separation
 from vlm_probe.analysis.mixed_effects.solution import Solution
 
@@ -41,6 +42,7 @@ def fit(
     weights: Column = None,
     df: str | None = None,
     prior_sd: float | None = None,
+    nAGQ: int = 1,
 ) -> FitResult:
     """Fit a mixed-effects model.
 
@@ -62,6 +64,8 @@ def fit(
         df: Degrees of freedom: None for "satterthwaite" in linear mixed models, "between-within" in others; "asymptotic".
         prior_sd: For separated data: a normal prior with this standard deviation on the effect (log-odds) of every
             fixed effect per standard deviation of its column, but the intercept's (Gelman et al., 2008, suggest 2.5).
+        nAGQ: Logistic and Poisson models with one effect of one grouping factor, `(1 | person)`: nodes of adaptive Gauss-Hermite
+            quadrature, as in lme4; 1 is the Laplace approximation. It errs where levels have few answers and differ much.
 
     Returns:
         The result. Its `warnings`, which are raised as `FitWarning` too, say what a reader has to know.
@@ -74,6 +78,7 @@ def fit(
 
     design = build(formula, data, family=family, contrasts=contrasts, offset=offset, trials=trials, weights=weights)
     found = check_design(design, prior_sd)
+    check_nodes(design, nAGQ)
     if prior_sd is None:
         # Before the grouping factors: answers that a predictor settles do not vary within runs either.
         check_separation(design)
@@ -88,8 +93,8 @@ def fit(
         )
     columns = strata(design)
     found += [*check_terms(design), *check_strata(design, columns), *check_repeats(design, data)]
-    solution = solve(design, reml=reml, prior_sd=prior_sd)
-    found += check_solution(design, solution)
+    solution = solve(design, reml=reml, prior_sd=prior_sd, n_nodes=nAGQ)
+    found += check_solution(design, solution, nAGQ)
     for text in found:
         python_warnings.warn(text, FitWarning, stacklevel=2)
     if df is None:
@@ -104,6 +109,7 @@ def fit(
         tuple(found),
         columns,
         prior_sd,
+        nAGQ,
     )
 
 
@@ -114,13 +120,14 @@ def prior_precision(design: Design, prior_sd: float | None) -> NDArray[np.float6
     return np.asarray((design.x.std(axis=0) / prior_sd) ** 2, dtype=float)
 
 
-def solve(design: Design, *, reml: bool, prior_sd: float | None = None) -> Solution:
+def solve(design: Design, *, reml: bool, prior_sd: float | None = None, n_nodes: int = 1) -> Solution:
     """Estimate a design, without any check.
 
     Args:
         design: The model and its data.
         reml: Whether to restrict the likelihood of a linear mixed model.
         prior_sd: As for `fit`.
+        n_nodes: `nAGQ` of `fit`.
     """
     precision = prior_precision(design, prior_sd)
     if not design.terms:
@@ -135,6 +142,6 @@ def solve(design: Design, *, reml: bool, prior_sd: float | None = None) -> Solut
     from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
 
     model = GeneralizedMixedModel(
-        design.family, design.y, design.trials, design.x, design.terms, design.offset, precision
+        design.family, design.y, design.trials, design.x, design.terms, design.offset, precision, n_nodes
     )
     return model.fit()

@@ -1,24 +1,31 @@
-"""Generalised linear mixed models (logistic, Poisson) by maximum likelihood with the Laplace approximation.
+"""Generalised linear mixed models (logistic, Poisson) by maximum likelihood: Laplace approximation, or adaptive quadrature.
 
 The random effects are integrated out by a normal approximation at their conditional mode (Breslow & Clayton, 1993;
 Bates et al., 2015), which Newton's method finds for every value of the parameters. Variance parameters and fixed
 effects are estimated together, with the gradient of the approximated log-likelihood in closed form: it takes into
 account that the mode moves with the parameters.
+
+For one effect of one grouping factor, the integral over each level's effect u can be taken by Gauss-Hermite quadrature with nodes
+around the mode (Liu & Pierce, 1994, Biometrika 81:624-629), of which the Laplace approximation is the case of one node:
+
+    integral of exp h(u) du  =  s sum_k w_k exp(x_k^2) sqrt(2) exp h(u* + sqrt(2) s x_k),   s = (-h''(u*))^(-1/2)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from vlm_probe.analysis.mixed_effects.elimination import CrossProducts, Factorisation, Layout
-from vlm_probe.analysis.mixed_effects.families import Family, Moments
 from vlm_probe.analysis.mixed_effects.lmm import FLOOR, expected_curvature
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.optimise import NEARLY_ZERO, Counter, Optimum, descend, minimise
+from vlm_probe.analysis.mixed_effects.response import Family, Moments
 from vlm_probe.analysis.mixed_effects.solution import Solution, in_data_units
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
@@ -36,6 +43,7 @@ class _Mode:
 
     factors: list[Array]
     u: Array
+    predictor: Array
     moments: Moments
     cross: CrossProducts
     factorisation: Factorisation
@@ -53,6 +61,7 @@ class GeneralizedMixedModel:
         terms: Random-effect terms, at least one.
         offset: Known part of the linear predictor, (n,).
         precision: Prior precision of each fixed effect, (p,); zeros for maximum likelihood.
+        n_nodes: Nodes of the quadrature; 1 for the Laplace approximation, and for more than one effect.
     """
 
     def __init__(
@@ -64,18 +73,21 @@ class GeneralizedMixedModel:
         terms: tuple[RandomTerm, ...],
         offset: Array,
         precision: Array,
+        n_nodes: int = 1,
     ) -> None:
         self.family, self.y, self.trials, self.offset = family, y, trials, offset
         self.n, self.p = x.shape
         self.layout = Layout(terms)
-        q, r = np.linalg.qr(x)
-        self._q, self._r = q * np.sqrt(self.n), r / np.sqrt(self.n)
+        q, r = DistinctRows.of(x).orthonormal()
+        self._q, self._r = replace(q, rows=q.rows * np.sqrt(self.n)), r / np.sqrt(self.n)
         to_beta = scipy.linalg.solve_triangular(self._r, np.eye(self.p))
         self._prior = to_beta.T @ (precision[:, None] * to_beta)
         self._constant = family.constant(y, trials)
         self._u = np.zeros(self.layout.size)
         self._diagonal = diagonal_mask(self.layout.terms)
         self._d = len(self._diagonal)
+        nodes, weights = np.polynomial.hermite.hermgauss(n_nodes)
+        self._nodes, self._log_weights = nodes, np.log(weights) + nodes**2 - 0.5 * np.log(np.pi)
 
     def _factors(self, theta: Array) -> list[Array]:
         factors = split(self.layout.terms, theta)
@@ -87,7 +99,7 @@ class GeneralizedMixedModel:
     def _mode(self, parameters: Array) -> _Mode:
         """Newton's method with halved steps; the log-density is concave, so that it cannot miss the mode."""
         factors = self._factors(parameters[: self._d])
-        fixed = self.offset + self._q @ parameters[self._d :]
+        fixed = self.offset + self._q.times(parameters[self._d :])
         u = self._u
         predictor = fixed + self.layout.expand(self.layout.scale(factors, u))
         moments = self.family.moments(self.y, self.trials, predictor)
@@ -116,7 +128,7 @@ class GeneralizedMixedModel:
                 length /= 2
             u, predictor, moments, density = moved, predictor + length * along, ahead, there
         self._u = u  # the next search begins here
-        return _Mode(factors, u, moments, cross, factorisation, density - 0.5 * factorisation.log_determinant)
+        return _Mode(factors, u, predictor, moments, cross, factorisation, density - 0.5 * factorisation.log_determinant)
 
     def objective(self, parameters: Array) -> tuple[float, Array]:
         """Minus the approximated log-likelihood at (theta, gamma), where `X beta = Q gamma`, and its gradient."""
@@ -131,9 +143,50 @@ class GeneralizedMixedModel:
             return np.inf, np.zeros_like(parameters)
         gamma = parameters[self._d :]
         pull = self._prior @ gamma
-        gradient = -self._gradient(mode)
-        gradient[self._d :] += pull
-        return -mode.value - self._constant + 0.5 * float(gamma @ pull), gradient
+        value, gradient = self._integral(mode)
+        gradient[self._d :] -= pull
+        return 0.5 * float(gamma @ pull) - value - self._constant, -gradient
+
+    def _integral(self, mode: _Mode) -> tuple[float, Array]:
+        """The log-likelihood without its constant, and its gradient."""
+        return (mode.value, self._gradient(mode)) if len(self._nodes) == 1 else self._quadrature(mode)
+
+    def _quadrature(self, mode: _Mode) -> tuple[float, Array]:
+        """The same by adaptive quadrature, for one effect of one grouping factor."""
+        (term,), theta = self.layout.terms, float(mode.factors[0][0, 0])
+        z, u, weight, slope = term.values[:, 0], mode.u, mode.moments.weight, mode.moments.weight_slope
+
+        def sums(rows: Array) -> Array:
+            return np.bincount(term.codes, rows, term.q)
+
+        information = 1 + theta**2 * sums(weight * z**2)  # -h''(u*)
+        s = information**-0.5
+        at = u[:, None] + np.sqrt(2) * s[:, None] * self._nodes  # (q, K)
+        fixed = mode.predictor - theta * z * u[term.codes]
+        residuals = np.empty((len(self._nodes), self.n))
+        log_density, pull = np.empty_like(at), np.empty_like(at)  # h and h' at the nodes
+        for k in range(len(self._nodes)):
+            predictor = fixed + theta * z * at[term.codes, k]
+            residuals[k] = self.y - self.family.moments(self.y, self.trials, predictor).mean
+            log_density[:, k] = sums(self.family.log_density(self.y, self.trials, predictor)) - at[:, k] ** 2 / 2
+            pull[:, k] = theta * sums(residuals[k] * z) - at[:, k]
+        terms = self._log_weights + log_density
+        total = logsumexp(terms, axis=1, keepdims=True)
+        share = np.exp(terms - total)  # of each node in the integral of its level
+
+        # d log I = sum_k share_k (dh + h' (du* + sqrt(2) x_k ds)) + d log s; du* and ds follow from h'(u*) = 0 and s^-2 = -h''(u*).
+        by_s = 1 + (share * pull * np.sqrt(2) * self._nodes).sum(1) * s
+        of_s = -0.5 * by_s / information
+        by_u = (share * pull).sum(1) + of_s * theta**3 * sums(slope * z**3)
+        mean_residual = np.einsum("nk,kn->n", share[term.codes], residuals)
+        rows = (of_s * theta**2)[term.codes] * slope * z**2 - (by_u * theta / information)[term.codes] * weight * z
+        own = (self.y - mode.moments.mean) * z
+        mode_slope = (sums(own) - theta * u * sums(weight * z**2)) / information
+        of_theta = float(np.einsum("kn,nk,n->", residuals, (share * at)[term.codes], z, optimize=True))
+        of_theta += float((of_s * (2 * theta * sums(weight * z**2) + theta**2 * u * sums(slope * z**3))).sum())
+        of_theta += float((by_u * mode_slope).sum())
+        gradient = np.concatenate([[of_theta], self._q.transposed_times(mean_residual + rows)])
+        return float(total.sum() + np.log(s).sum()), gradient
 
     def _gradient(self, mode: _Mode) -> Array:
         layout, factors, moments = self.layout, mode.factors, mode.moments
@@ -157,8 +210,8 @@ class GeneralizedMixedModel:
         ):
             of_h = scipy.linalg.solve_triangular(factor.T, term.q * np.eye(term.k) - block.sum(axis=0))
             full = product.T @ u - of_h - plain.T @ shift
-            theta.append(full[term.rows, term.columns])
-        return np.concatenate([*theta, self._q.T @ effective])
+            theta.append(full[term.at])
+        return np.concatenate([*theta, self._q.transposed_times(effective)])
 
     def _curvature(self, parameters: Array) -> Array:
         """Approximate information about the parameters: about variances one by one, about fixed effects jointly."""
@@ -170,10 +223,9 @@ class GeneralizedMixedModel:
 
     def _information(self, mode: _Mode) -> Array:
         """Information about the fixed effects at given variances, (p, p)."""
-        weighted = mode.moments.weight[:, None] * self._q
-        products = np.column_stack([self.layout.project(column) for column in weighted.T])
+        products = self.layout.project_rows(self._q, mode.moments.weight)
         scaled = self.layout.scale(mode.factors, products, transpose=True)
-        return self._q.T @ weighted - scaled.T @ mode.factorisation.solve(scaled) + self._prior
+        return self._q.gram(mode.moments.weight) - scaled.T @ mode.factorisation.solve(scaled) + self._prior
 
     def _start(self) -> Array:
         """Fixed effects without random ones, and standard deviations of `START`."""
@@ -238,7 +290,7 @@ class GeneralizedMixedModel:
             to_beta @ covariance @ to_beta.T,
             *in_units,
             sigma=1.0,
-            log_likelihood=mode.value + self._constant,
+            log_likelihood=self._integral(mode)[0] + self._constant,
             derivatives=np.zeros((0, self.p, self.p)),
             parameter_covariance=np.zeros((0, 0)),
             n_variance_parameters=self._d,
@@ -254,7 +306,7 @@ def fixed_only(
     family: Family,
     y: Array,
     trials: Array,
-    x: Array,
+    x: DistinctRows,
     offset: Array,
     prior: Array,
     start: Array | None = None,
@@ -270,19 +322,20 @@ def fixed_only(
         start: Where to begin, (p,); None for zeros.
         within: Directions (p, k) in which they may move from there; None for all.
     """
-    beta = np.zeros(x.shape[1]) if start is None else start
-    basis = np.eye(x.shape[1]) if within is None else within
+    p = x.rows.shape[1]
+    beta = np.zeros(p) if start is None else start
+    basis = np.eye(p) if within is None else within
 
     def at(beta: Array) -> tuple[Moments, float]:
-        moments = family.moments(y, trials, offset + x @ beta)
+        moments = family.moments(y, trials, offset + x.times(beta))
         return moments, moments.log_likelihood - 0.5 * float(beta @ prior @ beta)
 
     moments, value = at(beta)
     for _ in range(50):
         if not basis.shape[1]:
             break
-        information = basis.T @ (x.T @ (moments.weight[:, None] * x) + prior) @ basis
-        gradient = basis.T @ (x.T @ (y - moments.mean) - prior @ beta)
+        information = basis.T @ (x.gram(moments.weight) + prior) @ basis
+        gradient = basis.T @ (x.transposed_times(y - moments.mean) - prior @ beta)
         inner = scipy.linalg.solve(information, gradient, assume_a="pos")
         step = basis @ inner
         if gradient @ inner < 1e-10:
@@ -294,4 +347,4 @@ def fixed_only(
                 break
             length /= 2
         beta, moments, value = beta + length * step, ahead, there
-    return beta, x.T @ (moments.weight[:, None] * x) + prior
+    return beta, x.gram(moments.weight) + prior

@@ -107,8 +107,8 @@ class LinearMixedModel:
             if self.reml:
                 of_h = of_h - np.einsum("lap,pr,lbr->ab", design, inverse, solved, optimize=True)
             of_square = residual.T @ u
-            determinant.append(2 * of_h[term.rows, term.columns])
-            square.append(-2 * of_square[term.rows, term.columns])
+            determinant.append(2 * of_h[term.at])
+            square.append(-2 * of_square[term.at])
         return np.concatenate(determinant), np.concatenate(square)
 
     def objective(self, theta: Array) -> tuple[float, Array]:
@@ -132,7 +132,7 @@ class LinearMixedModel:
     def fit(self) -> Solution:
         """Find the optimum, and what inference about it needs."""
         diagonal = diagonal_mask(self.layout.terms)
-        optimum = minimise(self.objective, np.where(diagonal, 1.0, 0.0), self._curvature, diagonal)
+        optimum = minimise(self.objective, np.where(diagonal, 1.0, 0.0), self._curvature, diagonal, exact=True)
         return self._solution(optimum)
 
     def _solution(self, optimum: Optimum) -> Solution:

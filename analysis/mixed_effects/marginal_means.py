@@ -65,7 +65,7 @@ def reference_grid(result: FitResult, names: Sequence[str], at: Mapping[str, Any
     values: dict[str, list[Any]] = {}
     for name, levels in matrix.factors.items():
         values[name] = _several(at[name]) if name in at else list(levels)
-    for name in matrix.numeric:
+    for name in (name for name in matrix.numeric if name not in values):
         values[name] = _several(at[name]) if name in at else [float(result.design.frame[name].mean())]
     order = [*names, *(name for name in values if name not in names)]
     rows = pd.DataFrame(list(product(*(values[name] for name in order))), columns=order)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vlm_probe.analysis.mixed_effects.design import Design
 from vlm_probe.analysis.mixed_effects.glmm import fixed_only
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.solution import Solution
 
 Array = NDArray[Any]
@@ -33,7 +34,7 @@ def fit_ordinary(design: Design, precision: Array) -> Solution:
         )
     if np.any(precision):
         beta, information = fixed_only(
-            design.family, design.y, design.trials, design.x, design.offset, np.diag(precision)
+            design.family, design.y, design.trials, DistinctRows.of(design.x), design.offset, np.diag(precision)
         )
         value = design.family.moments(design.y, design.trials, design.offset + design.x @ beta).log_likelihood
         value += design.family.constant(design.y, design.trials)

@@ -57,7 +57,10 @@ def title(result: FitResult) -> str:
     if result.family == "gaussian":
         how = ("restricted maximum likelihood" if result.reml else "maximum likelihood") if mixed else "least squares"
     else:
-        how = "maximum likelihood, Laplace approximation" if mixed else "maximum likelihood"
+        integral = (
+            "Laplace approximation" if result.n_nodes == 1 else f"adaptive Gauss-Hermite quadrature, {result.n_nodes} nodes"
+        )
+        how = f"maximum likelihood, {integral}" if mixed else "maximum likelihood"
     return f"{kind}{mixed} model ({how})"
 
 
@@ -72,7 +75,7 @@ def notes(result: FitResult) -> list[str]:
     )
     success = result.design.success
     lines = [
-        *([f"{result.design.formula.response[0]} = {success} counts as success"] if success else []),
+        *([f"{result.design.formula.response_name} = {success} counts as success"] if success else []),
         f"n = {result.n_rows:,} rows"
         + (f"; levels: {groups}" if groups else "")
         + (f"; {result.n_dropped:,} rows left out" if result.n_dropped else ""),
@@ -126,6 +129,7 @@ def to_dict(result: FitResult) -> dict[str, Any]:
         "converged": result.converged,
         "singular": result.singular,
         "prior_sd": result.prior_sd,
+        "nAGQ": result.n_nodes,
         "warnings": list(result.warnings),
     }
 

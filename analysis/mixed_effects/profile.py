@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from vlm_probe.analysis.mixed_effects.errors import FitError
 from vlm_probe.analysis.mixed_effects.inference import degrees_of_freedom, with_odds_ratios
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 
 if TYPE_CHECKING:
     from vlm_probe.analysis.mixed_effects.result import FitResult
@@ -96,21 +97,24 @@ class Profile:
 
             return linear
         if not design.terms:
+            rows = DistinctRows.of(design.x)
 
             def ordinary(value: float) -> float:
                 prior = np.diag(precision)
                 own, _ = fixed_only(
-                    family, design.y, design.trials, design.x, design.offset, prior, moved(value), within
+                    family, design.y, design.trials, rows, design.offset, prior, moved(value), within
                 )
                 moments = family.moments(design.y, design.trials, design.offset + design.x @ own)
                 constant = family.constant(design.y, design.trials)
                 return moments.log_likelihood + constant - 0.5 * float(precision @ own**2)
 
             return ordinary
-        model = GeneralizedMixedModel(family, design.y, design.trials, design.x, design.terms, design.offset, precision)
+        model = GeneralizedMixedModel(
+            family, design.y, design.trials, design.x, design.terms, design.offset, precision, self._result.n_nodes
+        )
         theta = np.concatenate(
             [
-                (factor * term.scale[:, None])[term.rows, term.columns]
+                (factor * term.scale[:, None])[term.at]
                 for term, factor in zip(solution.terms, solution.factors, strict=True)
             ]
         )

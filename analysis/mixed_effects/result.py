@@ -31,6 +31,7 @@ class FitResult:
         warnings: What a reader of the numbers has to know.
         strata: Between the levels of which grouping factor each fixed effect varies.
         prior_sd: Standard deviation of the weak prior on standardised effects, or None.
+        n_nodes: Nodes of the quadrature (`nAGQ`); 1 for the Laplace approximation.
     """
 
     design: Design
@@ -41,6 +42,7 @@ class FitResult:
     warnings: tuple[str, ...]
     strata: tuple[Stratum, ...]
     prior_sd: float | None = None
+    n_nodes: int = 1
 
     # -- what was fitted
 

@@ -5,10 +5,10 @@ import pytest
 
 from vlm_probe.analysis.mixed_effects import elimination
 from vlm_probe.analysis.mixed_effects.elimination import Layout
-from vlm_probe.analysis.mixed_effects.families import BINOMIAL, POISSON
 from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
 from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
 from vlm_probe.analysis.mixed_effects.optimise import differentiate
+from vlm_probe.analysis.mixed_effects.response import BINOMIAL, POISSON
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 
@@ -17,7 +17,7 @@ def term(name, codes, slope=None, correlated=True):
     k = values.shape[1]
     free = tuple((i, j) for j in range(k) for i in range(j, k) if correlated or i == j)
     names = ("Intercept", "x")[:k]
-    return RandomTerm(name, names, codes, tuple(range(codes.max() + 1)), values, np.ones(k), free)
+    return RandomTerm((name,), names, codes, tuple(range(codes.max() + 1)), values, np.ones(k), free)
 
 
 def crossed_terms(rng, n=400):
