@@ -34,7 +34,7 @@ from scipy.stats import t as student
 
 from vlm_probe.analysis.effect_sizes import log_odds_of, rate_of, rate_slope
 from vlm_probe.analysis.mixed_effects import FitResult
-from vlm_probe.analysis.mixed_effects.fitting import solve
+from vlm_probe.analysis.mixed_effects.estimation import solve
 from vlm_probe.analysis.mixed_effects.profile import Profile
 from vlm_probe.analysis.random_effects import choose, standard_deviation
 from vlm_probe.analysis.selection import Floats

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from vlm_probe.analysis.mixed_effects import FitError, FitResult, FitWarning, SeparationError, fit
-from vlm_probe.analysis.mixed_effects.guards import WIDE
+from vlm_probe.analysis.mixed_effects.diagnostics import WIDE
 
 RULE = (
     "random effects: all that the design allows; those with one level or one row per level are left out, and those whose variance"

@@ -207,7 +207,7 @@ def _means(ours: FitResult, path: Path) -> float:
         return float("nan")
     reference = pd.read_csv(path)
     names = [name for name in reference.columns if name in ours.design.matrix.factors]
-    mine = ours.means(names)
+    mine = ours.emmeans(names)
     for table in (reference, mine):
         table[names] = table[names].astype(str)
     both = mine.merge(reference, on=names)

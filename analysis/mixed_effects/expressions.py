@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vlm_probe.analysis.mixed_effects.columns import as_factor, as_numbers
 from vlm_probe.analysis.mixed_effects.errors import FitError
 
 Array = NDArray[Any]
@@ -191,6 +190,39 @@ def natural_spline(
     rotation, _ = np.linalg.qr(bends.T, mode="complete")
     natural = columns[:, first:] @ rotation[:, 2:]
     return _columns(dict(enumerate(natural.T, 1)))
+
+
+def as_numbers(values: pd.Series) -> Array | None:
+    """The values (n,) as floats, what is missing as nan; None if they are no numbers. Decimals are numbers, text of numbers too."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(object)
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
+        return np.asarray(values.to_numpy(dtype=float, na_value=np.nan))
+    if not (pd.api.types.is_object_dtype(values) or pd.api.types.is_string_dtype(values)):
+        return None
+    known = values.notna().to_numpy()
+    found = np.full(len(values), np.nan)
+    try:
+        found[known] = [_float(value) for value in values[known]]
+    except (TypeError, ValueError):
+        return None
+    return found
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, str) and "_" in value:  # which Python would take for a separator of digits
+        raise ValueError(value)
+    return float(value)
+
+
+def as_factor(values: pd.Series) -> pd.Series:
+    """A column as a categorical, as `factor(x)` says; whole numbers have names without a decimal point, 3 and not 3.0."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values
+    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")
+    levels = sorted(values.dropna().unique().tolist())
+    return pd.Series(pd.Categorical(values.astype(object), levels), values.index)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ import scipy.linalg
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from vlm_probe.analysis.mixed_effects.elimination import CrossProducts, Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.blocked_cholesky import CrossProducts, Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.fitted import Solution, in_data_units
 from vlm_probe.analysis.mixed_effects.lmm import FLOOR, expected_curvature
 from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.optimise import NEARLY_ZERO, Counter, Optimum, descend, minimise
 from vlm_probe.analysis.mixed_effects.response import Family, Moments
-from vlm_probe.analysis.mixed_effects.solution import Solution, in_data_units
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
 Array = NDArray[Any]
@@ -128,7 +128,9 @@ class GeneralizedMixedModel:
                 length /= 2
             u, predictor, moments, density = moved, predictor + length * along, ahead, there
         self._u = u  # the next search begins here
-        return _Mode(factors, u, predictor, moments, cross, factorisation, density - 0.5 * factorisation.log_determinant)
+        return _Mode(
+            factors, u, predictor, moments, cross, factorisation, density - 0.5 * factorisation.log_determinant
+        )
 
     def objective(self, parameters: Array) -> tuple[float, Array]:
         """Minus the approximated log-likelihood at (theta, gamma), where `X beta = Q gamma`, and its gradient."""

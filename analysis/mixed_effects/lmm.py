@@ -14,9 +14,9 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from vlm_probe.analysis.mixed_effects.elimination import Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.blocked_cholesky import Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.fitted import Solution, in_data_units
 from vlm_probe.analysis.mixed_effects.optimise import Optimum, minimise
-from vlm_probe.analysis.mixed_effects.solution import Solution, in_data_units
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
 Array = NDArray[Any]

@@ -9,9 +9,9 @@ grow faster than the estimates, so that Wald tests find nothing although the dat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,14 @@ import scipy.optimize
 import scipy.stats
 from numpy.typing import NDArray
 
+from vlm_probe.analysis.mixed_effects.emmeans import of_coefficients
 from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.estimation import prior_precision, solve
+from vlm_probe.analysis.mixed_effects.fitted import FittedModel
+from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel, fixed_only
 from vlm_probe.analysis.mixed_effects.inference import degrees_of_freedom, with_odds_ratios
+from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
 from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
-
-if TYPE_CHECKING:
-    from vlm_probe.analysis.mixed_effects.result import FitResult
 
 Array = NDArray[Any]
 
@@ -45,7 +47,7 @@ class Profile:
         free: Whether variances are estimated anew for every value; else they stay as they were estimated.
     """
 
-    def __init__(self, result: FitResult, weights: Array, *, free: bool = True) -> None:
+    def __init__(self, result: FittedModel, weights: Array, *, free: bool = True) -> None:
         if result.family == "gaussian" and not result.design.terms:
             raise FitError("Wald intervals of ordinary linear models are exact: take those of `coefficients`")
         self._result, self._weights, self._free = result, np.asarray(weights, dtype=float), free
@@ -54,8 +56,6 @@ class Profile:
     @cached_property
     def _best(self) -> tuple[Array, Array, float]:
         """Fixed effects, their covariance and the log-likelihood at the optimum (ML)."""
-        from vlm_probe.analysis.mixed_effects.fitting import prior_precision, solve
-
         result = self._result
         found = solve(result.design, reml=False) if result.reml else result.solution
         precision = prior_precision(result.design, result.prior_sd)
@@ -74,10 +74,6 @@ class Profile:
     @cached_property
     def _at(self) -> Callable[[float], float]:
         """From a value of the combination to the largest log-likelihood."""
-        from vlm_probe.analysis.mixed_effects.fitting import prior_precision
-        from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel, fixed_only
-        from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
-
         design, solution, weights = self._result.design, self._result.solution, self._weights
         beta, covariance, _ = self._best
         direction = covariance @ weights / float(weights @ covariance @ weights)
@@ -101,9 +97,7 @@ class Profile:
 
             def ordinary(value: float) -> float:
                 prior = np.diag(precision)
-                own, _ = fixed_only(
-                    family, design.y, design.trials, rows, design.offset, prior, moved(value), within
-                )
+                own, _ = fixed_only(family, design.y, design.trials, rows, design.offset, prior, moved(value), within)
                 moments = family.moments(design.y, design.trials, design.offset + design.x @ own)
                 constant = family.constant(design.y, design.trials)
                 return moments.log_likelihood + constant - 0.5 * float(precision @ own**2)
@@ -150,10 +144,14 @@ class Profile:
         return self.estimate + side * float(distance)
 
 
-def profile_table(result: FitResult, weights: Array, names: list[str], level: float, df: str | None) -> pd.DataFrame:
+def profile_table(result: FittedModel, of: Mapping[str, float] | None, level: float, df: str | None) -> pd.DataFrame:
     """See `FitResult.profile`."""
     if not 0 < level < 1:
         raise FitError(f"level is {level}: give a coverage between 0 and 1, such as 0.95")
+    names, weights = list(result.design.names), np.eye(len(result.design.names))
+    if of is not None:
+        label, weights = of_coefficients(result, of)
+        names = [label]
     rows = []
     for row in weights:
         profile = Profile(result, row)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vlm_probe.analysis.mixed_effects import elimination
-from vlm_probe.analysis.mixed_effects.elimination import Layout
+from vlm_probe.analysis.mixed_effects import blocked_cholesky
+from vlm_probe.analysis.mixed_effects.blocked_cholesky import Layout
 from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
 from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
 from vlm_probe.analysis.mixed_effects.optimise import differentiate
@@ -40,9 +40,9 @@ CASES = ["one", "crossed", "slopes", "small slopes", "nested", "nested beside ot
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_factorisation(monkeypatch, case, sparse):
-    monkeypatch.setattr(elimination, "NESTED_FROM", 10)
-    monkeypatch.setattr(elimination, "SPARSE_BELOW", 2.0 if sparse else 0.0)
-    monkeypatch.setattr(elimination, "CHUNK", 100)
+    monkeypatch.setattr(blocked_cholesky, "NESTED_FROM", 10)
+    monkeypatch.setattr(blocked_cholesky, "SPARSE_BELOW", 2.0 if sparse else 0.0)
+    monkeypatch.setattr(blocked_cholesky, "CHUNK", 100)
     rng = np.random.default_rng(0)
     _, cases = crossed_terms(rng)
     layout = Layout(cases[case])
@@ -76,7 +76,7 @@ def test_factorisation(monkeypatch, case, sparse):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["reml", "ml", "binomial", "poisson"])
 def test_gradients(monkeypatch, case, kind):
-    monkeypatch.setattr(elimination, "NESTED_FROM", 10)
+    monkeypatch.setattr(blocked_cholesky, "NESTED_FROM", 10)
     rng = np.random.default_rng(1)
     x, cases = crossed_terms(rng)
     terms, design = cases[case], np.column_stack([np.ones(400), x])

@@ -101,7 +101,7 @@ def test_an_empty_cell_is_named_and_its_mean_is_not_estimated(trials):
     table = table[(table["method"] != "ppo") | (table["side"] == "left")]
     result = quietly("rt ~ method*side + (1|run)", table)
     assert any("no row has method = ppo and side = right" in warning for warning in result.warnings)
-    means = result.means(["method", "side"]).set_index(["method", "side"])["estimate"]
+    means = result.emmeans(["method", "side"]).set_index(["method", "side"])["estimate"]
     assert np.isnan(means["ppo", "right"])
     assert means.notna().sum() == 5
 

@@ -50,7 +50,7 @@ def test_stored_results(agreement, table, name):
     for group, effect, sd in theirs["random"]:
         assert components.loc[(group, effect), "sd"] == pytest.approx(sd, rel=0.01, abs=1e-4)
     means = pd.DataFrame(theirs["means"])
-    own = result.means("method", by="shift").astype({"method": str, "shift": str})
+    own = result.emmeans("method", by="shift").astype({"method": str, "shift": str})
     both = own.merge(means, on=["method", "shift"], suffixes=("", "_r"))
     assert len(both) == 9
     np.testing.assert_allclose(both["estimate"], both["estimate_r"], atol=0.005 * both["se_r"].max())

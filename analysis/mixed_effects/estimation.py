@@ -1,4 +1,4 @@
-"""Models without random effects: ordinary least squares and generalised linear models, by statsmodels."""
+"""Estimates of a design, by the engine that suits it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_probe.analysis.mixed_effects.design import Design
-from vlm_probe.analysis.mixed_effects.glmm import fixed_only
+from vlm_probe.analysis.mixed_effects.fitted import Solution
+from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel, fixed_only
+from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
 from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
-from vlm_probe.analysis.mixed_effects.solution import Solution
 
 Array = NDArray[Any]
 
 
+def prior_precision(design: Design, prior_sd: float | None) -> NDArray[np.float64]:
+    """Precision of the prior of every fixed effect, (p,): that of `prior_sd` per standard deviation of its column; 0 without."""
+    if prior_sd is None:
+        return np.zeros(design.x.shape[1])
+    return np.asarray((design.x.std(axis=0) / prior_sd) ** 2, dtype=float)
+
+
+def solve(design: Design, *, reml: bool, prior_sd: float | None = None, n_nodes: int = 1) -> Solution:
+    """Estimate a design, without any check.
+
+    Args:
+        design: The model and its data.
+        reml: Whether to restrict the likelihood of a linear mixed model.
+        prior_sd: As for `fit`.
+        n_nodes: `nAGQ` of `fit`.
+    """
+    precision = prior_precision(design, prior_sd)
+    if not design.terms:
+        return fit_ordinary(design, precision)
+    if design.family.name == "gaussian":
+        y = design.y - design.offset
+        return LinearMixedModel(y, design.x, design.terms, design.weights, reml=reml).fit()
+    model = GeneralizedMixedModel(
+        design.family, design.y, design.trials, design.x, design.terms, design.offset, precision, n_nodes
+    )
+    return model.fit()
+
+
 def fit_ordinary(design: Design, precision: Array) -> Solution:
-    """Fit the fixed part of a model.
+    """Fit a model without random effects: ordinary least squares, or a generalised linear model, by statsmodels.
 
     Args:
         design: A design without random-effect terms.

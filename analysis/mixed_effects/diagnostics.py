@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from vlm_probe.analysis.mixed_effects.degrees_of_freedom import Stratum
 from vlm_probe.analysis.mixed_effects.design import Design
 from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.fitted import Solution, Stratum
 from vlm_probe.analysis.mixed_effects.model_matrix import levels_in
-from vlm_probe.analysis.mixed_effects.solution import Solution
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 WIDE = 3.0
@@ -88,7 +87,9 @@ def check_nodes(design: Design, n_nodes: int) -> None:
     if isinstance(n_nodes, bool) or not isinstance(n_nodes, int) or not 1 <= n_nodes <= MOST_NODES:
         raise FitError(f"nAGQ is {n_nodes!r}: give a whole number of nodes from 1 (Laplace) to {MOST_NODES}")
     if design.family.name == "gaussian":
-        raise FitError("nAGQ is for family='binomial' and 'poisson': the likelihood of linear models is exact; leave it out")
+        raise FitError(
+            "nAGQ is for family='binomial' and 'poisson': the likelihood of linear models is exact; leave it out"
+        )
     if len(design.terms) != 1 or design.terms[0].k != 1:
         effects = ", ".join(f"{name} by {term.group}" for term in design.terms for name in term.names)
         raise FitError(
