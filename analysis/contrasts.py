@@ -263,7 +263,7 @@ def _omnibus(fitted: CellModel, tested: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"chi2": math.nan, "df": math.nan, "p": math.nan}
     tests = [name.partition(" | ")[2] for name in fitted.cells]
     parameters = len(tests) - len(set(tests))
-    if not fitted.regularised and parameters and fitted.settled is None:
+    if not fitted.chosen.regularised and parameters and fitted.rate_variance is None:
         of_test = np.array([[float(own == test) for test in dict.fromkeys(tests)] for own in tests])
         statistic = 2 * (fitted.fit.log_likelihood - fitted.restricted(of_test))
         row |= {"chi2": max(0.0, statistic), "df": parameters, "p": float(chi2.sf(statistic, parameters))}

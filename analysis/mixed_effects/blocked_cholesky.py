@@ -30,6 +30,11 @@ CHUNK = 2**22
 SPARSE_BELOW = 0.08
 """Share of nonzeros below which a block of `H` is kept sparse: there, fewer products win over faster ones."""
 
+SPARSE_PATTERNS_BELOW = 0.5
+"""The same where levels come in few patterns, so that products of their blocks are as fast as those of whole matrices."""
+PATTERN_FROM = 8
+"""Levels of the leading term that occur with the same other effects, from which they are worked on as one matrix."""
+
 NESTED_FROM = 64
 """Effects of a term from which it pays not to treat those of the terms nested in it as crossed with it."""
 
@@ -70,6 +75,19 @@ class Bundle:
         return self.columns[:, :, None] * self.rest + self.columns[:, None, :]
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """Levels of the leading term that occur together with the same `c` other effects, as items of a test do with its runs.
+
+    Attributes:
+        entries: Places of their blocks among the nonzeros, (m k, c).
+        columns: Those other effects, (c,).
+    """
+
+    entries: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
 class Layout:
     """Where the blocks of `H` are: worked out once for a design, and used for every factorisation.
 
@@ -86,7 +104,8 @@ class Layout:
         leading = self.terms[0].size
         self.rest = self.size - leading
         entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self.leading_pairs)
-        self.sparse = self.rest > 0 and entries < SPARSE_BELOW * leading * self.rest
+        share = entries / max(leading * self.rest, 1)
+        self.sparse = self.rest > 0 and share < SPARSE_BELOW
         # Nested: each level of the leading term occurs with one of the second, so that the second stays block diagonal too.
         if (
             nest
@@ -97,8 +116,10 @@ class Layout:
             self.nesting: Nesting | None = Nesting(self)
         else:
             self.nesting = None
-            if self.sparse:
+            if self.sparse or 0 < share < SPARSE_PATTERNS_BELOW:
                 self._prepare_sparse()
+                # Levels without a pattern of their own are slow to work on one by one where they have many entries.
+                self.sparse = self.sparse or not self.bundles
 
     @cached_property
     def leading_pairs(self) -> list[Pair]:
@@ -118,15 +139,45 @@ class Layout:
         self.csr_order = np.lexsort((column, row))
         self.csr_columns = column[self.csr_order]
         self.csr_starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=self.terms[0].size))])
-        # Levels of the leading term with the same number of entries are worked on together.
         k = self.terms[0].k
         lengths = np.diff(self.csr_starts)[::k]
+        self.patterns, alone = self._find_patterns(lengths)
+        # Other levels of the leading term are worked on together with those that have as many entries.
         self.bundles = []
-        for c in np.unique(lengths[lengths > 0]):
-            levels = np.flatnonzero(lengths == c)
+        for c in np.unique(lengths[alone]):
+            levels = alone[lengths[alone] == c]
             for some in np.array_split(levels, -(-len(levels) * int(c) ** 2 // CHUNK)):
-                entries = self.csr_starts[some[:, None] * k + np.arange(k)][:, :, None] + np.arange(c)
+                entries = self._entries(some, int(c))
                 self.bundles.append(Bundle(entries, self.csr_columns[entries[:, 0]], self.rest))
+
+    def _entries(self, levels: NDArray[np.int64], c: int) -> NDArray[np.int64]:
+        """Places of the blocks of some leading levels among the nonzeros, (m, k, c)."""
+        k = self.terms[0].k
+        return np.asarray(self.csr_starts[levels[:, None] * k + np.arange(k)][:, :, None] + np.arange(c))
+
+    def _find_patterns(self, lengths: NDArray[np.int64]) -> tuple[list[Pattern], NDArray[np.int64]]:
+        """Levels of the leading term by the other effects that they occur with; and those levels that share them with few."""
+        k = self.terms[0].k
+        level = np.repeat(np.arange(len(lengths)), lengths)
+        first_rows = np.concatenate(
+            [np.arange(s, e) for s, e in zip(self.csr_starts[:-1:k], self.csr_starts[1::k], strict=True)]
+        )
+        # Sums of random numbers tell sets apart; whether sets are equal is then looked at, not believed.
+        marks = np.bincount(
+            level, np.random.default_rng(0).random(self.rest)[self.csr_columns[first_rows]], len(lengths)
+        )
+        _, group, sizes = np.unique(marks, return_inverse=True, return_counts=True)
+        patterns, alone = [], [np.flatnonzero((sizes[group] < PATTERN_FROM) & (lengths > 0))]
+        for number in np.flatnonzero(sizes >= PATTERN_FROM):
+            levels = np.flatnonzero(group == number)
+            c = int(lengths[levels[0]])
+            entries = self._entries(levels, c) if (lengths[levels] == c).all() else np.zeros((0, k, 0), dtype=np.int64)
+            columns = self.csr_columns[entries[:, 0]]
+            if c and len(entries) and (columns == columns[0]).all():
+                patterns.append(Pattern(entries.reshape(-1, c), columns[0]))
+            elif c:
+                alone.append(levels)
+        return patterns, np.sort(np.concatenate(alone))
 
     def places(self, pair: Pair) -> tuple[Array, Array]:
         """Row and column in `H` of every entry of a pair's blocks, `(m, k_first, k_second)` each."""
@@ -280,6 +331,9 @@ class Factorisation:
         if not self.layout.sparse:
             schur -= leading.T @ self._weights
             return
+        for pattern in self.layout.patterns:
+            left, right = leading.data[pattern.entries], self._weights.data[pattern.entries]
+            schur[np.ix_(pattern.columns, pattern.columns)] -= left.T @ right
         flat = schur.ravel()
         places: list[Array] = []
         values: list[Array] = []
@@ -349,6 +403,9 @@ class Factorisation:
         layout, inverse = self.layout, self.rest_inverse
         if layout.sparse:
             found = np.empty_like(self._weights.data)
+            for pattern in layout.patterns:
+                squares = inverse[np.ix_(pattern.columns, pattern.columns)]
+                found[pattern.entries] = self._weights.data[pattern.entries] @ squares
             for bundle in layout.bundles:
                 squares = np.take(inverse.ravel(), bundle.squares())
                 found[bundle.entries] = np.matmul(self._weights.data[bundle.entries], squares)

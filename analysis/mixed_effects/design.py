@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from vlm_probe.analysis.mixed_effects.errors import FitError
 from vlm_probe.analysis.mixed_effects.expressions import as_factor, as_numbers, values_of
 from vlm_probe.analysis.mixed_effects.formula import MixedFormula, parse
-from vlm_probe.analysis.mixed_effects.model_matrix import FixedMatrix, fixed_part
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows, FixedMatrix, fixed_part
 from vlm_probe.analysis.mixed_effects.response import FAMILIES, Family, checked_response, of_two_names
 from vlm_probe.analysis.mixed_effects.terms import Effects, RandomTerm, effects_of, random_terms
 
@@ -60,6 +61,11 @@ class Design:
     dropped: dict[str, int]
     success: str = ""
     remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def distinct(self) -> DistinctRows:
+        """`x` by its different rows."""
+        return DistinctRows.of(self.x)
 
     @property
     def n(self) -> int:

@@ -12,7 +12,6 @@ from vlm_probe.analysis.mixed_effects.design import Design
 from vlm_probe.analysis.mixed_effects.fitted import Solution
 from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel, fixed_only
 from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
-from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 
 Array = NDArray[Any]
 
@@ -39,10 +38,20 @@ def solve(design: Design, *, reml: bool, prior_sd: float | None = None, n_nodes:
     if design.family.name == "gaussian":
         y = design.y - design.offset
         return LinearMixedModel(y, design.x, design.terms, design.weights, reml=reml).fit()
-    model = GeneralizedMixedModel(
-        design.family, design.y, design.trials, design.x, design.terms, design.offset, precision, n_nodes
+    return engine(design, precision, n_nodes).fit()
+
+
+def engine(design: Design, precision: Array, n_nodes: int) -> GeneralizedMixedModel:
+    """The engine of a generalised linear mixed model.
+
+    Args:
+        design: The model and its data.
+        precision: Prior precision of each fixed effect, (p,).
+        n_nodes: Nodes of the quadrature.
+    """
+    return GeneralizedMixedModel(
+        design.family, design.y, design.trials, design.distinct, design.terms, design.offset, precision, n_nodes
     )
-    return model.fit()
 
 
 def fit_ordinary(design: Design, precision: Array) -> Solution:
@@ -63,7 +72,7 @@ def fit_ordinary(design: Design, precision: Array) -> Solution:
         )
     if np.any(precision):
         beta, information = fixed_only(
-            design.family, design.y, design.trials, DistinctRows.of(design.x), design.offset, np.diag(precision)
+            design.family, design.y, design.trials, design.distinct, design.offset, np.diag(precision)
         )
         value = design.family.moments(design.y, design.trials, design.offset + design.x @ beta).log_likelihood
         value += design.family.constant(design.y, design.trials)
@@ -87,6 +96,7 @@ def _solution(beta: Any, covariance: Any, sigma: float, log_likelihood: float, o
         terms=(),
         beta=np.asarray(beta, dtype=float),
         covariance=np.asarray(covariance, dtype=float),
+        held_covariance=np.asarray(covariance, dtype=float),
         factors=(),
         modes=(),
         mode_covariances=(),

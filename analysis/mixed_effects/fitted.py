@@ -29,6 +29,7 @@ class Solution:
         terms: Random-effect terms, in the order of what follows.
         beta: Fixed effects, `(p,)`.
         covariance: Their covariance, `(p, p)`.
+        held_covariance: Their covariance at the variances that were estimated, as if those were known, `(p, p)`.
         factors: Per term, the factor `L` (k, k) of the covariance of its effects, in the units of the data.
         modes: Per term, the conditional modes of its effects, `(q, k)`.
         mode_covariances: Per term, their conditional covariances, `(q, k, k)`.
@@ -47,6 +48,7 @@ class Solution:
     terms: tuple[RandomTerm, ...]
     beta: Array
     covariance: Array
+    held_covariance: Array
     factors: tuple[Array, ...]
     modes: tuple[Array, ...]
     mode_covariances: tuple[Array, ...]

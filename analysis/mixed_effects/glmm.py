@@ -13,6 +13,8 @@ around the mode (Liu & Pierce, 1994, Biometrika 81:624-629), of which the Laplac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +27,16 @@ from vlm_probe.analysis.mixed_effects.blocked_cholesky import CrossProducts, Fac
 from vlm_probe.analysis.mixed_effects.fitted import Solution, in_data_units
 from vlm_probe.analysis.mixed_effects.lmm import FLOOR, expected_curvature
 from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
-from vlm_probe.analysis.mixed_effects.optimise import NEARLY_ZERO, Counter, Optimum, descend, minimise
+from vlm_probe.analysis.mixed_effects.optimise import (
+    NEARLY_ZERO,
+    ZERO,
+    Counter,
+    Found,
+    Optimum,
+    descend,
+    polish,
+    search,
+)
 from vlm_probe.analysis.mixed_effects.response import Family, Moments
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
@@ -33,6 +44,8 @@ Array = NDArray[Any]
 
 MODE_TOLERANCE = 1e-7
 """Squared Newton decrement at which one more step, which squares it, ends the search for the mode."""
+HELD_ACCURACY, HELD_STEPS = 1e-8, 100
+"""Squared Newton decrement at which a search for fixed effects at given variances ends, and its steps at most."""
 START = 0.5
 """Standard deviation of every random effect at the first start."""
 
@@ -69,25 +82,28 @@ class GeneralizedMixedModel:
         family: Family,
         y: Array,
         trials: Array,
-        x: Array,
+        x: DistinctRows,
         terms: tuple[RandomTerm, ...],
         offset: Array,
         precision: Array,
         n_nodes: int = 1,
     ) -> None:
         self.family, self.y, self.trials, self.offset = family, y, trials, offset
-        self.n, self.p = x.shape
-        self.layout = Layout(terms)
-        q, r = DistinctRows.of(x).orthonormal()
+        self.n, self.p = len(y), x.rows.shape[1]
+        self._lay_out(terms)
+        q, r = x.orthonormal()
         self._q, self._r = replace(q, rows=q.rows * np.sqrt(self.n)), r / np.sqrt(self.n)
         to_beta = scipy.linalg.solve_triangular(self._r, np.eye(self.p))
         self._prior = to_beta.T @ (precision[:, None] * to_beta)
         self._constant = family.constant(y, trials)
+        nodes, weights = np.polynomial.hermite.hermgauss(n_nodes)
+        self._nodes, self._log_weights = nodes, np.log(weights) + nodes**2 - 0.5 * np.log(np.pi)
+
+    def _lay_out(self, terms: tuple[RandomTerm, ...]) -> None:
+        self.layout = Layout(terms)
         self._u = np.zeros(self.layout.size)
         self._diagonal = diagonal_mask(self.layout.terms)
         self._d = len(self._diagonal)
-        nodes, weights = np.polynomial.hermite.hermgauss(n_nodes)
-        self._nodes, self._log_weights = nodes, np.log(weights) + nodes**2 - 0.5 * np.log(np.pi)
 
     def _factors(self, theta: Array) -> list[Array]:
         factors = split(self.layout.terms, theta)
@@ -239,46 +255,118 @@ class GeneralizedMixedModel:
     def fit(self) -> Solution:
         """Find the optimum, and what inference about it needs."""
         diagonal = np.concatenate([self._diagonal, np.zeros(self.p, bool)])
-        optimum = minimise(self.objective, self._start(), self._curvature, diagonal)
-        return self._solution(optimum)
+        found = search(self.objective, self._start(), self._curvature, diagonal)
+        return self._solution(self._polished(found))
 
-    def restricted(self, theta: Array, beta: Array, weights: Array, *, free: bool) -> float:
+    def _polished(self, found: Found) -> Optimum:
+        """The optimum; where all variances of a term are 0, without the term, which would only cost time."""
+        owner = np.repeat(np.arange(len(self.layout.terms)), [len(term.free) for term in self.layout.terms])
+        needed = [place for place in range(len(self.layout.terms)) if not _is_null(found.x[: self._d][owner == place])]
+        if not needed or len(needed) == len(self.layout.terms):
+            return polish(self.objective, found, self._curvature, exact=False)
+        smaller = copy(self)
+        smaller._lay_out(tuple(self.layout.terms[place] for place in needed))
+        kept = np.concatenate([np.isin(owner, needed), np.ones(self.p, bool)])
+        inner = polish(
+            smaller.objective,
+            replace(found, x=found.x[kept], fixed=found.fixed[kept]),
+            smaller._curvature,
+            exact=False,
+        )
+        x, hessian = np.zeros(len(found.x)), np.zeros((len(found.x), len(found.x)))
+        x[kept], hessian[np.ix_(kept, kept)] = inner.x, inner.hessian
+        return replace(inner, x=x, hessian=hessian, fixed=found.fixed | ~kept)
+
+    def restricted(
+        self, theta: Array, weights: Array, held: Array | None
+    ) -> Callable[[Array], tuple[float, float]]:
         """The largest log-likelihood, less the prior's penalty, among fixed effects with the same `weights @ beta`.
 
         Args:
             theta: Variance parameters.
-            beta: Fixed effects to begin with, (p,); they say which value `weights @ beta` is to have.
             weights: Of the combination that is held, (p,).
-            free: Whether the variance parameters are estimated anew, beginning with `theta`, or held as well.
+            held: If the variances are held as well, the covariance of the fixed effects at them, (p, p); None if variances are estimated
+                again, beginning with `theta`.
+
+        Returns:
+            From fixed effects (p,), which say what value is held and where to begin, to that log-likelihood, and how fast it rises
+            with the value.
         """
         to_beta = scipy.linalg.solve_triangular(self._r, np.eye(self.p))
-        within = scipy.linalg.null_space((to_beta.T @ weights)[None])
-        if free:  # a variance of 0 is a stationary point, which a search would not leave
-            theta = np.where(self._diagonal & (np.abs(theta) < NEARLY_ZERO), 0.1, theta)
-        start = np.concatenate([theta, self._r @ beta])
-        basis = scipy.linalg.block_diag(np.eye(self._d) if free else np.zeros((self._d, 0)), within)
+        weights = to_beta.T @ weights
+        if held is not None:
+            return self._held(theta, weights, self._r @ held @ self._r.T)
+        within = scipy.linalg.null_space(weights[None])
+        # A variance of 0 is a stationary point, which a search would not leave.
+        theta = np.where(self._diagonal & (np.abs(theta) < NEARLY_ZERO), 0.1, theta)
+        basis = scipy.linalg.block_diag(np.eye(self._d), within)
 
-        def along(moved: Array) -> tuple[float, Array]:
+        def best(beta: Array) -> tuple[float, float]:
+            start = np.concatenate([theta, self._r @ beta])
+
+            def along(moved: Array) -> tuple[float, Array]:
+                value, gradient = self.objective(start + basis @ moved)
+                return value, basis.T @ gradient
+
+            curvature = basis.T @ self._curvature(start) @ basis
+            moved, _ = descend(Counter(along), np.zeros(basis.shape[1]), curvature)
             value, gradient = self.objective(start + basis @ moved)
-            return value, basis.T @ gradient
+            return -value, -float(gradient[self._d :] @ weights) / float(weights @ weights)
 
-        curvature = basis.T @ self._curvature(start) @ basis
-        return -descend(Counter(along), np.zeros(basis.shape[1]), curvature)[1]
+        return best
 
-    def _covariance(self, optimum: Optimum, mode: _Mode) -> Array:
-        """Covariance of the fixed effects, with the uncertainty of the variances that are not 0."""
+    def _held(self, theta: Array, weights: Array, inverse: Array) -> Callable[[Array], tuple[float, float]]:
+        """`restricted` at given variance parameters: quasi-Newton steps (BFGS) among fixed effects with the same `weights @ gamma`.
+
+        What is learnt of the second derivatives, and how the other fixed effects give way, serves the search at the next value.
+        """
+        moved = np.zeros(self.p)  # from the straight path, at the last value
+
+        def best(beta: Array) -> tuple[float, float]:
+            nonlocal moved, inverse
+            straight = self._r @ beta
+            at = straight + moved
+            value, gradient = self.objective(np.concatenate([theta, at]))
+            slope = gradient[self._d :]
+            for _ in range(HELD_STEPS):
+                pull = inverse @ weights
+                step = inverse @ slope
+                step -= pull * (weights @ step) / (weights @ pull)
+                if slope @ step < HELD_ACCURACY:
+                    break
+                other, value, its_slope = self._along(theta, at, step, value)
+                inverse = _renewed(inverse, other - at, its_slope - slope)
+                at, slope = other, its_slope
+            moved = at - straight
+            return -value, -float(slope @ weights) / float(weights @ weights)
+
+        return best
+
+    def _along(self, theta: Array, at: Array, step: Array, value: float) -> tuple[Array, float, Array]:
+        """Fixed effects after a step, which is halved until it leads down; the value there, and its derivatives by fixed effects."""
+        length = 1.0
+        while True:
+            other = at - length * step
+            its_value, gradient = self.objective(np.concatenate([theta, other]))
+            if its_value <= value + 1e-9 * (1 + abs(value)) or length < 1e-3:
+                return other, its_value, gradient[self._d :]
+            length /= 2
+
+    def _covariances(self, optimum: Optimum, mode: _Mode) -> tuple[Array, Array]:
+        """Covariances of the fixed effects: with the uncertainty of the variances that are not 0, and without."""
         free = np.flatnonzero(~optimum.fixed)
         hessian = optimum.hessian[np.ix_(free, free)]
         try:
             np.linalg.cholesky(hessian)
         except np.linalg.LinAlgError:  # no optimum, which the result says; at given variances, then
-            return np.linalg.inv(self._information(mode))
-        return np.linalg.inv(hessian)[-self.p :, -self.p :]
+            inverse = np.linalg.inv(self._information(mode))
+            return inverse, inverse
+        return np.linalg.inv(hessian)[-self.p :, -self.p :], np.linalg.inv(hessian[-self.p :, -self.p :])
 
     def _solution(self, optimum: Optimum) -> Solution:
         mode = self._mode(np.where(optimum.fixed, 0.0, optimum.x))
         to_beta = scipy.linalg.solve_triangular(self._r, np.eye(self.p))
-        covariance = self._covariance(optimum, mode)
+        covariance, held = (to_beta @ found @ to_beta.T for found in self._covariances(optimum, mode))
         factors = [np.where(np.abs(factor) <= FLOOR, 0.0, factor) for factor in mode.factors]
         blocks = [
             factor @ block @ factor.T
@@ -289,7 +377,8 @@ class GeneralizedMixedModel:
         return Solution(
             self.layout.terms,
             to_beta @ optimum.x[self._d :],
-            to_beta @ covariance @ to_beta.T,
+            covariance,
+            held,
             *in_units,
             sigma=1.0,
             log_likelihood=self._integral(mode)[0] + self._constant,
@@ -302,6 +391,21 @@ class GeneralizedMixedModel:
             starts=optimum.starts,
             optimizer="BFGS with analytic gradients, then Newton",
         )
+
+
+def _renewed(inverse: Array, step: Array, change: Array) -> Array:
+    """Inverse second derivatives after a step along which the gradient changed so (BFGS)."""
+    curvature = float(step @ change)
+    if curvature <= 1e-12 * float(np.linalg.norm(step) * np.linalg.norm(change)):
+        return inverse
+    moved = inverse @ change
+    crossed = np.outer(step, moved) / curvature
+    return np.asarray(inverse - crossed - crossed.T + (1 + change @ moved / curvature) / curvature * np.outer(step, step))
+
+
+def _is_null(entries: Array) -> bool:
+    """Whether a factor `L` with these entries says that nothing varies."""
+    return bool((np.abs(entries) < ZERO).all())
 
 
 def fixed_only(

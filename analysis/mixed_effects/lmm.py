@@ -149,10 +149,12 @@ class LinearMixedModel:
         ]
         modes = self.layout.parts(self.layout.scale(state.factors, state.u))
         in_units = in_data_units(self.layout.terms, factors, modes, blocks, sigma)
+        covariance = variance * to_beta @ inverse @ to_beta.T
         return Solution(
             self.layout.terms,
             to_beta @ (self._ols + state.beta),
-            variance * to_beta @ inverse @ to_beta.T,
+            covariance,
+            covariance,
             *in_units,
             sigma=sigma,
             log_likelihood=-optimum.value,

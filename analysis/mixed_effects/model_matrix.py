@@ -202,10 +202,13 @@ def levels_in(label: str, term: Sequence[str]) -> dict[str, str]:
 def _aliased(x: Array, names: Sequence[str]) -> tuple[NDArray[np.bool_], dict[str, str]]:
     """Which columns do not follow from those before them; for each that does, those of which it is made."""
     kept = np.ones(x.shape[1], bool)
+    aliased: dict[str, str] = {}
+    x = DistinctRows.of(x).rows  # which depend on each other as all rows do
     norms = np.linalg.norm(x, axis=0)
     scaled = x / np.where(norms > 0, norms, 1)
     gram = scaled.T @ scaled
-    aliased: dict[str, str] = {}
+    if _independent(gram):
+        return kept, aliased
     for column in range(x.shape[1]):
         before = np.flatnonzero(kept[:column])
         if norms[column] == 0:
@@ -228,6 +231,14 @@ def _aliased(x: Array, names: Sequence[str]) -> tuple[NDArray[np.bool_], dict[st
             parts = [names[int(place)] for place, weight in zip(before, weights, strict=True) if abs(weight) > 1e-6]
             aliased[names[column]] = " + ".join(parts)
     return kept, aliased
+
+
+def _independent(gram: Array) -> bool:
+    """Whether no column of a matrix follows from those before it, as its crossproducts (p, p) tell."""
+    try:
+        return bool((np.diag(np.linalg.cholesky(gram)) ** 2 > 1e-6).all())
+    except np.linalg.LinAlgError:
+        return False
 
 
 def coding(factor: str, levels: Sequence[Any], scheme: Any) -> Any:

@@ -82,6 +82,29 @@ def minimise(
         diagonal: Which parameters are diagonal entries of a factor `L` of a covariance matrix.
         exact: Whether gradients are exact to rounding, so that second derivatives can be taken to many digits.
     """
+    return polish(objective, search(objective, start, curvature, diagonal), curvature, exact)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended.
+
+    Attributes:
+        x: Parameters.
+        fixed: Which parameters are fixed at the boundary, at 0.
+        evaluations, starts: As in `Optimum`.
+    """
+
+    x: Array
+    fixed: NDArray[np.bool_]
+    evaluations: int
+    starts: int
+
+
+def search(
+    objective: Objective, start: Array, curvature: Callable[[Array], Array], diagonal: NDArray[np.bool_]
+) -> Found:
+    """Quasi-Newton steps to the minimum, with the variances that are 0 fixed there. Arguments as in `minimise`."""
     counter = Counter(objective)
     x, value = descend(counter, start, curvature(start))
     starts = 1
@@ -94,8 +117,7 @@ def minimise(
         if its_value < value - BETTER:
             x, value = descend(counter, other, curvature(other))
     x, value = _snap(counter, x, value, diagonal)
-    fixed = diagonal & (np.abs(x) < ZERO)
-    return _polish(counter, x, curvature, fixed, starts, exact)
+    return Found(x, diagonal & (np.abs(x) < ZERO), counter.calls, starts)
 
 
 class Counter:
@@ -156,29 +178,28 @@ def _snap(objective: Counter, x: Array, value: float, diagonal: NDArray[np.bool_
     return x, value
 
 
-def _polish(
-    objective: Counter,
-    x: Array,
-    curvature: Callable[[Array], Array],
-    fixed: NDArray[np.bool_],
-    starts: int,
-    exact: bool,
-) -> Optimum:
-    """Newton steps with second derivatives from differences of gradients, until those are the derivatives at the optimum."""
-    free = np.flatnonzero(~fixed)
-    value, gradient = objective(x)
+def polish(objective: Objective, found: Found, curvature: Callable[[Array], Array], exact: bool) -> Optimum:
+    """Newton steps with second derivatives from differences of gradients, until those are the derivatives at the optimum.
+
+    Args:
+        objective, curvature, exact: As in `minimise`.
+        found: Where to begin.
+    """
+    counter = Counter(objective)
+    x, free = found.x, np.flatnonzero(~found.fixed)
+    value, gradient = counter(x)
     hessian = np.zeros((len(x), len(x)))
     distance = np.inf if len(free) else 0.0
     guess = curvature(x) if len(free) else hessian
     for _ in range(ROUNDS if len(free) else 0):
-        inner = differentiate(objective, x, free, guess, exact)
+        inner = differentiate(counter, x, free, guess, exact)
         hessian = np.zeros_like(hessian)
         hessian[np.ix_(free, free)] = inner
         guess = np.where(np.eye(len(x)) * hessian > 0, hessian, guess)
-        x, value, gradient, before, distance = _newton(objective, x, value, gradient, free, inner)
+        x, value, gradient, before, distance = _newton(counter, x, value, gradient, free, inner)
         if before < (EXACT if exact else NEAR) or not distance < before:
             break
-    return Optimum(x, value, hessian, fixed, float(distance), objective.calls, starts)
+    return Optimum(x, value, hessian, found.fixed, float(distance), found.evaluations + counter.calls, found.starts)
 
 
 def _newton(

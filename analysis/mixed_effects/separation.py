@@ -55,22 +55,22 @@ def check_separation(design: Design) -> None:
 
 def _settled(design: Design) -> bool:
     """Whether the regression without random effects has a finite optimum, which excludes separation."""
-    q, _ = np.linalg.qr(design.x)
-    gamma = np.zeros(q.shape[1])
+    q, _ = design.distinct.orthonormal()
+    gamma = np.zeros(q.rows.shape[1])
     if (
         design.family.name == "poisson"
-    ):  # from a first step of iteratively reweighted least squares, for Newton's overshoots
-        gamma = q.T @ (np.log(design.y + 0.5) - design.offset)
+    ):  # a first step of iteratively reweighted least squares: Newton's would go too far
+        gamma = q.transposed_times(np.log(design.y + 0.5) - design.offset)
     for _ in range(12):
-        moments = design.family.moments(design.y, design.trials, q @ gamma + design.offset)
-        information = q.T @ (moments.weight[:, None] * q)
-        gradient = q.T @ (design.y - moments.mean)
+        moments = design.family.moments(design.y, design.trials, q.times(gamma) + design.offset)
+        information = q.gram(moments.weight)
+        gradient = q.transposed_times(design.y - moments.mean)
         try:
             step = np.linalg.solve(information, gradient)
         except np.linalg.LinAlgError:
             return False
         gamma = gamma + step
-        if not np.isfinite(gamma).all() or np.abs(q @ gamma).max() > CERTAIN:
+        if not np.isfinite(gamma).all() or np.abs(q.rows @ gamma).max() > CERTAIN:
             return False
         if gradient @ step < 1e-8:
             return True
@@ -81,12 +81,12 @@ def _margins(design: Design) -> tuple[Floats, Floats]:
     """Distinct rows, with columns of a largest value of 1: those whose product with a separating direction is at least 0, and at least
     once above it (the direction foretells the answer, or the 0), and those whose product is 0.
     """
-    x, index = np.unique(design.x, axis=0, return_inverse=True)
+    x = design.distinct.rows
     scaled = x / np.maximum(np.abs(x).max(axis=0), 1e-300)
-    successes = np.bincount(index.ravel(), design.y)
+    successes = design.distinct.totals(design.y)
     if design.family.name == "poisson":
         return -scaled[successes == 0], scaled[successes > 0]
-    failures = np.bincount(index.ravel(), design.trials - design.y)
+    failures = design.distinct.totals(design.trials - design.y)
     return np.vstack([scaled[successes > 0], -scaled[failures > 0]]), np.zeros((0, x.shape[1]))
 
 

@@ -53,7 +53,7 @@ def test_cell_means_are_those_of_lme4(reference: pd.DataFrame) -> None:
     sd, p = 0.2085, expit(np.array([1.3532, 0.8352]))
     part = 2 * sd**2 / 4 + (1 / (160 * p * (1 - p))).sum()
     assert between.df == pytest.approx(9 * max(1, between.se**2 / part) ** 2, rel=0.01)
-    assert fitted.steps == ("(1 | item:training) dropped: its variance is estimated as 0",)
+    assert fitted.chosen.steps == ("(1 | item:training) dropped: its variance is estimated as 0",)
 
 
 def test_rates_average_over_runs_and_items(reference: pd.DataFrame) -> None:

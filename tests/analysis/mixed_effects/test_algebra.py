@@ -7,6 +7,7 @@ from vlm_probe.analysis.mixed_effects import blocked_cholesky
 from vlm_probe.analysis.mixed_effects.blocked_cholesky import Layout
 from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
 from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.optimise import differentiate
 from vlm_probe.analysis.mixed_effects.response import BINOMIAL, POISSON
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
@@ -88,7 +89,7 @@ def test_gradients(monkeypatch, case, kind):
         family = BINOMIAL if kind == "binomial" else POISSON
         trials = rng.integers(1, 4, 400).astype(float) if kind == "binomial" else np.ones(400)
         y = rng.binomial(trials.astype(int), 0.6).astype(float)
-        model = GeneralizedMixedModel(family, y, trials, design, terms, 0.1 * x, np.array([0.0, 0.3]))
+        model = GeneralizedMixedModel(family, y, trials, DistinctRows.of(design), terms, 0.1 * x, np.array([0.0, 0.3]))
         size = sum(len(t.free) for t in terms) + 2
     at = rng.uniform(0.3, 0.9, size)
     gradient = model.objective(at)[1]
