@@ -311,7 +311,7 @@ class CellModel:
     def restricted(self, basis: Floats) -> float:
         """Log-likelihood with the log odds of cells confined to the columns of `basis` (cells, k), the random effects alike."""
         design = self.fit.design
-        return solve(replace(design, x=design.x @ basis), reml=False).log_likelihood
+        return solve(replace(design, x=design.x @ basis), reml=False, derivatives=False).log_likelihood
 
     def _vector(self, weights: Mapping[str, float]) -> Floats:
         unknown = set(weights) - set(self.cells)

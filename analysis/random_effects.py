@@ -72,7 +72,7 @@ def choose(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                found = fit(formula, data, family=family, prior_sd=prior)
+                found = fit(formula, data, family=family, prior_sd=prior, calc_derivs=False)
         except SeparationError as error:
             if prior is not None:
                 raise
@@ -102,7 +102,7 @@ def choose(
         sds = found.variance_components.groupby("group")["sd"].max()
         wide = [term for term in left if term not in keep and sds.get(group_of(term), 0.0) > WIDE]
         if family == "gaussian" or not wide:
-            return Chosen(found, tuple(steps), prior is not None, tuple(separated))
+            return Chosen(found.with_derivatives(), tuple(steps), prior is not None, tuple(separated))
         left.remove(wide[-1])
         separated.append(group_of(wide[-1]))
         steps.append(

@@ -181,6 +181,13 @@ class Layout:
 
     def places(self, pair: Pair) -> tuple[Array, Array]:
         """Row and column in `H` of every entry of a pair's blocks, `(m, k_first, k_second)` each."""
+        return self._places[pair.first, pair.second]
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, int], tuple[Array, Array]]:
+        return {(pair.first, pair.second): self._places_of(pair) for pair in self.pairs}
+
+    def _places_of(self, pair: Pair) -> tuple[Array, Array]:
         a, b = self.terms[pair.first], self.terms[pair.second]
         rows = self.offsets[pair.first] + pair.rows[:, None, None] * a.k + np.arange(a.k)[:, None]
         columns = self.offsets[pair.second] + pair.columns[:, None, None] * b.k + np.arange(b.k)
@@ -499,8 +506,11 @@ class Nesting:
         cells = [layout.places(pair) for pair in self.others]
         self.shape = (layout.terms[0].size, layout.rest - self.start)
         if cells:
-            self.rows = np.concatenate([rows.ravel() for rows, _ in cells])
-            self.columns = np.concatenate([columns.ravel() for _, columns in cells]) - layout.terms[0].size - self.start
+            rows = np.concatenate([rows.ravel() for rows, _ in cells])
+            columns = np.concatenate([columns.ravel() for _, columns in cells]) - layout.terms[0].size - self.start
+            self.order = np.lexsort((columns, rows))
+            self.columns = columns[self.order]
+            self.starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=self.shape[0]))])
 
     def _places(self, pair: Pair, mine: Pair, layout: Layout) -> NDArray[np.int64]:
         q = layout.terms[pair.second].q
@@ -508,8 +518,8 @@ class Nesting:
 
     def border(self, blocks: list[Array]) -> Any:
         """The blocks of the leading term with the other terms as one sparse matrix."""
-        values = np.concatenate([block.ravel() for block in blocks])
-        return scipy.sparse.csr_matrix((values, (self.rows, self.columns)), shape=self.shape)
+        values = np.concatenate([block.ravel() for block in blocks])[self.order]
+        return scipy.sparse.csr_matrix((values, self.columns, self.starts), shape=self.shape)
 
 
 class NestedFactorisation(Factorisation):

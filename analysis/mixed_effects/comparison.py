@@ -92,7 +92,7 @@ def omnibus(result: FittedModel) -> pd.DataFrame:
 def _without(result: FittedModel, kept: NDArray[Any]) -> float:
     """Log-likelihood (ML) with some columns of the fixed part only."""
     design = replace(result.design, x=result.design.x[:, kept])
-    return solve(design, reml=False, n_nodes=result.n_nodes).log_likelihood
+    return solve(design, reml=False, n_nodes=result.n_nodes, derivatives=False).log_likelihood
 
 
 def _by_ml(fit: FittedModel) -> FittedModel:

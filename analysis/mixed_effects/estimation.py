@@ -23,7 +23,9 @@ def prior_precision(design: Design, prior_sd: float | None) -> NDArray[np.float6
     return np.asarray((design.x.std(axis=0) / prior_sd) ** 2, dtype=float)
 
 
-def solve(design: Design, *, reml: bool, prior_sd: float | None = None, n_nodes: int = 1) -> Solution:
+def solve(
+    design: Design, *, reml: bool, prior_sd: float | None = None, n_nodes: int = 1, derivatives: bool = True
+) -> Solution:
     """Estimate a design, without any check.
 
     Args:
@@ -31,14 +33,15 @@ def solve(design: Design, *, reml: bool, prior_sd: float | None = None, n_nodes:
         reml: Whether to restrict the likelihood of a linear mixed model.
         prior_sd: As for `fit`.
         n_nodes: `nAGQ` of `fit`.
+        derivatives: Whether second derivatives are taken (`calc_derivs` of `fit`).
     """
     precision = prior_precision(design, prior_sd)
     if not design.terms:
         return fit_ordinary(design, precision)
     if design.family.name == "gaussian":
         y = design.y - design.offset
-        return LinearMixedModel(y, design.x, design.terms, design.weights, reml=reml).fit()
-    return engine(design, precision, n_nodes).fit()
+        return LinearMixedModel(y, design.x, design.terms, design.weights, reml=reml).fit(derivatives=derivatives)
+    return engine(design, precision, n_nodes).fit(derivatives=derivatives)
 
 
 def engine(design: Design, precision: Array, n_nodes: int) -> GeneralizedMixedModel:

@@ -63,6 +63,12 @@ class Solution:
     starts: int
     optimizer: str
 
+    @property
+    def theta(self) -> Array:
+        """Free entries of the factors of all terms, for their scaled designs, (d,); over the residual standard deviation."""
+        pairs = zip(self.terms, self.factors, strict=True)
+        return np.concatenate([(factor * term.scale[:, None] / self.sigma)[term.at] for term, factor in pairs])
+
 
 def in_data_units(
     terms: tuple[RandomTerm, ...], factors: list[Array], modes: list[Array], covariances: list[Array], sigma: float

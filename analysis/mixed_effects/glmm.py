@@ -36,6 +36,7 @@ from vlm_probe.analysis.mixed_effects.optimise import (
     descend,
     polish,
     search,
+    unpolished,
 )
 from vlm_probe.analysis.mixed_effects.response import Family, Moments
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
@@ -61,6 +62,75 @@ class _Mode:
     cross: CrossProducts
     factorisation: Factorisation
     value: float  # Laplace approximation of the log-likelihood
+
+
+class _Climb:
+    """The way to the mode of the random effects; their log-density is concave, so that halved steps cannot miss it.
+
+    Args:
+        model: Responses, layout and family.
+        factors: The factor `L` (k, k) of every term.
+        fixed: The linear predictor of the fixed effects, (n,).
+        u: Where to begin, (size,).
+    """
+
+    def __init__(self, model: GeneralizedMixedModel, factors: list[Array], fixed: Array, u: Array) -> None:
+        self._model, self._factors, self.u = model, factors, u
+        self.predictor = fixed + self._expand(u)
+        self.moments = model.family.moments(model.y, model.trials, self.predictor)
+        self.density = self.moments.log_likelihood - 0.5 * float(u @ u)
+
+    def _expand(self, u: Array) -> Array:
+        layout = self._model.layout
+        return layout.expand(layout.scale(self._factors, u))
+
+    def _gradient(self) -> Array:
+        layout = self._model.layout
+        residual = layout.project(self._model.y - self.moments.mean)
+        return layout.scale(self._factors, residual, transpose=True) - self.u
+
+    def _move(self, step: Array) -> None:
+        """Take a step, halved until the density rises."""
+        model, along, length = self._model, self._expand(step), 1.0
+        while True:
+            u, predictor = self.u + length * step, self.predictor + length * along
+            moments = model.family.moments(model.y, model.trials, predictor)
+            density = moments.log_likelihood - 0.5 * float(u @ u)
+            if density >= self.density - 1e-9 * (1 + abs(self.density)) or length < 1e-6:
+                break
+            length /= 2
+        self.u, self.predictor, self.moments, self.density = u, predictor, moments, density
+
+    def with_one(self, factorisation: Factorisation) -> None:
+        """Steps with a factorisation from nearby, which cost a fraction of Newton's, as long as each brings the mode much nearer."""
+        before = np.inf
+        while True:
+            gradient = self._gradient()
+            step = factorisation.solve(gradient)
+            decrement = float(gradient @ step)
+            if not decrement < before / 50:
+                return
+            before = decrement
+            self._move(step)
+            if decrement < MODE_TOLERANCE**2:
+                return
+
+    def by_newton(self) -> tuple[Factorisation, CrossProducts]:
+        """Newton's method; the factorisation at the mode, and the crossproducts that it was made of."""
+        close = False
+        for _ in range(100):
+            cross = self._model.layout.crossproducts(self.moments.weight)
+            factorisation = cross.factorise(self._factors)
+            if close:
+                break
+            gradient = self._gradient()
+            step = factorisation.solve(gradient)
+            decrement = float(gradient @ step)
+            if decrement < MODE_TOLERANCE**2:
+                break
+            close = decrement < MODE_TOLERANCE
+            self._move(step)
+        return factorisation, cross
 
 
 class GeneralizedMixedModel:
@@ -102,6 +172,7 @@ class GeneralizedMixedModel:
     def _lay_out(self, terms: tuple[RandomTerm, ...]) -> None:
         self.layout = Layout(terms)
         self._u = np.zeros(self.layout.size)
+        self._last: Factorisation | None = None
         self._diagonal = diagonal_mask(self.layout.terms)
         self._d = len(self._diagonal)
 
@@ -113,40 +184,17 @@ class GeneralizedMixedModel:
         return factors
 
     def _mode(self, parameters: Array) -> _Mode:
-        """Newton's method with halved steps; the log-density is concave, so that it cannot miss the mode."""
+        """The conditional mode: first steps with the last factorisation, while they lead there fast, then Newton's method."""
         factors = self._factors(parameters[: self._d])
-        fixed = self.offset + self._q.times(parameters[self._d :])
-        u = self._u
-        predictor = fixed + self.layout.expand(self.layout.scale(factors, u))
-        moments = self.family.moments(self.y, self.trials, predictor)
-        density = moments.log_likelihood - 0.5 * float(u @ u)
-        close = False
-        for _ in range(100):
-            cross = self.layout.crossproducts(moments.weight)
-            factorisation = cross.factorise(factors)
-            if close:
-                break
-            residual = self.layout.project(self.y - moments.mean)
-            gradient = self.layout.scale(factors, residual, transpose=True) - u
-            step = factorisation.solve(gradient)
-            decrement = float(gradient @ step)
-            if decrement < MODE_TOLERANCE**2:
-                break
-            close = decrement < MODE_TOLERANCE
-            along = self.layout.expand(self.layout.scale(factors, step))
-            length = 1.0
-            while True:
-                ahead = self.family.moments(self.y, self.trials, predictor + length * along)
-                moved = u + length * step
-                there = ahead.log_likelihood - 0.5 * float(moved @ moved)
-                if there >= density - 1e-9 * (1 + abs(density)) or length < 1e-6:
-                    break
-                length /= 2
-            u, predictor, moments, density = moved, predictor + length * along, ahead, there
-        self._u = u  # the next search begins here
-        return _Mode(
-            factors, u, predictor, moments, cross, factorisation, density - 0.5 * factorisation.log_determinant
-        )
+        climb = _Climb(self, factors, self.offset + self._q.times(parameters[self._d :]), self._u)
+        if (
+            self._last is not None and self.layout.rest**2 > self.n
+        ):  # where a factorisation costs more than a look at the rows
+            climb.with_one(self._last)
+        factorisation, cross = climb.by_newton()
+        self._u, self._last = climb.u, factorisation  # the next search begins here
+        value = climb.density - 0.5 * factorisation.log_determinant
+        return _Mode(factors, climb.u, climb.predictor, climb.moments, cross, factorisation, value)
 
     def objective(self, parameters: Array) -> tuple[float, Array]:
         """Minus the approximated log-likelihood at (theta, gamma), where `X beta = Q gamma`, and its gradient."""
@@ -154,10 +202,10 @@ class GeneralizedMixedModel:
         try:
             mode = self._mode(parameters)
         except np.linalg.LinAlgError:
-            self._u = before
+            self._u, self._last = before, None
             return np.inf, np.zeros_like(parameters)
         if not np.isfinite(mode.value):
-            self._u = np.zeros_like(before)
+            self._u, self._last = np.zeros_like(before), None
             return np.inf, np.zeros_like(parameters)
         gamma = parameters[self._d :]
         pull = self._prior @ gamma
@@ -252,10 +300,24 @@ class GeneralizedMixedModel:
         )
         return np.concatenate([np.where(self._diagonal, START, 0.0), gamma])
 
-    def fit(self) -> Solution:
-        """Find the optimum, and what inference about it needs."""
+    def fit(self, *, derivatives: bool = True) -> Solution:
+        """Find the optimum.
+
+        Args:
+            derivatives: Whether to take second derivatives, of which standard errors follow; without, they are those at the variances
+                that were estimated, as if those were known.
+        """
         diagonal = np.concatenate([self._diagonal, np.zeros(self.p, bool)])
         found = search(self.objective, self._start(), self._curvature, diagonal)
+        if not derivatives:
+            return self._solution(unpolished(self.objective, found, self._curvature))
+        return self._solution(self._polished(found))
+
+    def completed(self, solution: Solution) -> Solution:
+        """A solution without second derivatives, with them."""
+        x = np.concatenate([solution.theta, self._r @ solution.beta])
+        diagonal = np.concatenate([self._diagonal, np.zeros(self.p, bool)])
+        found = Found(x, diagonal & (np.abs(x) < ZERO), solution.evaluations, solution.starts)
         return self._solution(self._polished(found))
 
     def _polished(self, found: Found) -> Optimum:
@@ -277,9 +339,7 @@ class GeneralizedMixedModel:
         x[kept], hessian[np.ix_(kept, kept)] = inner.x, inner.hessian
         return replace(inner, x=x, hessian=hessian, fixed=found.fixed | ~kept)
 
-    def restricted(
-        self, theta: Array, weights: Array, held: Array | None
-    ) -> Callable[[Array], tuple[float, float]]:
+    def restricted(self, theta: Array, weights: Array, held: Array | None) -> Callable[[Array], tuple[float, float]]:
         """The largest log-likelihood, less the prior's penalty, among fixed effects with the same `weights @ beta`.
 
         Args:
@@ -400,7 +460,9 @@ def _renewed(inverse: Array, step: Array, change: Array) -> Array:
         return inverse
     moved = inverse @ change
     crossed = np.outer(step, moved) / curvature
-    return np.asarray(inverse - crossed - crossed.T + (1 + change @ moved / curvature) / curvature * np.outer(step, step))
+    return np.asarray(
+        inverse - crossed - crossed.T + (1 + change @ moved / curvature) / curvature * np.outer(step, step)
+    )
 
 
 def _is_null(entries: Array) -> bool:

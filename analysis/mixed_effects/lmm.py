@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vlm_probe.analysis.mixed_effects.blocked_cholesky import Factorisation, Layout
 from vlm_probe.analysis.mixed_effects.fitted import Solution, in_data_units
-from vlm_probe.analysis.mixed_effects.optimise import Optimum, minimise
+from vlm_probe.analysis.mixed_effects.optimise import Optimum, polish, search, unpolished
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
 Array = NDArray[Any]
@@ -129,11 +129,17 @@ class LinearMixedModel:
         state = self._state(theta)
         return expected_curvature(self.layout, state.factors, state.factorisation)
 
-    def fit(self) -> Solution:
-        """Find the optimum, and what inference about it needs."""
+    def fit(self, *, derivatives: bool = True) -> Solution:
+        """Find the optimum.
+
+        Args:
+            derivatives: Whether to take the second derivatives that degrees of freedom need.
+        """
         diagonal = diagonal_mask(self.layout.terms)
-        optimum = minimise(self.objective, np.where(diagonal, 1.0, 0.0), self._curvature, diagonal, exact=True)
-        return self._solution(optimum)
+        found = search(self.objective, np.where(diagonal, 1.0, 0.0), self._curvature, diagonal)
+        if not derivatives:
+            return self._solution(unpolished(self.objective, found, self._curvature))
+        return self._solution(polish(self.objective, found, self._curvature, exact=True))
 
     def _solution(self, optimum: Optimum) -> Solution:
         state = self._state(np.where(optimum.fixed, 0.0, optimum.x))

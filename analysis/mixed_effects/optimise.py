@@ -66,25 +66,6 @@ class Optimum:
         return bool(self.distance < 0.005)
 
 
-def minimise(
-    objective: Objective,
-    start: Array,
-    curvature: Callable[[Array], Array],
-    diagonal: NDArray[np.bool_],
-    exact: bool = False,
-) -> Optimum:
-    """Find the minimum of an objective, from more than one start if the first ends at a variance of 0.
-
-    Args:
-        objective: From parameters to value and gradient.
-        start: Parameters to begin with.
-        curvature: From parameters to approximate second derivatives (P, P), positive definite.
-        diagonal: Which parameters are diagonal entries of a factor `L` of a covariance matrix.
-        exact: Whether gradients are exact to rounding, so that second derivatives can be taken to many digits.
-    """
-    return polish(objective, search(objective, start, curvature, diagonal), curvature, exact)
-
-
 @dataclass(frozen=True)
 class Found:
     """Where a search ended.
@@ -104,7 +85,16 @@ class Found:
 def search(
     objective: Objective, start: Array, curvature: Callable[[Array], Array], diagonal: NDArray[np.bool_]
 ) -> Found:
-    """Quasi-Newton steps to the minimum, with the variances that are 0 fixed there. Arguments as in `minimise`."""
+    """Quasi-Newton steps to the minimum of an objective, with the variances that are 0 fixed there.
+
+    If the first search ends at a variance of 0, there is another from elsewhere.
+
+    Args:
+        objective: From parameters to value and gradient.
+        start: Parameters to begin with.
+        curvature: From parameters to approximate second derivatives (P, P), positive definite.
+        diagonal: Which parameters are diagonal entries of a factor `L` of a covariance matrix.
+    """
     counter = Counter(objective)
     x, value = descend(counter, start, curvature(start))
     starts = 1
@@ -178,12 +168,24 @@ def _snap(objective: Counter, x: Array, value: float, diagonal: NDArray[np.bool_
     return x, value
 
 
+def unpolished(objective: Objective, found: Found, curvature: Callable[[Array], Array]) -> Optimum:
+    """Where a search ended, with approximate second derivatives; arguments as in `polish`."""
+    value, gradient = objective(found.x)
+    free = ~found.fixed
+    hessian = curvature(found.x) * np.outer(free, free)
+    step = np.linalg.lstsq(hessian[np.ix_(free, free)], gradient[free], rcond=None)[0]
+    distance = float(np.sqrt(max(gradient[free] @ step, 0.0)))
+    return Optimum(found.x, value, hessian, found.fixed, distance, found.evaluations + 1, found.starts)
+
+
 def polish(objective: Objective, found: Found, curvature: Callable[[Array], Array], exact: bool) -> Optimum:
     """Newton steps with second derivatives from differences of gradients, until those are the derivatives at the optimum.
 
     Args:
-        objective, curvature, exact: As in `minimise`.
+        objective: From parameters to value and gradient.
         found: Where to begin.
+        curvature: From parameters to approximate second derivatives (P, P), positive definite.
+        exact: Whether gradients are exact to rounding, so that second derivatives can be taken to many digits.
     """
     counter = Counter(objective)
     x, free = found.x, np.flatnonzero(~found.fixed)

@@ -70,23 +70,17 @@ class ProfiledModel:
         """The engine of a generalised linear mixed model, which all profiles share."""
         return engine(self._result.design, self._precision, self._result.n_nodes)
 
-    @cached_property
-    def _theta(self) -> Array:
-        """Variance parameters, for the scaled designs of the terms."""
-        pairs = zip(self._solution.terms, self._solution.factors, strict=True)
-        return np.concatenate([(factor * term.scale[:, None])[term.at] for term, factor in pairs])
-
     def _restricted(self, weights: Array) -> Restricted:
         design = self._result.design
         if design.terms and design.family.name != "gaussian":
-            return self._model.restricted(self._theta, weights, None if self._free else self.covariance)
+            return self._model.restricted(self._solution.theta, weights, None if self._free else self.covariance)
         within = scipy.linalg.null_space(weights[None])
         if design.family.name == "gaussian":
 
             def linear(beta: Array) -> tuple[float, float]:
                 y = design.y - design.offset - design.x @ beta
                 model = LinearMixedModel(y, design.x @ within, design.terms, design.weights, reml=False)
-                return model.fit().log_likelihood, math.nan
+                return model.fit(derivatives=False).log_likelihood, math.nan
 
             return linear
 

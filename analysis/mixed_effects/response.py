@@ -58,11 +58,11 @@ class Family:
             predictor: The linear predictor, (n,).
         """
         if self.name == "binomial":
-            p = expit(predictor)
+            # One exponential, which cannot overflow, gives the rate and log(1 + exp(eta)).
+            small = np.exp(-np.abs(predictor))
+            p = np.where(predictor >= 0, 1.0, small) / (1.0 + small)
             weight = trials * p * (1 - p)
-            # log(1 + exp(eta)) without overflow, from what is there already.
-            softplus = np.maximum(predictor, 0) + log1p(np.exp(-np.abs(predictor)))
-            value = float(response @ predictor - trials @ softplus)
+            value = float(response @ predictor - trials @ (np.maximum(predictor, 0) + log1p(small)))
             return Moments(trials * p, weight, weight * (1 - 2 * p), value)
         mean = np.exp(np.minimum(predictor, 50.0))
         return Moments(mean, mean, mean, float(response @ predictor - mean.sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings as python_warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from vlm_probe.analysis.mixed_effects.diagnostics import (
     check_terms,
 )
 from vlm_probe.analysis.mixed_effects.errors import FitError, FitWarning
-from vlm_probe.analysis.mixed_effects.estimation import solve
+from vlm_probe.analysis.mixed_effects.estimation import engine, prior_precision, solve
 from vlm_probe.analysis.mixed_effects.fitted import FittedModel
 from vlm_probe.analysis.mixed_effects.inference import coefficient_table, strata
 from vlm_probe.analysis.mixed_effects.separation import check_separation
@@ -227,6 +227,20 @@ class FitResult(FittedModel):
         """
         return comparison.gee(self, group)
 
+    def with_derivatives(self) -> FitResult:
+        """The same fit of a logistic or Poisson mixed model with the second derivatives that `calc_derivs=False` left out."""
+        if self.family == "gaussian" or not self.design.terms:
+            return self
+        precision = prior_precision(self.design, self.prior_sd)
+        solution = engine(self.design, precision, self.n_nodes).completed(self.solution)
+        before = check_solution(self.design, self.solution, self.n_nodes)
+        kept = (warning for warning in self.warnings if warning not in before)
+        return replace(
+            self,
+            solution=solution,
+            warnings=(*kept, *check_solution(self.design, solution, self.n_nodes)),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain data, for JSON."""
         return printing.to_dict(self)
@@ -250,6 +264,7 @@ def fit(
     df: str | None = None,
     prior_sd: float | None = None,
     nAGQ: int = 1,
+    calc_derivs: bool = True,
 ) -> FitResult:
     """Fit a mixed-effects model.
 
@@ -273,6 +288,9 @@ def fit(
             fixed effect per standard deviation of its column, but the intercept's (Gelman et al., 2008, suggest 2.5).
         nAGQ: Logistic and Poisson models with one effect of one grouping factor, `(1 | person)`: nodes of adaptive Gauss-Hermite
             quadrature, as in lme4; 1 is the Laplace approximation. It errs where levels have few answers and differ much.
+        calc_derivs: Logistic and Poisson mixed models: whether to take second derivatives, as lme4's control has it. Without, standard
+            errors are those at the variances that were estimated, which takes a fraction of the time where fixed effects are many, and
+            does for a choice between models; `with_derivatives()` adds them.
 
     Returns:
         The result. Its `warnings`, which are raised as `FitWarning` too, say what a reader has to know.
@@ -298,7 +316,7 @@ def fit(
         )
     columns = strata(design)
     found += [*check_terms(design), *check_strata(design, columns), *check_repeats(design, data)]
-    solution = solve(design, reml=reml, prior_sd=prior_sd, n_nodes=nAGQ)
+    solution = solve(design, reml=reml, prior_sd=prior_sd, n_nodes=nAGQ, derivatives=calc_derivs)
     found += check_solution(design, solution, nAGQ)
     for text in found:
         python_warnings.warn(text, FitWarning, stacklevel=2)
