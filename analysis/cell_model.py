@@ -400,7 +400,7 @@ def _cells(data: pd.DataFrame, deterministic: bool) -> Cells:
     """The cells of the data, in the order of their categories."""
     names = list(data["cell"].cat.categories)
     by_cell = data.groupby("cell", observed=True)
-    counts: Floats = by_cell.size().reindex(names).to_numpy(float)
+    counts: Floats = np.asarray(by_cell.size().reindex(names), dtype=float)
     runs = data[data["trained"] == 1]
     of_runs = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=names).to_numpy(float)
     effects = [_design_effect(own) if deterministic else 1.0 for _, own in by_cell]

@@ -59,7 +59,8 @@ PACKAGES = ("vlm-probe", "numpy", "scipy", "pandas", "statsmodels", "matplotlib"
 
 DEFAULTS = Settings()
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str], None]
+"""Told what is done next, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def analyse(
         paths: As for `vlm_probe.analysis.frame.load`.
         out: Folder; made if it is not there.
         settings: What a reader can change.
-        progress: Told how many steps are done, and how many there are.
+        progress: Told what is done next, one section after the other.
         registration: What was planned beforehand; everything else is then called exploratory.
 
     Raises:
@@ -104,15 +105,16 @@ def analyse(
         RunError: If a folder holds no run, or another process is writing to `out`.
         OSError: If the folder cannot be written.
     """
-    step = _Steps(progress, 2 * len(SECTIONS) + 1)
+    tell = progress or _quiet
+    tell("reading the logs")
     material = select(load(paths), settings, registration)
-    step()
-    sections, failed = answer(material, step)
+    sections, failed = answer(material, tell)
     data = _data(sections, material)
     out.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     try:
-        _write(out, sections, data, step)
+        tell("writing figures and tables")
+        _write(out, sections, data)
     except OSError as error:
         # A disk that is full does not say where.
         raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
@@ -121,7 +123,7 @@ def analyse(
     return Report(tuple(sections), tuple(failed), data, out)
 
 
-def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Callable[[], None]) -> None:
+def _write(out: Path, sections: list[Section], data: dict[str, Any]) -> None:
     """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
     for left in out.glob(f"{PARTIAL}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -131,7 +133,6 @@ def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Calla
             for figure in section.figures:
                 figure.draw(made / FIGURES / figure.name)
             _write_tables(section, made / TABLES)
-            step()
         (made / DATA).write_text(
             json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -144,37 +145,30 @@ def _write(out: Path, sections: list[Section], data: dict[str, Any], step: Calla
             new.replace(out / new.name)
 
 
-def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:
+def _quiet(now: str) -> None:
+    """Nobody wants to know."""
+
+
+def answer(material: Material, progress: Progress = _quiet) -> tuple[list[Section], list[str]]:
     """All sections, and the keys of those that could not be computed although they should.
 
     Args:
         material: What the report is about.
-        step: Called after every section.
+        progress: Told the title of every section before it is computed.
     """
-    sections, failed = [], []
+    wanted = list(SECTIONS)
     is_registered = material.registration is not None
-    for key, title in SECTIONS:
-        if is_registered and key == BEFORE:
-            section, worked = _section(*REGISTERED, material)
-            sections.append(section)
-            failed += [] if worked else [REGISTERED[0]]
+    if is_registered:
+        wanted.insert([key for key, _ in SECTIONS].index(BEFORE), REGISTERED)
+    sections, failed = [], []
+    for number, (key, title) in enumerate(wanted, 1):
+        progress(f"{title} ({number} of {len(wanted)})")
         section, worked = _section(key, title, material)
         if is_registered and key not in NEVER_EXPLORATORY:
             section = replace(section, title=f"{section.title} (exploratory)")
         sections.append(section)
         failed += [] if worked else [key]
-        step()
     return sections, failed
-
-
-class _Steps:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._done, self._total = progress, 0, total
-
-    def __call__(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:

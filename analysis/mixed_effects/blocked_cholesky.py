@@ -106,6 +106,8 @@ class Layout:
         entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self.leading_pairs)
         share = entries / max(leading * self.rest, 1)
         self.sparse = self.rest > 0 and share < SPARSE_BELOW
+        self.patterns: list[Pattern] = []
+        self.bundles: list[Bundle] = []
         # Nested: each level of the leading term occurs with one of the second, so that the second stays block diagonal too.
         if (
             nest
@@ -143,7 +145,6 @@ class Layout:
         lengths = np.diff(self.csr_starts)[::k]
         self.patterns, alone = self._find_patterns(lengths)
         # Other levels of the leading term are worked on together with those that have as many entries.
-        self.bundles = []
         for c in np.unique(lengths[alone]):
             levels = alone[lengths[alone] == c]
             for some in np.array_split(levels, -(-len(levels) * int(c) ** 2 // CHUNK)):

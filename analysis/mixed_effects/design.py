@@ -235,7 +235,7 @@ def as_predictor(values: pd.Series, name: str) -> tuple[pd.Series, str]:
                 " slope, with pd.to_numeric, or a pandas Categorical"
             )
         return pd.Series(pd.Categorical(values), values.index), remark
-    what = " and ".join(sorted(kinds)) if found is None and _holds_objects(values) else str(values.dtype)
+    what = " and ".join(sorted(kinds)) if _holds_objects(values) else str(values.dtype)
     raise FitError(
         f"the column {name!r} is neither numbers nor names ({what}: {_some(values)}): make it one or the other, with pd.to_numeric or"
         " astype(str)"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from vlm_probe.analysis.mixed_effects.design import Design
 from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.expressions import as_factor
 from vlm_probe.analysis.mixed_effects.fitted import Solution, Stratum
 from vlm_probe.analysis.mixed_effects.model_matrix import levels_in
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
@@ -223,12 +224,12 @@ def check_strata(design: Design, columns: Sequence[Stratum]) -> list[str]:
         for term in design.terms:
             if name in term.columns:
                 continue
-            pairs = pd.DataFrame({"group": term.codes, "level": design.frame[name].cat.codes}).drop_duplicates()
+            factor = as_factor(design.frame[name]).cat
+            pairs = pd.DataFrame({"group": term.codes, "level": factor.codes}).drop_duplicates()
             if len(pairs) != term.q:
                 continue  # the factor varies within the group
             counts = pairs["level"].value_counts()
-            levels = design.frame[name].cat.categories
-            alone = [str(levels[code]) for code in sorted(counts.index[counts == 1])]
+            alone = [str(factor.categories[code]) for code in sorted(counts.index[counts == 1])]
             if alone:
                 found.append(
                     f"{name} = {joined(alone)} {'has' if len(alone) == 1 else 'have'} one level of {term.group} only: how much"

@@ -129,14 +129,18 @@ class LinearMixedModel:
         state = self._state(theta)
         return expected_curvature(self.layout, state.factors, state.factorisation)
 
-    def fit(self, *, derivatives: bool = True) -> Solution:
+    def fit(self, *, derivatives: bool = True, start: Array | None = None) -> Solution:
         """Find the optimum.
 
         Args:
             derivatives: Whether to take the second derivatives that degrees of freedom need.
+            start: Variance parameters to begin with, (d,).
         """
         diagonal = diagonal_mask(self.layout.terms)
-        found = search(self.objective, np.where(diagonal, 1.0, 0.0), self._curvature, diagonal)
+        theta = (
+            np.where(diagonal, 1.0, 0.0) if start is None else np.where(diagonal & (np.abs(start) < 0.1), 0.1, start)
+        )
+        found = search(self.objective, theta, self._curvature, diagonal)
         if not derivatives:
             return self._solution(unpolished(self.objective, found, self._curvature))
         return self._solution(polish(self.objective, found, self._curvature, exact=True))

@@ -35,8 +35,8 @@ with that value; nan where that is not known."""
 
 FARTHEST = 300.0
 """Standard errors beyond which a limit is called infinite."""
-ACCURACY = 1e-5
-"""Standard errors that a limit may be off."""
+ACCURACY, ROUGH = 1e-5, 1e-4
+"""Standard errors that a limit may be off; where slopes are not known, and every value is a fit."""
 
 
 class ProfiledModel:
@@ -80,7 +80,7 @@ class ProfiledModel:
             def linear(beta: Array) -> tuple[float, float]:
                 y = design.y - design.offset - design.x @ beta
                 model = LinearMixedModel(y, design.x @ within, design.terms, design.weights, reml=False)
-                return model.fit(derivatives=False).log_likelihood, math.nan
+                return model.fit(derivatives=False, start=self._solution.theta).log_likelihood, math.nan
 
             return linear
 
@@ -144,8 +144,9 @@ class Profile:
             value, slope = beyond(far)
         tolerance = ACCURACY * self.se
         if math.isnan(slope):
+            rough = ROUGH * self.se
             distance = float(
-                scipy.optimize.brentq(lambda d: beyond(d)[0] if d else -critical, near, far, xtol=tolerance, rtol=1e-6)
+                scipy.optimize.brentq(lambda d: beyond(d)[0] if d else -critical, near, far, xtol=rough, rtol=1e-6)
             )
             return self.estimate + side * distance
         distance = far

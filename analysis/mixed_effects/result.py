@@ -21,6 +21,7 @@ from vlm_probe.analysis.mixed_effects.diagnostics import (
     check_strata,
     check_terms,
 )
+from vlm_probe.analysis.mixed_effects.emmeans import Weights
 from vlm_probe.analysis.mixed_effects.errors import FitError, FitWarning
 from vlm_probe.analysis.mixed_effects.estimation import engine, prior_precision, solve
 from vlm_probe.analysis.mixed_effects.fitted import FittedModel
@@ -98,7 +99,7 @@ class FitResult(FittedModel):
     def contrast(
         self,
         of: str | Sequence[str] | Mapping[str, float],
-        weights: str | emmeans.Weights = "pairwise",
+        weights: str | Weights = "pairwise",
         by: str | Sequence[str] | None = None,
         *,
         at: Mapping[str, Any] | None = None,
@@ -130,7 +131,7 @@ class FitResult(FittedModel):
     def group_means_contrast(
         self,
         of: str | Sequence[str],
-        weights: str | emmeans.Weights = "pairwise",
+        weights: str | Weights = "pairwise",
         by: str | Sequence[str] | None = None,
         *,
         group: str | None = None,
