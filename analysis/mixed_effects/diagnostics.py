@@ -54,15 +54,16 @@ def check_design(design: Design, prior_sd: float | None = None) -> list[str]:
     found += design.remarks
     for column, reason in design.matrix.aliased.items():
         found.append(_alias(design, column, reason))
-    found += [
-        f"{name} is a factor with {len(levels):,} levels in {design.n:,} rows, most of them levels of their own: is it meant as numbers?"
+    many = [
+        f"{name} is a factor with {len(levels):,} levels in {design.n:,} rows: is it meant as numbers?"
         for name, levels in design.matrix.factors.items()
         if 2 * len(levels) > design.n
     ]
+    found += many
     if design.n <= design.x.shape[1]:
         raise FitError(
             f"{_counted(design.n, 'row')} cannot tell {_counted(design.x.shape[1], 'coefficient')}: take more rows or fewer"
-            " predictors"
+            f" predictors{''.join(f' ({text})' for text in many)}"
         )
     drawn = prior_sd is not None and bool((design.x.std(axis=0) > 0).all())  # with a prior on each, all are finite
     share = design.y / design.trials
@@ -312,11 +313,13 @@ def _equal_levels(design: Design, group: RandomTerm, other: RandomTerm) -> str:
 def _repeated_stimuli(design: Design, data: pd.DataFrame) -> list[str]:
     """Columns that name stimuli, are not in the formula, and settle every answer."""
     used = {name for term in design.terms for name in term.columns} | set(design.frame.columns)
-    rows = data.reset_index(drop=True).loc[design.frame.index]
-    for name in data.columns:
-        if name in used or not any(word in str(name).lower() for word in STIMULI):
+    for place, name in enumerate(map(str, data.columns)):
+        if name in used or not any(word in name.lower() for word in STIMULI):
             continue
-        codes = pd.factorize(rows[name])[0]
+        try:
+            codes = pd.factorize(data.iloc[:, place].to_numpy()[design.frame.index])[0]
+        except TypeError:  # of lists and the like, which are no names
+            continue
         counts = np.bincount(codes[codes >= 0])
         if not len(counts) or len(counts) < 2 or (counts > 1).mean() < 0.5:
             continue

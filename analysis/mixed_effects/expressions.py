@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -221,8 +222,13 @@ def as_factor(values: pd.Series) -> pd.Series:
         return values
     if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
         values = values.astype("Int64")
-    levels = sorted(values.dropna().unique().tolist())
-    return pd.Series(pd.Categorical(values.astype(object), levels), values.index)
+    try:
+        levels = values.dropna().unique().tolist()
+        with suppress(TypeError):  # numbers and text, which have no order
+            levels = sorted(levels)
+        return pd.Series(pd.Categorical(values.astype(object), levels), values.index)
+    except TypeError:
+        raise FitError(f"the column {values.name!r} holds no names of levels: make it text, with astype(str)") from None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,15 @@ INSIDE = frozenset(
 IN_PYTHON = {"^": "**", "%%": "%", "%/%": "//"}
 KEYWORDS = {"intercept": "include_intercept"}
 """Names of arguments in R, and here."""
+INSTEAD = {
+    "relevel": 'give another reference level as contrasts={factor: ("treatment", level)}',
+    "interaction": "write a:b",
+    "ordered": 'make the column an ordered pandas Categorical, and give contrasts={factor: "poly"}',
+    "as.integer": "write as.numeric() or floor()",
+    "mean": "write center() or scale(), which code other rows as those of the fit",
+    "s": "write ns() or bs()",
+}
+"""What to write for some functions of R that are not supported."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class MixedFormula:
         return self.symbols.plain(self.response[0])
 
 
-def parse(text: str, columns: Collection[str]) -> MixedFormula:
+def parse(text: object, columns: Collection[str]) -> MixedFormula:
     """Take a formula apart.
 
     The left-hand side is a column or an expression of columns; `cbind(k, n - k)` is counts of successes and failures.
@@ -97,6 +106,8 @@ def parse(text: str, columns: Collection[str]) -> MixedFormula:
     Raises:
         FitError: If it is not such a formula, takes a column that there is not, or calls what is not known.
     """
+    if not isinstance(text, str):
+        raise FitError(f"the formula is a {type(text).__name__}: write it as text, like {EXAMPLE!r}")
     found = [(str(match.lastgroup), match.group()) for match in TOKEN.finditer(text)]
     text = "".join(" " if kind == "space" else token for kind, token in found).strip()
     if sum(token == "~" for _, token in found) != 1:
@@ -180,6 +191,10 @@ class _Reader:
         """A column, the name of an argument, or a constant."""
         token = self._at(place)
         if self._in_call and self._at(place + 1) == "=":
+            if "." in token:
+                self._refuse(
+                    f"the argument {token} is not supported; see the documentation of formulaic for those of its functions"
+                )
             return KEYWORDS.get(token, token)
         if self._in_call and token in CONSTANTS and (self._at(place - 1) == "=" or token not in self._columns):
             return CONSTANTS[token]
@@ -206,7 +221,8 @@ class _Reader:
         token = self._at(place)
         name = SPELLINGS.get(token, token)
         if not is_function(name):
-            self._refuse(f"{token}() is not supported in formulas; compute it as a column of the data beforehand")
+            advice = INSTEAD.get(token, "compute it as a column of the data beforehand")
+            self._refuse(f"{token}() is not supported in formulas; {advice}")
         if name == "C" and place + 2 < len(self._tokens) and self._tokens[place + 2].kind in ("name", "quoted"):
             if self._at(place + 3) == ")":
                 return self._symbols.of(Variable(self._column(place + 2), is_factor=True)), 4

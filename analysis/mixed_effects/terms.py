@@ -215,7 +215,10 @@ def _levels(frame: pd.DataFrame, group: Sequence[str]) -> tuple[NDArray[np.int64
     names: list[Any] = [""]
     for name in group:
         column = frame[name]
-        factor = column if isinstance(column.dtype, pd.CategoricalDtype) else pd.Series(pd.Categorical(column))
+        try:
+            factor = column if isinstance(column.dtype, pd.CategoricalDtype) else pd.Series(pd.Categorical(column))
+        except TypeError:
+            raise FitError(f"the column {name!r} holds no names to group by: make it text, with astype(str)") from None
         own = list(factor.cat.categories)
         both = codes * len(own) + factor.cat.codes.to_numpy(dtype=np.int64)
         found, codes = np.unique(both, return_inverse=True)

@@ -249,15 +249,15 @@ def test_a_factor_with_nearly_as_many_levels_as_rows_warns(table):
     assert any("label is a factor with 41 levels in 72 rows" in str(one.message) for one in caught)
 
 
-def test_the_cases_of_the_memory_study():
-    # 12 people, 5 scenes: a column called `from`, weights in another order.
-    rng = np.random.default_rng(0)
-    d = pd.DataFrame(
-        {"person": np.repeat(np.arange(12), 5), "from": np.tile(["near", "far", "near", "far", "far"], 12)}
-    )
-    d["seconds"] = 4 + 0.3 * (d["from"] == "near") + rng.normal(0, 0.4, 60)
-    row = quietly("seconds ~ from + (1 | person)", d).coefficients.loc["from[T.near]"]
-    same = quietly("seconds ~ origin + (1 | person)", d.rename(columns={"from": "origin"})).coefficients.loc[
-        "origin[T.near]"
-    ]
-    assert row["estimate"] == same["estimate"] and row["se"] == same["se"]
+def test_what_is_no_name_is_no_group_and_no_factor(table):
+    odd = table.assign(tags=[[v] for v in table.scene], item_tags=[[v] for v in table.scene])
+    for formula in ("seconds ~ load + (1 | tags)", "seconds ~ factor(tags)"):
+        with pytest.raises(FitError, match="the column 'tags' holds no names"):
+            quietly(formula, odd)
+    assert quietly("I(named > 3) ~ load + (1 | person)", odd, family="binomial").n_rows == 72
+    mixed = table.assign(scene=[v if v % 2 else str(v) for v in table.scene])
+    assert len(quietly("seconds ~ factor(scene)", mixed).coefficients) == 6
+    with pytest.raises(FitError, match=r"72 rows cannot tell 7\d coefficients.*row is a factor with 72 levels"):
+        quietly("seconds ~ row", table.assign(row=[f"r{v}" for v in range(72)]))
+    with pytest.raises(FitError, match="the formula is a list"):
+        quietly(["seconds ~ load"], table)
