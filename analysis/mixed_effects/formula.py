@@ -1,4 +1,4 @@
-"""Formulas in the notation of lme4, taken apart: `correct ~ method*shift + (1 | run) + (1 + margin | item)`.
+"""Formulas in the notation of lme4, taken apart: `correct ~ method*shift + (1 + margin | run) + (1 | item)`.
 
 Columns may have any name. So that no parser takes a name for anything else (`from`, `1`, `load*2`), symbols replace the names of columns
 before a formula is read, and the names stand again in everything that is printed. What R writes as `x^2`, `factor(x)` or `TRUE` is

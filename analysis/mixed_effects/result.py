@@ -273,7 +273,7 @@ def fit(
     approximation. A formula without random effects is an ordinary (generalised) linear model.
 
     Args:
-        formula: In the notation of lme4: `correct ~ method*shift + (1 | run) + (1 + margin | item)`. The fixed part has the
+        formula: In the notation of lme4: `correct ~ method*shift + (1 + margin | run) + (1 | item)`. The fixed part has the
             grammar of formulaic; the response is a column, an expression, or `cbind(successes, failures)`.
         data: One row per trial, or per cell of counts. Text, booleans and categoricals are factors; categoricals keep the
             order of their levels, of which the first is the reference level.
