@@ -106,7 +106,6 @@ def analyse(
         OSError: If the folder cannot be written.
     """
     tell = progress or _quiet
-    tell("reading the logs")
     material = select(load(paths), settings, registration)
     sections, failed = answer(material, tell)
     data = _data(sections, material)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vlm_probe.analysis.mixed_effects.errors import FitError
-from vlm_probe.analysis.mixed_effects.expressions import as_factor, as_numbers, values_of
+from vlm_probe.analysis.mixed_effects.expressions import Variable, as_factor, as_numbers, values_of
 from vlm_probe.analysis.mixed_effects.formula import MixedFormula, parse
 from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows, FixedMatrix, fixed_part
 from vlm_probe.analysis.mixed_effects.response import FAMILIES, Family, checked_response, of_two_names
@@ -112,39 +112,18 @@ def build(
     data = named(data)
     parsed = parse(formula, list(data.columns))
     symbols = parsed.symbols
-    variables = symbols.variables(" ".join([parsed.fixed, *(part.effects for part in parsed.random)])).values()
-    predictors = list(dict.fromkeys(one.column for one in variables))
     groups = sorted({name for part in parsed.random for name in part.group})
-    used = list(dict.fromkeys([*predictors, *groups]))
-    frame = taken(data, list(dict.fromkeys([*used, *symbols.columns(" ".join([*parsed.response, *parsed.offsets]))])))
-
-    given = {
-        name: given_column(data, name, value)
-        for name, value in (("offset", offset), ("trials", trials), ("weights", weights))
-        if value is not None
-    }
-    if parsed.offsets:
-        if offset is not None:
-            raise FitError("the offset is given twice: in the formula, and as offset=; leave one of them out")
-        parts = (values_of(part, symbols, frame, "offset") for part in parsed.offsets)
-        given["offset"] = sum(parts, np.zeros(len(frame)))
+    used = list(dict.fromkeys([*(one.column for one in _predictors(parsed)), *groups]))
+    others = symbols.columns(" ".join([*parsed.response, *parsed.offsets]))
+    frame = taken(data, list(dict.fromkeys([*used, *others])))
+    given = _given(parsed, data, frame, {"offset": offset, "trials": trials, "weights": weights})
     response, success = _response(parsed, frame, family)
-    frame = frame[used].copy()
-    remarks = []
-    for name in predictors:
-        if all(one.is_factor for one in variables if one.column == name):
-            frame[name] = as_factor(frame[name])
-            continue
-        frame[name], remark = as_predictor(frame[name], name)
-        remarks += [remark] if remark else []
+    frame, remarks = _typed(parsed, frame[used])
     names = [symbols.plain(part) for part in parsed.response]
     keep, dropped = complete(
         {**dict(zip(names, response, strict=True)), **{name: frame[name] for name in used}, **given}
     )
-    frame = frame.loc[keep]
-    for name in predictors:
-        if isinstance(frame[name].dtype, pd.CategoricalDtype):
-            frame[name] = frame[name].cat.remove_unused_categories()
+    frame = _without_unused_levels(frame.loc[keep])
     given = {name: values[keep] for name, values in given.items()}
     n = len(frame)
     y, n_trials, row_weights = checked_response(
@@ -170,8 +149,45 @@ def build(
         terms=random_terms(effects, frame),
         dropped=dropped,
         success=success,
-        remarks=tuple(remarks),
+        remarks=remarks,
     )
+
+
+def _predictors(parsed: MixedFormula) -> list[Variable]:
+    """The columns that fixed and random effects are made of."""
+    parts = [parsed.fixed, *(part.effects for part in parsed.random)]
+    return list(parsed.symbols.variables(" ".join(parts)).values())
+
+
+def _given(
+    parsed: MixedFormula, data: pd.DataFrame, frame: pd.DataFrame, arguments: Mapping[str, Column]
+) -> dict[str, Array]:
+    """Offset, trials and weights, (n,) each, as far as there are any."""
+    found = {name: given_column(data, name, value) for name, value in arguments.items() if value is not None}
+    if parsed.offsets:
+        if "offset" in found:
+            raise FitError("the offset is given twice: in the formula, and as offset=; leave one of them out")
+        parts = (values_of(part, parsed.symbols, frame, "offset") for part in parsed.offsets)
+        found["offset"] = sum(parts, np.zeros(len(frame)))
+    return found
+
+
+def _typed(parsed: MixedFormula, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The columns with predictors as numbers and categoricals; and what a reader has to know about how they were taken."""
+    frame, remarks = frame.copy(), []
+    predictors = _predictors(parsed)
+    for name in dict.fromkeys(one.column for one in predictors):
+        if all(one.is_factor for one in predictors if one.column == name):
+            frame[name] = as_factor(frame[name])
+        else:
+            frame[name], remark = as_predictor(frame[name], name)
+            remarks += [remark] if remark else []
+    return frame, tuple(remarks)
+
+
+def _without_unused_levels(frame: pd.DataFrame) -> pd.DataFrame:
+    factors = frame.select_dtypes("category")
+    return frame.assign(**{str(name): own.cat.remove_unused_categories() for name, own in factors.items()})
 
 
 def _response(parsed: MixedFormula, frame: pd.DataFrame, family: str) -> tuple[list[Array], str]:

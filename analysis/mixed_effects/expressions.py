@@ -100,8 +100,8 @@ class Symbols:
 
         def name(match: re.Match[str]) -> str:
             symbol = match.group()
-            if symbol in self.texts:
-                return repr(self.texts[symbol])
+            if symbol not in self._variables:  # a text, or part of the name of a level
+                return repr(self.texts[symbol]) if symbol in self.texts else symbol
             column = self._variables[symbol].column
             return f"`{column}`" if column == "Intercept" else column
 

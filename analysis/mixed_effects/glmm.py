@@ -64,6 +64,17 @@ class _Mode:
     value: float  # Laplace approximation of the log-likelihood
 
 
+@dataclass(frozen=True)
+class _Nodes:
+    """What adaptive quadrature needs of its nodes."""
+
+    at: Array  # the random effects there, (q, K)
+    share: Array  # of each in the integral of its level, (q, K)
+    pull: Array  # h', (q, K)
+    residuals: Array  # y - mean, (K, n)
+    value: float  # the log-likelihood without its constant
+
+
 class _Climb:
     """The way to the mode of the random effects; their log-density is concave, so that halved steps cannot miss it.
 
@@ -187,9 +198,8 @@ class GeneralizedMixedModel:
         """The conditional mode: first steps with the last factorisation, while they lead there fast, then Newton's method."""
         factors = self._factors(parameters[: self._d])
         climb = _Climb(self, factors, self.offset + self._q.times(parameters[self._d :]), self._u)
-        if (
-            self._last is not None and self.layout.rest**2 > self.n
-        ):  # where a factorisation costs more than a look at the rows
+        # Worth it where a factorisation costs more than a look at the rows.
+        if self._last is not None and self.layout.rest**2 > self.n:
             climb.with_one(self._last)
         factorisation, cross = climb.by_newton()
         self._u, self._last = climb.u, factorisation  # the next search begins here
@@ -218,41 +228,47 @@ class GeneralizedMixedModel:
         return (mode.value, self._gradient(mode)) if len(self._nodes) == 1 else self._quadrature(mode)
 
     def _quadrature(self, mode: _Mode) -> tuple[float, Array]:
-        """The same by adaptive quadrature, for one effect of one grouping factor."""
+        """The same by adaptive quadrature, for one effect of one grouping factor.
+
+        With shares pi_k of the nodes u_k = u* + sqrt(2) s x_k in the integral of a level,
+
+            d log I = sum_k pi_k (dh(u_k) + h'(u_k) (du* + sqrt(2) x_k ds)) + d log s,
+
+        where du* follows from h'(u*) = 0, and ds from s^-2 = -h''(u*).
+        """
         (term,), theta = self.layout.terms, float(mode.factors[0][0, 0])
         z, u, weight, slope = term.values[:, 0], mode.u, mode.moments.weight, mode.moments.weight_slope
+        of = term.codes
+        z_w_z, z_slope_z2 = term.sums(weight * z**2), term.sums(slope * z**3)
+        bend = 1 + theta**2 * z_w_z  # -h''(u*)
+        nodes = self._at_nodes(term, theta, mode, bend**-0.5)
+        pull = nodes.share * nodes.pull
+        # What the integral gains per unit of s^-2, and of u* with s^-2 following.
+        by_bend = -0.5 * (1 + (pull * np.sqrt(2) * self._nodes).sum(1) * bend**-0.5) / bend
+        by_mode = pull.sum(1) + by_bend * theta**3 * z_slope_z2
+        rows = np.einsum("nk,kn->n", nodes.share[of], nodes.residuals)
+        rows += (by_bend * theta**2)[of] * slope * z**2 - (by_mode * theta / bend)[of] * weight * z
+        mode_slope = (term.sums((self.y - mode.moments.mean) * z) - theta * u * z_w_z) / bend
+        of_theta = np.einsum("kn,nk,n->", nodes.residuals, (nodes.share * nodes.at)[of], z, optimize=True)
+        of_theta += (by_bend * (2 * theta * z_w_z + theta**2 * u * z_slope_z2) + by_mode * mode_slope).sum()
+        return nodes.value, np.concatenate([[of_theta], self._q.transposed_times(rows)])
 
-        def sums(rows: Array) -> Array:
-            return np.bincount(term.codes, rows, term.q)
-
-        information = 1 + theta**2 * sums(weight * z**2)  # -h''(u*)
-        s = information**-0.5
-        at = u[:, None] + np.sqrt(2) * s[:, None] * self._nodes  # (q, K)
-        fixed = mode.predictor - theta * z * u[term.codes]
+    def _at_nodes(self, term: RandomTerm, theta: float, mode: _Mode, s: Array) -> _Nodes:
+        """The integrands at the nodes, for widths `s` (q,)."""
+        z = term.values[:, 0]
+        at = mode.u[:, None] + np.sqrt(2) * s[:, None] * self._nodes
+        fixed = mode.predictor - theta * z * mode.u[term.codes]
         residuals = np.empty((len(self._nodes), self.n))
-        log_density, pull = np.empty_like(at), np.empty_like(at)  # h and h' at the nodes
+        log_density, pull = np.empty_like(at), np.empty_like(at)
         for k in range(len(self._nodes)):
             predictor = fixed + theta * z * at[term.codes, k]
             residuals[k] = self.y - self.family.moments(self.y, self.trials, predictor).mean
-            log_density[:, k] = sums(self.family.log_density(self.y, self.trials, predictor)) - at[:, k] ** 2 / 2
-            pull[:, k] = theta * sums(residuals[k] * z) - at[:, k]
+            density = self.family.log_density(self.y, self.trials, predictor)
+            log_density[:, k] = term.sums(density) - at[:, k] ** 2 / 2
+            pull[:, k] = theta * term.sums(residuals[k] * z) - at[:, k]
         terms = self._log_weights + log_density
         total = logsumexp(terms, axis=1, keepdims=True)
-        share = np.exp(terms - total)  # of each node in the integral of its level
-
-        # d log I = sum_k share_k (dh + h' (du* + sqrt(2) x_k ds)) + d log s; du* and ds follow from h'(u*) = 0 and s^-2 = -h''(u*).
-        by_s = 1 + (share * pull * np.sqrt(2) * self._nodes).sum(1) * s
-        of_s = -0.5 * by_s / information
-        by_u = (share * pull).sum(1) + of_s * theta**3 * sums(slope * z**3)
-        mean_residual = np.einsum("nk,kn->n", share[term.codes], residuals)
-        rows = (of_s * theta**2)[term.codes] * slope * z**2 - (by_u * theta / information)[term.codes] * weight * z
-        own = (self.y - mode.moments.mean) * z
-        mode_slope = (sums(own) - theta * u * sums(weight * z**2)) / information
-        of_theta = float(np.einsum("kn,nk,n->", residuals, (share * at)[term.codes], z, optimize=True))
-        of_theta += float((of_s * (2 * theta * sums(weight * z**2) + theta**2 * u * sums(slope * z**3))).sum())
-        of_theta += float((by_u * mode_slope).sum())
-        gradient = np.concatenate([[of_theta], self._q.transposed_times(mean_residual + rows)])
-        return float(total.sum() + np.log(s).sum()), gradient
+        return _Nodes(at, np.exp(terms - total), pull, residuals, float(total.sum() + np.log(s).sum()))
 
     def _gradient(self, mode: _Mode) -> Array:
         layout, factors, moments = self.layout, mode.factors, mode.moments

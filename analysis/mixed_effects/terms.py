@@ -82,6 +82,10 @@ class RandomTerm:
         factor[self.at] = parameters
         return factor
 
+    def sums(self, rows: Array) -> Array:
+        """Sums of a vector (n,) over the rows of each level, (q,)."""
+        return np.bincount(self.codes, rows, self.q)
+
     def product(self, effects: Array) -> Array:
         """`Z @ b` (n,) for effects `b` (q, k) of the scaled design."""
         if self.k == 1:

@@ -105,6 +105,16 @@ def test_factors_and_groups_may_have_any_name(table, name):
         quietly(f"seconds ~ {quoted(name)}", alone[alone[name] == "far"])
 
 
+def test_levels_may_read_like_symbols(table):
+    odd = table.assign(side=np.where(table.side == "near", "ǂc7ǂ", 'ǂt0ǂ "x"'))
+    found = quietly("seconds ~ load*side + (1 | person)", odd)
+    assert list(found.emmeans("side")["side"]) == sorted(odd.side.unique())
+    assert (
+        found.coefficients.index[2] in ("side[T.ǂc7ǂ]", 'side[T.ǂt0ǂ "x"]') or "side[T." in found.coefficients.index[1]
+    )
+    np.testing.assert_allclose(found.predict(odd), found.predict(), rtol=1e-9)
+
+
 def test_names_that_are_python_words_need_no_quotes(table):
     plain = quietly("seconds ~ load*side + (1 | person)", table)
     for name in ("from", "lambda", "True", "None", "reaction.time", "log"):
