@@ -13,6 +13,7 @@ from vlm_probe.analysis.pooling import mean_over_runs
 from vlm_probe.analysis.proportions import wilson
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.selection import CELL, cells, need, plain_trials, present
+from vlm_probe.stimuli.errors import InvalidInput
 
 BINS = 10
 
@@ -51,7 +52,7 @@ def calibration(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Calibration:
     found = plain_trials(trials)
     found = found[found["confidence"].notna()]
     if found.empty:
-        raise ValueError(
+        raise InvalidInput(
             "no trial has option probabilities, as calibration needs: run with `probe run --readout options`"
         )
     names = present(found, by)

@@ -402,7 +402,7 @@ def _cells(data: pd.DataFrame, deterministic: bool) -> Cells:
     by_cell = data.groupby("cell", observed=True)
     counts: Floats = np.asarray(by_cell.size().reindex(names), dtype=float)
     runs = data[data["trained"] == 1]
-    of_runs = pd.crosstab(runs["run"], runs["cell"], dropna=False).reindex(columns=names).to_numpy(float)
+    of_runs = pd.crosstab(runs["run"], runs["cell"].astype(str)).reindex(columns=names, fill_value=0).to_numpy(float)
     effects = [_design_effect(own) if deterministic else 1.0 for _, own in by_cell]
     return Cells(
         names=tuple(names),

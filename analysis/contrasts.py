@@ -23,6 +23,7 @@ from vlm_probe.analysis.run_means import HOW, contrast_of_means, per_item, run_m
 from vlm_probe.analysis.selection import cells
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.transfer import with_names
+from vlm_probe.stimuli.errors import InvalidInput
 
 REINFORCEMENT = ("ppo", "grpo", "rloo")
 IMITATION = "sft"
@@ -82,7 +83,7 @@ def planned_contrasts(
     plain_regime = (table["regime"].astype(str) == regime) | (method == UNTRAINED)
     table = table[plain_regime]
     if "transfer" not in table.columns or table["transfer"].isna().all():
-        raise ValueError(
+        raise InvalidInput(
             "none of the runs is of a trained model: contrasts need runs with adapters beside the base model"
         )
     rows: list[dict[str, Any]] = []
@@ -120,7 +121,7 @@ def planned_contrasts(
                 f"{model}: no run of the untrained model, so that methods can only be compared with each other"
             )
     if not rows:
-        raise ValueError(
+        raise InvalidInput(
             "one kind of training alone, and no untrained model: a contrast needs another side; add runs of the untrained model"
             " (`probe run` without --adapter)"
         )

@@ -13,6 +13,7 @@ from vlm_probe.analysis.pooling import OVER_RUNS, pool
 from vlm_probe.analysis.rates import rate_over_runs
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.selection import CELL, cells, first_attempts, item_groups, need, present
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 def controls(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
@@ -38,7 +39,7 @@ def controls(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
     intact = table.loc[table["_code"] == "", [*keys, *values]]
     both = table.loc[table["_code"] != "", [*keys, "_code", *values]].merge(intact, on=keys, suffixes=("", "_intact"))
     if both.empty:
-        raise ValueError("no item was asked both plainly and in another manner: use `probe run --design controls`")
+        raise InvalidInput("no item was asked both plainly and in another manner: use `probe run --design controls`")
     order = list(dict.fromkeys(both["_code"]))
     rows = []
     for key, members in cells(both, columns):

@@ -14,6 +14,8 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
+from vlm_probe.stimuli.errors import InvalidInput
+
 MEDIUM = math.sqrt(2) / 2
 """Scale of the Cauchy prior on the effect size that R's BayesFactor calls "medium"."""
 
@@ -141,11 +143,13 @@ def equivalence(
     """
     low, high = (-float(bound), float(bound)) if isinstance(bound, int | float) else (float(bound[0]), float(bound[1]))
     if not low < high:
-        raise ValueError(f"the equivalence bound ({low:g}, {high:g}) is empty: give a positive number, or (low, high)")
+        raise InvalidInput(
+            f"the equivalence bound ({low:g}, {high:g}) is empty: give a positive number, or (low, high)"
+        )
     below, above = se if isinstance(se, tuple) else (se, se)
     toward_0 = below if estimate > 0 else above
     if min(below, above) < 0:
-        raise ValueError(f"a standard error cannot be negative, got {min(below, above):g}")
+        raise InvalidInput(f"a standard error cannot be negative, got {min(below, above):g}")
     if not (math.isfinite(estimate) and math.isfinite(below + above) and min(below, above) > 0 and df > 0):
         # Without a spread between runs (one run, or runs that all agree) nothing can be tested.
         nan = math.nan
@@ -219,7 +223,7 @@ def jzs(t: float, df: float, n: float, scale: float = MEDIUM) -> BayesFactor:
         ValueError: If df, n or scale is not positive.
     """
     if not (df > 0 and n > 0 and scale > 0):
-        raise ValueError(f"a JZS Bayes factor needs df, n and scale above 0, got {df:g}, {n:g}, {scale:g}")
+        raise InvalidInput(f"a JZS Bayes factor needs df, n and scale above 0, got {df:g}, {n:g}, {scale:g}")
     method = f"JZS, Cauchy prior with scale {scale:.3f}"
     if not math.isfinite(t):
         return BayesFactor(math.nan, math.nan, method, t, df, n)
@@ -283,7 +287,9 @@ def bic_bayes_factor(log_likelihood_null: float, log_likelihood_full: float, par
         ValueError: If the effect has no parameters or there are fewer than two units.
     """
     if parameters < 1 or n < 2:
-        raise ValueError(f"a BIC approximation needs an effect and two units, got {parameters} parameters and n = {n}")
+        raise InvalidInput(
+            f"a BIC approximation needs an effect and two units, got {parameters} parameters and n = {n}"
+        )
     value = log_likelihood_full - log_likelihood_null - 0.5 * parameters * math.log(n)
     method = f"BIC approximation with n = {n} (unit-information prior)"
     return BayesFactor(math.exp(value) if value < 700 else math.inf, value, method, n=float(n))

@@ -12,6 +12,7 @@ import pandas as pd
 from vlm_probe.analysis.pooling import mean_over_runs
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 def error_consistency(
@@ -43,7 +44,7 @@ def error_consistency(
     watched = watched.rename(columns={"model": "observer", "success": "its"}).astype(text)
     table = plain_trials(trials).drop(columns="observer", errors="ignore").astype(text).merge(watched, on=shared)
     if table.empty:
-        raise ValueError("no observer was asked the items that the models were asked: run them on the same set")
+        raise InvalidInput("no observer was asked the items that the models were asked: run them on the same set")
     columns, rows = present(table, by), []
     for key, members in cells(table, [*columns, "observer"]):
         *cell, observer = key

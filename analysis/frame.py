@@ -9,125 +9,45 @@ refused, because it would count as two observations.
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vlm_probe.analysis.labels import natural_key
 from vlm_probe.analysis.levels import TRANSFER, families, family_of
 from vlm_probe.analysis.logs import GROUNDING, Source, find, read_log
 from vlm_probe.analysis.training import CURVE_COLUMNS, read_curves
+from vlm_probe.probes.trials import TABLE, TRIALS, Column
+from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.stimuli.plain_csv import read_csv
 
 METHODS = ("none", "sft", "ppo", "grpo", "rloo")
 OBSERVERS = ("chance", "heuristic", "ideal", "noisy-simulation")
 """Models without weights (`vlm_probe.probes.models.observers`): reference lines, never a base that training starts from."""
 
-COLUMNS = (
-    "run",
-    "model",
-    "method",
-    "train_tasks",
-    "train_family",
-    "regime",
-    "seed",
-    "samples",
-    "test_task",
-    "test_family",
-    "shift",
-    "shift_level",
-    "transfer",
-    "item_id",
-    "pair_id",
-    "group_id",
-    "role",
-    "margin",
-    "margin_bin",
-    "mirrored",
-    "count",
-    "build",
-    "polarity",
-    "order",
-    "manner",
-    "examples",
-    "readout",
-    "attempt",
-    "attempts",
-    "memory",
-    "sample",
-    "answer",
-    "truth",
-    "signal",
-    "correct",
-    "success",
-    "reward",
-    "p_correct",
-    "confidence",
-    "chance",
-    "status",
-    "observer",
-    "stimuli",
-    "folder",
-)
-"""The columns of the table, all always present.
+COLUMNS = tuple(column.name for column in TABLE)
+"""The columns of the table, all always present; `vlm_probe.probes.trials.TABLE` declares what they hold and mean."""
 
-run: who answered: one trained adapter, or one untrained model (of one that is sampled, one seed); the unit between which
-methods are compared, whatever number of folders it has. method: "none" if untrained. train_tasks, train_family: joined by
-"+", "none" if untrained. regime: what else was special about the training, empty if nothing. seed: of the training, or of
-sampling. samples: that the training has seen. shift, shift_level: names joined by "+", and the highest grade; "none" and 0.
-transfer: see `vlm_probe.analysis.levels.transfer_level`; missing if untrained. margin: signed, dimensionless. margin_bin: ordered.
-mirrored: 0 or 1. polarity, order: of the wording. manner: empty for the plain one. examples: number of worked examples.
-attempt: 1 for the first, of at most `attempts`. memory: what of earlier attempts was told. sample: seed of sampled replies, 0 for greedy ones. answer, truth: as text; answer is missing if
-unread. signal: the answer that signal detection and psychometric functions count, of a two-option judgement. correct,
-success: 0 or 1. reward, p_correct, chance: in [0, 1]. confidence: probability of the answer given among all legal ones, where
-they were scored. status: "ok" if an answer was read. observer: whether the model is one
-without weights. stimuli: hash of the set. folder: where the trial is logged.
-"""
-
-REQUIRED = ("run", "test_task", "item_id", "correct")
+REQUIRED = tuple(column.name for column in TABLE if column.required)
 """What a table of other people must have; everything else has a default."""
 
-_NUMBERS = ("margin", "reward", "p_correct", "confidence", "chance", "samples")
-_COUNTS = (
-    "seed",
-    "shift_level",
-    "mirrored",
-    "examples",
-    "attempt",
-    "attempts",
-    "sample",
-    "correct",
-    "success",
-    "observer",
-)
-_MAYBE_COUNTS = ("count", "polarity", "order")
-_DEFAULTS: dict[str, Any] = {
-    "model": "",
-    "method": "none",
-    "train_tasks": "none",
-    "regime": "",
-    "seed": 0,
-    "shift": "none",
-    "shift_level": 0,
-    "mirrored": 0,
-    "manner": "",
-    "examples": 0,
-    "readout": "generate",
-    "attempt": 1,
-    "attempts": 1,
-    "memory": "none",
-    "sample": 0,
-    "status": "ok",
-    "stimuli": "",
-}
 _IDENTITY = ["run", "readout", "stimuli", "test_task", "item_id", "manner", "attempts", "memory", "attempt", "sample"]
+_MISSING = frozenset(("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None"))
+"""What other programs write into a cell of a CSV that has no value."""
+
+Place = Callable[[int], str]
+"""Where the row of a table at a position is, in words."""
 
 
-class FrameError(ValueError):
+class FrameError(ProbeError, ValueError):
     """The trials cannot be made into one table; the message says why and what to do."""
 
 
@@ -197,23 +117,29 @@ def load(paths: Iterable[str | Path]) -> Trials:
         FrameError: If there are none, a table lacks something, or a trial is there twice.
         RunError: If a folder holds no run, or its log is damaged or was edited.
     """
-    parts: list[pd.DataFrame] = []
+    tables: list[tuple[pd.DataFrame, Counter[str], Source]] = []
+    logs: list[tuple[pd.DataFrame, Counter[str], Source]] = []
     curves: list[tuple[Path, pd.DataFrame]] = []
-    dropped: list[Dropped] = []
-    sources: list[Source] = []
     for path in _different(paths):
         if not path.exists():
             raise FrameError(f"{path} does not exist: name folders that `probe run` made, or a table (.csv, .parquet)")
-        runs, trainings = ([], []) if path.is_file() else find(path)
-        curves += [(folder, read_curves(folder)) for folder in trainings]
-        for table, lost, source in [_read_table(path)] if path.is_file() else map(read_log, runs):
-            parts.append(table)
-            sources.append(source)
-            dropped += [Dropped(reason, n, source.path) for reason, n in sorted(lost.items())]
-    if not parts:
+        if path.is_file():
+            tables.append(_read_table(path))
+        else:
+            runs, trainings = find(path)
+            curves += [(folder, read_curves(folder)) for folder in trainings]
+            logs += map(read_log, runs)
+    if not tables and not logs:
         raise FrameError("no runs given: name the folders that `probe run` made")
-    table = _named(pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True))
-    table, repeated = _without_repeats(table)
+    parts = [table for table, _, _ in tables]
+    if logs:
+        logged = _together([table for table, _, _ in logs])
+        parts.append(checked(logged, lambda at: f"{_log_of(logged, at)}, trial of {logged['item_id'].iloc[at]}"))
+    sources = [source for _, _, source in (*tables, *logs)]
+    dropped = [
+        Dropped(reason, n, source.path) for _, lost, source in (*tables, *logs) for reason, n in sorted(lost.items())
+    ]
+    table, repeated = _without_repeats(_named(_together(parts)))
     dropped += repeated
     _refuse_doubles(table)
     return Trials(
@@ -222,6 +148,14 @@ def load(paths: Iterable[str | Path]) -> Trials:
         sources=tuple(sorted(sources, key=lambda source: source.path)),
         curves=_joined(curves),
     )
+
+
+def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def _log_of(table: pd.DataFrame, at: int) -> Path:
+    return Path(table["folder"].iloc[at]) / TRIALS
 
 
 def _joined(curves: Sequence[tuple[Path, pd.DataFrame]]) -> pd.DataFrame:
@@ -252,9 +186,11 @@ def from_table(table: pd.DataFrame) -> Trials:
     Raises:
         FrameError: As `load`.
     """
-    filled, lost = _filled(table, "the table")
+    filled, lost = _filled(table, "the table", _row_of("the table"))
     _refuse_doubles(filled)
-    digest = hashlib.sha256(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(
+        pd.util.hash_pandas_object(filled[list(COLUMNS)], index=False).to_numpy().tobytes()
+    ).hexdigest()
     dropped = tuple(Dropped(reason, n, "the table") for reason, n in sorted(lost.items()))
     return Trials(_typed(filled), dropped, (Source("the table", digest, len(table)),))
 
@@ -266,46 +202,95 @@ def _different(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
-    try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=True)
-    except (ValueError, ImportError) as error:
-        raise FrameError(f"cannot read {path} as a table ({error}): give a .csv or .parquet file") from error
-    filled, lost = _filled(table, str(path))
-    return filled.assign(folder=str(path)), lost, Source(str(path), sha256, len(table))
+    with reading(path, FrameError, "give a trial table as a .csv or .parquet file"):
+        data = path.read_bytes()
+        if path.suffix == ".parquet":
+            table, place = pd.read_parquet(io.BytesIO(data)), _row_of(str(path))
+        else:
+            table, place = _from_csv(path, data)
+    filled, lost = _filled(table, str(path), place)
+    return filled.assign(folder=str(path)), lost, Source(str(path), hashlib.sha256(data).hexdigest(), len(table))
 
 
-def _filled(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, Counter[str]]:
-    """A table of other people with every column, and what had to be left out of it."""
+def _from_csv(path: Path, data: bytes) -> tuple[pd.DataFrame, Place]:
+    """The cells of a CSV as texts, None where there is no value, so that ids and answers stay as they are written."""
+    header, rows = read_csv(data.decode("utf-8-sig"))
+    found = list(rows)
+    columns = list(zip(*(cells for _, cells in found), strict=True)) or [()] * len(header)
+    table = {
+        name: [None if cell in _MISSING else cell for cell in cells]
+        for name, cells in zip(header, columns, strict=True)
+    }
+    return pd.DataFrame(table, dtype=object), lambda at: f"{path}, row {at + 1} (line {found[at][0]})"
+
+
+def _row_of(name: str) -> Place:
+    return lambda at: f"{name}, row {at + 1}"
+
+
+def _filled(table: pd.DataFrame, name: str, place: Place) -> tuple[pd.DataFrame, Counter[str]]:
+    """A table of other people with every column, checked, and what had to be left out of it."""
+    double = table.columns[table.columns.duplicated()]
+    if len(double):
+        raise FrameError(f"{name} has two columns called {double[0]!r}: give each a name of its own")
     missing = [column for column in REQUIRED if column not in table]
     if missing:
         raise FrameError(
             f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}: a trial table needs"
             f" {', '.join(REQUIRED)}, and may have {', '.join(c for c in COLUMNS if c not in REQUIRED)}"
         )
-    lost: Counter[str] = Counter()
-    scored = pd.to_numeric(table["correct"], errors="coerce")
-    odd = scored.notna() & ~scored.isin([0, 1])
-    if odd.any():
-        raise FrameError(f"{name}: `correct` must be 0 or 1, found {scored[odd].iloc[0]:g} in row {odd.idxmax()}")
-    if scored.isna().any():
-        lost["no score in `correct`"] = int(scored.isna().sum())
-    filled = table[scored.notna()].assign(correct=scored[scored.notna()].astype(int))
-    for column, value in _DEFAULTS.items():
-        filled[column] = filled[column].fillna(value) if column in filled else value
+    filled = checked(table.reset_index(drop=True), place)
+    scored = filled["correct"].notna()
+    lost: Counter[str] = Counter({"no score in `correct`": int((~scored).sum())} if not scored.all() else {})
+    filled = filled[scored]
     for column in ("success", "reward"):
-        filled[column] = filled[column].fillna(filled["correct"]) if column in filled else filled["correct"]
-    if "test_family" not in filled:
-        filled["test_family"] = filled["test_task"].map(lambda task: family_of(str(task)))
-    if "train_family" not in filled:
-        tasks = filled["train_tasks"].astype(str)
-        filled["train_family"] = tasks.map(
-            {t: "none" if t == "none" else families(t.split("+")) for t in tasks.unique()}
-        )
-    for column in COLUMNS:
-        if column not in filled and column != "observer":
-            filled[column] = None
+        filled[column] = filled[column].fillna(filled["correct"].astype(filled[column].dtype))
+    if filled["test_family"].isna().any():
+        own = filled["test_task"].map({task: family_of(task) for task in filled["test_task"].unique()})
+        filled["test_family"] = filled["test_family"].fillna(own)
+    if filled["train_family"].isna().any():
+        tasks = filled["train_tasks"].unique()
+        own = filled["train_tasks"].map({t: "none" if t == "none" else families(t.split("+")) for t in tasks})
+        filled["train_family"] = filled["train_family"].fillna(own)
     return filled, lost
+
+
+def checked(table: pd.DataFrame, place: Place) -> pd.DataFrame:
+    """A table with every declared column, as it holds its values; other columns are left as they are.
+
+    Args:
+        table: With some of the columns.
+        place: Says where a row is.
+
+    Raises:
+        FrameError: If a value is not allowed in its column; the message names the row, the column and the range.
+    """
+    columns = {column.name: _values(column, table, place) for column in TABLE}
+    others = [name for name in table.columns if name not in columns]
+    return pd.concat([pd.DataFrame(columns, index=table.index), table[others]], axis=1)
+
+
+def _values(column: Column, table: pd.DataFrame, place: Place) -> pd.Series:
+    """The values of a column, each different one looked at once."""
+    kind: Any = {"number": float, "text": object}.get(column.table or "", "Int64" if column.default is None else int)
+    if column.name not in table:
+        return pd.Series([column.read(None)] * len(table), index=table.index, dtype=kind)
+    cells = table[column.name].astype(object)
+    cells = cells.where(cells.notna(), None)
+    try:
+        codes, different = pd.factorize(cells.to_numpy(), use_na_sentinel=False)
+    except TypeError:  # of lists as cells
+        codes, different = np.arange(len(cells)), cells.to_numpy()
+    values = []
+    for code, value in enumerate(different):
+        try:
+            # The codes of missing values lead to a nan.
+            values.append(column.read(None if isinstance(value, float) and math.isnan(value) else value))
+        except ValueError as error:
+            at = int(np.flatnonzero(codes == code)[0])
+            fix = "correct it" if column.needed else "correct it, or leave it empty"
+            raise FrameError(f"{place(at)}, column {column.name}: {error}; {fix}") from error
+    return pd.Series(np.array([*values, None], dtype=object)[codes], index=table.index, dtype=kind)
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
@@ -364,22 +349,15 @@ def _refuse_doubles(table: pd.DataFrame) -> None:
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """Columns in their order with their types, rows in an order that does not depend on how they were read."""
-    table = table.assign(observer=table["model"].isin(OBSERVERS))
+    table = table.assign(observer=table["model"].isin(OBSERVERS).astype(int))
     columns: dict[str, Any] = {}
-    for name in COLUMNS:
-        values = table[name]
-        if name in (*_NUMBERS, *_COUNTS, *_MAYBE_COUNTS):
-            kind: Any = float if name in _NUMBERS else int if name in _COUNTS else "Int64"
-            try:
-                columns[name] = pd.to_numeric(values).astype(kind)
-            except (ValueError, TypeError, OverflowError) as error:
-                raise FrameError(f"`{name}` must hold {'' if kind is float else 'whole '}numbers: {error}") from error
+    for column in TABLE:
+        name, values = column.name, table[column.name]
+        if column.table != "text":
+            columns[name] = values.astype(int) if column.table == "truth" else values
         else:
-            texts = values.astype(object).where(values.notna(), None)
-            levels = [str(level) for level in pd.unique(texts) if level is not None]
-            columns[name] = pd.Categorical(
-                texts.map(str, na_action="ignore"), _ordered(name, levels), ordered=name in ("transfer", "margin_bin")
-            )
+            levels = [str(level) for level in pd.unique(values.dropna())]
+            columns[name] = pd.Categorical(values, _ordered(name, levels), ordered=name in ("transfer", "margin_bin"))
     tidy = pd.DataFrame(columns)
     # Runs in the order of their trainings, the untrained model first; so are all tables and figures.
     of_run = tidy.drop_duplicates("run").sort_values(["model", "method", "train_tasks", "regime", "seed", "run"])
@@ -395,5 +373,5 @@ def _ordered(name: str, levels: Sequence[str]) -> list[str]:
 
 
 def _by_number(level: str) -> tuple[float, str]:
-    number = re.match(r"[+-]?[0-9.]+", level)
+    number = re.match(r"[+-]?(\d+\.?\d*|\.\d+)", level, re.ASCII)
     return (float(number.group()) if number else float("inf"), level)

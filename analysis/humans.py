@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vlm_probe.analysis.selection import Floats, need
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def of_the_same_items(trials: pd.DataFrame, responses: pd.DataFrame) -> tuple[pd
     ]
     asked = both[0][both[0]["item_id"].isin(set(both[1]["item_id"]))]
     if asked.empty:
-        raise ValueError("none of the judged items has human responses: item_id must be the same in both tables")
+        raise InvalidInput("none of the judged items has human responses: item_id must be the same in both tables")
     return asked, both[1]
 
 
@@ -113,11 +114,11 @@ def human_answers(responses: pd.DataFrame, signal: str, items: Any = None) -> Hu
     options = sorted(frame["said"].unique())
     if frame.empty or signal not in options:
         known = ", ".join(options[:5]) or "none"
-        raise ValueError(
+        raise InvalidInput(
             f"nobody answered {signal!r} to these items (answers: {known}): give responses as meanings, not as words"
         )
     if len(options) > 2:
-        raise ValueError(
+        raise InvalidInput(
             f"human alignment needs items with two answers, and the responses have {', '.join(options[:5])}"
         )
     answered = set(frame["item"])

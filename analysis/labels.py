@@ -58,4 +58,5 @@ def span(counts: pd.Series[int]) -> str:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which "seed 2" comes before "seed 10", and "5to7cm" before "11to13cm"."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    parts = re.split(r"(\d{1,18})", name, flags=re.ASCII)
+    return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts if part]

@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from vlm_probe.analysis.pooling import mean_over_runs
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.selection import Floats, cells, need, plain_trials, present
+from vlm_probe.stimuli.errors import InvalidInput
 
 KIND = ("model", "train_tasks", "method", "regime")
 """What is learned by whom, and how. Kinds of one model and task are compared with each other."""
@@ -98,7 +99,7 @@ def learning(
     short = known.loc[~long, "run"].nunique()
     known = known[long]
     if known.empty:
-        raise ValueError(
+        raise InvalidInput(
             f"no run has two points of {measure}: learning curves need trainings that were evaluated on the way"
         )
     rows, means, comparisons, apart = [], [], [], []
@@ -132,7 +133,7 @@ def learning(
         for (a, one), (b, other) in itertools.combinations(of_kind.items(), 2):
             comparisons.append(_comparison(columns, a, one, b, other, seed))
     if not rows:
-        raise ValueError(apart[0])
+        raise InvalidInput(apart[0])
     runs = pd.concat(rows, ignore_index=True)
     compared = pd.DataFrame(comparisons)
     if len(compared):

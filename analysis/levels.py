@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
+from vlm_probe.probes.trials import TRANSFER as TRANSFER
 from vlm_probe.stimuli.shifts import Shifts, spell
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
-
-TRANSFER = ("within", "shifted", "cross-task", "cross-family", "zero-shot")
-"""Levels of transfer, from near to far."""
 
 
 @lru_cache(maxsize=512)

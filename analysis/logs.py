@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from vlm_probe.analysis.levels import family_of, shift_name, transfer_level
-from vlm_probe.analysis.rows import Row, attempt_of, failed, manner_of, succeeded, two_options
+from vlm_probe.analysis.rows import Row, failed, manner_of, succeeded, two_options
 from vlm_probe.analysis.training import TRAINING, model_name, training_of, who
 from vlm_probe.probes.trials import (
     RUN,
@@ -25,6 +25,7 @@ from vlm_probe.probes.trials import (
     trials_hash,
     was_edited,
 )
+from vlm_probe.stimuli.errors import is_text, reading
 
 GROUNDING = "grounding"
 """Folder, inside that of a battery of controls, of the run of grounding questions that came first."""
@@ -76,6 +77,9 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
         if path.name == GROUNDING or not any(run in path.parents for run in runs):
             runs.append(path)
     trainings = sorted(path.parent for path in folder.rglob(TRAINING))
+    for path in trainings:
+        if not is_text(str(path)):
+            raise RunError(f"the training {path} has a name that is not UTF-8: rename its folder")
     if not runs and not trainings:
         raise RunError(
             f"{folder} holds no run ({TRIALS} and {RUN}): make one with `probe run --out {folder}`, or check the path"
@@ -91,11 +95,9 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, Counter[str], Source]:
     """
     record = read_run(folder)
     log = _unedited(folder, record)
-    try:
+    # Of files that were not written by a run, what can be told apart at sight is told when they are read.
+    with reading(f"the run {folder}", RunError, "restore its files, or run again with another --out"):
         return _read(folder, record, log)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        # Files that were not written by a run; what can be told apart at sight is told when they are read.
-        raise RunError(f"{folder} is no run as `probe run` writes it ({type(error).__name__}: {error})") from error
 
 
 def _read(folder: Path, record: Mapping[str, Any], log: str) -> tuple[pd.DataFrame, Counter[str], Source]:
@@ -140,7 +142,7 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
     training = training_of(record)
     conditions = [row.get("condition") or {} for row in rows]
     variants = [row.get("variant") or {} for row in rows]
-    shifts = [tuple((str(n), int(level)) for n, level in c.get("shifts") or ()) for c in conditions]
+    shifts = [tuple((str(n), level) for n, level in c.get("shifts") or ()) for c in conditions]
     tasks = [str(row["task"]) for row in rows]
     signals = {task: two_options([r for r in rows if r["task"] == task]) for task in dict.fromkeys(tasks)}
     temperature = float((record.get("config") or {}).get("temperature") or 0.0)
@@ -155,7 +157,7 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
     }
     columns: dict[str, Any] = {
         "key": [row["key"] for row in rows],
-        "readout": [str(row["readout"]) for row in rows],
+        "readout": [row["readout"] for row in rows],
         "test_task": tasks,
         "test_family": [family_of(task) for task in tasks],
         "shift": [shift_name(s)[0] for s in shifts],
@@ -164,22 +166,22 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
             transfer_level(task, s, training.tasks, training.shifts) if training.tasks else None
             for task, s in zip(tasks, shifts, strict=True)
         ],
-        "item_id": [str(row["item_id"]) for row in rows],
+        "item_id": [row["item_id"] for row in rows],
         "pair_id": [row.get("pair_id") for row in rows],
         "group_id": [row.get("group_id") for row in rows],
         "role": [row.get("role") for row in rows],
         "margin": [row.get("margin") for row in rows],
         "margin_bin": [_bin(c.get("margin_bin")) for c in conditions],
-        "mirrored": [int(bool(c.get("mirrored"))) for c in conditions],
+        "mirrored": [c.get("mirrored") for c in conditions],
         "count": [c.get("count") for c in conditions],
         "build": [_text(c.get("build")) for c in conditions],
         "polarity": [v.get("polarity") for v in variants],
         "order": [v.get("order") for v in variants],
         "manner": [manner_of(row) for row in rows],
         "examples": [len(row.get("examples") or ()) for row in rows],
-        "attempt": [attempt_of(row) for row in rows],
-        "attempts": [int(row.get("attempts") or 1) for row in rows],
-        "memory": [str(row.get("memory") or "none") for row in rows],
+        "attempt": [row.get("attempt") for row in rows],
+        "attempts": [row.get("attempts") for row in rows],
+        "memory": [row.get("memory") for row in rows],
         "answer": [_text(row.get("answer")) for row in rows],
         "truth": [_text(row.get("truth")) for row in rows],
         "signal": [None if (pair := signals[task]) is None else pair[0] for task in tasks],
@@ -189,7 +191,7 @@ def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
         "p_correct": [row.get("p_correct") for row in rows],
         "confidence": [_confidence(row) for row in rows],
         "chance": [row.get("chance") for row in rows],
-        "status": [str(row.get("status")) for row in rows],
+        "status": [row.get("status") for row in rows],
     }
     return columns | {name: [value] * len(rows) for name, value in constant.items()}
 

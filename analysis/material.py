@@ -14,6 +14,7 @@ from vlm_probe.analysis.registration import Registration
 from vlm_probe.analysis.selection import plain_trials
 from vlm_probe.analysis.sets import find_sets
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.ranges import SEED, Range, check_ranges, ranged, whole
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 
@@ -27,13 +28,19 @@ class Settings:
         alpha: Level of tests.
         resamples: Bootstrap samples.
         criterion: Success rate at which a task counts as learned.
+
+    Raises:
+        OutOfRange: If a number is outside its range.
     """
 
-    seed: int = 0
-    bound: float = 0.1
-    alpha: float = 0.05
-    resamples: int = 500
-    criterion: float = 0.6
+    seed: int = ranged(0, SEED)
+    bound: float = ranged(0.1, Range(above=0, below=0.5))
+    alpha: float = ranged(0.05, Range(above=0, below=1))
+    resamples: int = ranged(500, whole(2, 1_000_000))
+    criterion: float = ranged(0.6, Range(above=0, most=1))
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from vlm_probe.analysis.pooling import OVER_RUNS, pool
 from vlm_probe.analysis.rates import rate_over_runs
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.selection import CELL, Floats, cells, need, plain_trials, present
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 def pairs(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
@@ -36,7 +37,7 @@ def pairs(trials: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
     scored = plain.groupby(keys, observed=True)["success"].agg(["sum", "size"]).reset_index()
     scored = scored[scored["size"] > 1]
     if scored.empty:
-        raise ValueError("no minimal pair was asked as a whole: run a set without --limit, or a larger part of it")
+        raise InvalidInput("no minimal pair was asked as a whole: run a set without --limit, or a larger part of it")
     rows = []
     for key, members in cells(scored, columns):
         both, none, n, net = [], [], [], []

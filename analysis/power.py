@@ -28,9 +28,15 @@ from vlm_probe.analysis.effect_sizes import log_odds_of
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.run_means import crossed
 from vlm_probe.analysis.selection import Floats
+from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.stimuli.ranges import SEED, OutOfRange, Range, check_ranges, ranged, whole
 
 CHUNK = 4_000_000
 """Answers that are simulated at once: some 100 MB."""
+LARGEST = 100_000_000
+"""Means of items that are kept: some 2 GB."""
+LEVELS, SIMULATIONS, FITS = whole(2, 1_000_000), whole(100, 1_000_000), whole(0, 100_000)
+RATE, SPREAD = Range(above=0, below=1), Range(0, 100)
 CHECKED_ROWS = 4000
 """Most rows of a data set that `check` fits the mixed-effects model to."""
 
@@ -50,26 +56,29 @@ class Scenario:
         interaction_sd: Of items for one method alone: some items profit from a training and others do not.
         alpha: Level of the test.
         bound: For equivalence: the smallest difference of rates that would matter.
+
+    Raises:
+        OutOfRange: If a number is outside its range.
+        ValueError: If the rates are not between 0 and 1, or there is nothing like it to compare with.
     """
 
-    effect: float = 0.1
-    base: float = 0.5
+    effect: float = ranged(0.1, Range(above=-1, below=1))
+    base: float = ranged(0.5, RATE)
     against: str = "method"
-    run_sd: float = 0.3
-    item_sd: float = 0.7
-    interaction_sd: float = 0.2
-    alpha: float = 0.05
-    bound: float = 0.1
+    run_sd: float = ranged(0.3, SPREAD)
+    item_sd: float = ranged(0.7, SPREAD)
+    interaction_sd: float = ranged(0.2, SPREAD)
+    alpha: float = ranged(0.05, RATE)
+    bound: float = ranged(0.1, RATE)
 
     def __post_init__(self) -> None:
-        if not (0 < self.base < 1 and 0 < self.base + self.effect < 1):
-            raise ValueError(
+        check_ranges(self)
+        if not 0 < self.base + self.effect < 1:
+            raise InvalidInput(
                 f"rates of {self.base:g} and {self.base + self.effect:g} are not both inside (0, 1): choose another effect or base"
             )
         if self.against not in ("method", "base"):
-            raise ValueError(f"a method is compared against another `method` or the `base`, not {self.against!r}")
-        if min(self.run_sd, self.item_sd, self.interaction_sd) < 0:
-            raise ValueError("standard deviations cannot be negative")
+            raise InvalidInput(f"a method is compared against another `method` or the `base`, not {self.against!r}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,28 +103,27 @@ class Power(Result):
         return pd.DataFrame(rows)
 
 
-def grid(text: str, most: int = 8) -> list[int]:
+def grid(text: str, name: str = "grid", most: int = 8) -> list[int]:
     """The numbers that "3,5,10" or "3..20" stands for; a range by up to `most` numbers in nearly equal ratios.
 
     Args:
         text: As a user wrote it.
+        name: What they are numbers of, for messages.
         most: How many numbers of a range.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or one of the numbers is not in `LEVELS`: no variance can be estimated from a single run or item.
     """
-    if re.fullmatch(r"\d+(,\d+)*", text):
-        numbers = [int(part) for part in text.split(",")]
-    elif match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
-        low, high = int(match[1]), int(match[2])
-        if high < low:
-            raise ValueError(f"{text!r} ends before it begins: write {high}..{low}")
-        steps = np.geomspace(max(low, 1), max(high, 1), most)
-        numbers = [low, high, *(_round(step) for step in steps[1:-1] if low < high)]
-    else:
-        raise ValueError(f"{text!r} is no list of numbers: write 3,5,10 or 3..20")
-    if min(numbers) < 2:
-        raise ValueError(f"{text!r} starts below 2: no variance can be estimated from fewer")
+    if not re.fullmatch(r"\d+(,\d+)*|\d+\.\.\d+", text, re.ASCII):
+        raise InvalidInput(f"{name} {text[:40]!r} is no list of numbers: write 3,5,10 or 3..20")
+    numbers = [int(part) if len(part) < 20 else 10**20 for part in re.findall(r"\d+", text)]
+    for number in numbers:
+        LEVELS.check(name, number)
+    low, high = numbers[0], numbers[-1]
+    if ".." in text and high < low:
+        raise InvalidInput(f"{name} {text!r} ends before it begins: write {high}..{low}")
+    if ".." in text:
+        numbers += [_round(step) for step in np.geomspace(low, high, most)[1:-1] if low < high]
     return sorted(set(numbers))
 
 
@@ -139,11 +147,22 @@ def power(
         check: Data sets of the smallest and the middle cell that the mixed-effects model is fitted to.
         progress: Told how many cells are done.
 
+    Raises:
+        OutOfRange: If a number is outside its range, or the data sets would not fit into the memory.
+
     Returns:
         One row per cell: `power` of the test over runs and items, `power_runs` of the t test of runs on these items, `type_1` and
         `type_1_runs`, how often they reject without an effect, and `power_equivalence`, how often TOST then finds equivalence.
     """
+    SIMULATIONS.check("simulations", simulations)
+    SEED.check("seed", seed)
+    FITS.check("check", check)
     cells = [(r, i) for i in items for r in runs]
+    if max(r * i for r, i in cells) > CHUNK or simulations * max(items) > LARGEST:
+        raise OutOfRange(
+            "items",
+            f"must be fewer: {max(runs)} runs of {max(items)} items, {simulations} times, do not fit into the memory",
+        )
     checked = _checked(cells) if check else []
     rows = []
     for done, (r, i) in enumerate(cells):

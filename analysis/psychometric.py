@@ -26,6 +26,7 @@ from vlm_probe.analysis.selection import (
     signal_probability,
     signed_margin,
 )
+from vlm_probe.stimuli.errors import InvalidInput
 
 QUARTER = float(norm.ppf(0.75))
 CLASSES = 100
@@ -105,7 +106,7 @@ def psychometric(trials: pd.DataFrame, by: Sequence[str] = CELL, resamples: int 
         runs.append({**dict(zip(columns, cell, strict=True)), "run": run, **own})
         draws[(run, *cell)] = drawn
     if not runs:
-        raise ValueError(
+        raise InvalidInput(
             "no run has answers of a two-option judgement on both sides of margin 0, as a psychometric function needs"
         )
     if skipped:

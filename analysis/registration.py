@@ -6,7 +6,6 @@ Reads the `registration.json` that `probe study freeze` writes: the design, the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from vlm_probe.analysis.contrasts import REINFORCEMENT, Contrasts, planned_contr
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.training import read_facts
 from vlm_probe.probes.trials import RunError
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.errors import InvalidInput, reading
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 REGISTRATION = "registration.json"
 RL = "rl"
@@ -98,17 +98,12 @@ def read_registration(path: Path) -> Registration:
         RunError: If it is not there, or is not what was registered.
     """
     file = path / REGISTRATION if path.is_dir() else path
-    try:
+    with reading(file, RunError, "give the registration that `probe study freeze` wrote"):
         record = parse_object(file.read_bytes())
         told = {name: value for name, value in record.items() if name != "sha256"}
-        text = json.dumps(told, sort_keys=True, ensure_ascii=False)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"cannot read the registration {file} ({error}): give the one of `probe study freeze`"
-        ) from error
-    if record.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
-        raise RunError(f"{file} is not what was registered (its hash is another one): restore the file")
-    try:
+        text = dumps(told, sort_keys=True)
+        if record.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
+            raise RunError(f"{file} is not what was registered (its hash is another one): restore the file")
         design = record["design"]
         return Registration(
             sha256=record["sha256"],
@@ -119,10 +114,6 @@ def read_registration(path: Path) -> Registration:
             bound=float(design["bound"]),
             done_before=tuple(record["done_before"]),
         )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{file} is no registration as `probe study freeze` writes it ({type(error).__name__}: {error}): restore the file"
-        ) from error
 
 
 def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha: float = 0.05) -> Contrasts:
@@ -177,7 +168,7 @@ def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha:
         if lost := _never_run(conditions, own):
             notes.append(f"{name or 'all plain conditions'}: without trainings that were registered: {', '.join(lost)}")
     if not found:
-        raise ValueError("none of the registered contrasts can be tested: run the study first (`probe study run`)")
+        raise InvalidInput("none of the registered contrasts can be tested: run the study first (`probe study run`)")
     if registration.done_before:
         notes.append(f"{len(registration.done_before)} steps had results before the registration, which they precede")
     table = pd.concat([one.table for one in found], ignore_index=True)

@@ -5,12 +5,8 @@ What the runs cannot answer is said, with what is missing; a section that fails 
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import platform
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,12 +22,14 @@ from vlm_probe.analysis.material import Material, Settings, select
 from vlm_probe.analysis.registration import Registration
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
-from vlm_probe.probes.trials import lock_folder
+from vlm_probe.stimuli.errors import ProbeError, reason_of
+from vlm_probe.stimuli.output import OutputFolder, claim
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
 REPORT, DATA, FIGURES, TABLES = "report.md", "analysis.json", "figures", "tables"
-PARTIAL = ".partial-"
+KIND = "report"
 SECTIONS = (
     ("data", "The data"),
     ("perception", "Perception"),
@@ -102,46 +100,30 @@ def analyse(
 
     Raises:
         FrameError: If the runs cannot be made into one table.
-        RunError: If a folder holds no run, or another process is writing to `out`.
-        OSError: If the folder cannot be written.
+        OutputError: If `out` holds something else than a report, another process is writing to it, or it cannot be written.
+        RunError: If a folder holds no run.
     """
     tell = progress or _quiet
-    material = select(load(paths), settings, registration)
-    sections, failed = answer(material, tell)
-    data = _data(sections, material)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(out)
-    try:
+    with claim(out, KIND) as folder:
+        folder.check()
+        material = select(load(paths), settings, registration)
+        sections, failed = answer(material, tell)
+        data = _data(sections, material)
         tell("writing figures and tables")
-        _write(out, sections, data)
-    except OSError as error:
-        # A disk that is full does not say where.
-        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
-    finally:
-        os.close(lock)
+        _write(folder, sections, data)
     return Report(tuple(sections), tuple(failed), data, out)
 
 
-def _write(out: Path, sections: list[Section], data: dict[str, Any]) -> None:
+def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any]) -> None:
     """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
-    for left in out.glob(f"{PARTIAL}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as folder:
-        made = Path(folder)
+    with folder.scratch() as made:
+        shown = []
         for section in sections:
-            for figure in section.figures:
-                figure.draw(made / FIGURES / figure.name)
+            shown.append(_drawn(section, made / FIGURES))
             _write_tables(section, made / TABLES)
-        (made / DATA).write_text(
-            json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        (made / REPORT).write_text(_markdown(sections, data), encoding="utf-8")
-        # The text is the first to go and the last to come: a folder with a report has all that belongs to it.
-        (out / REPORT).unlink(missing_ok=True)
-        for old in (FIGURES, TABLES):
-            shutil.rmtree(out / old, ignore_errors=True)
-        for new in sorted(made.iterdir(), key=lambda path: path.name == REPORT):
-            new.replace(out / new.name)
+        (made / DATA).write_text(dumps(data, indent=1) + "\n", encoding="utf-8")
+        (made / REPORT).write_text(_markdown(shown, data), encoding="utf-8")
+        folder.replace_all(made, last=REPORT)
 
 
 def _quiet(now: str) -> None:
@@ -180,19 +162,26 @@ def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:
     except Unanswerable as reason:
         return Section(key, title, "", missing=str(reason)), True
     except Exception as error:  # one section that fails must not cost the others
-        if isinstance(error, ValueError) and _raised_by_us(error):
+        if isinstance(error, ProbeError):  # of the data, and not of this program
             return Section(key, title, "", missing=" ".join(str(error).split())), True
         log.debug("section %s", key, exc_info=True)
         text = " ".join(str(error).split())[:300]
         return Section(key, title, "", missing=f"could not be computed ({type(error).__name__}: {text})"), False
 
 
-def _raised_by_us(error: Exception) -> bool:
-    """Whether our own code says what is wrong with the data, rather than a library what is wrong with our code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("vlm_probe.analysis.")
+def _drawn(section: Section, folder: Path) -> Section:
+    """Draw the figures of a section; the section with those that could be drawn. One that fails must not cost the report."""
+    figures = []
+    for figure in section.figures:
+        try:
+            figure.draw(folder / figure.name)
+        except OSError:  # the disk
+            raise
+        except Exception as error:
+            log.warning("the figure %s could not be drawn: %s", figure.name, reason_of(error))
+        else:
+            figures.append(figure)
+    return replace(section, figures=tuple(figures))
 
 
 def _data(sections: list[Section], material: Material) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from vlm_probe.analysis.result import Result, plain
+from vlm_probe.stimuli.errors import ProbeError
 
 
-class Unanswerable(ValueError):
+class Unanswerable(ProbeError, ValueError):
     """A question that these trials cannot answer; the message says what is missing and how to get it."""
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vlm_probe.stimuli.errors import InvalidInput
+
 Floats = npt.NDArray[np.float64]
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
@@ -18,11 +20,11 @@ def need(trials: pd.DataFrame, *columns: str) -> None:
     """Raise ValueError if the table lacks a column or has no rows."""
     missing = [name for name in columns if name not in trials.columns]
     if missing:
-        raise ValueError(
+        raise InvalidInput(
             f"the trial table lacks {', '.join(missing)}: see `vlm_probe.analysis.frame.COLUMNS` for the columns of a trial table"
         )
     if trials.empty:
-        raise ValueError("the trial table has no rows: give runs with trials, or a less narrow selection")
+        raise InvalidInput("the trial table has no rows: give runs with trials, or a less narrow selection")
 
 
 ASKED = ("run", "readout", "stimuli", "test_task", "item_id", "manner", "examples", "sample")
@@ -82,7 +84,7 @@ def judgements(trials: pd.DataFrame) -> pd.DataFrame:
     need(trials, "signal", "truth", "answer")
     found = trials[trials["signal"].notna()]
     if found.empty:
-        raise ValueError(
+        raise InvalidInput(
             "none of the trials is a two-option judgement, such as towers-stability: this analysis needs one"
         )
     return found
@@ -124,7 +126,7 @@ def signed_margin(trials: pd.DataFrame) -> Floats:
     agree = float(np.mean((margin[known] > 0) == signal[known])) if known.any() else float("nan")
     if not (agree > 0.99 or agree < 0.01):
         task = ", ".join(map(str, pd.unique(trials["test_task"]))) if "test_task" in trials.columns else "this task"
-        raise ValueError(
+        raise InvalidInput(
             f"the sign of the margin does not say which answer of {task} is right: a psychometric function needs that"
         )
     return margin if agree > 0.5 else -margin

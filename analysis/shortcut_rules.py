@@ -14,6 +14,7 @@ from vlm_probe.analysis.clustered import clustered
 from vlm_probe.analysis.pooling import OVER_RUNS, pool
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.selection import CELL, Floats, cells, item_groups, need, plain_trials, present
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 def adjusted_success(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str] = CELL) -> Result:
@@ -37,7 +38,9 @@ def adjusted_success(trials: pd.DataFrame, rules: pd.DataFrame, by: Sequence[str
     plain = plain.assign(item_id=plain["item_id"].astype(str))
     known = plain.merge(rules.assign(item_id=rules["item_id"].astype(str)), on="item_id")
     if known.empty or not names:
-        raise ValueError("the rules are about none of the items that were asked: give those of the same stimulus sets")
+        raise InvalidInput(
+            "the rules are about none of the items that were asked: give those of the same stimulus sets"
+        )
     columns, rows, notes = present(known, by), [], []
     for key, members in cells(known, columns):
         cell = dict(zip(columns, key, strict=True))

@@ -14,6 +14,7 @@ from scipy.stats import norm
 from vlm_probe.analysis.pooling import pool
 from vlm_probe.analysis.result import Result, plain
 from vlm_probe.analysis.selection import CELL, cells, judgements, plain_trials, present, said_signal, truth_is_signal
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def signal_detection(hits: int, misses: int, false_alarms: int, correct_rejectio
         ValueError: If a count is negative.
     """
     if min(hits, misses, false_alarms, correct_rejections) < 0:
-        raise ValueError("counts of hits, misses, false alarms and correct rejections cannot be negative")
+        raise InvalidInput("counts of hits, misses, false alarms and correct rejections cannot be negative")
     n_signal, n_noise = hits + misses, false_alarms + correct_rejections
     if n_signal == 0 or n_noise == 0:
         # The corrected rate of zero trials is 0.5, which would pass for a measurement.

@@ -23,6 +23,7 @@ from vlm_probe.analysis.selection import (
     said_signal,
     signal_probability,
 )
+from vlm_probe.stimuli.errors import InvalidInput
 
 LAPSES = np.linspace(0.0, 0.4, 41)
 """Lapse rates among which the likeliest is taken: answers by the toss of a coin, with twice this probability."""
@@ -53,12 +54,14 @@ def fit_noise(
     wide = wide.dropna()
     sigmas = wide.columns.to_numpy(float)
     if len(sigmas) < 3:
-        raise ValueError(f"fitting a noise needs responses at three sigmas or more, got {len(sigmas)}")
+        raise InvalidInput(f"fitting a noise needs responses at three sigmas or more, got {len(sigmas)}")
     found = plain_trials(judgements(trials))
     found = found.assign(item_id=found["item_id"].astype(str), _p=signal_probability(found), _said=said_signal(found))
     found = found[found["item_id"].isin(wide.index) & found["_p"].notna()]
     if found.empty:
-        raise ValueError("the observer's responses are about none of the items that were judged: tabulate the same set")
+        raise InvalidInput(
+            "the observer's responses are about none of the items that were judged: tabulate the same set"
+        )
     columns, rows, edge = present(found, by), [], 0
     for key, own in cells(found, [*columns, "run"]):
         *cell, run = key

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_probe.stimuli.output import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -102,13 +104,9 @@ def drawing(stem: Path, height_mm: float, width_mm: float = COLUMN_MM, **subplot
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, whole or not at all, and without dates, so that equal data give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-    try:
+    with whole_file(path) as partial:
         figure.savefig(partial, dpi=DPI, metadata=metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -64,6 +64,7 @@ class Summary:
         attempts: Success within 1, 2, ... attempts; empty if there was one only.
         memory: What of earlier attempts the model was told.
         guesses: What as many attempts score without looking (see `vlm_probe.stimuli.baselines.guesses`).
+        problem: Why the run says nothing about the model: all trials failed, or no reply could be read; else empty.
     """
 
     run: str
@@ -94,6 +95,7 @@ class Summary:
     attempts: list[Within] = field(default_factory=list)
     memory: str = "none"
     guesses: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -110,6 +112,7 @@ class Summary:
             "stimuli": self.stimuli,
             "task": self.task,
             "readout": self.readout,
+            "problem": self.problem or None,
             "n": self.n,
             "errors": self.errors,
             "accuracy": _number(self.accuracy.value),
@@ -225,7 +228,35 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         attempts=within([row for row in every if manner_of(row) == manner_of(first)]),
         memory=str(first.get("memory") or "none"),
         guesses=list(stimuli.get("guesses") or []),
+        problem=_problem(every),
     )
+
+
+UNREAD = {
+    "empty": "empty",
+    "no_answer": "without a legal answer",
+    "ambiguous": "with more than one answer",
+    "out_of_range": "out of range",
+    "not_whole": "not a whole number",
+    "unfinished": "cut at the token limit or without a final answer",
+}
+"""Statuses of replies that could not be read, in words."""
+
+
+def _problem(rows: Sequence[Row]) -> str:
+    """Why there is nothing to be learned from these trials, with the reasons and the fix; empty if there is something."""
+    held = [row for row in rows if not failed(row)]
+    if not rows or any(row.get("answer") is not None for row in held):
+        return ""
+    if not held:
+        reasons = list(dict.fromkeys(str(row["error"]) for row in rows))
+        others = f" (and {len(reasons) - 1} other reasons, in its trials.jsonl)" if len(reasons) > 1 else ""
+        return f"all {len(rows)} trials failed: {' '.join(reasons[0].split())}{others}"
+    counts = Counter(str(row.get("status")) for row in held).most_common()
+    why = ", ".join(f"{n} {UNREAD.get(status, status.replace('_', ' '))}" for status, n in counts)
+    fix = "; give a larger --max-new-tokens" if "unfinished" in dict(counts) else ""
+    lost = f"; {len(rows) - len(held)} more trials failed" if len(held) < len(rows) else ""
+    return f"none of the {len(held)} replies could be read: {why}{lost}{fix}"
 
 
 def _headline(rows: Sequence[Row], stimuli: dict[str, Any]) -> str:

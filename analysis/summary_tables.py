@@ -15,7 +15,10 @@ from vlm_probe.analysis.summary import Summary
 
 def tables_of(summary: Summary) -> RenderableType:
     """Everything that there is to say of a run, one table below the other."""
-    parts: list[RenderableType] = [_head(summary)]
+    parts: list[RenderableType] = [Text(summary.problem, "bold")] if summary.problem else []
+    parts.append(_head(summary))
+    if summary.n and summary.errors == summary.n:
+        return Group(*parts)  # nothing took place that could be counted
     if summary.grounding:
         parts.append(_grounding(summary))
     parts.append(_measures(summary))

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from vlm_probe.analysis.result import P_VALUES
+from vlm_probe.stimuli.plain_csv import write_csv
 
 Format = Callable[[Any], str]
 
@@ -252,7 +253,14 @@ def latex(table: pd.DataFrame, caption: str, label: str, notes: Sequence[str] = 
 
 def csv(table: pd.DataFrame) -> str:
     """A table as CSV with all digits that mean anything."""
-    return str(table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    columns = [_cells(table.iloc[:, place]) for place in range(table.shape[1])]
+    return write_csv([str(name) for name in table.columns], zip(*columns, strict=True))
+
+
+def _cells(values: pd.Series) -> list[Any]:
+    if pd.api.types.is_float_dtype(values.dtype):
+        return ["" if pd.isna(value) else f"{value:.10g}" for value in values]
+    return [None if missing else value for value, missing in zip(values.tolist(), values.isna(), strict=True)]
 
 
 def escape(text: str) -> str:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from vlm_probe.analysis.levels import families
 from vlm_probe.probes.trials import RunError
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 
 TRAINING = "training.json"
@@ -81,7 +82,7 @@ def read_facts(facts: Mapping[str, Any], seed: int = 0) -> Training:
         method=str(facts.get("method") or UNKNOWN),
         tasks=tuple(sorted(tasks.split(",") if isinstance(tasks, str) else map(str, tasks))),
         shifts=parse_shifts(str(facts.get("shift") or "")),
-        seed=int(facts.get("seed", seed)),
+        seed=facts.get("seed", seed),
         samples=(facts.get("budget") or {}).get("samples"),
         regime=_regime(facts),
     )
@@ -94,13 +95,11 @@ def read_curves(folder: Path) -> pd.DataFrame:
         RunError: If its `training.json` cannot be read.
     """
     path = folder / TRAINING
-    try:
-        facts = parse_object(path.read_bytes(), finite=False)
+    with reading(path, RunError, "leave the folder out"):
+        facts = parse_object(path.read_bytes())
         rows: Sequence[Mapping[str, Any]] = facts.get("curves") or ()
         training = read_facts(facts)
         found = pd.DataFrame([{"samples": row["samples"]} | {m: row.get(m) for m in MEASURES} for row in rows])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read as the record of a training ({error}): leave the folder out") from error
     if found.empty:
         return pd.DataFrame(columns=list(CURVE_COLUMNS))
     model = model_name(str(facts.get("model") or ""))
@@ -128,6 +127,9 @@ def who(model: str, training: Training, sample: int, record: Mapping[str, Any]) 
     """
     facts = record.get("model") or {}
     parts = [str(facts.get(name) or "") for name in ("name", "revision", "weights_sha256", "adapter_sha256")]
+    files = facts.get("files")
+    if files:  # left out by observers, whose hash says everything
+        parts.append(dumps(files, sort_keys=True))
     if training.method == "none":
         run = f"{model} sample {sample}" if sample else model
         parts.append(str(sample))

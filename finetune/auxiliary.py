@@ -19,9 +19,12 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback
 
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.probes.decoding.targets import TARGETS, find_target
 from vlm_probe.probes.models import ModelError
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput, reading
 
 HEAD_LEARNING_RATE = 1e-3
 FILE = "auxiliary.pt"
@@ -64,12 +67,14 @@ def make_targets(items: Sequence[Item], name: str) -> Targets:
         # A quantity of all families may be unknown for some items; a cue of the task, or a slip, is looked for by name.
         target = TARGETS[name] if name in TARGETS else find_target(name, those)
         if target.kind != "number":
-            raise ValueError(f"the auxiliary target {name} is a label: use a number, such as margin")
+            raise InvalidInput(f"the auxiliary target {name} is a label: use a number, such as margin")
         found = [target.of(item) for item in those]
         numbers = torch.tensor([math.nan if value is None else float(value) for value in found], dtype=torch.float64)
         known = numbers[~numbers.isnan()]
         if len(known) < 2 or float(known.std()) == 0.0:
-            raise ValueError(f"the auxiliary target {name} is not defined, or always the same, for {task}: use margin")
+            raise InvalidInput(
+                f"the auxiliary target {name} is not defined, or always the same, for {task}: use margin"
+            )
         values[rows] = ((numbers - known.mean()) / known.std(correction=0)).float()
     return Targets(name, values, tasks)
 
@@ -157,9 +162,10 @@ class AuxiliaryObjective:
 
     def resume(self, checkpoint: Path) -> None:
         """Go on with the head of a checkpoint."""
-        stored = torch.load(checkpoint / FILE, weights_only=True)
-        self.head.load_state_dict(stored["head"])
-        self._optimiser.load_state_dict(stored["optimiser"])
+        with reading(checkpoint / FILE, TrainingError, RESTART):
+            stored = torch.load(checkpoint / FILE, weights_only=True)
+            self.head.load_state_dict(stored["head"])
+            self._optimiser.load_state_dict(stored["optimiser"])
 
     def _keep(self, module: Any, given: Any, output: Any) -> None:
         if self._heard is not None:

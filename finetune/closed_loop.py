@@ -359,6 +359,7 @@ def check_episodes(memory: Memory, policy: Policy, data: TrainingSet, reply_toke
     """
     ends = end_tokens(policy.model, policy.processor.tokenizer, policy.name)
     prompter = Prompter(policy.processor, ends, policy.name)
+    prompter.set_moment(policy.moment)
     prompts = {example.item.question.prompt: example for example in data.examples}
     chosen = [prompts[prompt] for prompt in sorted(prompts, key=len)[-LONGEST:]]
     trials = [memory.longest(Trial(example.item, example.image)) for example in chosen]

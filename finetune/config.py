@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,16 +12,36 @@ from typing import Any
 from vlm_probe.finetune.curriculum import parse_curriculum
 from vlm_probe.finetune.devices import DEVICES
 from vlm_probe.finetune.diversity import parse_diversity
+from vlm_probe.finetune.mixture import LARGEST_WEIGHT
 from vlm_probe.probes.memory import Memory
+from vlm_probe.stimuli.errors import ProbeError, is_installed
+from vlm_probe.stimuli.ranges import (
+    AMOUNT,
+    ATTEMPTS,
+    BATCH,
+    IMAGE_SIZE,
+    REPLY_LENGTH,
+    SEED,
+    Range,
+    check_ranges,
+    ranged,
+    whole,
+)
 
 METHODS = ("sft", "ppo", "grpo", "rloo")
 PLACES = ("language", "vision", "projector", "all", "full")
 BUDGETS = ("samples", "steps", "tokens")
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
+LONGEST = whole(1, 10**15)
+"""Of a budget: samples, steps or tokens."""
+COUNT, FACTOR, SHARE = whole(1, 65_536), Range(0, 1000), Range(0, 1)
+RANK, ALPHA, DROPOUT = whole(1, 4096), Range(above=0, most=65_536), Range(0, below=1)
+"""Of LoRA."""
+POSITIVE = Range(above=0, most=1000)
 
 
-class TrainingError(Exception):
+class TrainingError(ProbeError):
     """A training run cannot start, or has to be stopped; the message names the thing and ends with the fix."""
 
 
@@ -37,9 +58,9 @@ class Budget:
         kind, _, amount = text.partition("=")
         try:
             number = int(float(amount))
-        except ValueError:
+        except (ValueError, OverflowError):
             number = 0
-        if kind not in BUDGETS or number < 1:
+        if kind not in BUDGETS or not LONGEST.holds(number):
             raise TrainingError(f"--budget is {text!r}: write samples=5000, steps=200 or tokens=1000000")
         return cls(kind, number)
 
@@ -106,45 +127,49 @@ class TrainConfig:
         save_every: Samples between checkpoints; 0: a tenth of the run.
         report_to: "none", "trackio", "wandb" or "tensorboard".
         force: Train on a held-out task all the same.
+
+    Raises:
+        OutOfRange: If a number is outside its range.
+        TrainingError: If there is no such choice, or the settings do not go together.
     """
 
     model: str
     tasks: tuple[str, ...]
     method: str
-    weights: tuple[float, ...] = ()
-    seed: int = 0
+    weights: tuple[float, ...] = ranged((), Range(above=0, most=LARGEST_WEIGHT**2))
+    seed: int = ranged(0, SEED)
     budget: str = "samples=5000"
-    items: int = 3000
-    size: int = 224
+    items: int = ranged(3000, AMOUNT)
+    size: int = ranged(224, IMAGE_SIZE)
     shift: str = ""
     diversity: str = ""
     style: str = "direct"
-    batch: int = 32
-    micro_batch: int = 0
-    learning_rate: float = 5e-6
+    batch: int = ranged(32, COUNT)
+    micro_batch: int = ranged(0, BATCH)
+    learning_rate: float = ranged(5e-6, Range(above=0, most=1))
     schedule: str = "cosine"
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    rollout: int = 64
-    generations: int = 16
-    epochs: int = 1
-    temperature: float = 1.0
-    max_new_tokens: int = 0
-    beta: float = 0.01
-    clip: float = 0.2
-    entropy_bonus: float = 0.0
+    warmup: float = ranged(0.1, SHARE)
+    max_grad_norm: float = ranged(1.0, Range(above=0, most=1e9))
+    rollout: int = ranged(64, COUNT)
+    generations: int = ranged(16, COUNT)
+    epochs: int = ranged(1, whole(1, 1000))
+    temperature: float = ranged(1.0, Range(above=0, most=100))
+    max_new_tokens: int = ranged(0, REPLY_LENGTH)
+    beta: float = ranged(0.01, FACTOR)
+    clip: float = ranged(0.2, POSITIVE)
+    entropy_bonus: float = ranged(0.0, FACTOR)
     success_reward: bool = False
-    format_reward: float = 0.0
-    target_kl: float = 0.0
-    adaptive_kl: float = 0.0
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    value_coefficient: float = 0.5
-    value_clip: float = 0.2
-    value_learning_rate: float = 0.0
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.0
+    format_reward: float = ranged(0.0, FACTOR)
+    target_kl: float = ranged(0.0, FACTOR)
+    adaptive_kl: float = ranged(0.0, FACTOR)
+    gamma: float = ranged(1.0, SHARE)
+    gae_lambda: float = ranged(0.95, SHARE)
+    value_coefficient: float = ranged(0.5, FACTOR)
+    value_clip: float = ranged(0.2, FACTOR)
+    value_learning_rate: float = ranged(0.0, Range(0, 1))
+    rank: int = ranged(16, RANK)
+    alpha: int = ranged(16, COUNT)
+    dropout: float = ranged(0.0, DROPOUT)
     where: str = "language"
     load_in_4bit: bool = False
     dtype: str = "auto"
@@ -152,14 +177,14 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     init: str = ""
     curriculum: str = "none"
-    attempts: int = 1
+    attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
-    discount: float = 1.0
-    auxiliary: float = 0.0
+    discount: float = ranged(1.0, SHARE)
+    auxiliary: float = ranged(0.0, FACTOR)
     auxiliary_target: str = "margin"
-    auxiliary_layer: int = 0
+    auxiliary_layer: int = ranged(0, whole(0, 10_000))
     avoid: tuple[str, ...] = ()
-    save_every: int = 0
+    save_every: int = ranged(0, whole(0, 10**15))
     report_to: str = "none"
     force: bool = False
 
@@ -194,7 +219,8 @@ def make_config(given: Mapping[str, Any], preset: str = "") -> TrainConfig:
         preset: Name of a preset, or empty for none.
 
     Raises:
-        TrainingError: If there is no such preset or setting, or a value is out of its range.
+        OutOfRange: If a number is outside its range.
+        TrainingError: If there is no such preset, setting or choice, or the settings do not go together.
     """
     known = {field.name for field in fields(TrainConfig)}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -252,8 +278,34 @@ def per_process(config: TrainConfig, processes: int) -> TrainConfig:
     return replace(config, micro_batch=micro)
 
 
+def check_needs(config: TrainConfig) -> None:
+    """Refuse settings that this machine lacks something for, before anything is made or loaded.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        TrainingError, ModelError, StimulusError: If a package, a device, a folder or the cache is missing; with the fix.
+    """
+    # Here, since only a training that begins needs them, and not every reading of a study's file.
+    from vlm_probe.probes.models.loading import check_options
+    from vlm_probe.stimuli.standard import check_available, check_cache
+
+    wanted = {"tensorboard": ("tensorboard", "tensorboardX")}.get(config.report_to, (config.report_to,))
+    if config.report_to != "none" and not any(map(is_installed, wanted)):
+        raise TrainingError(
+            f"--report-to {config.report_to} needs {wanted[0]}, which is not installed: pip install {wanted[0]}, or leave it out"
+        )
+    check_options(config.device, config.load_in_4bit, *([config.init] if config.init else []))
+    check_cache()
+    for name in config.avoid:
+        check_available(name)
+
+
 def _check(config: TrainConfig) -> None:
-    """Raise TrainingError if a value is out of its range."""
+    """Raise OutOfRange if a number is outside its range, and TrainingError if anything else is wrong."""
+    _check_kinds(config)
+    check_ranges(config)
     choices = (
         ("method", METHODS),
         ("where", PLACES),
@@ -272,29 +324,8 @@ def _check(config: TrainConfig) -> None:
             else ""
         )
         raise TrainingError(f"--device is {config.device!r}: use {', '.join(DEVICES)}{which}")
-    whole = ("items", "batch", "rollout", "generations", "epochs", "rank", "alpha", "attempts")
-    for name in whole:
-        if getattr(config, name) < 1:
-            raise TrainingError(f"--{_option(name)} must be at least 1, got {getattr(config, name)}")
-    positive = ("learning_rate", "temperature", "clip", "max_grad_norm")
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise TrainingError(f"--{_option(name)} must be above 0, got {getattr(config, name)}")
-    for name in ("warmup", "gamma", "gae_lambda", "discount", "dropout"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise TrainingError(f"--{_option(name)} must lie between 0 and 1, got {getattr(config, name)}")
-    not_negative = ("seed", "beta", "entropy_bonus", "format_reward", "target_kl", "adaptive_kl", "value_coefficient")
-    for name in (
-        *not_negative,
-        "value_clip",
-        "value_learning_rate",
-        "auxiliary",
-        "auxiliary_layer",
-        "save_every",
-        "micro_batch",
-    ):
-        if getattr(config, name) < 0:
-            raise TrainingError(f"--{_option(name)} cannot be negative, got {getattr(config, name)}")
+    if config.method == "ppo" and config.adaptive_kl and not config.beta:
+        raise TrainingError("--adaptive-kl steers --beta, which must not be 0: start with --beta 0.01")
     Budget.parse(config.budget)
     try:
         parse_curriculum(config.curriculum)
@@ -314,6 +345,25 @@ def _check(config: TrainConfig) -> None:
         raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
 
 
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+"""Types of settings as they are annotated, and in words."""
+
+
+def _check_kinds(config: TrainConfig) -> None:
+    """Raise TrainingError if a value is of another type, as files of settings may have it, or is not finite."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        kind, name = _KINDS.get(str(field.type), (tuple, "a list"))
+        is_kind = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
+        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise TrainingError(f"--{_option(field.name)} must be {name}, got {str(value)[:40]!r}")
+
+
 def _check_tasks(config: TrainConfig) -> None:
     if not config.tasks:
         raise TrainingError("--tasks names no task: give at least one, as in --tasks towers-stability")
@@ -323,8 +373,6 @@ def _check_tasks(config: TrainConfig) -> None:
         )
     if config.weights and len(config.weights) != len(config.tasks):
         raise TrainingError(f"there are {len(config.weights)} weights for {len(config.tasks)} tasks: give one for each")
-    if any(not weight > 0 for weight in config.weights):
-        raise TrainingError("weights of tasks must be above 0: leave a task out that is not to be trained on")
 
 
 def _check_attempts(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput
 
 Floats = npt.NDArray[np.float64]
 Kind = Literal["none", "easy-to-hard", "hard-to-easy", "adaptive"]
@@ -48,7 +49,7 @@ def parse_curriculum(text: str) -> Kind:
             return kind
     close = difflib.get_close_matches(text, get_args(Kind), n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(get_args(Kind))}"
-    raise ValueError(f"unknown curriculum {text!r}: {hint}")
+    raise InvalidInput(f"unknown curriculum {text!r}: {hint}")
 
 
 def difficulty(items: Sequence[Item]) -> Floats:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import multiprocessing
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +24,11 @@ from vlm_probe.finetune.diversity import parse_diversity, plan
 from vlm_probe.finetune.mixture import Share, apportion
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import reading
 from vlm_probe.stimuli.generate import Progress, shifted_well
+from vlm_probe.stimuli.output import Busy, OutputError, whole_folder
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
@@ -213,27 +213,28 @@ def _cached(recipe: Recipe, jobs: int, progress: Progress | None) -> list[Exampl
 
     disable_progress_bars()
     task = get_task(recipe.task)
-    key = json.dumps([recipe.__dict__, task.version, get_simulator().version(), np.__version__], sort_keys=True)
+    key = dumps(
+        [recipe.__dict__, task.version, get_simulator().version(), np.__version__], sort_keys=True, ascii_only=True
+    )
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = cache_folder() / "training" / f"{recipe.task}_n{recipe.n}_s{recipe.seed}_{digest}"
     if folder.is_dir():
-        table = load_from_disk(str(folder))
-        return [
-            Example(Item.from_row(json.loads(row)), png) for row, png in zip(table["item"], table["png"], strict=True)
-        ]
+        with reading(folder, TrainingError, "delete the folder, and it is made again"):
+            table = load_from_disk(str(folder))
+            return [
+                Example(Item.from_row(parse_object(row)), png)
+                for row, png in zip(table["item"], table["png"], strict=True)
+            ]
     examples = _make(recipe, jobs, progress)
     table = Dataset.from_dict({"item": [_line(e.item) for e in examples], "png": [e.png for e in examples]})
-    partial_folder = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        table.save_to_disk(str(partial_folder))
-        if not folder.exists():
-            partial_folder.rename(folder)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot keep training items in {folder.parent}: {error.strerror or error}; free some space or set PROBE_CACHE"
-        ) from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        with whole_folder(folder, "training items") as made:
+            table.save_to_disk(str(made))
+    except Busy:
+        pass  # another process is keeping the same ones
+    except OutputError as error:
+        if not folder.is_dir():
+            raise TrainingError(f"cannot keep training items ({error}): free some space or set PROBE_CACHE") from error
     return examples
 
 
@@ -319,7 +320,7 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
 
 
 def _line(item: Item) -> str:
-    return json.dumps(item.to_row(), ensure_ascii=False, sort_keys=True)
+    return dumps(item.to_row(), sort_keys=True)
 
 
 def _shifted_progress(progress: Progress, base: int, total: int, done: int, _: int) -> None:

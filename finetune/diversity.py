@@ -13,6 +13,7 @@ import numpy as np
 
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import Options
 from vlm_probe.stimuli.shifts import Shifts, shifted_condition
 from vlm_probe.stimuli.tasks import Task
@@ -44,7 +45,7 @@ def parse_diversity(text: str) -> Diversity:
     for part in filter(None, (part.strip() for part in text.split(","))):
         found = re.fullmatch(r"(conditions|wordings)\s*=\s*([1-9][0-9]*)", part)
         if found is None or found[1] in limits:
-            raise ValueError(f"diversity {text!r}: write conditions=2, wordings=1, or both, separated by a comma")
+            raise InvalidInput(f"diversity {text!r}: write conditions=2, wordings=1, or both, separated by a comma")
         limits[found[1]] = int(found[2])
     return Diversity(**limits)
 
@@ -80,7 +81,7 @@ def plan(
         ("wordings", diversity.wordings, wordings),
     ):
         if limit > len(known):
-            raise ValueError(f"{task.name} has {len(known)} {name}, not {limit}: ask for fewer")
+            raise InvalidInput(f"{task.name} has {len(known)} {name}, not {limit}: ask for fewer")
     kept = {distinct[i] for i in orders[0][: diversity.conditions or None]}
     plans = design.plan(
         task,

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import TRAINING, read_trained
-from vlm_probe.probes.models.huggingface import weights_hash
+from vlm_probe.probes.models.model_folder import weights_hash
 
 UNKNOWN = "unknown"
 

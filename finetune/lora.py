@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +11,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vlm_probe.finetune.config import ALPHA, DROPOUT, RANK
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapters import attach_adapter
+from vlm_probe.probes.models.device import parameter_count, parameter_size, quantisation
 from vlm_probe.probes.models.parts import Part, part_of
+from vlm_probe.stimuli.ranges import check_ranges, ranged
 
 Where = Literal["language", "vision", "projector", "all", "full"]
 
@@ -33,26 +35,25 @@ class Capacity:
         alpha: The adapter's output is scaled by alpha / rank.
         dropout: On the adapter's input; in reinforcement learning it must be off, or the policy that is updated is not the
             one that acted.
+
+    Raises:
+        OutOfRange: If a number is outside its range.
+        ModelError: If there is no such place.
     """
 
     where: str = "language"
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: int = ranged(16, RANK)
+    alpha: float = ranged(16.0, ALPHA)
+    dropout: float = ranged(0.0, DROPOUT)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.where not in get_args(Where):
             close = difflib.get_close_matches(self.where, get_args(Where), n=1)
             hint = f"did you mean {close[0]}?" if close else f"use {', '.join(get_args(Where))}"
             if "head" in self.where or "embed" in self.where:
                 hint = "output layer and embeddings carry no adapter; use language, or full for a small model"
             raise ModelError(f"there is no place {self.where!r} for an adapter: {hint}")
-        if self.rank < 1:
-            raise ModelError(f"the rank of an adapter must be at least 1, got {self.rank}: use 16, say")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ModelError(f"the alpha of an adapter must be positive, got {self.alpha}: use its rank, say")
-        if not 0 <= self.dropout < 1:
-            raise ModelError(f"the dropout of an adapter must lie in [0, 1), got {self.dropout}: use 0")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def make_trainable(model: Any, capacity: Capacity, *, init: Path | None = None) 
     Raises:
         ModelError: If the model has no such part, cannot be trained in full, or the adapter is not one of this model.
     """
-    quantised = bool(getattr(model, "is_loaded_in_4bit", False))
+    quantised = quantisation(model) != "none"
     if capacity.where == "full":
         if init is not None:
             raise ModelError(f"--where full trains no adapter, and {init} is one: leave one of them out")
@@ -150,9 +151,7 @@ def trained(model: Any) -> ParameterCount:
     counts = {True: 0, False: 0}
     layers: dict[str, set[str]] = {}
     for name, parameter in model.named_parameters():
-        # Four-bit weights are packed two to a byte, and know their true shape.
-        state = getattr(parameter, "quant_state", None)
-        counts[parameter.requires_grad] += math.prod(state.shape) if state is not None else parameter.numel()
+        counts[parameter.requires_grad] += parameter_size(parameter)
         if parameter.requires_grad:
             layer = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
             layers.setdefault(part_of(name) or "other", set()).add(layer)
@@ -175,12 +174,18 @@ def _pattern(name: str) -> str:
 
 
 def _train_fully(model: Any, quantised: bool) -> Any:
-    number = sum(parameter.numel() for parameter in model.parameters())
+    number = parameter_count(model)
     if quantised:
-        raise ModelError("4-bit weights cannot be trained themselves: leave out --load-in-4bit, or train an adapter")
+        kind = "4-bit" if getattr(model, "is_loaded_in_4bit", False) else "quantised"
+        raise ModelError(f"{kind} weights cannot be trained themselves: leave out --load-in-4bit, or train an adapter")
     if number > FULL_LIMIT:
         raise ModelError(
             f"--where full is for models up to {FULL_LIMIT / 1e9:g} B parameters, and this one has {number / 1e9:.1f} B"
             f" (about {16 * number / 1e9:.0f} GB in training): train an adapter"
+        )
+    if model.dtype != torch.float32:
+        raise ModelError(
+            f"--where full with {str(model.dtype).removeprefix('torch.')} weights would train nothing: steps of a usual learning"
+            " rate are smaller than the weights' rounding; load them with --dtype float32"
         )
     return model.requires_grad_(True)

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vlm_probe.stimuli.errors import InvalidInput
+
 LARGEST_WEIGHT = 1000.0
+"""Its inverse is the smallest."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def parse_mixture(text: str) -> tuple[Share, ...]:
         The tasks in the order in which they are named; their shares add up to 1.
 
     Raises:
-        ValueError: If no task is named, one is named twice, or a weight is no positive number. Whether the tasks exist is
+        ValueError: If no task is named, one is named twice, or a weight is out of range. Whether the tasks exist is
             not looked at.
     """
     weights: dict[str, float] = {}
@@ -38,17 +41,17 @@ def parse_mixture(text: str) -> tuple[Share, ...]:
             weight = float(number) if colon else 1.0
         except ValueError:
             weight = math.nan
-        if not 0 < weight <= LARGEST_WEIGHT:
-            raise ValueError(
-                f"the weight {number!r} of {task} is not a positive number up to {LARGEST_WEIGHT:g}: write {task}:2"
+        if not 1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT:
+            raise InvalidInput(
+                f"the weight {number!r} of {task} is not a number from {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}: write {task}:2"
             )
         if not task:
-            raise ValueError(f"there is a weight without a task in {text!r}: write the task before the colon")
+            raise InvalidInput(f"there is a weight without a task in {text!r}: write the task before the colon")
         if task in weights:
-            raise ValueError(f"the task {task} is named twice in {text!r}: give it one weight, as in {task}:2")
+            raise InvalidInput(f"the task {task} is named twice in {text!r}: give it one weight, as in {task}:2")
         weights[task] = weight
     if not weights:
-        raise ValueError(
+        raise InvalidInput(
             "no task is named: give at least one, as in towers-stability or towers-stability:2,balance-tilt"
         )
     total = sum(weights.values())
@@ -97,7 +100,7 @@ def apportion(mixture: Sequence[Share], n: int) -> dict[str, int]:
     counts = Counter(interleave(mixture, n))
     absent = [share.task for share in mixture if not counts[share.task]]
     if absent:
-        raise ValueError(f"{n} items are too few for a share of {absent[0]}: give more, or a larger weight")
+        raise InvalidInput(f"{n} items are too few for a share of {absent[0]}: give more, or a larger weight")
     return {share.task: counts[share.task] for share in mixture}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +15,18 @@ import torch
 from transformers import TrainerCallback
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import dumps, parse_object
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 20
 """Log rows in a row after which what cannot be learned from ends a run."""
 LEAST_PARSED = 0.05
 COMPLETE = "complete"
-"""File that says of a checkpoint that it was written to its end."""
+"""File that says of a checkpoint that it was written to its end, with the hash of everything in it."""
+RESTART = "restore it, or delete the folder of checkpoints to begin from the start"
+"""What to do about a checkpoint that is damaged."""
 STATE = "monitor.json"
 LIVE = "curves.jsonl"
 """File beside the checkpoints in which a run can be watched while it goes on."""
@@ -131,12 +138,13 @@ class Monitor(TrainerCallback):
 
     def resume(self, checkpoint: Path) -> None:
         """Go on with the record of a checkpoint."""
-        stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        spent = stored.get("spent", {})
-        before = (float(spent.get(name, 0.0)) for name in ("seconds", "cpu_seconds"))
-        self.record = Record(stored["rows"], int(stored["tokens"]), *before)
-        self._unread, self._unmoved, self._even = stored["patience"]
-        lines = "".join(json.dumps(row) + "\n" for row in self.record.rows)
+        with reading(checkpoint / STATE, TrainingError, RESTART):
+            stored = parse_object((checkpoint / STATE).read_bytes())
+            spent = stored.get("spent", {})
+            before = (float(spent.get(name, 0.0)) for name in ("seconds", "cpu_seconds"))
+            self.record = Record([dict(row) for row in stored["rows"]], int(stored["tokens"]), *before)
+            self._unread, self._unmoved, self._even = map(int, stored["patience"])
+        lines = "".join(dumps(row) + "\n" for row in self.record.rows)
         (checkpoint.parent / LIVE).write_text(lines, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -154,10 +162,12 @@ class Monitor(TrainerCallback):
             "samples": round(state.global_step * self._samples_per_step),
             "tokens": tokens,
         }
-        self.record.rows.append(row | found)
+        # What is not finite cannot be written, and stops the run below.
+        kept = row | {name: value for name, value in found.items() if math.isfinite(value)}
+        self.record.rows.append(kept)
         if args is not None and state.is_world_process_zero:
             with (Path(args.output_dir) / LIVE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row | found) + "\n")
+                file.write(dumps(kept) + "\n")
         self._judge(row | found)
         if self._token_budget and tokens >= self._token_budget:
             control.should_training_stop = True
@@ -181,8 +191,8 @@ class Monitor(TrainerCallback):
                 "patience": patience,
                 "spent": self.spent(),
             }
-            (folder / STATE).write_text(json.dumps(stored), encoding="utf-8")
-            (folder / COMPLETE).write_text("")
+            (folder / STATE).write_text(dumps(stored), encoding="utf-8")
+            mark_complete(folder)
 
     def _judge(self, row: dict[str, float]) -> None:
         """Raise TrainingError if there is nothing to be learned in this way."""
@@ -223,7 +233,55 @@ def by_task(tasks: Sequence[str], successes: Sequence[float]) -> dict[str, float
     return {BY_TASK + name: sum(values) / len(values) for name, values in own.items()}
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint of a run, or None."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def mark_complete(checkpoint: Path) -> None:
+    """Say of a checkpoint that it is whole, with the hash of every file in it."""
+    (checkpoint / COMPLETE).write_text(dumps(_hashes(checkpoint), indent=1) + "\n", encoding="utf-8")
+
+
+def last_checkpoint(folder: Path, warn: Callable[..., None] = log.warning) -> Path | None:
+    """The latest whole checkpoint of a run; None if none was finished.
+
+    Args:
+        folder: Of the checkpoints.
+        warn: Told of those that are damaged and passed over, as a logger is.
+
+    Raises:
+        TrainingError: If all of them are damaged.
+    """
+    wrong = ""
+    for _, path in sorted(finished_checkpoints(folder), reverse=True):
+        if wrong:
+            warn("%s: resuming from the checkpoint before it, if that is whole", wrong)
+        wrong = _damage(path)
+        if not wrong:
+            return path
+    if wrong:
+        raise TrainingError(f"{wrong}, and there is no whole checkpoint before it: {RESTART}")
+    return None
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is damaged in a checkpoint; empty if it is as it was written."""
+    try:
+        with reading(checkpoint / COMPLETE, TrainingError, RESTART):
+            written = parse_object((checkpoint / COMPLETE).read_bytes())
+            found = _hashes(checkpoint)
+    except TrainingError as error:
+        return str(error).partition(": ")[0]
+    changed = [name for name in written if found.get(name) != written[name]]
+    return f"{checkpoint / changed[0]} is {'damaged' if changed[0] in found else 'missing'}" if changed else ""
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """Path of every file of a checkpoint, but for the mark itself -> its SHA-256."""
+    found = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / COMPLETE):
+        with path.open("rb") as file:
+            found[path.relative_to(checkpoint).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def finished_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run that were written to their end, with the numbers of their steps."""
+    finished = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return [(int(number), path) for path in finished if (number := path.name.partition("-")[2]).isdecimal()]

@@ -17,6 +17,7 @@ import numpy as np
 
 from vlm_probe.finetune.curriculum import Competence, Floats, Kind, frontier, open_items, paced_share
 from vlm_probe.finetune.mixture import Share, interleave, realised
+from vlm_probe.stimuli.errors import InvalidInput
 
 LAG = 2
 """Blocks between a success and its effect: data loaders fetch one block while another one is being learned from."""
@@ -55,7 +56,7 @@ class Order:
             raise ValueError(f"a training needs places, and blocks of at least one, got {places} and {block}")
         empty = [share.task for share in mixture if len(difficulty.get(share.task, ())) == 0]
         if empty:
-            raise ValueError(f"there are no items of {empty[0]}: give it more --items, or leave it out of --tasks")
+            raise InvalidInput(f"there are no items of {empty[0]}: give it more --items, or leave it out of --tasks")
         self.kind, self.places, self.block = kind, places, block
         self._tasks = interleave(mixture, places)
         self._difficulty = {share.task: np.asarray(difficulty[share.task], dtype=np.float64) for share in mixture}

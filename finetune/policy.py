@@ -8,14 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.lineage import lineage
 from vlm_probe.finetune.lora import Capacity, make_trainable, trained
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import check_base
 from vlm_probe.probes.models.catalog import lookup
-from vlm_probe.probes.models.huggingface import load_network, weights_hash
+from vlm_probe.probes.models.huggingface import end_tokens
 from vlm_probe.probes.models.loading import find_weights
+from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
+from vlm_probe.probes.models.network import load_network
+from vlm_probe.probes.models.prompting import Prompter, fix_clock
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.stimuli.question import Question
 
@@ -32,7 +38,8 @@ class Policy:
     Attributes:
         model: The network; a PEFT model unless all its weights are trained.
         processor: Its processor, padding on the left.
-        name, revision, weights_sha256: Of the base model.
+        name, revision, weights_sha256, files: Of the base model (`vlm_probe.probes.models.Identity`).
+        moment: Date and time that its chat template writes into every prompt; empty if it writes none.
         lineage: The trainings that this one goes on from, the earliest first.
         capacity: Where the adapter is and how large, as it really is.
     """
@@ -42,12 +49,19 @@ class Policy:
     name: str
     revision: str
     weights_sha256: str
+    files: dict[str, str]
+    moment: str
     lineage: list[dict[str, Any]]
     capacity: dict[str, Any]
 
 
-def load_policy(config: TrainConfig, device: str) -> Policy:
+def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     """Load the base model of a run, and prepare what is trained of it.
+
+    Args:
+        config: The run's settings.
+        device: Where it is trained.
+        moment: Date and time that prompts state, of a run that is resumed; empty for those of now.
 
     Raises:
         ModelError: If it cannot be loaded, or has no part that could be trained so.
@@ -57,19 +71,30 @@ def load_policy(config: TrainConfig, device: str) -> Policy:
     if entry.kind not in ("embedded", "local", "hub"):
         raise ModelError(f"{config.model} has no weights here that could be trained: use a local folder or a hub id")
     folder, init = find_weights(config.model), Path(config.init).expanduser() if config.init else None
-    weights = weights_hash(folder)
+    files = file_hashes(folder)
+    weights = weights_hash(folder, files)
     if init is not None:
         check_base(init, weights, config.model)
     ancestors = lineage(folder) + (lineage(init) if init is not None else [])
+    # Weights that are trained themselves are kept in single precision; what is computed with them may have half.
+    dtype = "float32" if config.where == "full" and config.dtype != "float16" else config.dtype
     network, processor, _ = load_network(
-        folder, config.model, dtype=config.dtype, device=device, load_in_4bit=config.load_in_4bit
+        folder, config.model, dtype=dtype, device=device, load_in_4bit=config.load_in_4bit
     )
-    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
-    if template is None:
+    prompter = Prompter(processor, end_tokens(network, processor.tokenizer, config.model), config.model)
+    if prompter.template is None:
         raise TrainingError(
             f"{config.model} has no chat template, which training needs: use an instruction-tuned variant"
         )
-    processor.tokenizer.padding_side = "left"
+    prompter.set_moment(moment)
+    if prompter.moment:
+        fix_clock(prompter.template, prompter.moment)
+    inputs = prompter.inputs([[made_up()]]).to(network.device, network.dtype)
+    with torch.no_grad():
+        if not torch.isfinite(network(**inputs).logits[:, -1]).any():
+            raise ModelError(
+                f"{config.model} gives no logits that are finite: use --dtype float32, or weights that are sound"
+            )
     capacity = Capacity(config.where, config.rank, config.alpha, config.dropout)
     model = make_trainable(network, capacity, init=init)
     counted = trained(model)
@@ -79,7 +104,9 @@ def load_policy(config: TrainConfig, device: str) -> Policy:
         {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout} if adapter is not None else {}
     )
     revision = folder.name if entry.kind == "hub" else ""
-    return Policy(model, processor, config.model, revision, weights, ancestors, size | asdict(counted))
+    return Policy(
+        model, processor, config.model, revision, weights, files, prompter.moment, ancestors, size | asdict(counted)
+    )
 
 
 def reply_tokens(processor: Any, questions: Iterable[Question], config: TrainConfig) -> int:

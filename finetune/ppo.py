@@ -9,7 +9,6 @@ last one), generalised advantages, the clipped value loss, and what of it is sav
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
@@ -22,10 +21,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from vlm_probe.finetune.advantages import clipped_value_loss, generalised_advantages, token_rewards
 from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.config import TrainingError
 from vlm_probe.finetune.families import AnyFamily
-from vlm_probe.finetune.monitor import Counting
+from vlm_probe.finetune.monitor import RESTART, Counting
 from vlm_probe.finetune.restoring import Restoring
 from vlm_probe.finetune.value_head import ValueHead, load_value_head, save_value_head
+from vlm_probe.stimuli.errors import InvalidInput, reading
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 CRITIC, STATE = "critic", "ppo.json"
 """Folder of the critic in that of an adapter or a model, and its file with the present weight of the KL penalty."""
@@ -95,7 +97,7 @@ class PPOConfig(GRPOConfig):
         if self.loss_type not in ("bnpo", "grpo", "dr_grpo", "dapo"):
             raise ValueError(f"loss_type is {self.loss_type!r}: PPO clips ratios, so use bnpo, grpo, dr_grpo or dapo")
         if self.adaptive_kl and not self.beta:
-            raise ValueError("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
+            raise InvalidInput("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
 
 
 class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
@@ -338,13 +340,14 @@ class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
             folder = Path(output_dir or self.args.output_dir) / CRITIC
             folder.mkdir(exist_ok=True)
             save_value_head(self.value_head, folder)
-            (folder / STATE).write_text(json.dumps({"beta": self.beta}) + "\n")
+            (folder / STATE).write_text(dumps({"beta": self.beta}) + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint) / CRITIC
-        load_value_head(self.value_head, folder)
-        self.beta = float(json.loads((folder / STATE).read_text())["beta"])
+        with reading(folder, TrainingError, RESTART):
+            load_value_head(self.value_head, folder)
+            self.beta = float(parse_object((folder / STATE).read_bytes())["beta"])
 
 
 @lru_cache(maxsize=32)

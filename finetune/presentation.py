@@ -6,7 +6,6 @@ beforehand. What a place shows is known from its number, and successes come back
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,11 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.finetune.order import Order
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 FILE = "order.json"
 """Of a checkpoint: the successes that the order of the training depends on."""
@@ -98,11 +101,12 @@ class OrderKeeping(TrainerCallback):
         """Write it into the checkpoint."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / FILE).write_text(json.dumps(self._order.state()), encoding="utf-8")
+            (folder / FILE).write_text(dumps(self._order.state()), encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
         """Take over what a checkpoint holds."""
-        self._order.restore(json.loads((checkpoint / FILE).read_text(encoding="utf-8")))
+        with reading(checkpoint / FILE, TrainingError, RESTART):
+            self._order.restore(parse_object((checkpoint / FILE).read_bytes()))
 
 
 def _mean(values: Sequence[float]) -> float:

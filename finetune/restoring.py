@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.finetune.config import TrainingError
+from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.probes.models.adapter_folder import WEIGHTS
+from vlm_probe.stimuli.errors import reading
 
 
 class Restoring:
@@ -17,7 +19,21 @@ class Restoring:
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights of a checkpoint. Raises TrainingError if a tensor of its adapter finds no place."""
+        """Load the weights of a checkpoint. Raises TrainingError if they are damaged, or a tensor of its adapter finds no place."""
+        with reading(f"{resume_from_checkpoint}: its weights", TrainingError, RESTART):
+            self._load_weights(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As transformers does. Raises TrainingError if they are damaged."""
+        with reading(f"{checkpoint}: its optimizer.pt or scheduler.pt", TrainingError, RESTART):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As transformers does. Raises TrainingError if it is damaged."""
+        with reading(f"{checkpoint}: its random state", TrainingError, RESTART):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _load_weights(self, resume_from_checkpoint: str, model: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         file = Path(resume_from_checkpoint) / WEIGHTS
         if file.is_file():

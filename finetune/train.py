@@ -10,11 +10,9 @@ RUN/checkpoints/                                     while it runs: the same com
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
+from transformers import TrainerCallback
 
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
-from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, per_process
+from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, check_needs, per_process
 from vlm_probe.finetune.corrections import Corrections
 from vlm_probe.finetune.course import Course
 from vlm_probe.finetune.curves import draw_curves
@@ -36,20 +35,30 @@ from vlm_probe.finetune.data import rows as make_rows
 from vlm_probe.finetune.disk import check_room, saving
 from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
 from vlm_probe.finetune.kernels import score_replies_only
-from vlm_probe.finetune.monitor import Monitor, Progress, last_checkpoint
+from vlm_probe.finetune.monitor import LIVE, Monitor, Progress, finished_checkpoints, last_checkpoint
 from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
+from vlm_probe.finetune.ppo import CRITIC
 from vlm_probe.finetune.reward import Judge, reward_functions
 from vlm_probe.finetune.sft import make_sft
 from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
-from vlm_probe.probes.provenance import git_state, hardware, versions
-from vlm_probe.probes.trials import LOCK, lock_folder
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.probes.provenance import origin
+from vlm_probe.stimuli.errors import reading, reason_of
+from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
+from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
+KIND = "training run"
 CURVES, CHECKPOINTS, SETTINGS = "curves.png", "checkpoints", "settings.json"
+FINAL = f"{CHECKPOINTS}/final"
+"""Where TRL saves to at the end; what is wanted of it moves up."""
+NOT_KEPT = ("training_args.bin", "README.md")
+STRAY = (f"{CHECKPOINTS}/{LIVE}", f"{CHECKPOINTS}/README.md")
+"""What else lies beside the checkpoints while a run goes on: its curves, and what TRL writes."""
 LOG_ROWS = 200
 """Rows of the record that a supervised run has; a reinforced one has a row for every rollout."""
 CHECKPOINTS_KEPT = 2
@@ -113,32 +122,48 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
         What `training.json` says.
 
     Raises:
-        TrainingError, ModelError: If it cannot start or has to be stopped; one line with the fix.
-        RunError: If another process trains there.
+        OutputError: If `out` holds something else, cannot be written, or another process trains there.
+        TrainingError, ModelError, StimulusError: If it cannot start or has to be stopped; one line with the fix.
     """
     folder = Path(out)
+    check_needs(config)
     state = PartialState(cpu=choose_device(config.device) == "cpu")
     config = per_process(config, state.num_processes)
     check_tasks(config)
-    done = _open(folder, config, state)
+    check_claim(folder, KIND)
+    done = _finished(folder, config)
     if done is not None:
         return done
-    with _held(folder, state):
+    state.wait_for_everyone()
+    with claim(folder, KIND) if state.is_main_process else contextlib.nullcontext() as output:
         # Once more: another process may have finished it meanwhile.
-        return _open(folder, config, state) or _train(config, folder, state, jobs, progress)
+        return _finished(folder, config) or _train(config, folder, output, state, jobs, progress)
 
 
 def _train(
-    config: TrainConfig, folder: Path, state: PartialState, jobs: int, progress: Progress | None
+    config: TrainConfig,
+    folder: Path,
+    output: OutputFolder | None,
+    state: PartialState,
+    jobs: int,
+    progress: Progress | None,
 ) -> dict[str, Any]:
+    """Train in a folder that the first process has claimed; the others have no `output`."""
+    # First of all, since it may find that nothing can be resumed.
+    warn = log.warning if state.is_main_process else log.debug
+    checkpoint = last_checkpoint(folder / CHECKPOINTS, warn)
     device = choose_device(config.device)
     if device == "cpu":
         keep_freed_memory()
         score_replies_only()
     # The adapter's first weights are drawn from torch's global generator.
     set_seed(config.seed)
+    begun = _read(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    # Of the first process, for all: prompts may state it.
+    (moment,) = broadcast_object_list([str(begun.get("moment") or datetime.now().isoformat(timespec="seconds"))])
     with _quiet():
-        policy = load_policy(config, device)
+        policy = load_policy(config, device, moment)
+    _check_model(folder, begun, policy)
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
@@ -148,34 +173,82 @@ def _train(
     monitor = Monitor(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
-    if state.is_main_process:
-        _write(folder / SETTINGS, config.to_dict())
+    if output is not None:
+        output.write_json(SETTINGS, config.to_dict() | {"base_files": policy.files, "moment": policy.moment}, indent=1)
+        output.track(*STRAY)
+        first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        upcoming = [name for step, name in _checkpoints(planned).items() if step > first]
+        for name in upcoming:  # half written, or damaged
+            output.drop(name)
+        output.announce(*upcoming, FINAL)
+    state.wait_for_everyone()
     with _quiet():
         course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
         trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    if output is not None:
+        trainer.add_callback(_Checkpoints(output))
     if checkpoint is not None:
         monitor.resume(checkpoint)
         course.resume(checkpoint)
-        logging.getLogger(__name__).info("going on from %s", checkpoint)
+        log.info("going on from %s", checkpoint)
     started = datetime.now(UTC)
     monitor.start()
     with _quiet(), saving(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder / FINAL))
     result = _result(config, policy, data, course, monitor, planned, started)
     state.wait_for_everyone()
-    if state.is_main_process:
-        if (folder / WEIGHTS).is_file():
-            result["adapter_sha256"] = adapter_hash(folder)
+    if output is not None:
+        made = folder / FINAL
+        if (made / WEIGHTS).is_file():
+            # The rest is what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings.
+            kept = [made / CONFIG, made / WEIGHTS, *sorted(made.glob(f"{CRITIC}/*"))]
+            result["adapter_sha256"] = adapter_hash(made)
         else:
-            policy.processor.save_pretrained(folder)
-        draw_curves(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", folder / CURVES)
-        _tidy(folder)
-        _write(folder / TRAINING, result)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            policy.processor.save_pretrained(made)
+            kept = [path for path in sorted(made.rglob("*")) if path.is_file() and path.name not in NOT_KEPT]
+        for path in kept:
+            output.place(path, path.relative_to(made).as_posix())
+        with output.file(CURVES) as partial:
+            _draw(monitor.record.rows, f"{config.method} on {', '.join(config.tasks)}", partial)
+        output.write_json(TRAINING, result, indent=1)
+        for name in (*_checkpoints(planned).values(), FINAL):
+            output.drop(name)
+        output.remove(*STRAY)
     state.wait_for_everyone()
     return result
+
+
+def _checkpoints(planned: Plan) -> dict[int, str]:
+    """Step -> folder of all checkpoints that a run makes."""
+    steps = (*range(planned.save_every, planned.steps + 1, planned.save_every), planned.steps)
+    return {step: f"{CHECKPOINTS}/checkpoint-{step}" for step in steps}
+
+
+class _Checkpoints(TrainerCallback):
+    """Keeps the last checkpoints. Comes after what marks them as whole."""
+
+    def __init__(self, output: OutputFolder) -> None:
+        self._output = output
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """List the new checkpoint's files, and delete those of the oldest one."""
+        self._output.adopt(f"{CHECKPOINTS}/checkpoint-{state.global_step}")
+        steps = sorted(step for step, _ in finished_checkpoints(self._output.path / CHECKPOINTS))
+        for step in steps[:-CHECKPOINTS_KEPT]:
+            self._output.drop(f"{CHECKPOINTS}/checkpoint-{step}")
+
+
+def _check_model(folder: Path, begun: dict[str, Any], policy: Policy) -> None:
+    """Refuse to resume a run whose base model has changed. Raises TrainingError."""
+    before = begun.get("base_files")
+    if isinstance(before, dict):
+        changed = sorted(name for name in {**before, **policy.files} if before.get(name) != policy.files.get(name))
+        if changed:
+            raise TrainingError(
+                f"{folder} holds a run of another model ({', '.join(changed)} of {policy.name} differ): restore the model, or"
+                " choose another --out"
+            )
 
 
 def is_first() -> bool:
@@ -187,44 +260,22 @@ def _tokens(budget: Budget) -> int:
     return budget.amount if budget.kind == "tokens" else 0
 
 
-def _open(folder: Path, config: TrainConfig, state: PartialState) -> dict[str, Any] | None:
-    """Make the folder, or recognise it; what it says if it is finished.
+def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What a finished run of these settings says; None if there is none.
 
     Raises:
-        TrainingError: If it holds another run.
+        TrainingError: If the folder holds a run of other settings.
     """
-    settings = json.loads(json.dumps(config.to_dict()))
     file = folder / SETTINGS
-    if file.is_file():
-        before = _read(file)
-        differ = sorted(name for name in settings if settings[name] != before.get(name))
-        if differ:
-            raise TrainingError(
-                f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
-            )
-        if (folder / TRAINING).is_file():
-            return _read(folder / TRAINING)
+    if not file.is_file():
         return None
-    if (folder / CONFIG).exists() or (folder / TRAINING).exists():
-        raise TrainingError(f"{folder} holds an adapter already: choose another --out, or delete it first")
-    state.wait_for_everyone()
-    if state.is_main_process:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
-    return None
-
-
-@contextlib.contextmanager
-def _held(folder: Path, state: PartialState) -> Iterator[None]:
-    """Keep other trainings out of the folder. Raises RunError if there is one."""
-    lock = lock_folder(folder) if state.is_main_process else -1
-    try:
-        yield
-    finally:
-        if lock >= 0:
-            os.close(lock)
+    settings, before = parse(dumps(config.to_dict())), _read(file)
+    differ = sorted(name for name in settings if settings[name] != before.get(name))
+    if differ:
+        raise TrainingError(
+            f"{folder} holds a run with other settings ({', '.join(differ)}): choose another --out, or delete it first"
+        )
+    return _result_of(folder / TRAINING) if (folder / TRAINING).is_file() else None
 
 
 def _sample_tokens(processor: Any, data: TrainingSet, n: int = 8) -> float:
@@ -263,7 +314,6 @@ def _trainer(
         "logging_steps": planned.log_every,
         "save_strategy": "steps",
         "save_steps": planned.save_every,
-        "save_total_limit": CHECKPOINTS_KEPT,
         "seed": config.seed,
         "data_seed": config.seed,
         "report_to": [] if config.report_to == "none" else [config.report_to],
@@ -322,7 +372,13 @@ def _result(
         "format": FORMAT,
         "method": config.method,
         "model": policy.name,
-        "base": {"name": policy.name, "revision": policy.revision, "weights_sha256": policy.weights_sha256},
+        "base": {
+            "name": policy.name,
+            "revision": policy.revision,
+            "weights_sha256": policy.weights_sha256,
+            "files": policy.files,
+        },
+        "moment": policy.moment,
         "tasks": list(config.tasks),
         "weights": list(config.shares()),
         "seed": config.seed,
@@ -339,9 +395,7 @@ def _result(
         "config": config.to_dict(),
         "data_sha256": data.content_sha256,
         "processes": PartialState().num_processes,
-        "versions": versions("trl", "datasets", "bitsandbytes"),
-        "git": git_state(),
-        "hardware": hardware(),
+        **origin("trl", "datasets", "bitsandbytes"),
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         **monitor.spent(),
@@ -351,36 +405,41 @@ def _result(
     }
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings."""
-    shutil.rmtree(folder / "ref", ignore_errors=True)
-    keep = {CONFIG, WEIGHTS, CURVES, SETTINGS, TRAINING, LOCK}
-    if (folder / WEIGHTS).is_file():
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in keep:
-                file.unlink()
-    for stray in ("training_args.bin", "README.md"):
-        (folder / stray).unlink(missing_ok=True)
+def _draw(rows: list[dict[str, float]], title: str, file: Path) -> None:
+    """Draw the curves, which are in `training.json` as well: a figure that fails must not cost what was learned."""
+    try:
+        draw_curves(rows, title, file)
+    except Exception as error:
+        log.warning("the curves could not be drawn: %s", reason_of(error))
 
 
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the run. Raises TrainingError if it is damaged."""
-    try:
-        return parse_object(file.read_bytes(), finite=False)
-    except ValueError as error:
-        raise TrainingError(f"{file} is damaged ({error}): choose another --out, or delete the folder first") from error
+    with reading(file, TrainingError, "choose another --out, or delete the folder first"):
+        return parse_object(file.read_bytes())
 
 
-def _write(file: Path, data: Any) -> None:
-    """Write JSON so that the file is whole or absent."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
+def _result_of(file: Path) -> dict[str, Any]:
+    """What a training that is over says. Raises TrainingError if it does not say what it should."""
+    with reading(file, TrainingError, "choose another --out, or delete the folder first"):
+        found = parse_object(file.read_bytes())
+        kinds = {"method": str, "model": str, "tasks": list, "budget": dict, "curves": list}
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {str(found[name])[:40]!r}")
+        for values in (found["budget"], *found["curves"]):
+            if not all(isinstance(value, int | float) for value in values.values()):
+                raise TypeError(f"a number is missing in {str(values)[:40]!r}")
+        return found
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the rows that transformers prints for itself, and its warnings of names that will change in future."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -15,12 +15,15 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper import manuscript, tex
 from vlm_probe.paper.numbers import Numbers
 from vlm_probe.paper.part import Part
-from vlm_probe.paper.study import Study, read_study
+from vlm_probe.paper.study import PaperError, Study, read_study
 from vlm_probe.probes.study.pack import REMARKS
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.output import claim
 
 log = logging.getLogger(__name__)
 
 HOME = Path(__file__).parent
+KIND = "paper"
 GENERATED, NUMBERS, FIGURES, TABLES = "generated", "numbers", "figures", "tables"
 PARTS = (
     *("design", "stimuli", "perception", "controls", "observers", "trained", "contrasts", "hypotheses"),
@@ -90,13 +93,13 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
 
     Args:
         folder: Of the study, or of its packed results.
-        out: Folder to write to; what an earlier build left there is replaced.
+        out: Folder to write to; what an earlier build left there is replaced, if nobody has changed it.
         text: The manuscript.
         progress: Told how many steps are done, and how many there are.
 
     Raises:
+        OutputError: If `out` holds something else than an earlier paper, was changed since, or cannot be written.
         PaperError: If there is no study.
-        OSError: If the folder cannot be written.
     """
     done = 0
 
@@ -106,11 +109,22 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         if progress is not None:
             progress(done, len(PARTS) + 2)
 
-    study = read_study(folder)
-    step()
-    generated = out / GENERATED
-    shutil.rmtree(generated, ignore_errors=True)
-    (out / manuscript.MAIN).with_suffix(".pdf").unlink(missing_ok=True)  # no old paper beside new numbers
+    with claim(out, KIND) as output:
+        output.check()
+        study = read_study(folder)
+        remarks = folder / REMARKS
+        with reading(remarks, PaperError, "save it as UTF-8"):
+            remarked = remarks.read_text(encoding="utf-8") if remarks.is_file() else ""
+        step()
+        with output.scratch() as made:
+            paper = _build(study, remarked, made, out, text, step)
+            output.replace_all(made)
+    return paper
+
+
+def _build(study: Study, remarked: str, made: Path, out: Path, text: Path, step: Callable[[], None]) -> Paper:
+    """Make everything in a folder from which it is moved to `out`."""
+    generated = made / GENERATED
     for name in (FIGURES, TABLES):
         (generated / name).mkdir(parents=True)
     numbers, missing, failed = Numbers(), {}, []
@@ -128,14 +142,13 @@ def build(folder: Path, out: Path, text: Path = HOME / manuscript.MAIN, progress
         numbers.verdict(f"part.{name}", "missing" if name in missing else "made", ("made", "missing"))
     (generated / f"{NUMBERS}.tex").write_text(numbers.to_latex(), encoding="utf-8")
     (generated / f"{NUMBERS}.json").write_text(numbers.to_json(), encoding="utf-8")
-    remarks = folder / REMARKS
-    (generated / REMARKS).write_text(remarks.read_text(encoding="utf-8") if remarks.is_file() else "", encoding="utf-8")
-    slips = _lay_out(text, out, numbers, missing)
-    pdf, problem = (None, slips) if slips else tex.typeset(out / manuscript.MAIN)
+    (generated / REMARKS).write_text(remarked, encoding="utf-8")
+    slips = _lay_out(text, made, numbers, missing)
+    pdf, problem = (None, slips) if slips else tex.typeset(made / manuscript.MAIN)
     step()
     return Paper(
         out=out,
-        pdf=pdf,
+        pdf=None if pdf is None else out / pdf.name,
         figures=tuple(sorted(p.stem for p in (generated / FIGURES).glob("*.pdf"))),
         tables=tuple(sorted(p.stem for p in (generated / TABLES).glob("*.tex"))),
         numbers=len(numbers.values),
@@ -165,11 +178,9 @@ def _write(part: Part, generated: Path, numbers: Numbers) -> None:
 def _lay_out(text: Path, out: Path, numbers: Numbers, missing: dict[str, str]) -> str:
     """Put the manuscript and its bibliographies beside what was generated; what does not fit, or nothing."""
     main = out / manuscript.MAIN
-    if text.resolve() != main.resolve():
-        shutil.copyfile(text, main)
+    shutil.copyfile(text, main)
     for bibliography in text.parent.glob("*.bib"):
-        if bibliography.resolve() != (out / bibliography.name).resolve():
-            shutil.copyfile(bibliography, out / bibliography.name)
+        shutil.copyfile(bibliography, out / bibliography.name)
     slips = manuscript.check(main.read_text(encoding="utf-8"), numbers, out)
     remarks = manuscript.BODY + (out / GENERATED / REMARKS).read_text(encoding="utf-8")
     slips += [f"{REMARKS}, {slip}" for slip in manuscript.check(remarks, numbers, out)]

@@ -6,7 +6,6 @@ out. Neither is typed by hand, so that a text cannot say other than the results.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,8 @@ import pandas as pd
 from vlm_probe.analysis import tables
 from vlm_probe.analysis.result import plain
 from vlm_probe.paper.latex import in_math
+from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.plain_json import dumps
 
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9.@+-]*")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -49,7 +50,7 @@ MACROS = r"""
 """What numbers.tex begins with; it needs no package."""
 
 
-class NumberError(ValueError):
+class NumberError(ProbeError, ValueError):
     """A name or a number that a manuscript cannot have; the message says which and why."""
 
 
@@ -162,7 +163,7 @@ class Numbers:
             name: {"text": v.text, "value": plain(v.value)} | ({"among": list(v.among)} if v.among else {})
             for name, v in sorted(self.values.items())
         }
-        return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        return dumps(found, indent=1) + "\n"
 
     def _put(self, name: str, value: Value) -> None:
         if not NAME.fullmatch(name):

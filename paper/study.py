@@ -19,6 +19,7 @@ from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.paper.numbers import records
 from vlm_probe.probes.archive import LOGS
 from vlm_probe.probes.trials import read_run, runs_below
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 ASKED = ("runs", "observers")
@@ -30,7 +31,7 @@ OVER_ALL = "all plain"
 """What contrasts that are about no single condition of training have for one."""
 
 
-class PaperError(ValueError):
+class PaperError(ProbeError, ValueError):
     """A paper cannot be made; the message says why, and ends with what to do."""
 
 
@@ -128,7 +129,7 @@ def read_study(folder: Path, resamples: int = 200) -> Study:
         models=_models(folder),
         registration=registration,
         unfinished=0 if packed else len(_asked(folder)) - len(_finished(folder)),
-        deviations=tuple(_read(folder / STATE).get("deviations", ())) if (folder / STATE).is_file() else (),
+        deviations=_deviations(folder),
     )
 
 
@@ -145,8 +146,16 @@ def _finished(folder: Path) -> list[Path]:
 def _name(folder: Path) -> str:
     """What the study calls itself, where that is known, or else its folder."""
     if (folder / REGISTRATION).is_file():
-        return str(_read(folder / REGISTRATION)["study"])
+        return str(_read(folder / REGISTRATION).get("study") or folder.resolve().name)
     return folder.resolve().name
+
+
+def _deviations(folder: Path) -> tuple[str, ...]:
+    """What is not as it was registered, as `probe study pack` found it."""
+    if not (folder / STATE).is_file():
+        return ()
+    with reading(folder / STATE, PaperError, "pack the study again (`probe study pack`)"):
+        return tuple(map(str, _read(folder / STATE).get("deviations", ())))
 
 
 def _models(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -168,9 +177,5 @@ def _without_curves(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return parse_object(path.read_bytes(), finite=False)
-    except (OSError, ValueError) as error:
-        raise PaperError(
-            f"{path} cannot be read ({error}): repeat the step that made it, or delete its folder"
-        ) from error
+    with reading(path, PaperError, "repeat the step that made it, or delete its folder"):
+        return parse_object(path.read_bytes())

@@ -38,17 +38,16 @@ def typeset(main: Path) -> tuple[Path | None, str]:
             f"{', '.join(missing)} not installed: {INSTALL}; everything else is made, and the same command adds the PDF",
         )
     pdf = main.with_suffix(".pdf")
-    pdf.unlink(missing_ok=True)
     command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "-quiet", main.name]
     environment = os.environ | {"SOURCE_DATE_EPOCH": EPOCH, "FORCE_SOURCE_DATE": "1", "max_print_line": "1000"}
     try:
         subprocess.run(command, cwd=main.parent, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return None, f"latexmk did not end within {LIMIT_S} s: see {main.with_suffix('.log')}"
+        return None, f"latexmk did not end within {LIMIT_S} s: see {main.with_suffix('.log').name} beside it"
     log = main.with_suffix(".log")
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if not pdf.exists():
-        return None, f"{_first_error(text)}; see {log}"
+        return None, f"{_first_error(text)}; see {log.name} beside it"
     undefined = re.findall(r"(?:Citation|Reference) `([^']+)'.*undefined", text)
     if undefined:
         return (

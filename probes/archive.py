@@ -9,23 +9,27 @@ well. Because logs come back byte for byte, the hash that a run noted when it en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_probe.probes.row_format import COLUMNS, NUMBERS, TEXTS, TRUTHS, WHOLES, line_of
-from vlm_probe.stimuli.plain_json import parse
+from vlm_probe.probes.columns import LOG
+from vlm_probe.probes.row_format import COLUMNS, line_of
+from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.stimuli.output import whole_file
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 LOGS, RUNS = "logs.parquet", "runs.parquet"
 FOLDER, RECORD = "folder", "run_json"
+_PLAIN = {column.name: column.log for column in LOG if column.log in ("text", "number", "whole", "truth")}
+"""Columns whose values Parquet holds as they are; all others are JSON in text."""
 
 
-class ArchiveError(ValueError):
+class ArchiveError(ProbeError, ValueError):
     """Logs cannot be archived, or an archive cannot be read; the message says which and what to do."""
 
 
@@ -69,9 +73,8 @@ def write_archive(out: Path, runs: Iterable[tuple[str, str, Sequence[Mapping[str
     rows_of_all = pa.concat_tables(tables)
     options = {"compression": "zstd", "compression_level": 19}
     for name, table in ((LOGS, rows_of_all), (RUNS, pa.table(records))):
-        partial = out / f"{name}.partial"
-        pq.write_table(table, partial, **options)
-        partial.replace(out / name)
+        with whole_file(out / name) as partial:
+            pq.write_table(table, partial, **options)
     _open.cache_clear()
     return int(rows_of_all.num_rows)
 
@@ -95,28 +98,23 @@ def archived_record(folder: Path) -> str | None:
 def archived_rows(folder: Path) -> list[dict[str, Any]] | None:
     """The rows of an archived run; None if there is no such run. Raises ArchiveError if the archive is damaged."""
     found = _find(folder)
-    try:
+    with reading(f"the archive of {folder}", ArchiveError, "restore it"):
         return None if found is None else found[0].rows(found[1])
-    except ValueError as error:
-        raise ArchiveError(f"the archive of {folder} is damaged ({error}): restore it") from error
 
 
 class _Archive:
     """An archive that is open: its tables in memory, which are small until they become rows."""
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
+        with reading(folder / LOGS, ArchiveError, f"restore it, and {RUNS} next to it"):
             runs, self._logs = pq.read_table(folder / RUNS), pq.read_table(folder / LOGS)
             self.records: dict[str, str] = dict(zip(runs[FOLDER].to_pylist(), runs[RECORD].to_pylist(), strict=True))
             folders = self._logs[FOLDER].to_pylist()
             for name in self.records:
                 if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
                     raise ValueError(f"it has a run {name!r}, which lies outside its folder")
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            raise ArchiveError(f"{folder / LOGS} cannot be read ({error}): restore it") from error
         self._places: dict[str, tuple[int, int]] = {}
         for place, name in enumerate(folders):  # the rows of a run stand together
             start, n = self._places.get(name, (place, 0))
@@ -149,17 +147,15 @@ def _open(folder: Path, state: tuple[tuple[int, int], ...]) -> _Archive:
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
     import pyarrow as pa
 
-    kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(NUMBERS, pa.float64())}
-    kinds |= {**dict.fromkeys(WHOLES, pa.int64()), **dict.fromkeys(TRUTHS, pa.bool_())}
-    if name in kinds:
-        return pa.array(values, kinds[name])
-    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+    types = {"text": pa.string(), "number": pa.float64(), "whole": pa.int64(), "truth": pa.bool_()}
+    if name in _PLAIN:
+        return pa.array(values, types[_PLAIN[name]])
+    return pa.array([None if value is None else dumps(value, ascii_only=True) for value in values], pa.string())
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    typed = {*TEXTS, *NUMBERS, *WHOLES, *TRUTHS}
     names = [name for name in table.column_names if name != FOLDER]
-    columns = [_values(table[name], None if name in typed else parse) for name in names]
+    columns = [_values(table[name], None if name in _PLAIN else parse) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

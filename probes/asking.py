@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_probe.probes.episodes import Ask
-from vlm_probe.probes.models import Generation, Model, Trial
+from vlm_probe.probes.models import Ended, Generation, Model, Reply, Trial
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ class Answered:
     Attributes:
         ask: What was asked.
         raw: The reply; None with the options readout, or if the trial failed.
+        ended: How the reply ended, if not by itself (see `vlm_probe.probes.models.Reply`).
         logprobs: Of every legal answer, nats; None with the other readout, or if the trial failed.
         error: "Type: message" if the trial failed, else None.
         latency_s: Seconds, the batch's time shared evenly.
@@ -34,6 +35,7 @@ class Answered:
 
     ask: Ask
     raw: str | None = None
+    ended: Ended = ""
     logprobs: Any = None
     error: str | None = None
     latency_s: float = 0.0
@@ -91,7 +93,9 @@ def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Genera
 
     name = "raw" if readout == "generate" else "logprobs"
     for trial, value, latency in model.stream(shown(), readout, settings):
-        given = {"error": message_of(value)} if isinstance(value, Exception) else {name: value}
+        given: dict[str, Any] = {"error": message_of(value)} if isinstance(value, Exception) else {name: value}
+        if isinstance(value, Reply):
+            given = {"raw": value.text, "ended": value.ended}
         yield Answered(asks[trial.id], **given, latency_s=latency, ends_batch=True)
     yield from failed
 

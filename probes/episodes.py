@@ -116,7 +116,7 @@ class Episodes:
             row: Of the log.
             drawn: Whether the next attempt is to be asked, so that the pictures of what happened are needed.
         """
-        if ask.attempt == ask.memory.attempts or row["success"] or row["error"] is not None:
+        if ask.attempt == ask.memory.attempts or row.get("success") or row["error"] is not None:
             return None
         item, columns = ask.asked, dict(row)
         past = Past(reply_of(item, columns), "", None)

@@ -21,6 +21,7 @@ from PIL import Image
 from vlm_probe.probes.models import Trial, Turn
 from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, Attempt, remembered
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.ranges import ATTEMPTS, check_ranges, ranged
 
 WORDS = (UNREAD, FAILED, IMPOSSIBLE)
 """All that may be said of an attempt after which there is another one."""
@@ -61,15 +62,15 @@ class Memory:
         kept: "none", "last-1", "last-2", ..., or "all".
 
     Raises:
-        ValueError: If there are no attempts, or there is no such memory.
+        OutOfRange: If there cannot be so many attempts.
+        ValueError: If there is no such memory.
     """
 
-    attempts: int = 1
+    attempts: int = ranged(1, ATTEMPTS)
     kept: str = "all"
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        check_ranges(self)
         remembered(self.kept, self.attempts)
 
     def of(self, past: Sequence[Past]) -> tuple[Past, ...]:

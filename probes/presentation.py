@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from vlm_probe.probes.models import Trial, Turn
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.description import describe
+from vlm_probe.stimuli.errors import ProbeError
 from vlm_probe.stimuli.picture import panel_boxes
 from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import mirror
@@ -37,7 +38,7 @@ GREY = (128, 128, 128)
 TILES = 8
 
 
-class PresentationError(ValueError):
+class PresentationError(ProbeError, ValueError):
     """A manner cannot be had with these items; the message says why and what to do."""
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.probes.models import Ended
 from vlm_probe.probes.presentation import Manner, Presenter
 from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
+from vlm_probe.stimuli import replies
 from vlm_probe.stimuli.attempts import Attempt, carry_out
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.outcomes import OutcomeCache
-from vlm_probe.stimuli.question import Answer, Integers, Options
+from vlm_probe.stimuli.output import OutputFolder
+from vlm_probe.stimuli.question import Answer, Integers, Options, Parsed
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Score, get_task
 
@@ -47,37 +50,45 @@ class Scorer:
         assert item.scene is not None
         return self._known.score(task, item.scene, item.question, answer, scene_hash=item.scene_sha256)
 
-    def row(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
+    def row(self, item: Item, raw: str | None, logprobs: list[float] | None, ended: Ended = "") -> Columns:
         """All columns that follow from an item and what was given to it: a reply, else log-probabilities.
 
         Args:
             item: What was asked.
             raw: The reply; None where log-probabilities were read.
             logprobs: Of every legal answer, nats; None where a reply was read.
+            ended: How the reply ended, if not by itself.
 
         Raises:
             ValueError: If there is not one finite log-probability per legal answer.
         """
-        return self.describe(item) | self.scored(item, raw, logprobs)
+        return self.describe(item) | self.scored(item, raw, logprobs, ended)
 
-    def scored(self, item: Item, raw: str | None, logprobs: list[float] | None) -> Columns:
+    def scored(self, item: Item, raw: str | None, logprobs: list[float] | None, ended: Ended = "") -> Columns:
         """The columns that follow from what was given to an item: a reply, else log-probabilities.
 
         Args:
             item: What was asked.
             raw: The reply; None where log-probabilities were read.
             logprobs: Of every legal answer, nats; None where a reply was read.
+            ended: How the reply ended, if not by itself.
 
         Raises:
             ValueError: If there is not one finite log-probability per legal answer.
         """
-        return self.reply(item, raw) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
+        return self.reply(item, raw, ended) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
 
-    def reply(self, item: Item, raw: str) -> Columns:
-        """The columns that follow from a reply."""
+    def reply(self, item: Item, raw: str, ended: Ended = "") -> Columns:
+        """The columns that follow from a reply.
+
+        Args:
+            item: What was asked.
+            raw: The reply.
+            ended: How it ended, if not by itself: what was withheld is not read, what was cut off may hold the answer.
+        """
         parsed = item.question.parse(raw)
-        if parsed.value is None:
-            return UNANSWERED | {"raw": raw, "status": parsed.status}
+        if parsed.value is None or ended == "filtered":
+            return UNANSWERED | {"raw": raw, "status": ended or parsed.status}
         return self._answered(item, parsed.value) | {"raw": raw}
 
     def options(self, item: Item, logprobs: npt.NDArray[np.float64]) -> Columns:
@@ -116,7 +127,10 @@ class Scorer:
             size: Edge of the picture, pixels.
         """
         assert item.scene is not None  # actions without a scene are refused before the run
-        parsed = item.question.parse(reply_of(item, row))
+        reply = reply_of(item, row)
+        # What was withheld may hold a number all the same, which nobody has answered.
+        unread = Parsed(reply, None, row["status"]) if row["answer"] is None else None
+        parsed = unread or item.question.parse(reply)
         return carry_out(
             get_task(item.task),
             item.scene,
@@ -204,38 +218,52 @@ UNANSWERED: Columns = {
 """The scored columns of a trial without an answer."""
 
 
-def rescore(folder: str | Path, stimuli: StimulusSet) -> tuple[int, int]:
-    """Read and score the replies of a run once more, without a model, and write them in place of the old rows.
+class Rescored(NamedTuple):
+    """Number of rows of a run; of those that came out differently; and of those whose reply was read differently."""
+
+    n: int
+    changed: int
+    readings: int
+
+
+def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> Rescored:
+    """Read and score the replies of a run again, with the current parser and without a model, in place of the old rows.
 
     Args:
-        folder: The run.
+        run: Its folder, or that which is claimed already.
         stimuli: The set that it was made with.
 
-    Returns:
-        Number of rows, and of those that came out differently.
-
     Raises:
-        RunError: If the run is not of this set, another process is writing to it, or the rows cannot be written.
+        OutputError: If another process is writing to the run, or the rows cannot be written.
+        RunError: If the run is not of this set, or is damaged.
     """
+    folder = run.path if isinstance(run, OutputFolder) else run
     if read_run(folder).get("stimuli", {}).get("content_sha256") != stimuli.content_sha256:
         raise RunError(f"{folder} was made with another stimulus set than {stimuli.path}; give that one with --stimuli")
     scorer, items, presenter = Scorer(), {item.item_id: item for item in stimuli.items}, Presenter(stimuli)
+    readings = 0
 
     def again(row: Columns) -> Columns:
+        nonlocal readings
         if row["error"]:
             return row
         if row["item_id"] not in items:
             raise RunError(f"{folder} has a trial of {row['item_id']!r}, which its set does not have: restore its log")
         try:
             item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
-            return row | scorer.row(item, row["raw"], row["logprobs"])
+            # How a reply ended is known from its server alone, and stays.
+            ended: Ended = next((name for name in get_args(Ended) if name == row["status"]), "")
+            new = row | scorer.row(item, row["raw"], row["logprobs"], ended)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(
                 f"{folder}: the trial of {row['item_id']} is none that can be scored ({type(error).__name__}: {error});"
                 " restore its log"
             ) from error
+        readings += (row["answer"], row["status"]) != (new["answer"], new["status"])
+        return new
 
-    return rewrite_trials(Path(folder), again)
+    n, changed = rewrite_trials(run, again, str(replies.VERSION))
+    return Rescored(n, changed, readings)
 
 
 def _plain(value: Any) -> Any:

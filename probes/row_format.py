@@ -1,90 +1,22 @@
-"""The row of a trial: its columns, what each of them holds, and the line of a log that it is written as."""
+"""The row of a trial as the line of a log, written and read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.probes.columns import LOG, check_row
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
-COLUMNS = (
-    "key",
-    "item_id",
-    "task",
-    "task_version",
-    "model",
-    "readout",
-    "prompt",
-    "raw",
-    "answer",
-    "answer_text",
-    "status",
-    "logprobs",
-    "options",
-    "p_correct",
-    "truth",
-    "correct",
-    "success",
-    "reward",
-    "detail",
-    "n_candidates",
-    "chance",
-    "margin",
-    "condition",
-    "variant",
-    "manner",
-    "examples",
-    "attempt",
-    "attempts",
-    "memory",
-    "pair_id",
-    "group_id",
-    "role",
-    "image_sha256",
-    "scene_sha256",
-    "latency_s",
-    "error",
-    "time",
-)
-"""The columns of a row, all always present.
-
-key: identifies the trial (see `vlm_probe.probes.trials.trial_key`). raw: the reply, null with the options readout. answer: its
-meaning, null if it could not be read; status: how reading went, "error" if the trial failed. logprobs: of every legal
-answer in the order of the grammar's candidates, which `options` names where they are not numbers. p_correct: probability
-of the answers that are right, out of all legal ones. truth: the right answer. reward: in [0, 1], 0 if unread. chance: what
-a random legal answer is expected to score. manner: how the item was presented (see `vlm_probe.probes.presentation.Manner`), with its
-code, which is empty for the plain one. examples: ids of the worked examples that came first. attempt: number of the
-attempt, from 1, of at most `attempts`; memory: what of the earlier ones the model was told. latency_s: seconds, the batch's
-time shared evenly. error: null or "Type: message". time: UTC, when it was written.
-"""
-
-TEXTS = (
-    *("key", "item_id", "task", "model", "readout", "prompt", "raw", "answer_text", "status", "memory"),
-    *("pair_id", "group_id", "role", "image_sha256", "scene_sha256", "error", "time"),
-)
-NUMBERS = ("p_correct", "reward", "chance", "margin", "latency_s")
-WHOLES = ("task_version", "n_candidates", "attempt", "attempts")
-TRUTHS = ("correct", "success")
-"""Columns that hold plain values of one type; all others hold lists, objects, or answers of any type."""
+COLUMNS = tuple(column.name for column in LOG)
+"""The columns of a row, all always present; what they mean is declared in `vlm_probe.probes.columns`."""
 
 Kinds = Mapping[str, tuple[type, ...]]
 """The types that may stand in the entries of an object."""
 
-_NONE = type(None)
-KINDS: Kinds = {
-    **dict.fromkeys(TEXTS, (str, _NONE)),
-    **dict.fromkeys(("key", "item_id", "task", "model", "readout", "prompt", "status"), (str,)),
-    **dict.fromkeys(NUMBERS, (int, float, _NONE)),
-    **dict.fromkeys(WHOLES, (int, _NONE)),
-    **dict.fromkeys(TRUTHS, (bool, _NONE)),
-    **dict.fromkeys(("answer", "truth"), (str, int, list, _NONE)),
-    **dict.fromkeys(("logprobs", "options", "examples"), (list, _NONE)),
-    **dict.fromkeys(("detail", "condition", "variant", "manner"), (dict, _NONE)),
+LATER: dict[str, Any] = {
+    column.name: column.default if column.log in ("text", "whole") else None for column in LOG if column.later
 }
-"""What the columns hold; a row with something else in one of them was not written here."""
-
-LATER: dict[str, Any] = {"manner": None, "examples": None, "attempt": 1, "attempts": 1, "memory": "none"}
 """Columns that logs of earlier versions do not have, and what goes for a row without them: plain manner, one attempt."""
 
 
@@ -105,9 +37,9 @@ def line_of(row: Mapping[str, Any]) -> str:
     """A row, as it stands, as a line of a log, its end included.
 
     Raises:
-        ValueError: If a number is not finite.
+        ValueError: If it is not JSON, such as a number that is not finite.
     """
-    return json.dumps(dict(row), allow_nan=False) + "\n"
+    return dumps(dict(row), ascii_only=True) + "\n"
 
 
 def row_of(line: bytes) -> dict[str, Any]:
@@ -116,11 +48,19 @@ def row_of(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: If it is none; the message says why.
     """
-    row = parse_object(line)
+    return read_row(parse_object(line))
+
+
+def read_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a log, checked, with the columns that logs of earlier versions lack.
+
+    Raises:
+        ValueError: If it lacks a column that says what it is about, or holds what is not allowed; the message says which.
+    """
     for name in ("key", "error", "item_id", "task"):
         if name not in row:
             raise ValueError(f"it has no {name}")
-    check_kinds(row, KINDS)
+    check_row(row)
     return row | {name: value for name, value in LATER.items() if name not in row}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -11,23 +11,44 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
 from vlm_probe.probes.memory import Memory
-from vlm_probe.probes.models import Generation, Model
+from vlm_probe.probes.models import Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
+from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
-from vlm_probe.probes.provenance import git_state, hardware, training_facts, versions
+from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
 from vlm_probe.probes.sharding import ALONE, Processes
-from vlm_probe.probes.trials import RunError, trials_hash
+from vlm_probe.probes.trials import RUN, RunError, is_run, read_run, trials_hash
+from vlm_probe.stimuli.attempts import remembered
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import whole_text
+from vlm_probe.stimuli.output import OutputError, OutputFolder
+from vlm_probe.stimuli.ranges import (
+    AMOUNT,
+    ATTEMPTS,
+    BATCH,
+    PROCESSES,
+    REPLY_LENGTH,
+    SEED,
+    TEMPERATURE,
+    check_ranges,
+    ranged,
+    whole,
+)
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
+TRIED = 2
+"""Of the longest requests, so many are tried at a server that refuses: one may be refused for what its image shows."""
+EXAMPLES = whole(0, 100)
+"""Worked examples before a question."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -60,40 +81,36 @@ class RunConfig:
         memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
 
     Raises:
-        RunError: If a setting is out of its range.
+        OutOfRange: If a number is outside its range.
+        RunError: If there is no such readout or memory.
     """
 
     model: str
     stimuli: str
     readout: Literal["generate", "options"] = "generate"
-    batch_size: int = 0
-    limit: int | None = None
-    temperature: float = 0.0
-    max_new_tokens: int = 0
-    seed: int = 0
+    batch_size: int = ranged(0, BATCH)
+    limit: int | None = ranged(None, AMOUNT)
+    temperature: float = ranged(0.0, TEMPERATURE)
+    max_new_tokens: int = ranged(0, REPLY_LENGTH)
+    seed: int = ranged(0, SEED)
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     adapter: str | None = None
     load_in_4bit: bool = False
     base_url: str | None = None
-    concurrency: int = 8
+    concurrency: int = ranged(8, PROCESSES)
     design: str = "plain"
-    examples: tuple[int, ...] = (0,)
+    examples: tuple[int, ...] = ranged((0,), EXAMPLES)
     examples_from: str | None = None
     style: str = ""
-    attempts: int = 1
+    attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.readout not in ("generate", "options"):
             raise RunError(f"readout {self.readout!r} is neither generate nor options")
-        if self.limit is not None and self.limit < 1:
-            raise RunError(f"limit must be at least 1, got {self.limit}")
-        if min(self.batch_size, self.temperature, self.max_new_tokens) < 0:
-            raise RunError("batch_size, temperature and max_new_tokens cannot be negative")
-        if self.concurrency < 1:
-            raise RunError(f"concurrency must be at least 1, got {self.concurrency}")
         try:
             self.recall  # noqa: B018
         except ValueError as error:
@@ -103,6 +120,11 @@ class RunConfig:
     def recall(self) -> Memory:
         """How often, and with what memory, a scene is tried."""
         return Memory(self.attempts, self.memory)
+
+    @property
+    def images(self) -> int:
+        """Images in the longest conversation: of the question, of worked examples, and of what earlier attempts did."""
+        return 1 + max(self.examples, default=0) + min(remembered(self.memory, self.attempts), self.attempts - 1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,7 @@ class RunReport:
 def run(
     config: RunConfig,
     stimuli: StimulusSet,
-    out: Path,
+    out: Path | OutputFolder,
     *,
     model: Model | None = None,
     examples: StimulusSet | None = None,
@@ -132,7 +154,7 @@ def run(
     Args:
         config: What is asked of whom, and how.
         stimuli: The items.
-        out: Folder of the run: new, or of the same run, begun earlier.
+        out: Folder of the run: new, or of the same run, begun earlier; or one that the caller has claimed.
         model: The model, if it is loaded already; by default `config` says which one is loaded.
         examples: The set that worked examples come from, if the design has any.
         progress: Told how many trials are done, and how many there are.
@@ -141,8 +163,10 @@ def run(
     Raises:
         ModelError: If the model cannot be loaded, or cannot answer such items.
         PresentationError: If the design cannot be had with these items.
-        RunError: If `out` holds another run, is in use, or cannot be written.
+        OutputError: If `out` holds something else, is in use, or cannot be written.
+        RunError: If `out` holds another run.
     """
+    folder = out.path if isinstance(out, OutputFolder) else out
     items = stimuli.items[: config.limit]
     if not items:
         raise RunError(f"{stimuli.path} has no items")
@@ -151,12 +175,15 @@ def run(
     check(memory, stimuli, items, presenter.manners)
     if model is None:
         model = load(config)
+    _set_moment(model, folder, processes)
     _check_model(model, items, presenter)
     settings = Generation(config.max_new_tokens, config.temperature, config.seed)
     wanted = [Ask(presenter, item, manner, memory) for manner in presenter.manners for item in items]
     keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
     if len(keys) != len(wanted):
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
+    if not is_run(folder):  # what is left of a run that was begun is as long at most
+        _check_request(model, wanted, config.readout, settings)
     if memory.attempts > 1:
         _check_context(model, wanted, settings)
         if memory.kept == "none" and not config.temperature and model.needs_images:
@@ -172,7 +199,9 @@ def run(
         described["stimuli"]["guesses"] = guesses(cues, memory.attempts)
     with processes.open_log(out, described) as trials:
         scorer, status = Scorer(), "failed"
-        episodes = Episodes(scorer, key, trials.done, out, model.needs_images, int(stimuli.card.get("image_size", 0)))
+        episodes = Episodes(
+            scorer, key, trials.done, folder, model.needs_images, int(stimuli.card.get("image_size", 0))
+        )
         # Episodes are shared before it is known which are over, since the log grows while the others read it.
         pending = [ask for ask in wanted if memory.attempts > 1 or keys[ask.id] not in trials.done]
         trials.update(
@@ -198,7 +227,7 @@ def run(
             raise
         finally:
             # What went wrong is already on its way up; a full disk must not hide it.
-            with suppress(*(() if status == "finished" else (RunError,))):
+            with suppress(*(() if status == "finished" else (RunError, OutputError))):
                 observed = observed or getattr(model, "observed", {})
                 trials.update(
                     status=status,
@@ -207,7 +236,7 @@ def run(
                     observed=observed,
                     trials_sha256=trials_hash(trials.folder),
                 )
-    return RunReport(out, len(wanted), n_errors)
+    return RunReport(folder, len(wanted), n_errors)
 
 
 def load(config: RunConfig) -> Model:
@@ -218,8 +247,18 @@ def load(config: RunConfig) -> Model:
     """
     from vlm_probe.probes.models.loading import load_model
 
-    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout")
-    return load_model(config.model, **{name: getattr(config, name) for name in names})
+    names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout", "images")
+    limit = config.max_new_tokens or (THINKING_TOKENS if config.style == "think" else 0)
+    settings = Generation(limit, config.temperature, config.seed)
+    return load_model(config.model, settings=settings, **{name: getattr(config, name) for name in names})
+
+
+def _set_moment(model: Model, out: Path, processes: Processes) -> None:
+    """Have prompts state the date and time at which the run began, in all processes and when it is resumed."""
+    begun = read_run(out) if (out / RUN).is_file() and processes.first else {}
+    moment = processes.broadcast(str(begun.get("moment") or getattr(model, "moment", "")))
+    if moment and hasattr(model, "set_moment"):
+        model.set_moment(moment)
 
 
 def _check_model(model: Model, items: Sequence[Item], presenter: Presenter) -> None:
@@ -244,6 +283,25 @@ def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) ->
     longest = {ask.asked.question.prompt: ask for ask in wanted}
     chosen = sorted(longest.values(), key=lambda ask: len(ask.asked.question.prompt))[-LONGEST:]
     check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
+
+
+def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: Generation) -> None:
+    """Refuse a server that does not take the longest requests of the run. Raises ModelError."""
+    check = getattr(model, "check_request", None)
+    if check is None:
+        return
+
+    def length(ask: Ask) -> tuple[bool, int, bool, int]:
+        question = ask.asked.question
+        return ask.manner.control != "description", ask.manner.examples, question.style == "think", len(question.prompt)
+
+    trials: list[Trial] = []
+    for ask in sorted(wanted, key=length, reverse=True)[:LONGEST]:
+        with suppress(Exception):  # what cannot be shown is a failed trial when it is asked
+            trials.append(ask.memory.longest(ask.trial(with_picture=True)))
+        if len(trials) == TRIED:
+            break
+    check(trials, readout, settings)
 
 
 def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSet | None) -> Presenter:
@@ -296,10 +354,14 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
     error = answer.error
     if error is None:
         try:
-            columns |= scorer.scored(item, answer.raw, answer.logprobs)
+            raw = None if answer.raw is None else whole_text(answer.raw)
+            scored = scorer.scored(item, raw, answer.logprobs, answer.ended)
+            check_row(scored)
+            columns |= scored
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
-    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": error, "time": _now()}
+    told = None if error is None else whole_text(error)
+    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": told, "time": _now()}
 
 
 def _check_scorable(items: Sequence[Item]) -> None:
@@ -329,6 +391,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
     if config.attempts > 1:  # left out otherwise, so that runs of earlier versions can be gone on with
         fingerprint |= {"attempts": config.attempts, "memory": config.memory}
     fingerprint |= {k: v for k, v in identity["details"].items() if isinstance(v, str | int | float)}
+    fingerprint |= {f"file {name}": value for name, value in identity["files"].items()}
     return {
         "format": 1,
         "status": "running",
@@ -337,6 +400,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "n": n,
         "n_errors": 0,
         "model": identity,
+        "moment": getattr(model, "moment", ""),
         "training": training_facts(_trained_folder(config), identity["adapter_sha256"]),
         "observed": {},
         "manners": [manner.to_dict() for manner in presenter.manners],
@@ -347,14 +411,17 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
             "n": len(stimuli),
             "baselines": stimuli.card.get("baselines"),
         },
-        "versions": versions(*(("bitsandbytes",) if config.load_in_4bit else ())),
-        "git": git_state(),
-        "hardware": hardware(),
+        **origin(*_quantiser(identity["details"])),
         "started": _now(),
         "finished": None,
         "resumed": 0,
         "fingerprint": fingerprint,
     }
+
+
+def _quantiser(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """The package that computes with the weights as they are quantised."""
+    return ("bitsandbytes",) if str(details.get("quantisation", "")).startswith("bitsandbytes") else ()
 
 
 def _trained_folder(config: RunConfig) -> Path | None:

@@ -16,7 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlm_probe.probes.trials import RunError, ShardLog, TrialLog
+from vlm_probe.probes.trials import RunError, ShardLog, TrialLog, shard_name
+from vlm_probe.stimuli.output import OutputError, OutputFolder
 
 Value = TypeVar("Value")
 
@@ -82,7 +83,7 @@ class Processes:
         self._talk(lambda distributed: distributed.gather_object(value, values, dst=0))
         return values or []
 
-    def open_log(self, folder: Path, run: Mapping[str, Any]) -> TrialLog:
+    def open_log(self, folder: Path | OutputFolder, run: Mapping[str, Any]) -> TrialLog:
         """The log that this process appends to: the run's own in the first, one beside it in the others.
 
         Its `done` is the same everywhere.
@@ -92,6 +93,7 @@ class Processes:
             run: What goes into `run.json`, the same in all processes.
 
         Raises:
+            OutputError: If the folder cannot be claimed.
             RunError: If it cannot be opened, or a process would ask something else than the first one.
         """
         if self.count == 1:
@@ -99,7 +101,8 @@ class Processes:
         if self.first:
             try:
                 log = TrialLog(folder, run)
-            except RunError:
+                log.output.track(*map(shard_name, range(1, self.count)))
+            except (RunError, OutputError):
                 self.broadcast(None)
                 raise
             self.broadcast((log.done, run["fingerprint"]))
@@ -114,7 +117,7 @@ class Processes:
                 f"process {self.rank} would not ask the same as the first one: {', '.join(differ)} differ; give all the"
                 " machines the same model, stimuli and packages"
             )
-        return ShardLog(folder, self.rank, run, done)
+        return ShardLog(folder.path if isinstance(folder, OutputFolder) else folder, self.rank, run, done)
 
     def finish(self, log: TrialLog, n_errors: int, observed: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Wait for all processes, and make one log of theirs.

@@ -10,8 +10,6 @@ the ambiguity band by construction. Grounding has no outcome.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.dataset import CARD, Item, StimulusError, StimulusSet
+from vlm_probe.stimuli.output import write_json
 from vlm_probe.stimuli.plain_json import parse_object
 from vlm_probe.stimuli.question import Answer
 from vlm_probe.stimuli.simulators import Simulator, get_simulator
@@ -194,10 +193,7 @@ def _record(stimuli: StimulusSet, engine: str, agreement: Agreement) -> None:
     card = parse_object((stimuli.path / CARD).read_bytes())
     card["checks"] = card.get("checks", {}) | {engine: agreement.to_dict()}
     stimuli.card["checks"] = card["checks"]
-    partial = stimuli.path / f".{CARD}.partial-{os.getpid()}"
     try:
-        partial.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(stimuli.path / CARD)
+        write_json(stimuli.path / CARD, card)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StimulusError(f"cannot write {stimuli.path / CARD}: {error.strerror or error}") from error

@@ -95,8 +95,8 @@ def read_working(grammar: Grammar, answer: Answer, listed: str, tolerance: str) 
         return found
     if not tolerance:
         return [answer]
-    if not isinstance(grammar, Integers) or not tolerance.isdecimal():
-        raise Unreadable("tolerance", f"{tolerance!r} is not a whole number, or the answers are words")
+    if not isinstance(grammar, Integers) or not re.fullmatch(r"\d{1,9}", tolerance):
+        raise Unreadable("tolerance", f"{tolerance[:20]!r} is not a whole number, or the answers are words")
     centre = np.atleast_1d(np.array(answer))
     near = [v for _, v in grammar.candidates() if (np.abs(np.atleast_1d(np.array(v)) - centre) <= int(tolerance)).all()]
     return near

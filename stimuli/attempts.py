@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import Parsed, Question
@@ -100,5 +101,5 @@ def remembered(memory: str, attempts: int) -> int:
         return attempts if memory == "all" else 0
     match = re.fullmatch(r"last-([1-9]\d*)", memory)
     if not match:
-        raise ValueError(f'memory must be "none", "all", or "last-1", "last-2", ..., got {memory!r}')
+        raise InvalidInput(f'memory must be "none", "all", or "last-1", "last-2", ..., got {memory!r}')
     return min(int(match.group(1)), attempts)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vlm_probe.stimuli.baselines import ItemCues, cue_accuracy, item_cues, limit_of, reason_of
 from vlm_probe.stimuli.dataset import Item, StimulusError, StimulusSet
+from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.tasks import Task, get_task, task_names
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,8 @@ class Audit:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-        figure.savefig(path, dpi=200)
+        with whole_file(Path(path)) as partial:
+            figure.savefig(partial, dpi=200)
         plt.close(figure)
 
 

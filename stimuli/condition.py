@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.stimuli.errors import InvalidInput
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -38,9 +40,9 @@ class Condition:
     def __post_init__(self) -> None:
         low, high = self.margin_bin
         if low > high:
-            raise ValueError(f"margin bin ({low}, {high}) is empty: give the lower edge first")
+            raise InvalidInput(f"margin bin ({low}, {high}) is empty: give the lower edge first")
         if self.count < 1:
-            raise ValueError(f"count must be at least 1, got {self.count}")
+            raise InvalidInput(f"count must be at least 1, got {self.count}")
 
     @property
     def code(self) -> str:

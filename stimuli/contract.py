@@ -5,7 +5,6 @@ The tests run it over every registered task; `probe check my_package.my_module:M
 
 from __future__ import annotations
 
-import json
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import numpy as np
 
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import parse
 from vlm_probe.stimuli.question import PARAPHRASES, Answer, Integers, Question
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike
@@ -157,7 +157,7 @@ def check_sampling(task: Task) -> Iterator[Finding]:
             "sampling", problem, "Draw everything from the `rng` that sample_matched is given, and from nothing else."
         )
     for scene in first:
-        if Scene.from_dict(json.loads(scene.to_json())) != scene:
+        if Scene.from_dict(parse(scene.to_json())) != scene:
             problem = "a scene is not the same after it was written as JSON and read back."
             fix = "Give plain Python floats in tuples, not numpy numbers or lists: float(x), tolist(), round(float(x), 3)."
             yield Finding("sampling", problem, fix)

@@ -10,7 +10,6 @@ SET/responses.csv             human responses, in imported sets that have them
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,18 +21,24 @@ from typing import Any
 from PIL import Image
 
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.opening import open_picture
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.stimuli.opening import LARGEST_EDGE, open_picture
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
+from vlm_probe.stimuli.ranges import AMOUNT, shown, whole
 from vlm_probe.stimuli.responses import Response, read_csv
 from vlm_probe.stimuli.scene import Scene
 
 METADATA, CARD = "metadata.jsonl", "card.json"
+KIND = "stimulus set"
+"""What the manifest of a set's folder calls it."""
 CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}
 """Entries of a card that the program itself reads."""
+LONGEST_SHAPE = 50
+"""Models scale the shorter edge to a size of theirs, and the longer one would be as many times as long."""
 
 
-class StimulusError(ValueError):
+class StimulusError(ProbeError, ValueError):
     """A stimulus set is missing, incomplete or damaged; the message names the file, the line and the fix."""
 
 
@@ -160,12 +165,10 @@ class StimulusSet:
                 f"{folder} is not a stimulus set: it has no {' and no '.join(missing)}; make one with"
                 " `probe stimuli make TASK --out DIR`"
             )
-        try:
+        with reading(folder / CARD, StimulusError, "make the set again, or restore the file"):
             card = parse_object((folder / CARD).read_bytes())
             expected = (int(card["n"]), str(card["content_sha256"]))
             _check_card(card)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise StimulusError(f"{folder / CARD} is damaged ({error}); make the set anew") from error
         with (folder / METADATA).open("rb") as metadata:
             found = hashlib.file_digest(metadata, "sha256").hexdigest()
         opened = cls(folder, card)
@@ -190,12 +193,9 @@ class StimulusSet:
         """
         with (self.path / METADATA).open("rb") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    yield parse_object(line)
-                except ValueError as error:
-                    raise StimulusError(
-                        f"{self.path / METADATA}, line {number}: truncated or damaged ({error}); make the set anew"
-                    ) from error
+                with reading(f"{self.path / METADATA}, line {number},", StimulusError, "make the set again"):
+                    row = parse_object(line)
+                yield row
 
     @cached_property
     def items(self) -> list[Item]:
@@ -206,10 +206,8 @@ class StimulusSet:
         """
         items = []
         for number, row in enumerate(self.rows(), 1):
-            try:
+            with reading(f"{self.path / METADATA}, line {number},", StimulusError, "make the set again"):
                 items.append(Item.from_row(row))
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise StimulusError(f"{self.path / METADATA}, line {number}: not an item ({error})") from error
         return items
 
     def __len__(self) -> int:
@@ -224,11 +222,9 @@ class StimulusSet:
         stated = self.card.get("responses")
         if not stated:
             return []
-        try:
+        with reading(f"the list of human responses of {self.path}", StimulusError, "import the set again"):
             path = self._within(str(stated["file"]))
             return list(read_csv(path, str(stated["sha256"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StimulusError(f"{self.path}: its human responses cannot be read: {error}") from error
 
     def flat_rows(self) -> Iterator[dict[str, Any]]:
         """The items as flat rows of text and numbers, for a table: one column for every factor, scenes left out."""
@@ -245,7 +241,7 @@ class StimulusSet:
                 | {name: row[name] for name in ("pair_id", "group_id", "role")}
                 | {f"condition_{name}": _joined(value) for name, value in row["condition"].items()}
                 | {f"variant_{name}": value for name, value in row["variant"].items()}
-                | {"about": json.dumps(row["about"], ensure_ascii=False) if row["about"] else ""}
+                | {"about": dumps(row["about"]) if row["about"] else ""}
                 | {name: row[name] for name in ("image_sha256", "scene_sha256")}
             )
 
@@ -264,7 +260,10 @@ class StimulusSet:
         if hashlib.sha256(data).hexdigest() != item.image_sha256:
             raise StimulusError(f"{item.item_id}: {item.file_name} is corrupt: its hash is not the one in the metadata")
         try:
-            return open_picture(data)[0].convert("RGB")
+            picture = open_picture(data)[0].convert("RGB")
+            if max(picture.size) > LONGEST_SHAPE * min(picture.size):
+                raise ValueError(f"one edge is more than {LONGEST_SHAPE} times as long as the other: pad it")
+            return picture
         except ValueError as error:
             raise StimulusError(f"{item.item_id}: {item.file_name} is not a picture: {error}") from error
 
@@ -285,6 +284,9 @@ def _check_card(card: dict[str, Any]) -> None:
     for name, kind in CARD_TYPES.items():
         if not isinstance(card.get(name, kind()), kind):
             raise ValueError(f"{name} is {str(card[name])[:40]!r}")
+    for name, most in (("n", AMOUNT.most), ("image_size", LARGEST_EDGE)):
+        if not whole(0, most).holds(card.get(name, 0)):
+            raise ValueError(f"{name} must be {whole(0, most)}, got {shown(card[name])}")
     if "task" not in card:
         raise ValueError("it names no task")
 

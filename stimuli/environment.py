@@ -24,9 +24,11 @@ from gymnasium import spaces
 from vlm_probe.stimuli.attempts import Pixels, carry_out, remembered
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import Answer, Integers, Parsed, Question, Variant
+from vlm_probe.stimuli.ranges import ATTEMPTS, IMAGE_SIZE, Range
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import apply as apply_shifts
 from vlm_probe.stimuli.shifts import check as check_shifts
@@ -122,17 +124,16 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         self.task: Task = get_task(task)
         if self.task.kind != "action":
             tasks = ", ".join(action_tasks())
-            raise ValueError(f"{task} is a {self.task.kind} task, and only actions can be tried out: use {tasks}")
-        if max_attempts < 1 or size < 16:
-            raise ValueError(f"max_attempts must be at least 1 and size at least 16, got {max_attempts} and {size}")
-        if not 0 <= discount <= 1:
-            raise ValueError(f"discount must lie in [0, 1], got {discount}")
+            raise InvalidInput(f"{task} is a {self.task.kind} task, and only actions can be tried out: use {tasks}")
+        ATTEMPTS.check("max_attempts", max_attempts)
+        IMAGE_SIZE.check("size", size)
+        Range(0, 1).check("discount", discount)
         if actions not in ("answer", "text") or style not in ("direct", "think"):
-            raise ValueError(
+            raise InvalidInput(
                 f'actions are "answer" or "text" and style "direct" or "think", got {actions!r}, {style!r}'
             )
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
+            raise InvalidInput(f'render_mode must be None or "rgb_array", got {render_mode!r}')
         self.max_attempts, self.size, self.discount, self.actions = max_attempts, size, discount, actions
         self.render_mode, self._style = render_mode, style
         self._remembered = remembered(memory, max_attempts)
@@ -219,13 +220,13 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             posed = self._draw()
             self._scene, self._question, code = posed.scene, posed.question, posed.code
         if chosen:
-            raise ValueError(f"unknown option {sorted(chosen)[0]!r}: there are item, scene, question")
+            raise InvalidInput(f"unknown option {sorted(chosen)[0]!r}: there are item, scene, question")
         if not self._fits(self.question.grammar):
-            raise ValueError(
+            raise InvalidInput(
                 f"the actions {self._grammar} do not hold all answers of the question, {self.question.grammar}"
             )
         if self.question.prompt not in self.observation_space["prompt"]:  # type: ignore[index]
-            raise ValueError(f"the prompt does not fit the observation space: {self.question.prompt!r}")
+            raise InvalidInput(f"the prompt does not fit the observation space: {self.question.prompt!r}")
         self._facts = {
             "task": self.task.name,
             "condition": code,
@@ -280,7 +281,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         """What an action says: a reply is read by the question's parser, a number must be in the question's range."""
         if self.actions == "text":
             if not isinstance(action, str):
-                raise ValueError(f"with text actions an action is a text, got {action!r}")
+                raise InvalidInput(f"with text actions an action is a text, got {action!r}")
             return self.question.parse(action)
         answer = self.answer_of(action)
         try:
@@ -316,9 +317,9 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
     def _given(self, item: Item) -> tuple[Scene, Question]:
         """Scene and question of an item of a set."""
         if item.task != self.task.name:
-            raise ValueError(f"{item.item_id} is an item of {item.task}, and this environment plays {self.task.name}")
+            raise InvalidInput(f"{item.item_id} is an item of {item.task}, and this environment plays {self.task.name}")
         if item.scene is None:
-            raise ValueError(f"{item.item_id} has no scene (it was imported), so that nothing can be tried out in it")
+            raise InvalidInput(f"{item.item_id} has no scene (it was imported), so that nothing can be tried out in it")
         return item.scene, item.question
 
     def _widest_grammar(self) -> Integers:
@@ -330,7 +331,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             except Unsatisfiable:
                 continue
             if not isinstance(grammar, Integers):
-                raise ValueError(f"{self.task.name}: the answers of an environment are whole numbers, not words")
+                raise InvalidInput(f"{self.task.name}: the answers of an environment are whole numbers, not words")
             found.append(grammar)
         if not found:
             raise Unsatisfiable(f"{self.task.name}: no scene on any of the conditions")
@@ -396,10 +397,10 @@ def _chosen(task: Task, wanted: Iterable[Condition | str] | None) -> tuple[Condi
     found = []
     for condition in wanted:
         if isinstance(condition, str) and condition not in known:
-            raise ValueError(f"{task.name} has no condition {condition!r}; there are {', '.join(known)}")
+            raise InvalidInput(f"{task.name} has no condition {condition!r}; there are {', '.join(known)}")
         found.append(known[condition] if isinstance(condition, str) else condition)
     if not found:
-        raise ValueError("conditions must name at least one condition")
+        raise InvalidInput("conditions must name at least one condition")
     return tuple(found)
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import multiprocessing
-import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,9 +21,13 @@ from PIL import Image
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli import shifts as shifting
 from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
-from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.stimuli.output import whole_folder, write_json
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.question import PARAPHRASES
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
 from vlm_probe.stimuli.shifts import Shifts, is_physical
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
@@ -45,14 +46,17 @@ class Recipe:
     """Everything that decides the bytes of a set, apart from the versions of the software. Attributes as for `make_set`."""
 
     task: str
-    n: int
-    seed: int
-    size: int = 224
+    n: int = ranged(REQUIRED, AMOUNT)
+    seed: int = ranged(REQUIRED, SEED)
+    size: int = ranged(224, IMAGE_SIZE)
     style: str = "direct"
     segmentation: bool = False
     depth: bool = False
     shifts: Shifts = ()
     renderer: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def make_set(
@@ -91,41 +95,29 @@ def make_set(
         The set.
 
     Raises:
-        StimulusError: If `out` exists or cannot be written, or a worker process dies.
+        OutputError: If `out` exists or cannot be written, or another process is making it.
+        StimulusError: If a worker process dies.
         UnknownTask: If there is no such task.
         Unsatisfiable: If the task has no such scenes as the shifts ask for.
         ModuleNotFoundError: If the renderer is not installed; the message says how to install it.
-        ValueError: If n, size, jobs or seed are out of range, or there is no such style or renderer.
+        OutOfRange: If n, size, jobs or seed are.
+        ValueError: If there is no such style or renderer.
     """
-    for name, value, least in (("n", n, 1), ("size", size, 16), ("jobs", jobs, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    PROCESSES.check("jobs", jobs)
     if style not in ("direct", "think"):
-        raise ValueError(f'style must be "direct" or "think", got {style!r}')
+        raise InvalidInput(f'style must be "direct" or "think", got {style!r}')
     the_task = get_task(task)
     recipe = Recipe(task, n, seed, size, style, segmentation, depth, shifts, renderer)
     _painter(recipe)
     shifting.check(the_task, shifts)
     folder = Path(out)
-    if folder.exists():
-        raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{folder.name}.partial-*"):
-            if not Path(f"/proc/{stale.name.rpartition('-')[2]}").exists():
-                shutil.rmtree(stale, ignore_errors=True)
-        for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
-            (partial / sub).mkdir(parents=True)
-        card = _write(recipe, the_task, partial, jobs, progress)
-        (partial / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-        partial.rename(folder)
-    except OSError as error:
-        raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error
+        with whole_folder(folder, KIND) as partial:
+            for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
+                (partial / sub).mkdir()
+            write_json(partial / CARD, _write(recipe, the_task, partial, jobs, progress))
     except BrokenProcessPool as error:
         raise StimulusError("a worker process died (out of memory?): try --jobs 1") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return StimulusSet.load(folder)
 
 
@@ -150,7 +142,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
             resampled += result.resampled
             for row, cue in zip(result.rows, result.cues, strict=True):
                 if len(cues) == recipe.n:
-                    cut.add(json.loads(row)["image_sha256"])
+                    cut.add(parse(row)["image_sha256"])
                     continue
                 metadata.write(row)
                 digest.update(row.encode())
@@ -196,7 +188,7 @@ def _remove_orphans(folder: Path, cut: set[str]) -> None:
     """Delete the pictures of those items of the last group that did not fit into the set, unless others have them too."""
     with (folder / METADATA).open(encoding="utf-8") as metadata:
         for row in metadata:
-            cut.discard(json.loads(row)["image_sha256"])
+            cut.discard(parse(row)["image_sha256"])
     for image_hash in cut:
         for name in (f"images/{image_hash}.png", f"segmentation/{image_hash}.npy", f"depth/{image_hash}.npy"):
             (folder / name).unlink(missing_ok=True)
@@ -248,7 +240,7 @@ def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult
         except _Unaskable:
             resampled += 1
             continue
-        rows = [json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items]
+        rows = [dumps(item.to_row()) + "\n" for item in items]
         return _GroupResult(rows, [item_cues(task, item) for item in items], rejected, resampled)
     raise Unsatisfiable(
         f"{task.name}: no group on the condition {plan.condition.code} within {MAX_ATTEMPTS} attempts"
@@ -269,7 +261,7 @@ def _painter(recipe: Recipe) -> Simulator:
     if not recipe.renderer:
         return get_simulator()
     if recipe.renderer != "photoreal":
-        raise ValueError(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
+        raise InvalidInput(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
     from vlm_probe.stimuli.photoreal import get_photoreal
 
     return get_photoreal()

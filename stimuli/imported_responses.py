@@ -41,8 +41,10 @@ def counted_responses(table: Path, row: Row, header: Sequence[str], item: Item, 
         except ValueError as error:
             report.problem(table, row, column, f"counts an answer that does not exist: {error}")
             continue
-        if not text.isdecimal():
-            report.problem(table, row, column, f"{text!r} is not a count (a whole number from 0)")
+        if not text.isdecimal() or len(text) > 9:
+            report.problem(
+                table, row, column, f"{text[:20]!r} is not a count (a whole number below a thousand million)"
+            )
         elif int(text):
             yield Response(item.item_id, "", meaning(item.question.grammar, answer), None, int(text))
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +16,13 @@ import numpy as np
 from vlm_probe.stimuli.answer_cells import Unreadable, read_answer, read_grammar, read_working
 from vlm_probe.stimuli.bins import with_bins
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.conversion import SMALLEST, Picture, convert
-from vlm_probe.stimuli.dataset import CARD, METADATA, Item, StimulusError, StimulusSet, package_version
+from vlm_probe.stimuli.conversion import Picture, convert
+from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
+from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
 from vlm_probe.stimuli.signs import contradictions, signs
 from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
@@ -105,15 +105,15 @@ def import_set(
 
     Raises:
         ImportProblems: If anything is wrong with the tables or the pictures; every problem names its row and column.
-        StimulusError: If a table or folder cannot be read, or `out` exists or cannot be written.
+        OutputError: If `out` exists or cannot be written.
+        StimulusError: If a table or folder cannot be read.
         UnknownTask: If there is no such task.
-        ValueError: If an argument is out of its range.
+        OutOfRange: If the size is.
     """
     source, folder, pictures = Path(table), Path(out), Path(images)
-    if size is not None and size < SMALLEST:
-        raise ValueError(f"size must be at least {SMALLEST}, got {size}")
-    if folder.exists():
-        raise StimulusError(f"{folder} exists already: choose another --out, or delete it first")
+    if size is not None:
+        IMAGE_SIZE.check("size", size)
+    check_absent(folder)
     if not pictures.is_dir():
         raise StimulusError(f"there is no folder of pictures {pictures}")
     report = Report()
@@ -278,8 +278,8 @@ class _Reader:
         picture = convert(self.folder, file, self.size, self.loaded, self.report, wrong)
         margin = number(cell("margin"), 0.0, lambda text: wrong("margin", text))
         count = number(cell("count"), 1.0, lambda text: wrong("count", text))
-        if count != int(count) or count < 1:
-            wrong("count", f"{cell('count')!r} is not a whole number of at least 1")
+        if not (count.is_integer() and AMOUNT.holds(int(count))):
+            wrong("count", f"{cell('count')!r} is not {AMOUNT}")
         if cell("mirrored").lower() not in YES:
             wrong("mirrored", f"{cell('mirrored')!r} is neither yes nor no")
         try:
@@ -386,22 +386,16 @@ def _write(
     card: dict[str, Any],
     responses: Sequence[Response],
 ) -> None:
-    """Write the set into a temporary folder, and rename that. Raises StimulusError if it cannot be written."""
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        (partial / "images").mkdir(parents=True)
+    """Write the set. Raises OutputError if it cannot be written."""
+    with whole_folder(folder, KIND) as partial:
+        (partial / "images").mkdir()
         wanted = {item.image_sha256 for item in items}
         for picture in loaded.values():
             if picture.sha256 in wanted:
                 (partial / "images" / f"{picture.sha256}.png").write_bytes(picture.data)
-        text = "".join(json.dumps(item.to_row(), ensure_ascii=False) + "\n" for item in items)
+        text = "".join(dumps(item.to_row()) + "\n" for item in items)
         (partial / METADATA).write_text(text, encoding="utf-8")
         if responses:
             (partial / RESPONSES).write_text(to_csv(responses), encoding="utf-8", newline="")
         whole = card | {"content_sha256": hashlib.sha256(text.encode()).hexdigest()}
-        (partial / CARD).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.rename(folder)
-    except OSError as error:
-        raise StimulusError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / CARD, whole)

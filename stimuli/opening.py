@@ -10,8 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read. Other decoders of Pillow hand files to programs of the system (EPS), or are hardly tested by anybody."""
-LARGEST = 120_000_000
-"""Pixels: what the best cameras give. A file of a few kilobytes can claim a hundred times as many, and would fill the memory."""
+LARGEST_EDGE = 10_954
+"""Pixels. A square of this edge has 120 million of them, as the best cameras give. A file of a few kilobytes can claim a hundred times
+as many, and a narrow strip becomes that large once it is padded to a square; either would fill the memory."""
 
 
 def open_picture(source: Path | bytes) -> tuple[Image.Image, bool]:
@@ -21,21 +22,23 @@ def open_picture(source: Path | bytes) -> tuple[Image.Image, bool]:
         source: A file, or its contents.
 
     Raises:
-        ValueError: If it is no picture, is cut off, or has more than `LARGEST` pixels.
+        ValueError: If it is no picture, is cut off, or has an edge longer than `LARGEST_EDGE`.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its size, which is looked at here
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as opened:
                 width, height = opened.size
-                if width * height > LARGEST:
-                    raise ValueError(f"{width} x {height} pixels are more than the {LARGEST:,} that are read")
+                if max(width, height) > LARGEST_EDGE:
+                    raise ValueError(
+                        f"{width} x {height} pixels are too many: scale it to edges of at most {LARGEST_EDGE:,}"
+                    )
                 # A telephone may hide a second picture (a map of depth, say) in a JPEG, which no viewer shows.
                 several = bool(getattr(opened, "is_animated", False)) and opened.format != "MPO"
                 opened.load()
                 return ImageOps.exif_transpose(opened), several
     except Image.DecompressionBombError as error:
-        raise ValueError(f"it claims far more than the {LARGEST:,} pixels that are read") from error
+        raise ValueError(f"it is too large: scale it to edges of at most {LARGEST_EDGE:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
     except ValueError:

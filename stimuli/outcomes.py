@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
+from vlm_probe.stimuli.errors import InvalidInput
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import Answer, Question
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
@@ -41,7 +43,7 @@ class OutcomeCache:
 
     def __init__(self, size: int = DEFAULT_SIZE) -> None:
         if size < 0:
-            raise ValueError(f"the size of an outcome cache cannot be negative, got {size}")
+            raise InvalidInput(f"the size of an outcome cache cannot be negative, got {size}")
         self.size = size
         self._scores: OrderedDict[tuple[object, ...], Score] = OrderedDict()
         self._hits = self._misses = 0
@@ -73,7 +75,7 @@ class OutcomeCache:
             engine.version(),
             scene_hash or scene.content_hash,
             question.prompt,
-            json.dumps(question.about, sort_keys=True),
+            dumps(question.about, sort_keys=True, ascii_only=True),
             answer,
         )
         with self._lock:
@@ -92,6 +94,10 @@ class OutcomeCache:
                 while len(self._scores) > self.size:
                     self._scores.popitem(last=False)
         return score
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        # A copy, or what another process gets, is as large and empty: scores can be found again, and a lock cannot be copied.
+        return (shared_cache if shared_cache(self.size) is self else type(self)), (self.size,)
 
     @property
     def statistics(self) -> CacheStatistics:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,16 @@ MANIFEST, LOCK = ".vlm-probe.json", ".lock"
 PROGRAM, FORMAT = "vlm-probe", 1
 SHOWN = 3
 """Names of foreign files that a refusal lists."""
+_PARTIAL = re.compile(r"\.(?P<stem>.+)\.\d+\.partial(?P<suffix>\.[^.]+)?")
+"""Name of a file that is being written, or that was when its process was killed."""
 
 
-class OutputError(RuntimeError):
+class OutputError(ProbeError, RuntimeError):
     """Something cannot be written where it was asked for; the message says why and what to do."""
+
+
+class Busy(OutputError):
+    """Another process is writing there."""
 
 
 @contextmanager
@@ -41,7 +48,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         path: The file; its folder must be there. What is there already is replaced: see `claim` and `claim_file`.
 
     Yields:
-        Path with the same suffix to write to. It takes the place of `path` when the block ends without an error.
+        Path with the same suffix to write to. It takes the place of `path` when the block ends without an error; if nothing
+        was written there, `path` stays as it is.
 
     Raises:
         OSError: If it cannot be written.
@@ -49,9 +57,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
+        if partial.exists():
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -75,7 +84,7 @@ def write_json(path: Path, data: Mapping[str, Any], *, indent: int = 2) -> None:
         OSError: If it cannot be written.
         ValueError: If a number in it is not finite.
     """
-    write_whole(path, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, dumps(data, indent=indent) + "\n")
 
 
 def claim_file(path: Path, *, overwrite: bool = False) -> Path:
@@ -135,7 +144,11 @@ def check_claim(folder: Path, kind: str, option: str = "--out") -> None:
     if not folder.is_dir():
         return
     found = kind_of(folder)
-    if found is None and (foreign := sorted(path.name for path in folder.iterdir() if path.name != LOCK)):
+    own = (LOCK, MANIFEST)  # what is there of a process that was killed before it had written its manifest
+    foreign = sorted(
+        path.name for path in folder.iterdir() if path.name != LOCK and _being_written(path.name) not in own
+    )
+    if found is None and foreign:
         more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
         raise OutputError(
             f"{folder} holds files that {PROGRAM} did not write ({', '.join(foreign[:SHOWN])}{more}):"
@@ -143,6 +156,14 @@ def check_claim(folder: Path, kind: str, option: str = "--out") -> None:
         )
     if found is not None and found != kind:
         raise OutputError(f"{folder} holds a {found}, not a {kind}: choose another folder with {option}")
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The files that a folder's manifest lists, by their paths relative to the folder; none if it has no manifest of ours."""
+    try:
+        return tuple(parse_object((folder / MANIFEST).read_bytes())["files"]) if kind_of(folder) else ()
+    except (OSError, ValueError):
+        return ()
 
 
 def lock(folder: Path, name: str = LOCK) -> int:
@@ -156,7 +177,7 @@ def lock(folder: Path, name: str = LOCK) -> int:
         A descriptor. The lock goes when it is closed, or with the process.
 
     Raises:
-        OutputError: If another process has it.
+        Busy: If another process has it.
         OSError: If the folder cannot be written.
     """
     descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -164,7 +185,7 @@ def lock(folder: Path, name: str = LOCK) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise OutputError(f"another process is writing to {folder}: wait for it, or choose another --out") from error
+        raise Busy(f"another process is writing to {folder}: wait for it, or choose another --out") from error
     except OSError as error:  # some network file systems have no locks
         log.warning("cannot lock %s (%s): do not start a second process there", folder, error.strerror)
     return descriptor
@@ -186,13 +207,13 @@ class OutputFolder:
         self.path, self.kind, self._option = path, kind, option
         check_claim(path, kind, option)
         try:
+            self._is_new = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(path)
             try:
                 check_claim(path, kind, option)  # another process may have been faster
-                self._files, scratch = self._read()
-                for name in scratch:  # of a process that was killed
-                    shutil.rmtree(path / name, ignore_errors=True)
+                self._files, self._folders, scratch = self._read()
+                self._sweep(scratch)
                 self._write()
             except BaseException:
                 os.close(self._lock)
@@ -211,10 +232,19 @@ class OutputFolder:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have the folder. The second time, nothing."""
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._lock = -1
+        """Let other processes have the folder; one in which nothing came to be goes. The second time, nothing."""
+        if self._lock < 0:
+            return
+        held, self._lock = self._lock, -1
+        try:
+            if self._is_new and {path.name for path in self.path.iterdir()} <= {MANIFEST, LOCK}:
+                (self.path / MANIFEST).unlink()
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+        except OSError as error:  # another process is faster, or the folder has gone
+            log.debug("%s stays (%s)", self.path, error.strerror)
+        finally:
+            os.close(held)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -254,6 +284,42 @@ class OutputFolder:
             self._files |= {name: [] for name in new}
             self._write()
 
+    def announce(self, *folders: str) -> None:
+        """List folders that a library will fill, before they are there; see `adopt` and `drop`.
+
+        Args:
+            folders: Paths relative to the folder.
+
+        Raises:
+            OutputError: If one of them is there and was not announced before.
+        """
+        for name in folders:
+            if name not in self._folders and os.path.lexists(self.path / name):
+                raise OutputError(
+                    f"{self.path / name} was not written by this program: move it away, or choose another folder with"
+                    f" {self._option}"
+                )
+        self._folders = list(dict.fromkeys([*self._folders, *folders]))
+        self._write()
+
+    def adopt(self, folder: str) -> None:
+        """List all files that are in an announced folder now, because the library has finished with it."""
+        below = (path for path in sorted((self.path / folder).rglob("*")) if path.is_file())
+        self._files |= {path.relative_to(self.path).as_posix(): [] for path in below}
+        self._folders = [name for name in self._folders if name != folder]
+        self._write()
+
+    def drop(self, folder: str) -> None:
+        """Delete what a library has written to a folder; of one that it has not finished, everything."""
+        self.remove(*(name for name in self._files if name.startswith(f"{folder}/")))
+        if folder in self._folders:
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        self._folders = [name for name in self._folders if name != folder]
+        for path in (self.path / folder, *(self.path / parent for parent in list(Path(folder).parents)[:-1])):
+            with suppress(OSError):  # it holds something else, or has gone
+                path.rmdir()
+        self._write()
+
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """Write a file, whole or not at all.
@@ -262,7 +328,7 @@ class OutputFolder:
             name: Path relative to the folder; folders on the way are made.
 
         Yields:
-            Where to write to.
+            Where to write to; if nothing is written, nothing changes.
 
         Raises:
             OutputError: If another file is in its place, or the disk does not take it.
@@ -273,6 +339,8 @@ class OutputFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as partial:
                 yield partial
+                if not partial.exists():
+                    return
                 self._replacing({name: _digest(partial)})
         except OSError as error:
             raise OutputError(
@@ -287,7 +355,27 @@ class OutputFolder:
 
     def write_json(self, name: str, data: Mapping[str, Any], *, indent: int = 2) -> None:
         """Write an object as JSON. Raises OutputError as `file` does, and ValueError if a number is not finite."""
-        self.write(name, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write(name, dumps(data, indent=indent) + "\n")
+
+    def place(self, made: Path, name: str) -> None:
+        """Move a file that a library has made to its place, without reading it.
+
+        Args:
+            made: The file, on the same disk.
+            name: Path relative to the folder.
+
+        Raises:
+            OutputError: If another file is in its place, or the disk does not take it.
+        """
+        self.track(name)
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sync(made)
+            made.replace(path)
+            _sync(path.parent)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}; choose another {self._option}") from error
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -297,6 +385,11 @@ class OutputFolder:
         try:
             (self.path / name).mkdir()
             yield self.path / name
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {error.filename or self.path}: {error.strerror}; make room, or choose another folder with"
+                f" {self._option}"
+            ) from error
         finally:
             shutil.rmtree(self.path / name, ignore_errors=True)
             self._write()
@@ -309,9 +402,18 @@ class OutputFolder:
             last: The file that is the first to go and the last to come, so that where it is, everything is.
 
         Raises:
-            OutputError: If one of the files to replace is not as this program left it; then nothing is changed.
-            OSError: If the disk does not take them.
+            OutputError: If one of the files to replace is not as this program left it, and then nothing is changed; or if the
+                disk does not take them.
         """
+        try:
+            self._replace_all(made, last)
+        except OSError as error:
+            where = error.filename or self.path  # a disk that is full does not say where
+            raise OutputError(
+                f"cannot write to {where}: {error.strerror}; make room, or choose another folder with {self._option}"
+            ) from error
+
+    def _replace_all(self, made: Path, last: str) -> None:
         new = {path.relative_to(made).as_posix(): _digest(path) for path in sorted(made.rglob("*")) if path.is_file()}
         self.check()
         self.check(new)
@@ -340,9 +442,16 @@ class OutputFolder:
                     (self.path / parent).rmdir()
         self._write()
 
-    def remove_below(self, name: str) -> None:
-        """Delete all files of this program below one of its folders; see `remove`."""
-        self.remove(*(file for file in self._files if file.startswith(f"{name}/")))
+    def _sweep(self, scratch: Iterable[str]) -> None:
+        """Delete what a process that was killed left half written."""
+        for name in scratch:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        own = {MANIFEST, *self._files}
+        for folder in {(self.path / name).parent for name in own}:
+            for path in folder.iterdir() if folder.is_dir() else ():
+                whole = path.with_name(_being_written(path.name))
+                if whole != path and whole.relative_to(self.path).as_posix() in own and path.is_file():
+                    path.unlink()
 
     def _replacing(self, new: Mapping[str, str]) -> None:
         """Note hashes before the files are there: after a kill between the two, old and new are both known."""
@@ -355,14 +464,15 @@ class OutputFolder:
         self._files |= {name: self._files[name][-1:] for name in names}
         self._write()
 
-    def _read(self) -> tuple[dict[str, list[str]], list[str]]:
+    def _read(self) -> tuple[dict[str, list[str]], list[str], list[str]]:
         if not (self.path / MANIFEST).exists():
-            return {}, []
+            return {}, [], []
         try:
             found = parse_object((self.path / MANIFEST).read_bytes())
             files = {str(name): [str(digest) for digest in digests] for name, digests in found["files"].items()}
             scratch = [str(name) for name in found.get("scratch", [])]
-            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in (*files, *scratch)):
+            folders = [str(name) for name in found.get("folders", [])]
+            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in (*files, *folders, *scratch)):
                 raise ValueError("it names files outside its folder")
             if any("/" in name or not name.startswith(".partial-") for name in scratch):
                 raise ValueError("it names a folder that is no temporary one")
@@ -370,11 +480,12 @@ class OutputFolder:
             raise OutputError(
                 f"{self.path / MANIFEST} is damaged ({error}): choose another folder with {self._option}"
             ) from error
-        return files, scratch
+        return files, folders, scratch
 
     def _write(self, scratch: Iterable[str] = ()) -> None:
         data = {"program": PROGRAM, "format": FORMAT, "kind": self.kind, "files": dict(sorted(self._files.items()))}
-        write_json(self.path / MANIFEST, data | ({"scratch": list(scratch)} if scratch else {}), indent=1)
+        further = {"folders": self._folders, "scratch": list(scratch)}
+        write_json(self.path / MANIFEST, data | {name: names for name, names in further.items() if names}, indent=1)
 
 
 def claim(folder: Path, kind: str, option: str = "--out") -> OutputFolder:
@@ -394,6 +505,12 @@ def claim(folder: Path, kind: str, option: str = "--out") -> OutputFolder:
     return OutputFolder(folder, kind, option)
 
 
+def check_absent(path: Path, option: str = "--out") -> None:
+    """Refuse a path where `whole_folder` would find something. Raises OutputError."""
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(f"{path} exists already: choose another {option}, or delete it first")
+
+
 @contextmanager
 def whole_folder(path: Path, kind: str, option: str = "--out") -> Iterator[Path]:
     """Make a folder that is whole or absent.
@@ -409,13 +526,13 @@ def whole_folder(path: Path, kind: str, option: str = "--out") -> Iterator[Path]
     Raises:
         OutputError: If `path` exists already or cannot be written, or another process is making it.
     """
+    check_absent(path, option)
     check_claim(path, kind, option)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock_beside(path):
-            if path.is_dir() and any(path.iterdir()):
-                raise OutputError(f"{path} exists already: choose another {option}, or delete it first")
+            check_absent(path, option)
             for stale in path.parent.glob(f".{path.name}.partial-*"):
                 if kind_of(stale) == kind:  # of a process that was killed: this one has the lock
                     shutil.rmtree(stale, ignore_errors=True)
@@ -442,7 +559,10 @@ def _lock_beside(path: Path) -> Iterator[None]:
     """Keep other processes from making the same folder. The file that is locked lies beside it, and goes afterwards."""
     name = f".{path.name}{LOCK}"
     while True:
-        descriptor = lock(path.parent, name)
+        try:
+            descriptor = lock(path.parent, name)
+        except Busy as error:
+            raise Busy(f"another process is making {path}: wait for it, or choose another --out") from error
         # The process before may have deleted the file between its being opened and locked here.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), (path.parent / name).stat()):
@@ -453,6 +573,12 @@ def _lock_beside(path: Path) -> Iterator[None]:
     finally:
         (path.parent / name).unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _being_written(name: str) -> str:
+    """The name that a half written file would have got; any other name as it is."""
+    found = _PARTIAL.fullmatch(name)
+    return name if found is None else found["stem"] + (found["suffix"] or "")
 
 
 def _digest(path: Path) -> str:

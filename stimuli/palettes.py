@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import COLOURS, NEUTRALS, Body, Marker, Vec3
 
 # In every palette each colour is nearest, in hue, to its own name in the standard one (tests/stimuli/test_shifts.py).
@@ -96,7 +97,7 @@ def paint(thing: Body | Marker, palette: str) -> Vec3:
     try:
         red, green, blue = PALETTES[palette][thing.colour]
     except KeyError:
-        raise ValueError(f"unknown palette {palette!r}: there are {', '.join(PALETTES)}") from None
+        raise InvalidInput(f"unknown palette {palette!r}: there are {', '.join(PALETTES)}") from None
     if isinstance(thing, Marker):
         fade = thing.fade
         return (red + (1 - red) * fade, green + (1 - green) * fade, blue + (1 - blue) * fade)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlm_probe.stimuli.errors import NotInstalled
 from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.scene import Body, Marker, Scene, Vec3
 from vlm_probe.stimuli.shapes import cradle_boards, mesh
@@ -167,7 +168,7 @@ def get_photoreal() -> Photoreal:
         with _silence():
             import bpy
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise NotInstalled(
             "photoreal pictures are drawn by Blender's module bpy, which is not installed: pip install 'vlm-probe[photoreal]'"
             " (bpy has wheels for one version of Python at a time: bpy 4.2 to 5.0 for Python 3.11)"
         ) from error

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+from vlm_probe.stimuli import replies
+from vlm_probe.stimuli.replies.cleaning import normalised
+from vlm_probe.stimuli.replies.numbers import NumberReader
+from vlm_probe.stimuli.replies.options import OptionReader
+from vlm_probe.stimuli.replies.words import wording_of
 
 Answer = str | int | tuple[int, int]
 """A semantic answer: the value of an option, one whole number, or a pair of whole numbers."""
@@ -20,7 +26,14 @@ Answer = str | int | tuple[int, int]
 MOST_ANSWERS = 1_000_000
 """Of whole numbers. All of them are listed, for their log-probabilities and for what a random one is worth."""
 
-Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished"]
+Status = Literal["ok", "empty", "no_answer", "ambiguous", "out_of_range", "not_whole", "unfinished", "filtered"]
+"""How reading a reply went. Only "ok" is an answer; all others count as no answer.
+
+ok: one legal answer. empty: no text. no_answer: text without a legal answer. ambiguous: several answers. out_of_range, not_whole:
+a number that the question does not allow. unfinished: cut off before an answer, or in the middle of a thought. filtered: withheld by
+a content filter, or refused; only a server tells that.
+"""
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class Options:
     options: tuple[Option, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))  # what reads replies is remembered by grammar
         words = [option.text.lower() for option in self.options]
         if not words or not all(words) or len(set(words)) < len(words):
             raise ValueError(f"Options takes words that differ and are not empty, got {words}")
@@ -75,28 +89,8 @@ class Options:
         return {"kind": "options", "options": [[o.text, o.value] for o in self.options]}
 
     def read(self, text: str) -> tuple[Answer | None, Status]:
-        """Value and status of one bare answer text."""
-        by_text = {option.text.lower(): option.value for option in self.options}
-        # Longest first, so that "dark red" is not read as "red".
-        words = "|".join(re.escape(t) for t in sorted(by_text, key=len, reverse=True))
-        plain = _bare(text).lower()
-        if plain in by_text:
-            return by_text[plain], "ok"
-        # A leading option followed by punctuation ("Yes, because ...") is an answer as long as no other option
-        # is named later; "no idea" or "it will not fall" are not.
-        opening = re.match(rf"({words})(?=[,.;:!\n])", plain)
-        stated = _STATED.findall(plain)
-        found: set[str] = set()
-        for phrase in stated:
-            match = re.match(rf"({words})\b", phrase)
-            if match:
-                found.add(match.group(1))
-        if opening:
-            found.add(opening.group(1))
-            found.update(re.findall(rf"\b({words})\b", plain[opening.end() :]))
-        if len(found) == 1:
-            return by_text[found.pop()], "ok"
-        return None, "ambiguous" if found else "no_answer"
+        """Value and status of a text that is an answer and nothing else."""
+        return replies.read_bare(text, _reader(self, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +109,7 @@ class Integers:
     unit: str = "cm"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ranges", tuple(map(tuple, self.ranges)))
         if len(self.ranges) not in (1, 2) or any(low > high for low, high in self.ranges):
             raise ValueError(f"Integers takes one or two (low, high) ranges, got {self.ranges}")
         if math.prod(high - low + 1 for low, high in self.ranges) > MOST_ANSWERS:
@@ -146,33 +141,8 @@ class Integers:
         return {"kind": "integers", "ranges": [list(r) for r in self.ranges], "unit": self.unit}
 
     def read(self, text: str) -> tuple[Answer | None, Status]:
-        """Value and status of one bare answer text."""
-        unit = rf"\s*(?:{re.escape(self.unit)}|cent(?:i)?met(?:re|er)s?|degrees?|°)?"
-        number = rf"([+-]?\d+(?:\.\d+)?){unit}"
-        plain = _bare(text.replace("\u2212", "-")).lower()
-        plain = re.sub(r"[()\[\]]", "", plain)
-        tail = (
-            number if len(self.ranges) == 1 else rf"(?:x\s*=\s*)?{number}(?:\s*,\s*|\s+and\s+|\s+)(?:y\s*=\s*)?{number}"
-        )
-        # Without runs of white space, in which a search could go astray for minutes.
-        match = re.fullmatch(tail, " ".join(plain.split()))
-        if not match:
-            found = {m.groups() for m in (re.match(rf"{tail}(?![\d.]*\d)", p) for p in _STATED.findall(plain)) if m}
-            if len(found) != 1:
-                return None, "ambiguous" if found else "no_answer"
-            groups = found.pop()
-        else:
-            groups = match.groups()
-        # Bounded length first: int() of a million digits is slow, and nothing that long is in range.
-        if any(len(g) > 12 for g in groups):
-            return None, "out_of_range"
-        values = [float(g) for g in groups]
-        if any(v != int(v) for v in values):
-            return None, "not_whole"
-        whole = tuple(int(v) for v in values)
-        if any(not low <= v <= high for v, (low, high) in zip(whole, self.ranges, strict=True)):
-            return None, "out_of_range"
-        return (whole[0], "ok") if len(whole) == 1 else ((whole[0], whole[1]), "ok")
+        """Value and status of a text that is an answer and nothing else."""
+        return replies.read_bare(text, _reader(self, ""))
 
 
 Grammar = Options | Integers
@@ -247,7 +217,7 @@ class Question:
 
     def parse(self, reply: str) -> Parsed:
         """Read a reply by this question's grammar and style."""
-        return parse(reply, self.grammar, self.style)
+        return parse(reply, self.grammar, self.style, self.prompt)
 
     def reply(self, answer: Answer) -> str:
         """The shortest correct form of an answer: what a demonstration says.
@@ -259,47 +229,34 @@ class Question:
         return text if self.style == "direct" else f"<answer>{text}</answer>"
 
 
-_OPEN, _CLOSE = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
-_WHITE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
-_STATED = re.compile(r"(?:\banswer\s*(?:is|:|=)|\\boxed\{)[\s:*\"'`]*(?=([^\n<}]{1,80}))")
-
-
-def parse(reply: str, grammar: Grammar, style: str = "direct") -> Parsed:
+def parse(reply: str, grammar: Grammar, style: str = "direct", prompt: str = "") -> Parsed:
     """Read one reply: raw text in, (raw, value, status) out; never raises, never guesses.
 
-    An <answer></answer> block, where there is one, is the answer. With style "think" it is required. Otherwise the whole
-    reply must be the answer, begin with it ("Yes, ..."), or state it ("the answer is ...").
+    The rules are those of `vlm_probe.stimuli.replies`, the same for every style.
 
     Args:
         reply: Any text.
         grammar: The legal answers.
         style: "direct" or "think".
+        prompt: What was asked, where it is known.
     """
-    if not reply.strip():
+    bare = reply.strip()
+    if not bare:
         return Parsed(reply, None, "empty")
-    blocks = _blocks(reply)
-    if blocks:
-        results = {grammar.read(block) for block in blocks}
-        if len(results) > 1:
-            return Parsed(reply, None, "ambiguous")
-        return Parsed(reply, *results.pop())
-    if style == "think" or "<answer>" in reply.lower():
-        return Parsed(reply, None, "unfinished")
-    return Parsed(reply, *grammar.read(reply))
+    plain = _reader(grammar, "")  # the same for every prompt, and most replies need no more
+    exact = plain.exact(bare.lower())
+    if exact is not None:
+        return Parsed(reply, *plain.legal(exact))
+    return Parsed(reply, *replies.read(reply, _reader(grammar, prompt)))
 
 
-def _bare(text: str) -> str:
-    """The text without surrounding white space, quotes, markdown emphasis and closing punctuation."""
-    return text.lstrip(_WHITE + "\"'`*_").rstrip(_WHITE + "\"'`*_.!")
-
-
-def _blocks(reply: str) -> list[str]:
-    """What stands between <answer> and the next </answer>, in time that grows with the reply's length and no faster."""
-    found, place = [], 0
-    while (begin := _OPEN.search(reply, place)) and (end := _CLOSE.search(reply, begin.end())):
-        found.append(reply[begin.end() : end.start()])
-        place = end.end()
-    return found
+@lru_cache(maxsize=1024)
+def _reader(grammar: Grammar, prompt: str) -> replies.Reader:
+    """What reads the replies to a question."""
+    wording = wording_of(normalised(prompt))
+    if isinstance(grammar, Options):
+        return OptionReader([(option.text, option.value) for option in grammar.options], wording)
+    return NumberReader(grammar.ranges, grammar.unit, wording)
 
 
 def named_options(options: Sequence[Option], order: int) -> tuple[tuple[Option, ...], str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm_probe.stimuli import plain_csv
+from vlm_probe.stimuli.ranges import Range, whole
+
 RESPONSES = "responses.csv"
+SECONDS, COUNT = Range(0), whole(1, 10**9)
 COLUMNS = ("item_id", "participant", "response", "rt", "count")
 
 
@@ -34,12 +36,7 @@ class Response:
 
 def to_csv(responses: Iterable[Response]) -> str:
     """The responses as the text of `responses.csv`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for r in responses:
-        writer.writerow([r.item_id, r.participant, r.response, "" if r.rt is None else repr(r.rt), r.count])
-    return text.getvalue()
+    return plain_csv.write_csv(COLUMNS, ([r.item_id, r.participant, r.response, r.rt, r.count] for r in responses))
 
 
 def read_csv(path: Path, sha256: str) -> Iterator[Response]:
@@ -60,6 +57,10 @@ def read_csv(path: Path, sha256: str) -> Iterator[Response]:
         raise ValueError(
             f"{path} is not the file that the card describes (edited by hand?): restore it, or import anew"
         )
-    for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
-        rt = float(row["rt"]) if row["rt"] else None
-        yield Response(row["item_id"], row["participant"], row["response"], rt, int(row["count"]))
+    header, rows = plain_csv.read_csv(data.decode())
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=True))
+        rt, count = float(row["rt"]) if row["rt"] else None, int(row["count"])
+        if not (rt is None or SECONDS.holds(rt)) or not COUNT.holds(count):
+            raise ValueError(f"{path}, line {line}: rt must be {SECONDS}, and count {COUNT}")
+        yield Response(row["item_id"], row["participant"], row["response"], rt, count)

@@ -8,9 +8,10 @@ the image, so that "left" in a question is image left.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from vlm_probe.stimuli.plain_json import dumps
 
 Vec3 = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
@@ -282,7 +283,7 @@ class Scene:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Equal scenes give equal strings."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return dumps(self.to_dict(), sort_keys=True, compact=True, ascii_only=True)
 
     @property
     def content_hash(self) -> str:

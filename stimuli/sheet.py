@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.ranges import SHOWN
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
@@ -31,11 +33,11 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         columns: Items per row.
 
     Raises:
-        ValueError: If n or columns is below 1.
+        OutOfRange: If n or columns is.
         OSError: If the file cannot be written.
     """
-    if n < 1 or columns < 1:
-        raise ValueError(f"a contact sheet needs at least one item and one column, got n = {n}, columns = {columns}")
+    SHOWN.check("n", n)
+    SHOWN.check("columns", columns)
     items = _spread(stimuli.items, n)
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)
@@ -48,7 +50,8 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         sheet.paste(stimuli.image(item).resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
         for number, line in enumerate(_lines(item)):
             draw_on.text((left + 2, top + CELL + 3 + LINE * number), line[:WIDEST], fill="black", font=font)
-    sheet.save(out, "PNG")
+    with whole_file(Path(out)) as partial:
+        sheet.save(partial, "PNG")
 
 
 def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
@@ -87,7 +90,8 @@ def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
             sheet.paste(picture.resize((edge, edge), Image.Resampling.LANCZOS), (left, top))
             caption = f"{name}:{level}" if level else "unshifted"
             draw_on.text((left + 2, top + edge), caption, fill="black", font=font)
-    sheet.save(out, "PNG", optimize=True)
+    with whole_file(Path(out)) as partial:
+        sheet.save(partial, "PNG", optimize=True)
 
 
 def _lines(item: Item) -> list[str]:

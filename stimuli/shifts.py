@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
 from vlm_probe.stimuli.shapes import bottom, corners
@@ -101,15 +102,15 @@ def parse_shifts(text: str) -> Shifts:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(
+            raise InvalidInput(
                 f"unknown shift {name!r}: {hint}There are visual ones ({', '.join(VISUAL)}), physical ones"
                 f" ({', '.join(PHYSICAL)}), and `visual` and `physical` for all of a kind"
             )
         if level not in {str(number) for number in LEVELS}:
-            raise ValueError(f"the shift {name} has the levels 1, 2 and 3, got {level or 'none'!r}: write {name}:2")
+            raise InvalidInput(f"the shift {name} has the levels 1, 2 and 3, got {level or 'none'!r}: write {name}:2")
         for single in GROUPS.get(name, (name,)):
             if single in found:
-                raise ValueError(f"the shift {single} is named twice in {text!r}")
+                raise InvalidInput(f"the shift {single} is named twice in {text!r}")
             found[single] = int(level)
     return tuple((name, found[name]) for name in ORDER if name in found)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
+from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.generate import Progress, make_set
+from vlm_probe.stimuli.output import Busy, OutputError
 from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import FAMILIES, get_task
@@ -32,7 +35,8 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
         progress: Called with (items done, items in all), if the set has to be made.
 
     Raises:
-        StimulusError: If it is a folder but not a stimulus set, or the cache cannot be written.
+        OutputError: If the cache cannot be written.
+        StimulusError: If it is a folder but not a stimulus set.
         UnknownTask: If it is none of the three; the message lists the closest task names.
         ValueError: If there are no such shifts, or the task has no such scenes (`Unsatisfiable`).
     """
@@ -42,6 +46,41 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
             raise StimulusError(f"{name} does not exist: make a set with `probe stimuli make TASK --out {name}`")
         return StimulusSet.load(name)
     return further_set(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, shifts=shifts, jobs=jobs, progress=progress)
+
+
+def check_available(name: str) -> None:
+    """Refuse a task or family whose standard set would have to be made, where the cache cannot hold it.
+
+    Args:
+        name: As for `resolve`.
+
+    Raises:
+        StimulusError: If the cache cannot be written, or a folder is no stimulus set.
+        UnknownTask, InvalidInput: As for `resolve`.
+    """
+    name, shifts = split_name(name)
+    if os.sep in name or Path(name).is_dir():
+        resolve(name)
+    elif not _place(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, STANDARD_SIZE, shifts).exists():
+        check_cache()
+
+
+def check_cache() -> None:
+    """Refuse a cache folder that cannot be written.
+
+    Raises:
+        StimulusError: With what to do.
+    """
+    folder = cache_folder()
+    with reading(folder, StimulusError, "set PROBE_CACHE to a folder that can be written"):
+        if not is_text(str(folder)):
+            raise ValueError("its name is not UTF-8")
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            why = "it is no folder" if not nearest.is_dir() else "no permission"
+            raise StimulusError(
+                f"cannot write to the cache {folder} ({nearest}: {why}): set PROBE_CACHE to a folder that can be written"
+            )
 
 
 def split_name(name: str) -> tuple[str, Shifts]:
@@ -84,18 +123,25 @@ def further_set(
         progress: Called with (items done, n).
 
     Raises:
-        StimulusError: If the cache cannot be written.
+        OutputError: If the cache cannot be written.
     """
+    folder = _place(task, n, seed, size, shifts)
+    while not folder.exists():
+        check_cache()
+        try:
+            return make_set(task, n, seed, folder, size=size, jobs=jobs, shifts=shifts, progress=progress)
+        except Busy:
+            time.sleep(0.2)  # until another process has finished the same set, or has ended
+        except OutputError:
+            if not folder.exists():
+                raise
+    return StimulusSet.load(folder)
+
+
+def _place(task: str, n: int, seed: int, size: int, shifts: Shifts) -> Path:
+    """Where such a set is kept."""
     the_task = get_task(task)
     engine = get_simulator().version().replace(" ", "-")
     # Every shift by name and level, so that `visual:2` and its parts are one set.
     code = "".join(f"_{name}{level}" for name, level in shifts)
-    folder = cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}{code}"
-    if not folder.exists():
-        try:
-            return make_set(the_task.name, n, seed, folder, size=size, jobs=jobs, shifts=shifts, progress=progress)
-        except StimulusError:
-            # Another process may have finished the same set in the meantime.
-            if not folder.exists():
-                raise
-    return StimulusSet.load(folder)
+    return cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}{code}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.errors import is_text, reading
+from vlm_probe.stimuli.plain_csv import read_csv
 from vlm_probe.stimuli.plain_json import parse_object
 
 
@@ -50,44 +51,31 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
     Raises:
         StimulusError: If it cannot be read.
     """
-    try:
+    with reading(path, StimulusError, "give a table that is saved as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StimulusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise StimulusError(f"cannot read {path}: {error.strerror}") from error
     if path.suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand within texts
             if not line.strip():
                 continue
-            try:
-                cells = {k: "" if v is None else _cell(v) for k, v in parse_object(line, finite=False).items()}
-            except ValueError as error:
-                raise StimulusError(f"{path}, line {number}: not a JSON object ({error})") from error
+            with reading(f"{path}, line {number},", StimulusError, "write one JSON object per line"):
+                found = parse_object(line, finite=False, whole=False)
+                cells = {k: "" if v is None else _cell(v) for k, v in found.items()}
+            for column, text in cells.items():
+                if not is_text(column + text):
+                    raise StimulusError(
+                        f"{path}, line {number}, column {column!r}: {text!r} holds half a character: write the whole one"
+                    )
             rows.append(Row(number, cells))
         return rows, list(dict.fromkeys(key for row in rows for key in row.cells))
     if path.suffix not in (".csv", ".tsv"):
         raise StimulusError(f"{path}: tables are .csv, .tsv or .jsonl files")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     try:
-        return _csv_rows(path, reader)
-    except csv.Error as error:
-        raise StimulusError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _csv_rows(path: Path, reader: csv.DictReader[str]) -> tuple[list[Row], list[str]]:
-    """The rows and columns of a CSV. Raises csv.Error or StimulusError."""
-    header = list(reader.fieldnames or ())
-    double = [name for name, n in Counter(header).items() if n > 1]
-    if double:
-        raise StimulusError(f"{path} has two columns called {double[0]!r}")
-    found = []
-    for cells in reader:
-        if None in cells:
-            raise StimulusError(f"{path}, line {reader.line_num}: more cells than columns (a comma without quotes?)")
-        found.append(Row(reader.line_num, {k: (v or "").strip() for k, v in cells.items()}))
-    return found, header
+        header, lines = read_csv(text, "\t" if path.suffix == ".tsv" else ",")
+        stripped = [(line, [cell.strip() for cell in row]) for line, row in lines]
+    except ValueError as error:
+        raise StimulusError(f"{path}, {error}") from error
+    return [Row(line, dict(zip(header, row, strict=True))) for line, row in stripped], header
 
 
 def _cell(value: Any) -> str:
@@ -117,16 +105,21 @@ def find_columns(
             raise StimulusError(f"there is no role {role!r} for a column: there are {', '.join(roles)}")
         if column not in header:
             close = difflib.get_close_matches(column, header, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(header)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(header)}"
             raise StimulusError(f"{table} has no column {column!r}: {hint}")
     places = {role: mapping.get(role, role) for role in roles if mapping.get(role, role) in header}
     for role in needed:
         if role not in places:
             raise StimulusError(
-                f"{table} has no column {role!r} ({roles[role]}); it has {', '.join(header)}: map one with"
-                f" --columns {role}={header[0] if header else 'NAME'} (of a table of responses: --response-columns)"
+                f"{table} has no column {role!r} ({roles[role]}); it has {_listed(header)}: map one with"
+                f" --columns {role}=NAME (of a table of responses: --response-columns)"
             )
     return places
+
+
+def _listed(header: Sequence[str]) -> str:
+    """Columns for a message, which must not be as long as a table that is none."""
+    return textwrap.shorten(", ".join(name[:40] for name in header) or "none", 200, placeholder=" ...")
 
 
 def number(text: str, default: float, wrong: Callable[[str], None]) -> float:

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import MIRRORED, Body, Marker, Scene
 from vlm_probe.stimuli.shapes import rotation
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Frame, Poses
@@ -59,7 +60,7 @@ def parse_texture(name: str) -> Texture:
     kind, _, numbers = name.removesuffix(MIRRORED).partition(":")
     level, _, seed = numbers.partition(":")
     if kind not in PATTERNS or level not in ("1", "2", "3") or not seed.isdecimal():
-        raise ValueError(
+        raise InvalidInput(
             f"unknown texture {name!r}: a name is KIND:LEVEL:SEED, such as wood:2:7, with a level from 1 to 3 and one of"
             f" the kinds {', '.join(PATTERNS)}"
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported: the tests run on machines whose cores are shared.
@@ -26,6 +27,14 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Processes that tests start can be interrupted: under nohup and in the background of a script they would inherit that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +93,7 @@ def make_adapter(
     torch.manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if trained and "lora_B" in name:
+            if trained and ("lora_B" in name or "lora_embedding_" in name):
                 tensor.normal_(std=0.5)
     model.save_pretrained(folder)
     return folder

@@ -83,6 +83,21 @@ def test_light_modules_stay_light(module, heavy):
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_are_utf8_whatever_the_locale(path):
+    """An encoding that is not stated is that of the locale, which may be ASCII."""
+    found = []
+    for call in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
+        mode = next((arg.value for arg in call.args if isinstance(arg, ast.Constant)), given.get("mode"))
+        opens = call.func.attr == "open" and isinstance(mode, str) and re.fullmatch("[rwax]t?[+]?", mode)
+        if (opens or call.func.attr in ("read_text", "write_text") or given.get("text")) and "encoding" not in given:
+            found.append(f"line {call.lineno}: {ast.unparse(call)[:80]}")
+    assert not found
+
+
 def test_the_readme_has_one_line_per_source_file_and_its_links_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [str(path) for path in SOURCES if f"`{path}`" not in readme]
@@ -92,6 +107,19 @@ def test_the_readme_has_one_line_per_source_file_and_its_links_exist():
     links = [part.partition(")")[0] for part in readme.split("](")[1:]]
     local = [link for link in links if not link.startswith("http")]
     assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_json_is_read_and_written_in_one_place():
+    """`json` itself takes NaN, the last of two equal names, and half a character."""
+    trees = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in SOURCES}
+    imports = [
+        (path, alias.name if isinstance(node, ast.Import) else node.module)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert {str(path) for path, name in imports if name == "json"} == {"stimuli/plain_json.py"}
 
 
 def test_every_source_file_says_what_it_is_for():

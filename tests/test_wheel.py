@@ -123,9 +123,7 @@ def test_files_of_the_working_folder_are_never_run(python: Path, traps: Path) ->
         done = call(python, traps, *start, "run", *asked, "--out", f"run{number}")
         assert done.returncode == 0 and "parse rate" in done.stdout, done.stderr
         assert (traps / f"run{number}" / "psychometric.png").is_file()
-    made = call(
-        python, traps, *probe, "stimuli", "make", "towers-stability", "-n", "40", "--processes", "2", "--out", "set"
-    )
+    made = call(python, traps, *probe, "stimuli", "make", "towers-stability", "-n", "40", "--jobs", "2", "--out", "set")
     assert made.returncode == 0, made.stderr
     assert not list(traps.rglob("*.ran"))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vlm_probe.analysis.power import Power
 from vlm_probe.analysis.style import GREY, MARKERS, drawing, proportions
+from vlm_probe.analysis.tables import csv
+from vlm_probe.stimuli.output import OutputFolder, write_json
 
 
 def power_curves(found: Power, stem: Path) -> None:
@@ -42,19 +43,18 @@ def power_curves(found: Power, stem: Path) -> None:
         figure.legend(handles, labels, title="Items", title_fontsize=7, loc="outside upper center", ncols=4)
 
 
-def write(found: Power, folder: Path) -> Path:
+def write(found: Power, folder: OutputFolder) -> None:
     """Write `power.pdf`, `power.png`, `power.csv` and `power.json`.
 
     Args:
         found: What was simulated.
         folder: Where to.
 
-    Returns:
-        The folder.
+    Raises:
+        OutputError: If the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    power_curves(found, folder / "power")
-    found.table.to_csv(folder / "power.csv", index=False)
-    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
-    (folder / "power.json").write_text(text + "\n", encoding="utf-8")
-    return folder
+    with folder.scratch() as made:
+        power_curves(found, made / "power")
+        (made / "power.csv").write_text(csv(found.table), encoding="utf-8")
+        write_json(made / "power.json", found.to_dict())
+        folder.replace_all(made)

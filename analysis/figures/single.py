@@ -22,6 +22,7 @@ from vlm_probe.analysis.style import (
     proportions,
     save,
 )
+from vlm_probe.stimuli.errors import InvalidInput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,13 +69,13 @@ def psychometric(
 
     options = two_options([row for rows in runs.values() for row in rows])
     if options is None:
-        raise ValueError(
+        raise InvalidInput(
             "a psychometric function needs the trials of one two-option judgement, such as towers-stability"
         )
     signal = options[0]
     curves = {label: by_margin(rows, signal) for label, rows in runs.items()}
     if not any(curves.values()):
-        raise ValueError("a psychometric function needs trials in at least two margin bins")
+        raise InvalidInput("a psychometric function needs trials in at least two margin bins")
     reach = 1.06 * max(abs(cell.x) for found in curves.values() for cell in found)
 
     with plt.rc_context(STYLE):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vlm_probe.stimuli.errors import ProbeError
 
-class FitError(ValueError):
+
+class FitError(ProbeError, ValueError):
     """A model cannot be fitted to these data as it stands; the message names the column, factor or cell."""
 
 

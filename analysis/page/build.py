@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from html import escape
@@ -28,6 +27,7 @@ from vlm_probe.analysis.style import look
 from vlm_probe.analysis.transfer import transfer_matrix
 from vlm_probe.probes.trials import is_run, read_run
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.plain_json import dumps
 
 SCRIPTS = ("data.js", "tables.js", "chart.js", "gallery.js", "detail.js", "main.js")
 """Files in `analysis/page/assets`, one after the other in one scope."""
@@ -158,7 +158,7 @@ def _source(source: Source, trials: Trials) -> dict[str, Any]:
         "expected": source.expected,
         "status": str(record.get("status", "")),
         "shortcuts": dict(baselines.get("shortcuts") or {}),
-        "facts": json.dumps(_facts(record, source), indent=1, ensure_ascii=False),
+        "facts": dumps(_facts(record, source), indent=1),
     }
 
 

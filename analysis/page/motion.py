@@ -13,6 +13,7 @@ from vlm_probe.analysis.page.pictures import encoded
 from vlm_probe.analysis.page.trials import Shown, is_mirrored
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.ranges import MOTIONS
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
 from vlm_probe.stimuli.tasks import get_task
 
@@ -49,12 +50,11 @@ class Motions:
         most: How many; 0 for none, and no engine is loaded.
 
     Raises:
-        ValueError: If the number is negative.
+        OutOfRange: If the number is.
     """
 
     def __init__(self, most: int) -> None:
-        if most < 0:
-            raise ValueError(f"the number of simulated trials cannot be negative, got {most}: use 0 for none")
+        MOTIONS.check("motions", most)
         self.most = most
         self._found: dict[str, Motion | None] = {}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
+
+from vlm_probe.stimuli.plain_json import dumps
 
 ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
@@ -15,7 +16,7 @@ def script_json(data: Any) -> str:
     Raises:
         ValueError: If the data holds a number that JSON does not have.
     """
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = dumps(data, compact=True, ascii_only=True)
     # None of them is part of JSON's own syntax, so they occur within strings only, where the escape means the same.
     for character, escape in ESCAPED.items():
         text = text.replace(character, escape)

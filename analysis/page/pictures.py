@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlm_probe.analysis.page.trials import Shown
 from vlm_probe.stimuli.dataset import Item, StimulusError, StimulusSet
+from vlm_probe.stimuli.ranges import PAGE_SIZE
 
 QUALITY = 75
 """Of WebP. A picture of a set takes about 0.7 kB at 224 pixels, a sixth of its PNG."""
@@ -25,12 +26,11 @@ class Pictures:
         size: Longest edge in pixels; 0 for no pictures.
 
     Raises:
-        ValueError: If the size is negative.
+        OutOfRange: If the size is.
     """
 
     def __init__(self, size: int) -> None:
-        if size < 0:
-            raise ValueError(f"the size of pictures cannot be negative, got {size}: use 0 for none")
+        PAGE_SIZE.check("size", size)
         self.size = size
         self._found: dict[str, str] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from vlm_probe.analysis.frame import Trials
 from vlm_probe.analysis.levels import shift_name
 from vlm_probe.analysis.rows import Row, attempt_of, failed, manner_of, succeeded
 from vlm_probe.probes.trials import is_run, read_trials
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import Grammar
 
 OUTCOMES = ("right", "wrong", "unread", "failed")
@@ -221,7 +221,7 @@ def _detail(detail: Any) -> str:
     if not isinstance(detail, Mapping):
         return ""
     return ", ".join(
-        f"{name.replace('_', ' ')}: {value if isinstance(value, str) else json.dumps(value)}"
+        f"{name.replace('_', ' ')}: {value if isinstance(value, str) else dumps(value)}"
         for name, value in detail.items()
         if name != "truth"
     )

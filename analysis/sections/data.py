@@ -29,10 +29,10 @@ def section(material: Material) -> Section:
         results["left_out"] = Result(title="Trials that are left out", table=lost, how="counted while reading the logs")
     number = len(material.trials.sources)
     sources = f"{number} log{'s' * (number != 1)} or table{'s' * (number != 1)}"
-    read = float((table["status"] == "ok").mean()) if len(table) else float("nan")
+    read = f"; {(table['status'] == 'ok').mean():.1%} of the replies state one legal answer, the others count as wrong"
     answer = (
-        f"{len(table)} trials of {_counted(runs, 'run')} on {_counted(tests, 'test')}, from {sources};"
-        f" {read:.1%} of the replies state one legal answer, the others count as wrong.",
+        f"{len(table)} trials of {_counted(runs, 'run')} on {_counted(tests, 'test')}, from {sources}"
+        f"{read if len(table) else ''}.",
         *(f"{note}." for note in material.trials.notes),
         *material.choices,
     )

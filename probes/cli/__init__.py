@@ -9,34 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 
-from vlm_probe.probes.cli import (
-    adapters,
-    analyze,
-    check,
-    decode,
-    doctor,
-    importing,
-    models,
-    paper,
-    power,
-    pretrain,
-    report,
-    run,
-    score,
-    settings,
-    stimuli,
-    study,
-    train,
-)
+from vlm_probe.probes.cli import settings
+from vlm_probe.probes.cli.console import discard, prepare_streams
 from vlm_probe.probes.cli.errors import (
     FAILURE,
     INTERRUPTED,
     SUCCESS,
     USAGE,
     as_line,
+    check_texts,
     expected,
     names_nothing,
     usage_line,
@@ -66,24 +51,41 @@ app: App = App(
     config=tuple(settings.Sources(lambda: app)),
     suppress_keyboard_interrupt=False,
 )
-app.command(run.run)
-app.command(stimuli.app)
-stimuli.app.command(importing.import_, name="import")
-stimuli.app.command(importing.export)
-app.command(adapters.app)
-app.command(check.check)
-app.command(models.models)
-app.command(score.score)
-app.command(train.train)
-app.command(decode.decode)
-app.command(analyze.analyze)
-app.command(report.report)
-app.command(report.view)
-app.command(paper.paper)
-app.command(power.power)
-app.command(study.app)
-app.command(pretrain.pretrain)
-app.command(doctor.doctor)
+COMMANDS = {
+    "Start": {
+        "doctor": ("doctor:doctor", "Say what is installed, what is missing, and whether a model runs here."),
+        "models": ("models:models", "List the models that have a short name."),
+    },
+    "Stimuli": {
+        "stimuli": ("stimuli:app", "Make, list, show, check, audit, import and export stimulus sets."),
+        "check": ("check:check", "Check a task of your own against the contract of all tasks."),
+    },
+    "Ask": {
+        "run": ("run:run", "Run a model on a stimulus set; print the summary, write trials and figure."),
+        "score": ("score:score", "Score the replies of a run again, without a model."),
+        "decode": ("decode:decode", "Decode physical quantities from hidden states."),
+    },
+    "Train": {
+        "train": ("train:train", "Train a model with LoRA: SFT, PPO, GRPO or RLOO."),
+        "adapters": ("adapters:app", "List, show, verify and merge adapters."),
+        "pretrain": ("pretrain:pretrain", "Pretrain the embedded model `tiny` again."),
+    },
+    "Analyse": {
+        "analyze": ("analyze:analyze", "Analyse runs: statistics, figures, tables and a report."),
+        "report": ("report:report", "Write runs as one HTML page to explore."),
+        "view": ("report:view", "Show that page on this machine while runs go on."),
+        "power": ("power:power", "Simulate the power of a planned contrast."),
+    },
+    "Publish": {
+        "study": ("study:app", "Plan, register, run and pack a whole study from one file."),
+        "paper": ("paper:paper", "Build a paper from a study: figures, tables, numbers and PDF."),
+    },
+}
+"""Group -> command -> where it is, below this package, and what it does. A command's module is imported when it is used."""
+for number, (title, commands) in enumerate(COMMANDS.items()):
+    group = Group(title, sort_key=number)
+    for name, (place, purpose) in commands.items():
+        app.command(f"vlm_probe.probes.cli.{place}", name=name, help=purpose, group=group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,11 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Always.
     """
     debug = os.environ.get("PROBE_DEBUG", "") not in ("", "0")
+    prepare_streams()
     # Processes that a command starts must not import the user's analysis.py or random.py from the working directory.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        check_texts({f"argument {number}": text for number, text in enumerate(given, 1)})
+        if not {"--help", "-h", "--version"} & set(given):
+            check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
         code = app(
-            list(sys.argv[1:] if arguments is None else arguments),
+            given,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",
@@ -114,11 +121,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell_error("interrupted; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader (`| head`) has gone; there is nobody to tell. Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has gone; there is nobody to tell.
+        discard(sys.stdout)
+        discard(sys.stderr)
         sys.exit(FAILURE)
     except Exception as error:
         if debug or not expected(error):
             raise
         tell_error(as_line(error))
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was stdout that is full
+            discard(sys.stdout)
         sys.exit(USAGE if names_nothing(error) else FAILURE)
+
+
+def _here() -> str:
+    """The working directory, which is part of what is written down; empty if it was removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json
 
@@ -18,8 +18,8 @@ def analyze(
     /,
     *,
     out: Path = Path("analysis"),
-    bound: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=0.5))] = 0.1,
-    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    bound: float = 0.1,
+    seed: int = 0,
     registered: Path | None = None,
     json: Json = False,
     config: Config = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.stimuli.errors import reason_of
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.tasks import Task
@@ -75,6 +77,8 @@ def _load(place: str) -> Task:
         raise CommandError(
             f"there is no module {module_name!r}: go to the folder that holds it, or install its package (pip install -e .)"
         ) from error
+    except Exception as error:  # the module is somebody's own, and may raise anything
+        raise CommandError(f"{module_name} cannot be imported ({_whose(error)}): mend it") from error
     found = getattr(module, attribute, None)
     if found is None:
         names = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)]
@@ -86,4 +90,15 @@ def _load(place: str) -> Task:
     missing = sorted(found.__abstractmethods__)
     if missing:
         raise CommandError(f"{place} does not define {', '.join(missing)}: every task needs them, see docs/own-task.md")
-    return found()
+    try:
+        return found()
+    except Exception as error:
+        raise CommandError(f"{place} cannot be made without arguments ({_whose(error)}): mend its __init__") from error
+
+
+def _whose(error: Exception) -> str:
+    """An error in the user's own code, with the last line in which it was."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {reason_of(error)}"  # which names the line
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {reason_of(error)}, in {last.filename}, line {last.lineno}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive, listed
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, listed
+
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.output import OutputFolder
 
 
 def decode(
@@ -21,11 +24,11 @@ def decode(
     compare: str | None = None,
     untrained: Annotated[bool, Parameter(negative=())] = False,
     intervene: str = "auto",
-    permutations: Annotated[int, Parameter(validator=NotNegative)] = 100,
-    directions: Annotated[int, Parameter(validator=Positive)] = 20,
-    limit: Annotated[int | None, Parameter(validator=Positive)] = None,
-    seed: Annotated[int, Parameter(validator=NotNegative)] = 0,
-    batch_size: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    permutations: int = 100,
+    directions: int = 20,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 0,
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -63,15 +66,17 @@ def decode(
         load_in_4bit: Quantise the weights to four bits.
         out: Folder; by default decode/MODEL_SET.
     """
-    from vlm_probe.probes.cli.console import progress, show, show_json, tell
-    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, check_writable, find_stimuli
+    from vlm_probe.probes.cli.console import progress, show, show_json
+    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, find_stimuli
     from vlm_probe.probes.decoding.config import DecodeConfig
     from vlm_probe.probes.decoding.result import check_folder
+    from vlm_probe.probes.decoding.study import KIND, load, prepare
     from vlm_probe.probes.decoding.study import decode as study
-    from vlm_probe.probes.decoding.study import load, prepare
+    from vlm_probe.probes.models.loading import check_options
+    from vlm_probe.stimuli.output import check_claim, claim
+    from vlm_probe.stimuli.standard import check_available
 
-    check_model_name(model)
-    task = check_stimuli_name(stimuli)
+    check_available(stimuli)
     common: dict[str, Any] = {
         "model": model,
         "stimuli": stimuli,
@@ -92,25 +97,27 @@ def decode(
         "load_in_4bit": load_in_4bit,
     }
     wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
+    check_model_name(model)
+    task = check_stimuli_name(stimuli)
     folder = out or Path("decode") / _name(model, stimuli, task)
-    check_writable(folder, resume=True)
+    check_claim(folder, KIND)
+    check_options(device, load_in_4bit, adapter, compare)
     items = find_stimuli(stimuli, jobs)
     for one in wanted:  # every target, before the first one is decoded
         prepare(one, items)
         check_folder(one, items, folder)
     loaded = None if compare else load(wanted[0], adapter)
     results = []
-    for one in wanted:
-        with _Steps(progress) as step:
-            result = study(one, items, folder, model=loaded, step=step)
-        results.append(result)
-        if not json:
-            show(_report(result))
-        for figure in _draw([result], check_folder(one, items, folder)):
-            tell(f"figure: {figure}")
-    if len(results) > 1:
-        for figure in _draw(results, folder):
-            tell(f"figure: {figure}")
+    with claim(folder, KIND) as output:
+        for one in wanted:
+            with _Steps(progress) as step:
+                result = study(one, items, output, model=loaded, step=step)
+            results.append(result)
+            if not json:
+                show(_report(result))
+            _draw([result], output, f"{check_folder(one, items, folder)}/")
+        if len(results) > 1:
+            _draw(results, output)
     if json:
         show_json(results[0] if len(results) == 1 else results)
 
@@ -127,18 +134,25 @@ def _report(result: dict[str, Any]) -> Any:
     return Report(result)
 
 
-def _draw(results: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write the figures of one result, or the overview of several."""
-    import matplotlib.pyplot as plt
+def _draw(results: list[dict[str, Any]], folder: OutputFolder, below: str = "") -> None:
+    """Write the figures of one result, or the overview of several, and say where they are."""
+    from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.cli.results import warning_of
 
-    from vlm_probe.analysis.style import STYLE
-    from vlm_probe.probes.decoding.figures import depth, intervention
+    with warning_of("figure"):
+        import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
-        figures = [depth(results, folder / "decode.png")]
-        if len(results) == 1 and "intervention" in results[0]:
-            figures.append(intervention(results[0], folder / "intervention.png"))
-    return figures
+        from vlm_probe.analysis.style import STYLE
+        from vlm_probe.probes.decoding.figures import depth, intervention
+
+        with plt.rc_context(STYLE):
+            with folder.file(f"{below}decode.png") as partial:
+                depth(results, partial)
+            tell(f"figure: {folder.path / below}/decode.png")
+            if len(results) == 1 and "intervention" in results[0]:
+                with folder.file(f"{below}intervention.png") as partial:
+                    intervention(results[0], partial)
+                tell(f"figure: {folder.path / below}/intervention.png")
 
 
 class _Steps:

@@ -1,14 +1,15 @@
-"""`probe doctor`: what is installed, what is missing for what, and the line that installs it."""
+"""`probe doctor`: what is installed, what is missing for what, what was not tested, and the line that installs it."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from vlm_probe.probes.cli.footprint import show_footprint
 from vlm_probe.probes.cli.programs import programs
 from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.stimuli.ranges import BATCH
 
 EXTRAS = {
     "mujoco": "the second physics engine",
@@ -32,13 +33,14 @@ def doctor(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
-    batch_size: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    batch_size: Annotated[int, Parameter(validator=BATCH)] = 0,
     json: Json = False,
     config: Config = None,
 ) -> int:
     """Check the installation: Python, packages, the physics engine, the embedded model, the GPU, the cache folder, TeX, Slurm, R.
 
-    What is missing is marked `-` with what it would be for and the line that installs it; `PROBLEM` marks what every run needs.
+    What is missing is marked `-` with what it would be for and the line that installs it; `PROBLEM` marks what every run needs,
+    and `UNTESTED` a package that is newer than those with which the tests passed (see also `untested` in each run.json).
 
     With a model: how much memory and time it will need on this machine, without loading it or a network. Exits with 1 if
     something that every run needs is missing, or the model does not fit.
@@ -71,8 +73,9 @@ def doctor(
     for check in checks:
         table.add_row("ok" if check["ok"] else "PROBLEM", check["what"], check["found"])
     for row in packages:
-        if not row["extra"]:
-            table.add_row("PROBLEM" if row["problem"] else "ok", row["package"], row["problem"] or row["version"])
+        verdict = "PROBLEM" if row["problem"] else "UNTESTED" if row["untested"] else "ok"
+        if not row["extra"] or verdict == "UNTESTED":
+            table.add_row(verdict, row["package"], row["problem"] or row["untested"] or row["version"])
     lacking = [(f"extra {extra}", EXTRAS[extra], f"pip install {_wanted(packages, extra)}") for extra in missing]
     for program in outside:
         if program.missing:
@@ -93,34 +96,27 @@ def _wanted(packages: list[dict[str, str]], extra: str) -> str:
 
 
 def _packages() -> list[dict[str, str]]:
-    """Every declared dependency with the installed version and what is wrong with it ("" if nothing)."""
-    from importlib.metadata import PackageNotFoundError, requires, version
+    """Every declared dependency with its version, what is wrong with it, and whether it is newer than was tested ("" if not)."""
+    from importlib.metadata import PackageNotFoundError
 
-    from packaging.requirements import Requirement
+    from vlm_probe.probes.provenance import TOOLS, dependencies
 
     try:
-        declared = [Requirement(line) for line in requires("vlm-probe") or []]
+        declared = dependencies()
     except PackageNotFoundError:
-        return [
-            {"package": "vlm-probe", "range": "", "version": "", "extra": "", "problem": "not installed: make install"}
-        ]
+        row = dict.fromkeys(("range", "version", "extra", "untested"), "")
+        return [row | {"package": "vlm-probe", "problem": "not installed: make install"}]
     rows = []
-    for requirement in declared:
-        marker = requirement.marker
-        extra = next((e for e in EXTRAS if marker and marker.evaluate({"extra": e}) and "extra" in str(marker)), "")
-        if marker and not marker.evaluate({"extra": extra}):
-            continue
-        found = problem = ""
-        try:
-            found = version(requirement.name)
-            if not requirement.specifier.contains(found, prereleases=True):
-                problem = f"{found} is installed, {requirement.specifier} is needed"
-        except PackageNotFoundError:
-            problem = f"not installed: pip install '{requirement.name}{requirement.specifier}'"
-        ranged = str(requirement.specifier)
-        rows.append(
-            {"package": requirement.name, "range": ranged, "version": found, "extra": extra, "problem": problem}
-        )
+    for one in declared:
+        problem = untested = ""
+        if not one.installed:
+            problem = f"not installed: pip install '{one.name}{one.tested}'"
+        elif one.newer and one.extra not in TOOLS:
+            untested = f"{one.installed} is newer than what was tested: pip install '{one.name}{one.tested}'"
+        elif one.outside:  # too old, or a tool
+            problem = f"{one.installed} is installed, {one.tested} is needed: pip install '{one.name}{one.tested}'"
+        row = {"package": one.name, "range": one.tested, "version": one.installed, "extra": one.extra}
+        rows.append(row | {"problem": problem, "untested": untested})
     return rows
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from vlm_probe.probes.cli.console import discard, tell
+from vlm_probe.stimuli.errors import ProbeError, is_text
+from vlm_probe.stimuli.errors import UnknownName as UnknownName
+from vlm_probe.stimuli.ranges import OutOfRange
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
 
 SUCCESS, FAILURE, USAGE, FAILED_TRIALS, INTERRUPTED = 0, 1, 2, 3, 130
 
-# By module, because an error can only be of a class whose module is loaded, and loading them here would be slow.
-_EXPECTED = {
-    "vlm_probe.finetune.config": "TrainingError",
-    "vlm_probe.probes.models": "ModelError",
-    "vlm_probe.probes.trials": "RunError",
-    "vlm_probe.probes.study.fields": "StudyError",
-    "vlm_probe.stimuli.dataset": "StimulusError",
-    "vlm_probe.stimuli.tasks": "UnknownTask",
-}
-_OURS = ("vlm_probe",)
+LONGEST_LINE = 1000
+"""Characters of a message; the fix is at its end."""
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL)
 
 
-class CommandError(Exception):
+class CommandError(ProbeError):
     """A command cannot do what was asked; the message says why and ends with the fix."""
 
 
@@ -30,38 +32,35 @@ class UsageError(CommandError):
     """Arguments that do not go together, or name nothing: a slip on the command line."""
 
 
-class UnknownName(UsageError):
-    """An argument names a model or a task that does not exist."""
-
-
 def expected(error: Exception) -> bool:
-    """Whether an error is news for the user rather than a bug of ours.
-
-    That is one of our named errors, an error of the file system, or a ValueError or a missing optional package that our own
-    code tells about (one that comes from inside a library is a bug: it deserves its traceback).
-    """
-    named = (getattr(sys.modules.get(module), name, None) for module, name in _EXPECTED.items())
-    if isinstance(error, (CommandError, OSError, *(cls for cls in named if cls is not None))):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
-    return isinstance(error, (ValueError, ModuleNotFoundError)) and raised_in.split(".")[0] in _OURS
+    """Whether an error is news for the user: one of our own, or one of the file system. Any other is a bug, with a traceback."""
+    return isinstance(error, (ProbeError, OSError))
 
 
 def names_nothing(error: Exception) -> bool:
     """Whether the error is a slip on the command line, such as a task or a model that does not exist."""
-    unknown_task = getattr(sys.modules.get("vlm_probe.stimuli.tasks"), "UnknownTask", UnknownName)
-    return isinstance(error, (UsageError, unknown_task))
+    return isinstance(error, (UsageError, OutOfRange, UnknownName))
 
 
 def as_line(error: Exception) -> str:
     """The message of an expected error, in one line."""
+    if isinstance(error, OutOfRange):
+        return f"--{error.name.replace('_', '-')} {error.reason}"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        return f"{text}; choose another folder, or check its permissions and free space"
-    return " ".join(str(error).split()) or type(error).__name__
+        fix = (
+            "check the path"
+            if error.errno in _WRONG_PATH
+            else "choose another folder, or check its permissions and free space"
+        )
+        return _shown(f"{text}; {fix}")
+    return _shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """A text of bounded length, without characters that could steer a terminal: messages quote files of anybody."""
+    text = text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def usage_line(error: CycloptsError) -> str:
@@ -72,5 +71,31 @@ def usage_line(error: CycloptsError) -> str:
 
 
 def report(line: str) -> None:
-    """Tell an error."""
-    print(f"probe: {line}", file=sys.stderr)  # noqa: T201
+    """Tell an error, where there is still somebody to tell."""
+    try:
+        tell(f"probe: {line}")
+    except BrokenPipeError:
+        discard(sys.stderr)
+
+
+def check_texts(texts: Mapping[str, str]) -> None:
+    """Refuse what no file takes that is written later: names that are not UTF-8, and texts with a zero byte.
+
+    Args:
+        texts: What it is, as in "--out", -> what was given.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for name, text in texts.items():
+        if not is_text(text):
+            # As the bytes that it is, where Python had it from a file name.
+            shown = re.sub(
+                "[\udc80-\udcff]+", lambda part: os.fsencode(part[0]).decode("utf-8", "backslashreplace"), text
+            )
+            hint = "rename it, or give another"
+            if not sys.getfilesystemencoding().startswith("utf"):
+                hint = "set LC_ALL=C.UTF-8 (this locale has ASCII names only), or rename it"
+            raise UsageError(f"{name} is {shown[:200]}, which is not UTF-8: {hint}")
+        if "\0" in text:
+            raise UsageError(f"{name} has a zero byte in it: remove it")

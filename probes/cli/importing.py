@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Json, listed
+from vlm_probe.probes.cli.settings import Config, Json, Overwrite, listed
+from vlm_probe.stimuli.ranges import IMAGE_SIZE
 
 
 def import_(
@@ -23,7 +24,7 @@ def import_(
     response_columns: str = "",
     wordings: Literal["first", "all"] = "first",
     style: Literal["direct", "think"] = "direct",
-    size: Annotated[int | None, Parameter(validator=validators.Number(gte=16))] = None,
+    size: Annotated[int | None, Parameter(validator=IMAGE_SIZE)] = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -92,6 +93,7 @@ def export(
     /,
     *,
     csv: Path,
+    overwrite: Overwrite = False,
     config: Config = None,
 ) -> int:
     """Write a set as one flat table, one row per item, for spreadsheets and statistics programs.
@@ -101,17 +103,16 @@ def export(
     Args:
         csv: File to write.
     """
-    from csv import DictWriter
-
     from vlm_probe.probes.cli.console import show
     from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.output import claim_file, write_whole
+    from vlm_probe.stimuli.plain_csv import write_csv
 
+    claim_file(csv, overwrite=overwrite)
     found = find_stimuli(stimuli, None)
     rows = list(found.flat_rows())
-    with csv.open("w", encoding="utf-8", newline="") as file:
-        writer = DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
+    header = list(rows[0]) if rows else []
+    write_whole(csv, write_csv(header, ([row[name] for name in header] for row in rows)))
     show(f"{csv}: {len(rows)} items; pictures are relative to {found.path}")
     return 0
 

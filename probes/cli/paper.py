@@ -37,10 +37,11 @@ def paper(
     from vlm_probe.paper.manuscript import MAIN
     from vlm_probe.probes.cli.console import progress, show, show_json, tell
     from vlm_probe.probes.cli.errors import FAILURE, SUCCESS, CommandError
+    from vlm_probe.stimuli.errors import reading
 
     text = manuscript or HOME / MAIN
-    if not text.is_file():
-        raise CommandError(f"there is no manuscript {text}: give a LaTeX file, or leave out --manuscript")
+    with reading(text, CommandError, "give a LaTeX file in UTF-8, or leave out --manuscript"):
+        text.read_text(encoding="utf-8")
     with progress("building the paper") as step:
         made = build(study, out, text, step)
     if json:

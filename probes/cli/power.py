@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter, validators
+from typing import Literal
 
 from vlm_probe.probes.cli.settings import Config, Json
-
-Rate = Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))]
-Spread = Annotated[float, Parameter(validator=validators.Number(gte=0))]
-Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 
 
 def power(
     *,
     runs: str = "3..20",
     items: str = "50..1000",
-    effect: Annotated[float, Parameter(validator=validators.Number(gt=-1, lt=1))] = 0.1,
-    base: Rate = 0.5,
+    effect: float = 0.1,
+    base: float = 0.5,
     against: Literal["method", "base"] = "method",
-    run_sd: Spread = 0.3,
-    item_sd: Spread = 0.7,
-    interaction_sd: Spread = 0.2,
-    alpha: Rate = 0.05,
-    bound: Rate = 0.1,
-    simulations: Annotated[int, Parameter(validator=validators.Number(gte=100))] = 1000,
-    check: Count = 0,
-    seed: Count = 0,
+    run_sd: float = 0.3,
+    item_sd: float = 0.7,
+    interaction_sd: float = 0.2,
+    alpha: float = 0.05,
+    bound: float = 0.1,
+    simulations: int = 1000,
+    check: int = 0,
+    seed: int = 0,
     out: Path | None = None,
     json: Json = False,
     config: Config = None,
@@ -54,7 +49,8 @@ def power(
     from vlm_probe.analysis.power import Scenario, grid
     from vlm_probe.analysis.power import power as simulate
     from vlm_probe.probes.cli.console import progress, show, show_json, tell
-    from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.probes.cli.errors import SUCCESS, UsageError
+    from vlm_probe.stimuli.output import claim
 
     scenario = Scenario(
         effect=effect,
@@ -66,14 +62,22 @@ def power(
         alpha=alpha,
         bound=bound,
     )
-    with progress("simulating") as step:
-        found = simulate(grid(runs), grid(items), scenario, simulations, seed, check, step)
-    if json:
-        show_json(found.to_dict())
-    else:
-        show(str(found))
-    if out is not None:
-        from vlm_probe.analysis.figures.power import write
+    try:
+        sizes = grid(runs, "runs"), grid(items, "items")
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    with claim(out, "power analysis") if out is not None else nullcontext() as folder:
+        if folder is not None:
+            folder.check()
+        with progress("simulating") as step:
+            found = simulate(*sizes, scenario, simulations, seed, check, step)
+        if json:
+            show_json(found.to_dict())
+        else:
+            show(str(found))
+        if folder is not None:
+            from vlm_probe.analysis.figures.power import write
 
-        tell(f"figure and table: {write(found, out)}")
+            write(found, folder)
+            tell(f"figure and table: {out}")
     return SUCCESS

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter, validators
 
 from vlm_probe.probes.cli.settings import Config
 
@@ -13,7 +10,7 @@ from vlm_probe.probes.cli.settings import Config
 def pretrain(
     *,
     out: Path,
-    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    seed: int = 0,
     config: Config = None,
 ) -> int:
     """Pretrain the embedded model `tiny` on perceptual questions, from nothing (hours on two cores).

@@ -28,13 +28,15 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
         jobs: Processes.
 
     Returns:
-        Label -> folder of the run; empty if the set is no two-option judgement with scenes, or the observer cannot run.
+        Label -> folder of the run; empty if the set is no two-option judgement with scenes.
+
+    Raises:
+        RunError, OSError: If the cache cannot be written, or another process is at the same run.
     """
-    from vlm_probe.probes.cli.console import progress, tell
-    from vlm_probe.probes.models import ModelError
+    from vlm_probe.probes.cli.console import progress
     from vlm_probe.probes.models.observers import make_observer
     from vlm_probe.probes.run import RunConfig, run
-    from vlm_probe.probes.trials import RUN, RunError, read_run
+    from vlm_probe.probes.trials import RUN, read_run
     from vlm_probe.stimuli.question import Options
     from vlm_probe.stimuli.standard import cache_folder
 
@@ -47,23 +49,19 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
     # By the hashes of the set and of the observer's parameters, so that neither can go stale.
     home = cache_folder() / "references" / stimuli.content_sha256[:16]
     whole = home / f"{OBSERVER}-{observer.identity.weights_sha256[:8]}"
-    try:
-        folder = whole if limit is None or limit >= len(stimuli) else whole.with_name(f"{whole.name}_n{limit}")
-        for made in (whole, folder):
-            if (made / RUN).is_file() and read_run(made).get("status") == "finished":
-                return {LABEL: made}
-        config = RunConfig(
-            OBSERVER,
-            str(stimuli.path),
-            readout="options",
-            limit=limit if folder != whole else None,
-            batch_size=jobs * CHUNK,
-        )
-        with progress(f"reference observer ({OBSERVER})") as step, _Parallel(observer, jobs) as shared:
-            run(config, stimuli, folder, model=shared, progress=step)
-    except (RunError, ModelError, OSError) as error:
-        tell(f"no reference line: {error}")
-        return {}
+    folder = whole if limit is None or limit >= len(stimuli) else whole.with_name(f"{whole.name}_n{limit}")
+    for made in (whole, folder):
+        if (made / RUN).is_file() and read_run(made).get("status") == "finished":
+            return {LABEL: made}
+    config = RunConfig(
+        OBSERVER,
+        str(stimuli.path),
+        readout="options",
+        limit=limit if folder != whole else None,
+        batch_size=jobs * CHUNK,
+    )
+    with progress(f"reference observer ({OBSERVER})") as step, _Parallel(observer, jobs) as shared:
+        run(config, stimuli, folder, model=shared, progress=step)
     return {LABEL: folder}
 
 

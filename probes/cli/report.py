@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.probes.cli.settings import Config, Json, Overwrite
+from vlm_probe.stimuli.ranges import MOTIONS, PAGE_SIZE, whole
 
 Runs = Annotated[
     tuple[Path, ...],
     Parameter(name="RUNS", help="Folders of runs, folders that hold runs, or trial tables (.csv, .parquet)."),
 ]
-Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Size = Annotated[int, Parameter(validator=PAGE_SIZE)]
+Motions = Annotated[int, Parameter(validator=MOTIONS)]
 
 
 def report(
@@ -22,8 +23,9 @@ def report(
     /,
     *,
     out: Path = Path("report.html"),
-    size: Count = 224,
-    motions: Count = 100,
+    overwrite: Overwrite = False,
+    size: Size = 224,
+    motions: Motions = 100,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -33,7 +35,7 @@ def report(
     `probe analyze`.
 
     Args:
-        out: The file; one that is there is replaced.
+        out: The file.
         size: Longest edge of pictures in pixels; 0 leaves them out.
         motions: Scenes and answers that are simulated once more to show what happens, spread over the tests.
     """
@@ -42,16 +44,11 @@ def report(
     from vlm_probe.analysis.page.pictures import Pictures
     from vlm_probe.probes.cli.console import show, show_json, tell
     from vlm_probe.probes.cli.errors import SUCCESS
+    from vlm_probe.stimuli.output import claim_file, write_whole
 
+    claim_file(out, overwrite=overwrite)
     page = build(runs, Pictures(size), Motions(motions))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Moved to its place when it is whole, so that an earlier page is never half replaced.
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(page.html, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, page.html)
     for note in page.notes:
         tell(note)
     made = {
@@ -75,9 +72,9 @@ def view(
     runs: Runs,
     /,
     *,
-    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8377,
-    size: Count = 224,
-    motions: Count = 100,
+    port: Annotated[int, Parameter(validator=whole(0, 65_535))] = 8377,
+    size: Size = 224,
+    motions: Motions = 100,
     config: Config = None,
 ) -> int:
     """Show the same page at an address of this machine, while runs go on: it says when there are new trials.

@@ -47,6 +47,7 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
         StimulusError, UnknownName, CommandError: If there is no such set, or none can be made for an imported one.
     """
     from vlm_probe.probes.cli.console import progress
+    from vlm_probe.stimuli.ranges import IMAGE_SIZE
     from vlm_probe.stimuli.standard import further_set
     from vlm_probe.stimuli.tasks import task_names
 
@@ -55,9 +56,29 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
     task = str(stimuli.card.get("task"))
     if task not in task_names():
         raise CommandError(f"{stimuli.path} is of no task that examples can be made for: give --examples-from SET")
-    size = int(stimuli.card.get("image_size", 224))
+    size = min(int(stimuli.card.get("image_size", 224)), int(IMAGE_SIZE.most))
     with progress("making worked examples") as step:
         return further_set(task, EXAMPLES_N, EXAMPLES_SEED, size=size, jobs=jobs or cores(), progress=step)
+
+
+def check_examples(task: str, name: str | None) -> None:
+    """Refuse worked examples that cannot be found or made, before anything slow happens.
+
+    Args:
+        task: Of the items that are asked.
+        name: As for `find_examples`.
+
+    Raises:
+        StimulusError, UnknownName, CommandError: As for `find_examples`.
+    """
+    from vlm_probe.stimuli.standard import check_available
+    from vlm_probe.stimuli.tasks import task_names
+
+    if name is not None:
+        check_stimuli_name(name)
+        check_available(name)
+    elif task not in task_names():
+        raise CommandError(f"there is no task {task} that examples can be made for: give --examples-from SET")
 
 
 def check_stimuli_name(name: str) -> str:
@@ -158,27 +179,23 @@ def check_model_name(name: str) -> None:
         # A folder or hub id that is not there is the loader's to tell.
 
 
-def check_writable(folder: Path, resume: bool) -> None:
+def check_run_folder(folder: Path, resume: bool) -> None:
     """Refuse a run folder that can be seen to be unusable, before anything slow happens.
 
     Args:
         folder: Of the run.
-        resume: Whether a run that is there may be gone on with.
+        resume: Whether a run that is there may be resumed.
 
     Raises:
-        CommandError: If it cannot be made or written, or holds a run that is not to be resumed.
+        CommandError: If it holds a run that is not to be resumed.
+        OutputError: If it holds anything else, or cannot be made or written.
     """
-    from vlm_probe.probes.trials import RUN
+    from vlm_probe.probes.trials import KIND, RUN
+    from vlm_probe.stimuli.output import check_claim
 
     if not resume and (folder / RUN).exists():
-        raise CommandError(
-            f"{folder} holds a run already: leave out --no-resume to go on with it, or choose another --out"
-        )
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise CommandError(f"cannot write to {folder}: {nearest} is a file; choose another folder with --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise CommandError(f"cannot write to {folder}: no permission in {nearest}; choose another folder with --out")
+        raise CommandError(f"{folder} holds a run already: leave out --no-resume to resume it, or choose another --out")
+    check_claim(folder, KIND)
 
 
 def one_thread() -> None:
@@ -192,4 +209,7 @@ def one_thread() -> None:
 
 def cores() -> int:
     """Processors that this process may use (fewer than the machine has, under Slurm or in a container)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from vlm_probe.stimuli.ranges import PROCESSES
+
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(PROCESSES.most))

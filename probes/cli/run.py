@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+from vlm_probe.probes.cli.settings import Config, Jobs, Json
 
 if TYPE_CHECKING:
     from vlm_probe.probes.run import RunConfig
     from vlm_probe.probes.sharding import Processes
     from vlm_probe.stimuli.dataset import StimulusSet
+    from vlm_probe.stimuli.output import OutputFolder
 
 
 def run(
@@ -22,24 +23,24 @@ def run(
     stimuli: str,
     shift: str | None = None,
     adapter: str | None = None,
-    limit: Annotated[int | None, Parameter(validator=Positive)] = None,
+    limit: int | None = None,
     readout: Literal["generate", "options"] = "generate",
-    batch_size: Annotated[int, Parameter(validator=NotNegative)] = 0,
-    temperature: Annotated[float, Parameter(validator=NotNegative)] = 0.0,
-    max_new_tokens: Annotated[int, Parameter(validator=NotNegative)] = 0,
-    seed: Annotated[int, Parameter(validator=NotNegative)] = 0,
+    batch_size: int = 0,
+    temperature: float = 0.0,
+    max_new_tokens: int = 0,
+    seed: int = 0,
     design: str = "plain",
     examples: str = "0",
     examples_from: str | None = None,
     style: Literal["", "direct", "think"] = "",
-    attempts: Annotated[int, Parameter(validator=Positive)] = 1,
+    attempts: int = 1,
     memory: str = "all",
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
     base_url: str | None = None,
-    concurrency: Annotated[int, Parameter(validator=Positive)] = 8,
+    concurrency: int = 8,
     out: Path | None = None,
     resume: bool = True,
     references: bool = True,
@@ -81,22 +82,27 @@ def run(
         resume: Go on with a run that is there already; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
     """
-    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError
+    from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.grounding import ask_grounding
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
+        check_examples,
         check_model_name,
+        check_run_folder,
         check_stimuli_name,
-        check_writable,
         cores,
         find_examples,
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import write_figure, write_summary
+    from vlm_probe.probes.cli.results import warning_of, write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
+    from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join
+    from vlm_probe.probes.trials import KIND, RunError
+    from vlm_probe.stimuli.output import claim
+    from vlm_probe.stimuli.standard import check_available
 
     stimuli = shifted_name(stimuli, shift)
     settings: dict[str, Any] = {
@@ -123,46 +129,57 @@ def run(
         "concurrency": concurrency,
     }
     try:
-        manners(design, settings["examples"], style)
+        run_config = RunConfig(**settings)
+        manners(design, run_config.examples, style)
     except PresentationError as error:
         raise UsageError(str(error)) from error
+    except RunError as error:
+        raise UsageError(f"--{error}") from error
     if base_url is None:
         check_model_name(model)
     task = check_stimuli_name(stimuli)
-    _check_attempts(task, stimuli, attempts, memory)
-    run_config = RunConfig(**settings)
+    _check_attempts(task, stimuli, attempts)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
-        check_writable(folder, resume)
+        check_run_folder(folder, resume)
+        check_available(stimuli)
+        if max(run_config.examples):
+            check_examples(task, examples_from)
+    saved = _portable(settings | {"examples": examples, "out": out, "references": references})
+    check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = load(run_config)
     items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
     pool = None
     if max(run_config.examples):
         pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
-    saved = settings | {"examples": examples, "out": out, "references": references}
-    if design == "controls" and processes.first:
-        ask_grounding(run_config, items, folder, loaded, jobs)
-    report = _ask(run_config, items, folder, loaded, saved, pool, processes)
-    processes.leave()
     if not processes.first:
+        ask(run_config, items, folder, model=loaded, examples=pool, processes=processes)
+        processes.leave()
         return SUCCESS
-    write_summary(folder, json)
-    lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
-    try:
-        if references:
-            lines = reference_runs(items, model, limit, jobs or cores())
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    write_figure(folder, lines)
+    # Held to the end: summary and figure are of the trials that this process has written.
+    with claim(folder, KIND) as output:
+        if design == "controls":
+            ask_grounding(run_config, items, folder, loaded, jobs)
+        report = _ask(run_config, items, output, loaded, saved, pool, processes)
+        processes.leave()
+        is_readable = write_summary(output, json)
+        lines, code = {}, FAILED_TRIALS if report.n_errors else SUCCESS
+        try:
+            if references and is_readable:
+                with warning_of("reference line"):
+                    lines = reference_runs(items, model, limit, jobs or cores())
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        if is_readable:
+            write_figure(output, lines)
     return code
 
 
-def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None:
-    """Refuse several attempts at what is no action, and a memory that there is not. Raises UsageError."""
+def _check_attempts(task: str, stimuli: str, attempts: int) -> None:
+    """Refuse several attempts at what is no action. Raises UsageError."""
     from vlm_probe.probes.cli.errors import UsageError
-    from vlm_probe.probes.memory import Memory
     from vlm_probe.stimuli.tasks import get_task, task_names
 
     if attempts > 1 and (task not in task_names() or get_task(task).kind != "action"):
@@ -170,10 +187,6 @@ def _check_attempts(task: str, stimuli: str, attempts: int, memory: str) -> None
         raise UsageError(
             f"--attempts needs an action that can be tried out, and {stimuli} asks for none: use {actions}"
         )
-    try:
-        Memory(attempts, memory)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
 
 
 def run_name(config: RunConfig, task: str) -> str:
@@ -239,7 +252,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _ask(
     config: RunConfig,
     items: StimulusSet,
-    folder: Path,
+    folder: OutputFolder,
     model: Any,
     saved: dict[str, Any],
     examples: StimulusSet | None,
@@ -250,8 +263,6 @@ def _ask(
     from vlm_probe.probes.cli.settings import save
     from vlm_probe.probes.run import run as ask
 
-    if not processes.first:
-        return ask(config, items, folder, model=model, examples=examples, processes=processes)
     with progress(f"asking {config.model}") as step:
         written = False
 
@@ -259,7 +270,7 @@ def _ask(
             nonlocal written
             if not written:
                 written = True
-                save(folder, "run", _portable(saved))
+                save(folder, "run", saved)
             step(done, total)
 
         return ask(config, items, folder, model=model, examples=examples, progress=started, processes=processes)

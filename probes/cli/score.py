@@ -1,4 +1,4 @@
-"""`probe score`: score the replies of a run once more, without a model."""
+"""`probe score`: read and score the replies of a run again, without a model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,29 @@ def score(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Score the replies of a run once more, without a model, and write its summary and figure anew.
+    """Read the replies of a run with the current parser, score them again without a model, and rewrite its summary and figure.
 
     Args:
         stimuli: The set it was made with; needed only if that has moved.
     """
     from vlm_probe.probes.cli.console import tell
+    from vlm_probe.probes.cli.errors import CommandError
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.probes.cli.results import write_figure, write_summary
     from vlm_probe.probes.readout import rescore
-    from vlm_probe.probes.trials import read_run
+    from vlm_probe.probes.trials import KIND, TRIALS, parser_of, read_run
+    from vlm_probe.stimuli.output import claim
+    from vlm_probe.stimuli.replies import VERSION
 
-    made_with = stimuli or str(read_run(run).get("stimuli", {}).get("path", ""))
-    n, changed = rescore(run, find_stimuli(made_with, None))
-    tell(f"{n} trials scored, {changed} of them differently from before")
-    write_summary(run, json)
-    write_figure(run, {})
+    record = read_run(run)
+    made_with = stimuli or str(record.get("stimuli", {}).get("path", ""))
+    if not (run / TRIALS).is_file():
+        raise CommandError(f"{run} has no {TRIALS} on the disk that could be scored: give the folder of a run")
+    found = find_stimuli(made_with, None)
+    with claim(run, KIND) as output:
+        scored = rescore(output, found)
+        tell(f"{scored.n} trials scored, {scored.changed} of them differently from before")
+        tell(f"readings that changed: {scored.readings} (parser {parser_of(record)} before, parser {VERSION} now)")
+        if write_summary(output, json):
+            write_figure(output, {})
     return 0

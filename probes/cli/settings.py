@@ -10,23 +10,27 @@ A TOML file holds options at its top level, or in a table named after the comman
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, validators
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+
+from vlm_probe.probes.cli.errors import UsageError, check_texts
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.plain_json import dumps
+from vlm_probe.stimuli.ranges import PROCESSES
+
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.output import OutputFolder
 
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
-Jobs = Annotated[
-    int | None, Parameter(validator=validators.Number(gte=1), help="Processes for stimuli and reference observers.")
-]
-
-Positive, NotNegative = validators.Number(gte=1), validators.Number(gte=0)
+Overwrite = Annotated[bool, Parameter(name="--overwrite", negative=(), help="Replace a file that is there already.")]
+Jobs = Annotated[int | None, Parameter(validator=PROCESSES, help="Processes for stimuli and reference observers.")]
 
 SETTINGS = "config.toml"
 """What a run or a training writes into its folder: its options, from which the same command can be given again."""
@@ -65,6 +69,7 @@ class Sources:
             for variable in (_variable((*commands, name)), _variable((name,))):
                 # An empty variable counts as unset, as it does for most Unix tools.
                 if not argument.tokens and os.environ.get(variable):
+                    check_texts({variable: os.environ[variable]})
                     argument.append(Token(keyword=variable, value=os.environ[variable], source="the environment"))
         given = [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]
         if not given:
@@ -86,18 +91,14 @@ class Sources:
             arguments: Those of the command; values are added to those that have none.
 
         Raises:
-            CycloptsError: If the file cannot be read, or has a key that is no option.
+            UsageError: If the file cannot be read, or is not TOML.
+            CycloptsError: If it has a key that is no option.
         """
         config = _options(arguments).get("config")
         if config is None or not config.tokens:
             return
         path = Path(config.tokens[-1].value).expanduser()
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise _mistake(f"cannot read --config {path}: {error.strerror}", commands) from error
-        except ValueError as error:
-            raise _mistake(f"--config {path} is not TOML: {error}", commands) from error
+        data = _read(path)
         _fill(_every_option(self.program()), commands, arguments, data, str(path), shared=False)
 
     def pyproject(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -109,36 +110,41 @@ class Sources:
             arguments: Those of the command; values are added to those that have none.
 
         Raises:
-            CycloptsError: If the file is not TOML, or the table has a key that is no option.
+            UsageError: If the file is not TOML.
+            CycloptsError: If the table has a key that is no option.
         """
         path = Path("pyproject.toml")
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("probe", {})
-        except OSError:
+        if not path.is_file() or not os.access(path, os.R_OK):
             return
-        except ValueError as error:
-            raise _mistake(f"{path} is not TOML: {error}", commands) from error
+        tool = _read(path).get("tool", {})
+        data = tool.get("probe", {}) if isinstance(tool, dict) else {}
         if data:
             paths = _every_option(self.program())
             _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
 
 
-def save(folder: Path, command: str, values: dict[str, Any]) -> None:
-    """Write the options of a command into a folder, as a TOML file that --config reads.
+def save(folder: OutputFolder, command: str, values: dict[str, Any]) -> None:
+    """Write the options of a command into its folder, as a TOML file that --config reads.
 
     Args:
-        folder: It must be there.
+        folder: Of its results.
         command: Of `probe`.
         values: Its options; those without a value are left out.
     """
     head = f"# Made by `probe {command}`; `probe {command} --config` with this file gives the same command again.\n"
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
-    (folder / SETTINGS).write_text(head + "".join(lines), encoding="utf-8")
+    folder.write(SETTINGS, head + "".join(lines))
 
 
 def listed(text: str) -> list[str]:
     """The parts of an option that takes several, separated by commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The contents of a TOML file. Raises UsageError if it cannot be read, or is not TOML."""
+    with reading(path, UsageError, "give a TOML file in UTF-8"):
+        return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _fill(
@@ -191,6 +197,7 @@ def _texts(value: Any, key: str, source: str, commands: tuple[str, ...]) -> Iter
     if isinstance(value, dict):
         raise _mistake(f"{key!r} in {source} must be a value, not a table", commands)
     for item in value if isinstance(value, list) else [value]:
+        check_texts({f"{key!r} in {source}": str(item)})
         yield str(item).lower() if isinstance(item, bool) else str(item)
 
 
@@ -224,4 +231,4 @@ def _toml(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return dumps(str(value)).replace("\x7f", "\\u007f")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json
+from vlm_probe.probes.cli.settings import Config, Jobs, Json, Overwrite
+from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, SEED, SHOWN
 
-app = App(name="stimuli", help="Make, list, show, check and audit stimulus sets.")
+app = App(name="stimuli", help="Make, list, show, check, audit, import and export stimulus sets.")
 
-Count = Annotated[int, Parameter(name=("--n", "-n"), validator=validators.Number(gte=1))]
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
-Size = Annotated[int, Parameter(validator=validators.Number(gte=16))]
+Count = Annotated[int, Parameter(name=("--n", "-n"), validator=AMOUNT)]
 Shift = Annotated[
     str,
     Parameter(help="Shifts with levels 1 to 3: `camera:2`, `visual:2` (all visual ones), `visual:2,size:1`."),
@@ -28,8 +27,8 @@ def make(
     *,
     out: Path,
     n: Count = 500,
-    seed: Seed = 0,
-    size: Size = 224,
+    seed: Annotated[int, Parameter(validator=SEED)] = 0,
+    size: Annotated[int, Parameter(validator=IMAGE_SIZE)] = 224,
     style: Literal["direct", "think"] = "direct",
     shift: Shift = "",
     renderer: Literal["", "photoreal"] = "",
@@ -115,7 +114,8 @@ def show_(
     /,
     *,
     out: Path = Path("contact-sheet.png"),
-    n: Count = 24,
+    overwrite: Overwrite = False,
+    n: Annotated[int, Parameter(name=("--n", "-n"), validator=SHOWN)] = 24,
     shift: Shift = "",
     jobs: Jobs = None,
     config: Config = None,
@@ -130,8 +130,10 @@ def show_(
     """
     from vlm_probe.probes.cli.console import show
     from vlm_probe.probes.cli.resources import find_stimuli, shifted_name, task_name
+    from vlm_probe.stimuli.output import claim_file
     from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
 
+    claim_file(out, overwrite=overwrite)
     if shift == "all":
         shift_sheet(task_name(stimuli), out)
     else:
@@ -161,7 +163,9 @@ def check(
     from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.agreement import check as check_set
+    from vlm_probe.stimuli.simulators import get_simulator
 
+    get_simulator(engine)  # whether it is installed, before a set is made
     found = find_stimuli(stimuli, jobs)
     with progress(f"checking with {engine}") as step:
         agreement = check_set(found, engine, step)
@@ -191,6 +195,7 @@ def audit(
     /,
     *,
     out: Path | None = None,
+    overwrite: Overwrite = False,
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
@@ -201,9 +206,15 @@ def audit(
         out: Figure to write (.png or .pdf).
     """
     from vlm_probe.probes.cli.console import show, show_json, tell
+    from vlm_probe.probes.cli.errors import UsageError
     from vlm_probe.probes.cli.resources import find_stimuli
     from vlm_probe.stimuli.audit import audit as audit_set
+    from vlm_probe.stimuli.output import claim_file
 
+    if out is not None:
+        if out.suffix not in (".png", ".pdf"):
+            raise UsageError(f"--out {out} is no name of a figure: write one that ends in .png or .pdf")
+        claim_file(out, overwrite=overwrite)
     audited = audit_set(find_stimuli(stimuli, jobs))
     rows = audited.rows()
     if out is not None:
@@ -237,3 +248,11 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+for _name, _purpose in (
+    ("import", "Make a stimulus set of your own images, a table of trials, and human responses."),
+    ("export", "Write a set as one flat table, one row per item."),
+):
+    _function = "import_" if _name == "import" else _name
+    app.command(f"vlm_probe.probes.cli.importing:{_function}", name=_name, help=_purpose)

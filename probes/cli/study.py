@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json
+from vlm_probe.stimuli.ranges import PROCESSES, whole
 
 if TYPE_CHECKING:
     from vlm_probe.probes.study.cells import Cell
@@ -30,7 +31,7 @@ Only = Annotated[
     tuple[str, ...],
     Parameter(help="Cells whose names match, such as 'adapters/*' or 'runs/*_sft_*'; may be repeated."),
 ]
-Cells = Annotated[int, Parameter(name="--jobs", validator=validators.Number(gte=1))]
+Cells = Annotated[int, Parameter(name="--jobs", validator=whole(1, 10_000))]
 REDRAW = 2.0
 """Seconds between two looks of a live table."""
 
@@ -101,15 +102,15 @@ def freeze(
 
     design, cells, store = _open(study, out)
     sets = [cell for cell in cells if cell.kind == "sets"]
-    with store.held():
+    with store.held() as output:
         pool = LocalPool(store, jobs)
-        moved = store.tidy(cells)
+        moved = store.tidy(cells, output)
         with _Watch(sets, store, pool, moved) as watch:
             drive(sets, store, pool, watch)
         failures = _overview(sets, store, jobs).failures
         if failures:
             raise StudyError(f"{failures[0].step} could not be made: {failures[0].reason}")
-        record = register(design, cells, store, again)
+        record = register(design, cells, store, output, again)
     if json:
         show_json(record)
         return 0
@@ -131,8 +132,8 @@ def run(
     jobs: Cells = 1,
     executor: Literal["local", "slurm", "rehearsal"] = "local",
     partition: str = "",
-    time_limit: Annotated[int, Parameter(name="--time", validator=validators.Number(gte=1))] = 240,
-    gpus: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    time_limit: Annotated[int, Parameter(name="--time", validator=whole(1, 1_000_000))] = 240,
+    gpus: Annotated[int, Parameter(validator=whole(0, 1024))] = 0,
     launch: str = "",
     sbatch: tuple[str, ...] = (),
     only: Only = (),
@@ -166,9 +167,9 @@ def run(
     wanted = with_needs(cells, matching(cells, only))
     _tell_deviations(design, cells, store)
     # A polite end is an interruption, as it is for cells: a driver in the background does not hear Ctrl-C.
-    with store.held(), _interrupted_by(signal.SIGTERM):
+    with store.held() as output, _interrupted_by(signal.SIGTERM):
         pool = _pool(store, executor, jobs, partition, time_limit, gpus, sbatch, find_launch(launch, gpus))
-        moved = store.tidy(cells)
+        moved = store.tidy(cells, output)
         with _Watch(wanted, store, pool, moved) as watch:
             drive(wanted, store, pool, watch)
     overview = _overview(wanted, store, jobs)
@@ -332,7 +333,7 @@ def _pool(
             raise UsageError(f"--sbatch {text!r} is no option with a value: write it as in cpus_per_task=8")
         further[name.replace("-", "_")] = value
     cpus = further.pop("cpus_per_task", "1")
-    if not cpus.isdigit():
+    if not cpus.isdecimal() or not PROCESSES.holds(int(cpus[:9])):
         raise UsageError(f"--sbatch cpus_per_task={cpus} is no number of processors")
     options: dict[str, Any] = {"timeout_min": minutes, "slurm_array_parallelism": jobs, "cpus_per_task": int(cpus)}
     options |= {"slurm_partition": partition} if partition else {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, NotNegative, Positive
+from vlm_probe.probes.cli.settings import Config, Jobs, Json
+
+if TYPE_CHECKING:
+    from vlm_probe.stimuli.output import OutputFolder
 
 
 def train(
@@ -17,25 +20,25 @@ def train(
     tasks: str,
     method: Literal["sft", "ppo", "grpo", "rloo"],
     out: Path | None = None,
-    seed: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    seed: int | None = None,
     preset: str | None = None,
     budget: str | None = None,
-    items: Annotated[int | None, Parameter(validator=Positive)] = None,
-    size: Annotated[int | None, Parameter(validator=validators.Number(gte=16))] = None,
+    items: int | None = None,
+    size: int | None = None,
     shift: str | None = None,
     diversity: str | None = None,
     style: Literal["direct", "think"] | None = None,
-    batch: Annotated[int | None, Parameter(validator=Positive)] = None,
-    micro_batch: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    batch: int | None = None,
+    micro_batch: int | None = None,
     learning_rate: float | None = None,
     schedule: Literal["constant", "linear", "cosine"] | None = None,
     warmup: float | None = None,
     max_grad_norm: float | None = None,
-    rollout: Annotated[int | None, Parameter(validator=Positive)] = None,
-    generations: Annotated[int | None, Parameter(validator=Positive)] = None,
-    epochs: Annotated[int | None, Parameter(validator=Positive)] = None,
+    rollout: int | None = None,
+    generations: int | None = None,
+    epochs: int | None = None,
     temperature: float | None = None,
-    max_new_tokens: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    max_new_tokens: int | None = None,
     beta: float | None = None,
     clip: float | None = None,
     entropy_bonus: float | None = None,
@@ -48,8 +51,8 @@ def train(
     value_coefficient: float | None = None,
     value_clip: float | None = None,
     value_learning_rate: float | None = None,
-    rank: Annotated[int | None, Parameter(validator=Positive)] = None,
-    alpha: Annotated[int | None, Parameter(validator=Positive)] = None,
+    rank: int | None = None,
+    alpha: int | None = None,
     dropout: float | None = None,
     where: Literal["language", "vision", "projector", "all", "full"] | None = None,
     load_in_4bit: Annotated[bool | None, Parameter(name="--load-in-4bit")] = None,
@@ -58,14 +61,14 @@ def train(
     gradient_checkpointing: bool | None = None,
     init: str | None = None,
     curriculum: str | None = None,
-    attempts: Annotated[int | None, Parameter(validator=Positive)] = None,
+    attempts: int | None = None,
     memory: str | None = None,
     discount: float | None = None,
     auxiliary: float | None = None,
     auxiliary_target: str | None = None,
-    auxiliary_layer: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    auxiliary_layer: int | None = None,
     avoid: str | None = None,
-    save_every: Annotated[int | None, Parameter(validator=NotNegative)] = None,
+    save_every: int | None = None,
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] | None = None,
     force: bool | None = None,
     jobs: Jobs = None,
@@ -134,38 +137,58 @@ def train(
         force: Train on a held-out task all the same.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "preset", "jobs", "json", "config")}
-    from vlm_probe.finetune.config import make_config
-    from vlm_probe.finetune.mixture import parse_mixture
+    from vlm_probe.finetune.config import check_needs, make_config
     from vlm_probe.probes.cli.console import progress, show, show_json
-    from vlm_probe.probes.cli.errors import SUCCESS
-    from vlm_probe.probes.cli.resources import check_model_name, cores, task_name
+    from vlm_probe.probes.cli.errors import SUCCESS, check_texts
+    from vlm_probe.probes.cli.resources import check_model_name, cores
     from vlm_probe.probes.cli.settings import listed
     from vlm_probe.probes.models.catalog import lookup
 
     if avoid is not None:
         given["avoid"] = tuple(listed(avoid))
-    mixture = parse_mixture(tasks)
-    given["tasks"] = tuple(task_name(share.task) for share in mixture)
-    given["weights"] = () if len({round(share.share, 9) for share in mixture}) == 1 else _weights(mixture)
+    given = with_tasks(given, tasks)
     check_model_name(model)
     embedded = lookup(model).kind == "embedded"
     resolved = make_config(given, preset if preset is not None else "tiny" if embedded else "")
     folder = out or Path("adapters") / run_name(resolved)
+    check_texts({"--out": str(folder.resolve())})
+    check_needs(resolved)  # before transformers is imported, which takes longest of all
     # Where bitsandbytes is installed, importing peft loads it, and it complains of an optional kernel on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from vlm_probe.finetune.train import is_first
+    from vlm_probe.finetune.train import KIND, is_first
     from vlm_probe.finetune.train import train as run
+    from vlm_probe.stimuli.output import claim
 
     with progress(f"{method} of {model}") as step:
         result = run(resolved, folder, jobs=jobs or cores(), progress=step)
     if not is_first():
         return SUCCESS
-    _save_settings(folder, resolved.to_dict() | {"out": str(folder.resolve())})
+    with claim(folder, KIND) as output:
+        _save_settings(output, resolved.to_dict() | {"out": str(folder.resolve())})
     if json:
         show_json(result | {"out": str(folder)})
     else:
         show(_table(result, folder))
     return SUCCESS
+
+
+def with_tasks(settings: dict[str, Any], tasks: str) -> dict[str, Any]:
+    """Settings of a training with its tasks and their weights.
+
+    Args:
+        settings: Fields of the configuration.
+        tasks: Separated by commas, with weights where their shares differ: `towers-stability:2,balance-tilt`.
+
+    Raises:
+        UnknownName, TrainingError: If there is no such task, or a weight is no number.
+    """
+    from vlm_probe.finetune.mixture import parse_mixture
+    from vlm_probe.probes.cli.resources import task_name
+
+    mixture = parse_mixture(tasks)
+    equal = len({round(share.share, 9) for share in mixture}) == 1
+    names = tuple(task_name(share.task) for share in mixture)
+    return settings | {"tasks": names, "weights": () if equal else _weights(mixture)}
 
 
 def run_name(config: Any) -> str:
@@ -180,7 +203,7 @@ def _weights(mixture: Any) -> tuple[float, ...]:
     return tuple(round(share.share / least, 6) for share in mixture)
 
 
-def _save_settings(folder: Path, settings: dict[str, Any]) -> None:
+def _save_settings(folder: OutputFolder, settings: dict[str, Any]) -> None:
     from vlm_probe.probes.cli.settings import save
 
     weights = settings.pop("weights") or [1] * len(settings["tasks"])

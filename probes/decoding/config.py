@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlm_probe.probes.decoding import DecodingError
+from vlm_probe.stimuli.ranges import AMOUNT, BATCH, PERMUTATIONS, SEED, check_ranges, ranged, whole
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class DecodeConfig:
         revision, dtype, device, load_in_4bit: Of the model.
 
     Raises:
-        DecodingError: If the settings do not go together, or one is out of its range.
+        OutOfRange: If a number is outside its range.
+        DecodingError: If the settings do not go together.
     """
 
     model: str
@@ -41,20 +43,19 @@ class DecodeConfig:
     compare: str | None = None
     untrained: bool = False
     intervene: str = "auto"
-    permutations: int = 100
-    directions: int = 20
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int = 0
+    permutations: int = ranged(100, PERMUTATIONS)
+    directions: int = ranged(20, whole(1, 10_000))
+    limit: int | None = ranged(None, AMOUNT)
+    seed: int = ranged(0, SEED)
+    batch_size: int = ranged(0, BATCH)
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.adapter and self.compare:
             raise DecodingError("give either an adapter to decode, or one to compare the bare model with")
-        if self.intervene not in ("auto", "none") and not self.intervene.isdigit():
+        if self.intervene not in ("auto", "none") and not self.intervene.isdecimal():
             raise DecodingError(f"intervene {self.intervene!r}: give auto, none, or the number of a language layer")
-        if self.permutations < 0 or self.directions < 1:
-            raise DecodingError("permutations cannot be negative, and there must be at least one random direction")

@@ -170,15 +170,10 @@ def intervention(result: Result, out: Path) -> Path:
 def _save(figure: Any, out: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Through a temporary name, so that a figure is whole or absent; without dates, so that equal data give equal bytes.
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
     try:
-        figure.savefig(
-            partial, dpi=300, metadata={"Software": None} if out.suffix == ".png" else {"CreationDate": None}
-        )
-        partial.replace(out)
+        # Without dates, so that equal data give equal bytes.
+        metadata = {"Software": None} if out.suffix == ".png" else {"CreationDate": None}
+        figure.savefig(out, dpi=300, metadata=metadata)
     finally:
         plt.close(figure)
-        partial.unlink(missing_ok=True)
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,11 @@ from vlm_probe.probes.decoding.config import DecodeConfig
 from vlm_probe.probes.decoding.crossval import ALPHAS, INNER, OUTER, STRENGTHS
 from vlm_probe.probes.decoding.readings import ARBITRARY, BOOTSTRAP, Problem, Reading, familywise
 from vlm_probe.probes.models import Identity
-from vlm_probe.probes.trials import RunError, write_json
+from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.audit import PIXELS
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.output import OutputFolder
 from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 RESULT, PREDICTIONS = "decode.json", "predictions.npz"
 
 
-def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> Path:
-    """The folder of the results.
+def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> str:
+    """The name of the folder of the results, in the one that holds those of all targets.
 
     Args:
         config: What is decoded.
@@ -36,19 +37,18 @@ def check_folder(config: DecodeConfig, stimuli: StimulusSet, out: Path) -> Path:
     Raises:
         RunError: If it holds results of other settings, which would be lost.
     """
-    folder = out / result_name(config)
+    name = result_name(config)
+    folder = out / name
     if (folder / RESULT).is_file():
-        try:
-            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder / RESULT} is damaged ({error}); delete it, or choose another --out") from error
         now = _fingerprint(config, stimuli)
-        differ = [f"{name} ({found.get(name)}, now {now[name]})" for name in now if found.get(name) != now[name]]
+        with reading(folder / RESULT, RunError, "delete it, or choose another --out"):
+            found = parse_object((folder / RESULT).read_bytes(), finite=False)["fingerprint"]
+            differ = [f"{name} ({found.get(name)}, now {now[name]})" for name in now if found.get(name) != now[name]]
         if differ:
             raise RunError(
                 f"{folder} holds results of other settings: {', '.join(differ)}; choose another --out, or delete that folder"
             )
-    return folder
+    return name
 
 
 def result_name(config: DecodeConfig) -> str:
@@ -179,33 +179,33 @@ def _fingerprint(config: DecodeConfig, stimuli: StimulusSet) -> dict[str, Any]:
 
 
 def write(
-    folder: Path, result: dict[str, Any], predictions: Mapping[str, Any], items: Sequence[Item], problem: Problem
+    folder: OutputFolder,
+    name: str,
+    result: dict[str, Any],
+    predictions: Mapping[str, Any],
+    items: Sequence[Item],
+    problem: Problem,
 ) -> None:
     """Write the numbers, then the JSON that says that they are all there.
 
     Args:
-        folder: Of the results of this target; made if it is not there.
+        folder: Of the results of all targets.
+        name: Of the folder in it for this one.
         result: The contents of `decode.json`.
         predictions: By site, out of fold: (n,) or (n, classes).
         items: The n items.
         problem: What was decoded.
 
     Raises:
-        RunError: If the folder cannot be written.
+        OutputError: If the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{PREDICTIONS}.{os.getpid()}.tmp"
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                item_id=np.array([item.item_id for item in items]),
-                group=problem.folds.groups,
-                fold=problem.folds.fold_of(),
-                y=problem.y,
-                **{name: values.astype(np.float32) for name, values in predictions.items()},
-            )
-        partial.replace(folder / PREDICTIONS)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from error
-    write_json(folder / RESULT, result)
+    with folder.file(f"{name}/{PREDICTIONS}") as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            item_id=np.array([item.item_id for item in items]),
+            group=problem.folds.groups,
+            fold=problem.folds.fold_of(),
+            y=problem.y,
+            **{site: values.astype(np.float32) for site, values in predictions.items()},
+        )
+    folder.write_json(f"{name}/{RESULT}", result)

@@ -11,9 +11,6 @@ of a bfloat16 model can be larger than float16 holds.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +23,10 @@ import numpy.typing as npt
 
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.activations import HiddenStates, Site
-from vlm_probe.probes.trials import RunError, lock_folder, write_json
+from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import OutputFolder, whole_file, write_json
+from vlm_probe.stimuli.plain_json import dumps, parse_object
 
 FOLDER, DESCRIPTION, DONE = "activations", "activations.json", "done.npy"
 SYNC_INTERVAL = 2.0
@@ -68,9 +67,11 @@ def identify(model: Any, stimuli: StimulusSet, items: Sequence[Item]) -> dict[st
         "revision": identity.revision,
         "weights": identity.weights_sha256,
         "adapter": identity.adapter_sha256,
+        "files": identity.files,
+        "moment": model.moment,
         "numerics": {k: v for k, v in identity.details.items() if isinstance(v, str | int | bool)},
         "stimuli": stimuli.content_sha256,
-        "items": hashlib.sha256(json.dumps(shown).encode()).hexdigest(),
+        "items": hashlib.sha256(dumps(shown, ascii_only=True).encode()).hexdigest(),
         "n": len(items),
     }
 
@@ -80,7 +81,7 @@ def collect(
     stimuli: StimulusSet,
     items: Sequence[Item],
     sites: Sequence[Site],
-    out: Path,
+    out: OutputFolder,
     *,
     batch_size: int = 0,
     progress: Progress | None = None,
@@ -97,25 +98,23 @@ def collect(
         progress: Told how many items are read, and how many there are.
 
     Raises:
-        RunError: If the folder cannot be written, or another process is writing there.
+        OutputError: If something else is in their place.
+        RunError: If the folder cannot be written.
         StimulusError: If a picture cannot be read.
         ModelError: If the model has no such sites.
     """
     described = identify(model, stimuli, items)
-    home = out / FOLDER
+    home = out.path / FOLDER
     for found in sorted(home.glob(f"*/{DESCRIPTION}")):
         if _holds(found.parent, described, sites):
             return Activations(found.parent, len(items))
     names = sorted(site.name for site in sites)
-    key = hashlib.sha256(json.dumps([described, names], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(dumps([described, names], sort_keys=True, ascii_only=True).encode()).hexdigest()[:16]
     folder = home / key
     try:
+        out.track(*(f"{FOLDER}/{key}/{name}" for name in (DESCRIPTION, DONE, *(f"{name}.npy" for name in names))))
         folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(home, f".{key}.lock")  # beside the folder, which may have to be made anew
-        try:
-            _fill(folder, described, model, stimuli, items, sites, batch_size, progress)
-        finally:
-            os.close(lock)
+        _fill(folder, described, model, stimuli, items, sites, batch_size, progress)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from error
     return Activations(folder, len(items))
@@ -124,13 +123,13 @@ def collect(
 def _holds(folder: Path, described: Mapping[str, Any], sites: Sequence[Site]) -> bool:
     """Whether a folder has all of these activations."""
     try:
-        stored = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        stored = parse_object((folder / DESCRIPTION).read_bytes())
         if stored["of"] != described or not {site.name for site in sites} <= set(stored["widths"]):
             return False
         arrays = [np.load(folder / f"{site.name}.npy", mmap_mode="r") for site in sites]
         shapes = [(described["n"], stored["widths"][site.name]) for site in sites]
         return bool(np.load(folder / DONE).all()) and [a.shape for a in arrays] == shapes
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except Exception:
         return False  # half written or damaged: made anew
 
 
@@ -154,9 +153,7 @@ def _fill(
             done = np.load(folder / DONE)
             if any(len(array) != len(items) for array in (done, *arrays.values())):
                 raise ValueError("another length")
-        except (OSError, ValueError, EOFError):
-            shutil.rmtree(folder)
-            folder.mkdir()
+        except Exception:  # numpy has errors of many kinds for files that are no arrays
             arrays, done = {}, np.zeros(len(items), dtype=bool)
     # Prompts of similar length in one batch need little padding.
     pending = sorted(np.flatnonzero(~done).tolist(), key=lambda i: len(items[i].question.prompt))
@@ -219,7 +216,5 @@ def _sync(arrays: Mapping[Site, npt.NDArray[np.float32]]) -> None:
 
 
 def _save(path: Path, array: npt.NDArray[np.bool_]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    temporary.replace(path)
+    with whole_file(path) as partial:
+        np.save(partial, array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,10 +16,13 @@ from vlm_probe.probes.decoding.config import DecodeConfig
 from vlm_probe.probes.decoding.readings import Problem, Reading, difference, make_problem, read
 from vlm_probe.probes.decoding.result import check_folder, compared, describe, site_rows, warnings, write
 from vlm_probe.probes.decoding.targets import cue_values, find_target
-from vlm_probe.probes.provenance import git_state, hardware, versions
+from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.output import OutputFolder, claim
+from vlm_probe.stimuli.plain_json import dumps, parse
 
+KIND = "decoding"
 SAME_CUE = 0.9999
 """|r| with the target from which on a cue is the target itself, and no shortcut to it."""
 
@@ -42,7 +45,7 @@ def prepare(config: DecodeConfig, stimuli: StimulusSet) -> tuple[list[Item], Pro
 
 
 def decode(
-    config: DecodeConfig, stimuli: StimulusSet, out: Path, *, model: Any = None, step: Step | None = None
+    config: DecodeConfig, stimuli: StimulusSet, out: Path | OutputFolder, *, model: Any = None, step: Step | None = None
 ) -> dict[str, Any]:
     """Decode a target from every layer and place of a model, with all controls, and write it down.
 
@@ -51,7 +54,7 @@ def decode(
     Args:
         config: What is decoded from whom.
         stimuli: The items.
-        out: The folder.
+        out: The folder, or that which is claimed already.
         model: The model, if it is loaded already, with `config.adapter` on it. Of a comparison, the bare one; leave it out where
             memory has no room for two.
         step: Told what is being done.
@@ -62,11 +65,15 @@ def decode(
     Raises:
         DecodingError: If the target cannot be decoded from these items.
         ModelError: If the model cannot be loaded, or has no such layers.
-        RunError: If the folder cannot be used.
+        OutputError: If `out` holds something else, cannot be written, or another process is writing to it.
+        RunError: If it holds results of other settings.
     """
+    if not isinstance(out, OutputFolder):
+        with claim(out, KIND) as folder:
+            return decode(config, stimuli, folder, model=model, step=step)
     started = datetime.now(UTC)
     items, problem = prepare(config, stimuli)
-    folder = check_folder(config, stimuli, out)
+    name = check_folder(config, stimuli, out.path)
     tell = step or (lambda what, done, total: None)
 
     from vlm_probe.probes.decoding.intervention import outcomes
@@ -76,7 +83,9 @@ def decode(
     if config.intervene != "none":
         outcomes(items)
     # The adapted model comes first, so that an adapter that does not fit costs no work; and the two are not in memory together.
-    first = load(config, config.compare) if config.compare else model or load(config, config.adapter)
+    moment = getattr(model, "moment", "")
+    first = load(config, config.compare, moment) if config.compare else model or load(config, config.adapter)
+    moment = getattr(first, "moment", "")
     sites = choose_sites(first, config.layers, config.positions)
     steered = _steered_layer(config, sites)
 
@@ -96,7 +105,7 @@ def decode(
     if config.compare:
         adapted_identity, adapted = asdict(first.identity), activations(first, "reading the adapted model")
         del first
-        model = model or load(config, None)
+        model = model or load(config, None, moment)
     else:
         model = first
     store = activations(model, "reading hidden states")
@@ -126,19 +135,30 @@ def decode(
             "sites": [compared(site, found[site], difference(readings[site], found[site])) for site in sites],
         }
         predictions |= {f"{site.name}-adapted": found[site].predictions for site in sites}
-    result |= {"versions": versions("scikit-learn", "scipy"), "git": git_state(), "hardware": hardware()}
+    result |= origin("scikit-learn", "scipy")
     result["started"], result["finished"] = started.isoformat(), datetime.now(UTC).isoformat()
-    result = json.loads(json.dumps(result))  # as it will be read again: no tuples
-    write(folder, result, predictions, items, problem)
+    result = parse(dumps(_finite(result)))  # as it will be read again: no tuples
+    write(out, name, result, predictions, items, problem)
     return result
 
 
-def load(config: DecodeConfig, adapter: str | None) -> Any:
+def _finite(value: Any) -> Any:
+    """A result with None in place of what cannot be computed, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def load(config: DecodeConfig, adapter: str | None, moment: str = "") -> Any:
     """The model that is decoded.
 
     Args:
         config: What is decoded from whom.
         adapter: Folder of the adapter that goes on it; None for the bare model.
+        moment: Date and time that prompts state, where a chat template states them: the same for both models of a
+            comparison; empty for those of now.
 
     Raises:
         ModelError: If it cannot be loaded.
@@ -146,12 +166,15 @@ def load(config: DecodeConfig, adapter: str | None) -> Any:
     from vlm_probe.probes.models.loading import load_model
 
     names = ("revision", "dtype", "device", "load_in_4bit")
-    return load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
+    model: Any = load_model(config.model, adapter=adapter, **{name: getattr(config, name) for name in names})
+    if hasattr(model, "set_moment"):
+        model.set_moment(moment)
+    return model
 
 
 def _steered_layer(config: DecodeConfig, sites: Sequence[Any]) -> Any:
     """The site that the user chose to move; None for "auto" and "none". Raises DecodingError if it is not read."""
-    if not config.intervene.isdigit():
+    if not config.intervene.isdecimal():
         return None
     language = [site for site in sites if site.part == "language" and site.layer == int(config.intervene)]
     if not language:

@@ -11,6 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.ranges import REPLY_LENGTH, SEED, TEMPERATURE, check_ranges, ranged
+
+Ended = Literal["", "unfinished", "filtered"]
+"""How a reply ended that did not end by itself, as a status of `vlm_probe.stimuli.question.Status`."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,30 @@ def trial_id(item_id: str, manner: str, attempt: int) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What a model said, where its server tells how that ended.
+
+    Attributes:
+        text: The reply.
+        ended: "unfinished" if it was cut off, which counts where no answer can be read in it; "filtered" if it was withheld or
+            refused, and then nothing is read in it; empty if it ended by itself.
+    """
+
+    text: str
+    ended: Ended = ""
+
+
+@dataclass(frozen=True)
 class Generation:
     """How replies are generated. The default is greedy, which every published number should say it is."""
 
-    max_new_tokens: int = 0
+    max_new_tokens: int = ranged(0, REPLY_LENGTH)
     """0 = as many as the longest legal answer needs, or 512 for think-then-answer questions."""
-    temperature: float = 0.0
-    seed: int = 0
+    temperature: float = ranged(0.0, TEMPERATURE)
+    seed: int = ranged(0, SEED)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,8 @@ class Identity:
         weights_sha256: Hash of the weight files, or of the observer's parameters.
         adapter_sha256: Hash of the adapter, or "".
         details: Everything else worth recording (dtype, device, processor settings, chat template hash, ...).
+        files: SHA-256 of every file that decides the answers, by its name in the model's folder; those of an adapter begin
+            with "adapter/".
     """
 
     name: str
@@ -96,6 +120,7 @@ class Identity:
     weights_sha256: str = ""
     adapter_sha256: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Model(Protocol):
@@ -106,8 +131,11 @@ class Model(Protocol):
         observed: What it has seen so far, as plain data for `run.json`.
         check(items): Raises ModelError for items that it cannot answer, before any is asked.
         check_context(trials, settings): Raises ModelError for conversations that are too long for it.
+        check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
         prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
-        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order.
+        moment, set_moment(moment): Date and time that its prompts state; empty if they state none.
+        stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
+            is a text, or a `Reply`.
 
     Attributes:
         needs_images: Whether it looks at pictures; one that does not is given none.
@@ -134,5 +162,9 @@ class Model(Protocol):
         ...
 
 
-class ModelError(RuntimeError):
+class ModelError(ProbeError, RuntimeError):
     """A model cannot be loaded or used; the message names it and the fix. Raised before any stimulus work."""
+
+
+class NonFiniteLogits(RuntimeError):
+    """A model's logits are NaN or infinite, so that nothing it says means anything; the message names model and scoring."""

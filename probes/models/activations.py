@@ -17,6 +17,8 @@ import torch
 from transformers import GenerationConfig
 
 from vlm_probe.probes.models import ModelError, Trial
+from vlm_probe.probes.models.device import quantisation
+from vlm_probe.probes.models.option_scoring import find_cache
 
 POSITIONS = ("last", "image", "question")
 """Places in a prompt: its last token, where the answer is about to be said; the mean over the tokens of its pictures; the
@@ -198,10 +200,10 @@ class Mover:
         reading = False
 
         def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
-            # The candidates are read behind the prompt, or with it as their past: they are not to be moved themselves.
+            # The candidates are read behind the prompt, or with it in the cache: they are not to be moved themselves.
             nonlocal reading
-            past = given.get("past_key_values")
-            reading = past is None or int(past.get_seq_length()) == 0
+            _, cache = find_cache(given)
+            reading = cache is None or int(cache.get_seq_length()) == 0
 
         def move(hidden: torch.Tensor) -> torch.Tensor | None:
             nonlocal moved
@@ -244,7 +246,7 @@ def untrained(model: Any, seed: int) -> Any:
     from vlm_probe.probes.models.huggingface import HuggingFaceModel
 
     network, identity = _network(model), model.identity
-    if identity.details.get("load_in_4bit"):
+    if quantisation(network) != "none":
         raise ModelError(
             "an untrained control is not made of a quantised model: leave out --load-in-4bit or --untrained"
         )
@@ -254,6 +256,7 @@ def untrained(model: Any, seed: int) -> Any:
         fresh = made_as._from_config(network.config, dtype=network.dtype)
     fresh.generation_config = network.generation_config
     made = HuggingFaceModel(fresh.to(network.device).eval(), model._prompter._processor, f"{identity.name} (untrained)")
+    made.set_moment(model.moment)
     made._identity = replace(
         identity, name=made._identity.name, weights_sha256=f"untrained-{seed}", adapter_sha256="", revision=""
     )

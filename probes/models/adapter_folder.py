@@ -9,21 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.models.model_folder import entries, read_json, read_tensors, reading, weight_files
 from vlm_probe.probes.models.parts import part_of
-from vlm_probe.stimuli.plain_json import parse_object
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 IMPORTS = ("megatron_config",)
 """Entries with which PEFT imports a module whose name stands in the configuration."""
+AGAIN = "copy it again, or train it again"
+NUMBERS = ("r", "lora_alpha", "lora_dropout")
+PATTERNS = ("rank_pattern", "alpha_pattern")
 RECORD: dict[str, Any] = {
     "method": str,
     "base": dict,
     "budget": dict,
     "config": dict,
-    "tasks": (list, str),
+    "tasks": list,
+    "weights": list,
     "curves": list,
     "seed": int,
     "versions": dict,
@@ -96,21 +98,18 @@ def read_trained(folder: Path) -> Trained:
         raise ModelError(
             f"{folder} is not an adapter: it has no {' and no '.join(missing)}; give a folder made by PEFT or `probe train`"
         )
-    files = [folder / WEIGHTS] if is_adapter else sorted(folder.glob("*.safetensors"))
-    if not files or not files[0].is_file():
-        raise ModelError(f"{folder} has no {WEIGHTS if is_adapter else 'weights'}: copy it again, or train it anew")
-    try:
-        config = parse_object((folder / CONFIG).read_bytes(), finite=False) if is_adapter else {}
-        training = folder / TRAINING
-        made = parse_object(training.read_bytes(), finite=False) if training.is_file() else {}
-        _check_config(config)
+    if is_adapter and not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS}: {AGAIN}")
+    config = read_json(folder / CONFIG) if is_adapter else {}
+    made = read_json(folder / TRAINING, wild="curves") if (folder / TRAINING).is_file() else {}
+    tensors = read_tensors([folder / WEIGHTS] if is_adapter else weight_files(folder))
+    if not tensors:
+        raise ModelError(f"{folder / WEIGHTS} is damaged (it has no tensor): {AGAIN}")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    with reading(folder / CONFIG, AGAIN):
+        _check_config(config, shapes)
+    with reading(folder / TRAINING, AGAIN):
         _check_record(made)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for file in files:
-            with safe_open(file, framework="np") as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder} is damaged ({error}): copy it again, or train it anew") from error
     return Trained(folder, "lora" if is_adapter else "full", config, shapes, made)
 
 
@@ -156,23 +155,69 @@ def check_base(folder: Path, weights_sha256: str, name: str) -> None:
         )
 
 
-def _check_config(config: dict[str, Any]) -> None:
-    """Raise ValueError if PEFT's configuration would have it import a module by a name that the file gives."""
+def _check_config(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError if PEFT's configuration cannot be one, does not fit the weights, or names code."""
     for name in IMPORTS:
         if config.get(name):
-            raise ValueError(f"its {CONFIG} has {name}, which names code to import; remove the entry")
+            raise ValueError(f"it has {name}, which names code to import; remove the entry")
+    for path, value in entries(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path} is {value}")
+    for name in NUMBERS:
+        if not isinstance(config.get(name), int | float | None):
+            raise ValueError(f"{name} is {str(config[name])[:40]!r}, and no number")
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        given: Any = config.get(name) or []
+        if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(one, str) for one in given)):
+            raise ValueError(f"{name} is {str(given)[:40]!r}, and no name or list of names")
+    largest = max((max(shape, default=1) for shape in shapes.values()), default=1)
+    ranks = {"r": config.get("r") or 1}
+    for name in PATTERNS:
+        given = config.get(name) or {}
+        if not isinstance(given, dict) or not all(isinstance(value, int | float) for value in given.values()):
+            raise ValueError(f"{name} does not name a number for every pattern")
+        ranks |= {f"{name}.{key}": value for key, value in given.items() if name == "rank_pattern"}
+    for name, rank in ranks.items():
+        if rank > largest:
+            raise ValueError(f"{name} is {rank:,}, and the largest tensor has {largest:,} rows or columns")
+    copied = config.get("layer_replication") or []
+    if not all(isinstance(pair, list) and len(pair) == 2 and 0 <= pair[0] <= pair[1] <= len(shapes) for pair in copied):
+        raise ValueError("layer_replication is no list of ranges of layers")
 
 
 def _check_record(made: dict[str, Any]) -> None:
     """Raise ValueError if an entry of `training.json` that the program reads is of another kind than it writes."""
     for name, kinds in RECORD.items():
         if name in made and not isinstance(made[name], kinds):
-            raise ValueError(f"in its {TRAINING}, {name} is {str(made[name])[:40]!r}")
+            raise ValueError(f"{name} is {str(made[name])[:40]!r}")
+    for name, inner in made.items():
+        # Losses may well be infinite where a training went wrong.
+        wild = [path for path, value in entries({name: inner}) if isinstance(value, float) and math.isinf(value)]
+        if wild and name != "curves":
+            raise ValueError(f"{wild[0]} is infinite")
+    numbers = {f"budget.{name}": value for name, value in (made.get("budget") or {}).items()}
+    numbers |= {f"weights.{place}": value for place, value in enumerate(made.get("weights") or [])}
+    numbers["config.attempts"] = (made.get("config") or {}).get("attempts", 1)
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
+    for row in made.get("curves") or []:
+        if not isinstance(row, dict) or not isinstance(row.get("success"), int | float | None):
+            raise ValueError("curves is no list of rows with a success rate")
+    for step in (made, *(made.get("lineage") or [])):
+        if not isinstance(step, dict) or not all(isinstance(task, str) for task in step.get("tasks") or []):
+            raise ValueError("tasks, or lineage, is no list of names")
 
 
 def adapter_hash(folder: Path) -> str:
     """SHA-256 over an adapter's configuration and weights."""
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    for value in adapter_hashes(folder).values():
+        digest.update(bytes.fromhex(value))
     return digest.hexdigest()
+
+
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of an adapter that decide what a model says, by "adapter/" and their names."""
+    files = {f"adapter/{name}": folder / name for name in (CONFIG, WEIGHTS)}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}

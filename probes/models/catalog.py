@@ -104,16 +104,10 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
 
 
 def weights_complete(folder: Path) -> bool:
-    """Whether a folder has a configuration and every safetensors file that its index names."""
-    import json
+    """Whether a folder has a configuration and all its safetensors weights."""
+    from vlm_probe.probes.models.model_folder import CONFIG, weight_files
 
-    index = folder / "model.safetensors.index.json"
-    if not (folder / "config.json").is_file():
+    try:
+        return (folder / CONFIG).is_file() and bool(weight_files(folder))
+    except ModelError:
         return False
-    if index.is_file():
-        try:
-            files = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
-            return False
-        return all((folder / file).is_file() for file in files)
-    return any(folder.glob("*.safetensors"))

@@ -5,19 +5,27 @@ Parameters and their bytes are exact where the weights are here. Everything else
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.models import ModelError, Turn
-from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup
 from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
-from vlm_probe.stimuli.plain_json import parse_object
+from vlm_probe.probes.models.model_folder import (
+    CONFIG,
+    MEND,
+    Tensor,
+    check_folder,
+    read_json,
+    read_tensors,
+    reason_of,
+    weight_files,
+)
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
 PICTURE = 224
@@ -33,11 +41,15 @@ PROCESS = {"cpu": 900_000_000, "cuda": 1_000_000_000}
 """Bytes of Python with its libraries and what their allocators keep, or of a CUDA context."""
 EFFICIENCY = 0.5
 """Share of the speed of a plain matrix product that a model reaches."""
-LONGEST_HEAD = 100_000_000
-"""Bytes of the head of a safetensors file; the format allows no more."""
 MEASURED_BELOW = 20_000_000
 """Models with fewer parameters are timed: that takes less than describing them."""
 VISION = re.compile(r"(^|\.)(vision|visual|vpm|image_tower)")
+PACKED = re.compile(r"(\.qweight|\.weight_packed|_blocks)$")
+"""Quantised weights of GPTQ, AWQ, compressed-tensors and MXFP4; those of bitsandbytes are told by what lies with them."""
+SCALES = re.compile(
+    r"\.(quant_state\.\w+|(nested_)?(absmax|quant_map)|SCB|weight_format|qzeros|scales|g_idx)$"
+    r"|(weight|input|output|activation)_(scale(_inv|_2)?|zero_point|shape|global_scale)$|_scales$"
+)
 EMBEDDING = re.compile(r"embed_tokens|lm_head|wte|position_embedding|pos_embed")
 
 
@@ -147,7 +159,8 @@ def footprint(
     """
     import torch
 
-    from vlm_probe.probes.models.huggingface import BATCH, DTYPES, SMALL_BATCH
+    from vlm_probe.probes.models.huggingface import BATCH, SMALL_BATCH
+    from vlm_probe.probes.models.network import DTYPES
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
@@ -164,20 +177,22 @@ def footprint(
                 f" `hf download {entry.source}`, or give its folder"
             )
         entry = lookup(known)
-        weights, shape, picture = _published(entry), PUBLISHED[known], ""
+        weights, shape, picture, packed = _published(entry), PUBLISHED[known], "", False
     else:
-        if not weights_complete(folder):
-            raise ModelError(f"{name} has no (complete) config.json and safetensors weights: copy the missing files")
-        weights = read_weights(folder)
+        if not (folder / CONFIG).is_file():
+            raise ModelError(f"{name} has no {CONFIG}: copy the missing files")
+        check_folder(folder)
+        weights, packed = read_weights(folder), _in_four_bits(folder)
         shape, picture = _read_shape(folder, name)
     on_cpu = not device.startswith("cuda")
     format_ = choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)
-    chosen = "4bit" if load_in_4bit else format_
+    chosen = "4bit" if load_in_4bit or packed else format_
     width = BYTES.get(chosen, 4 if on_cpu else 2)
     size = batch_size or (SMALL_BATCH if weights.parameters < SMALL else BATCH)
     tokens = size * (shape.prompt_tokens + NEW_TOKENS)
     # One layer at a time: its input, norms, queries, keys, values and what comes of them, and the feed-forward layer.
     activations = width * size * shape.prompt_tokens * (8 * shape.hidden + 3 * shape.inner)
+    four = int(FOUR_BITS * weights.linear + (4 if on_cpu else 2) * (weights.parameters - weights.linear))
     seconds, timing = _seconds(weights, shape, size, width, device, folder, name)
     return Footprint(
         model=name,
@@ -185,7 +200,7 @@ def footprint(
         parameters=weights.parameters,
         stored_bytes=weights.stored_bytes,
         weight_bytes={kind: number * weights.parameters for kind, number in BYTES.items()}
-        | {"4bit": int(FOUR_BITS * weights.linear + (4 if on_cpu else 2) * (weights.parameters - weights.linear))},
+        | {"4bit": weights.stored_bytes if packed and weights.stored_bytes else four},
         dtype=chosen,
         prompt_tokens=shape.prompt_tokens,
         picture=picture,
@@ -223,45 +238,55 @@ class Weights:
 def read_weights(folder: Path) -> Weights:
     """Count the weights of a folder from the heads of its safetensors files, of which nothing else is read.
 
+    Quantised weights are packed, several to a number; they are counted one by one.
+
     Raises:
         ModelError: If a file is damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = set(parse_object(index.read_bytes())["weight_map"].values()) if index.is_file() else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} is damaged ({error}): copy or download it again") from error
-    parameters = linear = vision = stored = 0
+    tensors = read_tensors(weight_files(folder))
+    if not tensors:
+        raise ModelError(f"{folder} has weights without a tensor: {MEND}")
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    counts = _unpacked(tensors, config.get("quantization_config"))
+    stored = sum(tensor.count * STORED.get(tensor.dtype, 2) for tensor in tensors.values())
     formats: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        if names is not None and file.name not in names:
+    for name, count in counts.items():
+        formats[tensors[name].dtype] = formats.get(tensors[name].dtype, 0) + count
+    linear = {n: count for n, count in counts.items() if len(tensors[n].shape) >= 2 and not EMBEDDING.search(n)}
+    return Weights(
+        sum(counts.values()),
+        sum(linear.values()),
+        sum(count for name, count in linear.items() if VISION.search(name)),
+        stored,
+        {"BF16": "bfloat16", "F16": "float16"}.get(max(formats, key=lambda kind: formats[kind]), "float32"),
+    )
+
+
+def _in_four_bits(folder: Path) -> bool:
+    """Whether the weights of a folder are stored in 4 bits."""
+    quantised = read_json(folder / CONFIG).get("quantization_config")
+    return isinstance(quantised, dict) and (
+        quantised.get("load_in_4bit") is True or 4 in (quantised.get("bits"), quantised.get("w_bit"))
+    )
+
+
+def _unpacked(tensors: Mapping[str, Tensor], quantised: Any) -> dict[str, int]:
+    """The number of weights that every tensor stands for; without scales and the like, which stand for none."""
+    if not isinstance(quantised, dict):
+        return {name: tensor.count for name, tensor in tensors.items()}
+    bits = quantised.get("bits") or quantised.get("w_bit") or 4
+    found = {}
+    for name, tensor in tensors.items():
+        if SCALES.search(name):
             continue
-        try:
-            with file.open("rb") as opened:
-                (length,) = struct.unpack("<Q", opened.read(8))
-                if length > LONGEST_HEAD:
-                    raise ValueError(f"a head of {length:,} bytes")
-                head = parse_object(opened.read(length))
-        except (OSError, ValueError, struct.error) as error:
-            raise ModelError(f"{file} is damaged ({error}): copy or download it again") from error
-        for name, entry in head.items():
-            if name == "__metadata__":
-                continue
-            try:
-                shape, kind = [int(length) for length in entry["shape"]], str(entry["dtype"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ModelError(f"{file} is damaged (its tensor {name[:60]}): copy or download it again") from error
-            count = math.prod(shape)
-            parameters += count
-            stored += count * STORED.get(kind, 2)
-            formats[kind] = formats.get(kind, 0) + count
-            if len(shape) >= 2 and not EMBEDDING.search(name):
-                linear += count
-                vision += count if VISION.search(name) else 0
-    if not formats:
-        raise ModelError(f"{folder} has weights without a tensor: copy or download them again")
-    dtype = {"BF16": "bfloat16", "F16": "float16"}.get(max(formats, key=lambda kind: formats[kind]), "float32")
-    return Weights(parameters, linear, vision, stored, dtype)
+        width = 8 * STORED.get(tensor.dtype, 2)
+        if any(f"{name}.quant_state.bitsandbytes__{kind}" in tensors for kind in ("nf4", "fp4")):
+            found[name] = tensor.count * width // 4
+        elif PACKED.search(name) and isinstance(bits, int) and 0 < bits <= width:
+            found[name] = tensor.count * width // bits
+        else:
+            found[name] = tensor.count
+    return found
 
 
 def free_memory() -> int:
@@ -270,12 +295,12 @@ def free_memory() -> int:
 
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        free = min(free, int((group / "memory.max").read_text()) - used)
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        free = min(free, int((group / "memory.max").read_text(encoding="utf-8")) - used)
     return free
 
 
@@ -288,27 +313,22 @@ def _published(entry: Entry) -> Weights:
 def stored_dtype(folder: Path | None, weights: Weights) -> str:
     """The format that transformers loads with `dtype="auto"`: that of the configuration, else of the weights."""
     if folder is not None:
-        try:
-            config = parse_object((folder / "config.json").read_bytes(), finite=False)
-        except ValueError as error:
-            raise ModelError(f"{folder / 'config.json'} is damaged ({error}): copy or download it again") from error
+        config = read_json(folder / CONFIG)
         given = config.get("dtype") or config.get("torch_dtype")
-        if given in BYTES:
-            return str(given)
+        if isinstance(given, str) and given in BYTES:
+            return given
     return weights.dtype
 
 
 def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
     """The shape of a model that is here. The processor is loaded, and counts the tokens of a typical prompt itself."""
     from PIL import Image
-    from transformers import AutoConfig, AutoProcessor
 
+    from vlm_probe.probes.models.network import load_config, load_processor
     from vlm_probe.probes.models.prompting import Prompter
 
-    safe = {"local_files_only": True, "trust_remote_code": False}
+    config, processor = load_config(folder, name), load_processor(folder, name)
     try:
-        config = AutoConfig.from_pretrained(folder, **safe)
-        processor = AutoProcessor.from_pretrained(folder, **safe)
         text = config.get_text_config()
         end = processor.tokenizer.eos_token_id
         prompter = Prompter(processor, [0 if end is None else end], name)
@@ -324,9 +344,10 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
             prompt_tokens=inputs["input_ids"].shape[1],
             patches=_patches(inputs["pixel_values"], config),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"{name} cannot be described ({reason}): is it a vision-language model?") from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a configuration of unknown origin makes of the library
+        raise ModelError(f"{name} cannot be described ({reason_of(error)}): is it a vision-language model?") from error
     return shape, picture
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,31 +15,25 @@ import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
-from vlm_probe.probes.models.adapter_folder import adapter_hash, check_base
+from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Trial
+from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
-from vlm_probe.probes.models.device import SMALL, choose_device, choose_dtype
-from vlm_probe.probes.models.footprint import read_weights, stored_dtype
+from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
 from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_hash
+from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
 from vlm_probe.probes.models.prompting import Prompter, check_context
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
 Given = TypeVar("Given")
 BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HuggingFaceModel:
@@ -71,7 +63,7 @@ class HuggingFaceModel:
         self._scorer = OptionScorer(model, self._prompter.pad_token)
         self._ready: dict[tuple[tuple[str, str], ...], Any] = {}
         self._identity = Identity(name)
-        self._small = sum(p.numel() for p in model.parameters()) < SMALL
+        self._small = parameter_count(model) < SMALL
         self.batch_size = SMALL_BATCH if self._small else BATCH
         self._trimmed: bool | None = None
         self._most: int | None = None
@@ -110,13 +102,16 @@ class HuggingFaceModel:
             ModelError: If that fails; one line with the fix.
         """
         model, processor, device = load_network(folder, name, dtype=dtype, device=device, load_in_4bit=load_in_4bit)
-        weights = weights_hash(folder)
+        files = file_hashes(folder)
+        weights = weights_hash(folder, files)
         if adapter is not None:
             check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
         loaded = cls(model, processor, name)
+        with reading(folder):
+            inputs = loaded.probe_inputs()
         if adapter is not None:
-            loaded.adapter_change = check_effect(model, loaded.probe_inputs(), adapter)
+            loaded.adapter_change = check_effect(model, inputs, adapter)
         loaded._identity = Identity(
             # A folder goes by its own name, so that a run can be gone on with from another working directory. A short name
             # goes by itself, even where there happens to be a folder of that name.
@@ -124,8 +119,8 @@ class HuggingFaceModel:
             revision=revision,
             weights_sha256=weights,
             adapter_sha256=adapter_hash(adapter) if adapter is not None else "",
-            details=_details(model, processor, device, load_in_4bit)
-            | {"chat_template_sha256": loaded._prompter.template_sha256},
+            details=_details(model, processor, device) | {"chat_template_sha256": loaded._prompter.template_sha256},
+            files=files | (adapter_hashes(adapter) if adapter is not None else {}),
         )
         return loaded
 
@@ -133,6 +128,15 @@ class HuggingFaceModel:
     def identity(self) -> Identity:
         """What exactly answers."""
         return self._identity
+
+    @property
+    def moment(self) -> str:
+        """Date and time that the chat template writes into every prompt, as YYYY-MM-DDTHH:MM:SS; empty if it writes none."""
+        return self._prompter.moment
+
+    def set_moment(self, moment: str) -> None:
+        """Have the chat template write this date and time, so that a run that is resumed asks what it asked before."""
+        self._prompter.set_moment(moment)
 
     def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
         """Refuse conversations that do not fit into the model's context, with the longest replies that there may be.
@@ -175,20 +179,32 @@ class HuggingFaceModel:
     def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         inputs = self._inputs(trials)
         limits = [self._limit(trial, settings) for trial in trials]
-        noise = LogitsProcessorList()
+        seen = _Seen()
+        steps = LogitsProcessorList([seen])
         if settings.temperature > 0:
             ids = [" ".join(part for part in trial.id if part) for trial in trials]
-            noise.append(_Sample(ids, settings))
+            steps.append(_Sample(ids, settings))
         if self._trimmed is None:
             self._trimmed = self._small and self._can_be_trimmed()
         with torch.inference_mode(), last_words_only(self._model) if self._trimmed else nullcontext():
             tokens = self._model.generate(
                 **inputs,
                 generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1),
-                logits_processor=noise,
+                logits_processor=steps,
             )[:, inputs["input_ids"].shape[1] :]
         # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
-        return [self._prompter.decode(row[:limit]) for row, limit in zip(tokens.tolist(), limits, strict=True)]
+        replies = [row[:limit] for row, limit in zip(tokens.tolist(), limits, strict=True)]
+        self._check_finite("generation", seen.finite([self._prompter.length(reply) for reply in replies]))
+        return [self._prompter.decode(reply) for reply in replies]
+
+    def _check_finite(self, scoring: str, finite: Sequence[bool]) -> None:
+        """Raise NonFiniteLogits if some trials of a batch had logits that are not finite."""
+        if not all(finite):
+            which = f" on {list(finite).count(False)} of {len(finite)} trials" if len(finite) > 1 else ""
+            raise NonFiniteLogits(
+                f"{self.identity.name} gave logits that are not finite{which} (scoring: {scoring}): use --dtype float32, or"
+                " weights and image settings that are sound"
+            )
 
     def _can_be_trimmed(self) -> bool:
         """Whether `last_words_only` leaves the first token of a reply as it is. Large models gain nothing by it."""
@@ -204,7 +220,9 @@ class HuggingFaceModel:
         return torch.allclose(whole, trimmed, rtol=0, atol=1e-4)
 
     def _score(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
-        return self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])
+        scores = self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])
+        self._check_finite("loglikelihood", [bool(np.isfinite(row).all()) for row in scores])
+        return scores
 
     def _in_parts(self, trials: Sequence[Trial], work: Callable[[Sequence[Trial]], list[Given]]) -> list[Given]:
         """What `work` gives for every trial, in parts that fit in memory; trials with and without pictures apart."""
@@ -255,6 +273,12 @@ class HuggingFaceModel:
     def _inputs(self, trials: Sequence[Trial]) -> dict[str, torch.Tensor]:
         key = tuple(trial.id for trial in trials)
         inputs = self._ready.pop(key) if key in self._ready else self._make_inputs(trials)
+        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(room, int) and inputs["input_ids"].shape[1] > room:
+            raise ModelError(
+                f"{self.identity.name} reads {room:,} tokens, and a prompt has {inputs['input_ids'].shape[1]:,}: give fewer"
+                " --examples, or another model"
+            )
         seen = {self._seen(trial, image) for trial in trials for turn in trial.turns for image in turn.images}
         self.observed = {
             "pictures": sorted({*self.observed.get("pictures", []), *seen}),
@@ -278,58 +302,26 @@ class HuggingFaceModel:
         return dict(inputs.to(self._model.device, self._model.dtype))
 
 
-def load_network(
-    folder: Path, name: str, *, dtype: str = "auto", device: str = "auto", load_in_4bit: bool = False
-) -> tuple[Any, Any, str]:
-    """Load a network and its processor from a folder, as they are: for answering, training and merging alike.
+class _Seen(LogitsProcessor):
+    """Notes, step by step, which rows of a batch have logits that say something."""
 
-    Args:
-        folder: Folder with configuration, processor and safetensors weights.
-        name: The name as the user gave it.
-        dtype: "auto" as `device.choose_dtype` has it.
-        device: "auto" is the first GPU, if there is one.
-        load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
 
-    Returns:
-        The network (not in training mode), the processor, and the device that was chosen.
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # The largest is NaN if any is, and infinite if one is or all are masked; single tokens may well be masked. Looked at
+        # only at the end, because every look waits for the GPU.
+        self._steps.append(scores.amax(dim=-1).isfinite())
+        return scores
 
-    Raises:
-        ModelError: If that fails; one line with the fix.
-    """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
-    device = choose_device(device)
-    precision: Any = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
-    if dtype == "auto" and device != "cpu" and not load_in_4bit:
-        weights = read_weights(folder)
-        precision = DTYPES[choose_dtype(dtype, device, stored_dtype(folder, weights), weights.parameters)]
-    if precision == torch.float32 and device != "cpu":
-        # Convolutions, which cut pictures into patches, would otherwise be computed with ten bits.
-        torch.backends.cudnn.allow_tf32 = False
-    settings: dict[str, Any] = {"dtype": precision, "use_safetensors": True, "output_loading_info": True}
-    if load_in_4bit:
-        # By its number: accelerate trains in 4 bits only where it can see that this is the device of the process.
-        place = torch.cuda.current_device() if device == "cuda" else device
-        settings |= {"quantization_config": _four_bits(device), "device_map": {"": place}}
-    safe = {"local_files_only": True, "trust_remote_code": False}
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        processor = AutoProcessor.from_pretrained(folder, **safe)
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, **settings, **safe)
-        if not load_in_4bit:
-            model = model.to(device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load {name}: {_reason(error)}") from error
-    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise ModelError(f"cannot load {name}: its processor does not take pictures and text; probe needs a VLM")
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if absent:
-        raise ModelError(
-            f"cannot load {name}: {len(absent)} tensors are missing from its weights (such as {absent[0]});"
-            " download or save the model again"
-        )
-    return model.eval(), processor, device
+    def finite(self, lengths: Sequence[int]) -> list[bool]:
+        """Whether all logits were finite until each row's own end.
+
+        Args:
+            lengths: Tokens of each row's reply.
+        """
+        steps = torch.stack(self._steps, dim=1).tolist()
+        return [all(row[:length]) for row, length in zip(steps, lengths, strict=True)]
 
 
 class _Sample(LogitsProcessor):
@@ -347,27 +339,6 @@ class _Sample(LogitsProcessor):
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g, dtype=torch.float64) for g in self._generators])
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
         return scores.double() / self._temperature + gumbel.to(scores.device)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: that of a GPU, or the machine's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's safetensors files."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        # The cache of the hub names a file by the SHA-256 of its contents; reading 16 GB again would take a minute.
-        stored = file.resolve().name
-        if len(stored) != 64 or not file.is_symlink():
-            with file.open("rb") as opened:
-                stored = hashlib.file_digest(opened, "sha256").hexdigest()
-        digest.update(f"{file.name} {stored}\n".encode())
-    return digest.hexdigest()
 
 
 def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
@@ -389,45 +360,18 @@ def end_tokens(model: Any, tokenizer: Any, name: str) -> list[int]:
     return known
 
 
-def _four_bits(device: str) -> Any:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "--load-in-4bit needs bitsandbytes, which is not installed: pip install 'vlm-probe[quantized]'"
-        )
-    # A CPU computes in single precision; there, 4 bits save memory and no time.
-    compute = torch.bfloat16 if device != "cpu" else torch.float32
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
-
-
-def _details(model: Any, processor: Any, device: str, load_in_4bit: bool) -> dict[str, Any]:
+def _details(model: Any, processor: Any, device: str) -> dict[str, Any]:
     """What else decides the answers. Nested entries are information; the others must be equal for a run to go on."""
-    settings = json.loads(json.dumps(processor.image_processor.to_dict(), default=str, sort_keys=True))
+    settings = plain_settings(processor.image_processor)
     return {
         "architecture": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device,
-        "load_in_4bit": load_in_4bit,
+        "quantisation": quantisation(model),
+        "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
         "attention": str(model.config._attn_implementation),
-        "processor_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "processor_sha256": hashlib.sha256(dumps(settings, sort_keys=True, ascii_only=True).encode()).hexdigest(),
         "processor": settings,
-        "parameters": {"total": sum(p.numel() for p in model.parameters())},
+        "parameters": {"total": parameter_count(model)},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error with a fix."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = lines[0][:300]
-    if "trust_remote_code" in str(error):
-        return "it runs code of its own, which probe never does; use a variant that transformers supports (often -hf)"
-    if "safetensors" in str(error).lower():
-        return f"{text}; probe reads safetensors weights only: save or convert the model with safe_serialization=True"
-    return f"{text} (a vision-language model that this version of transformers supports is needed)"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from vlm_probe.probes.models import Model, ModelError
+from vlm_probe.probes.models import Generation, Model, ModelError
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
+from vlm_probe.probes.models.device import check_four_bits, choose_device
+from vlm_probe.probes.models.model_folder import CONFIG, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ def load_model(
     base_url: str | None = None,
     concurrency: int = 8,
     readout: str = "generate",
+    settings: Generation | None = None,
+    images: int = 1,
 ) -> Model:
     """Load a model or an observer, or reach a served model.
 
@@ -40,6 +44,8 @@ def load_model(
         base_url: Of the server, for a served model.
         concurrency: Trials that a served model is asked at a time.
         readout: What a served model will be asked for: "generate" or "options".
+        settings: How a served model will generate replies; by default greedily.
+        images: Images in the longest conversation that a served model will be asked.
 
     Raises:
         ModelError: If that is not possible here; one line with the fix.
@@ -58,6 +64,8 @@ def load_model(
             adapter=None if adapter is None else str(adapter),
             readout=readout,
             concurrency=concurrency,
+            settings=settings,
+            images=images,
         )
     if entry.kind == "observer":
         if adapter is not None or load_in_4bit or revision is not None:
@@ -65,10 +73,9 @@ def load_model(
         from vlm_probe.probes.models.observers import make_observer
 
         return make_observer(entry.name)
-    folder = find_weights(name, revision)
     adapter_folder = None if adapter is None else Path(adapter).expanduser()
-    if adapter_folder is not None and not adapter_folder.is_dir():
-        raise ModelError(f"there is no adapter folder {adapter}: give a folder made by PEFT or `probe train`")
+    check_options(device, load_in_4bit, adapter_folder)
+    folder = find_weights(name, revision)
     try:
         from vlm_probe.probes.models.huggingface import HuggingFaceModel
     except ImportError as error:
@@ -82,6 +89,25 @@ def load_model(
         adapter=adapter_folder,
         load_in_4bit=load_in_4bit,
     )
+
+
+def check_options(device: str, load_in_4bit: bool, *adapters: str | Path | None) -> None:
+    """Refuse what a model cannot be loaded with on this machine, before anything is downloaded or made.
+
+    Args:
+        device: As for `load_model`.
+        load_in_4bit: As for `load_model`.
+        adapters: Folders of adapters, as far as there are any.
+
+    Raises:
+        ModelError: If there is no such device, or a package or a folder is missing.
+    """
+    choose_device(device)
+    if load_in_4bit:
+        check_four_bits()
+    for adapter in adapters:
+        if adapter is not None and not Path(adapter).expanduser().is_dir():
+            raise ModelError(f"there is no adapter folder {adapter}: give a folder made by PEFT or `probe train`")
 
 
 def find_weights(name: str, revision: str | None = None) -> Path:
@@ -104,12 +130,10 @@ def find_weights(name: str, revision: str | None = None) -> Path:
         return folder
     if entry.kind == "embedded":
         raise ModelError(f"the weights of {entry.name} are not in this installation: reinstall vlm-probe")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{entry.name} is not a model: it has no config.json")
-    raise ModelError(
-        f"{entry.name} has no (complete) safetensors weights: copy the missing files, or save the model again with"
-        " save_pretrained"
-    )
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{entry.name} is not a model: it has no {CONFIG}; give the folder that save_pretrained made")
+    weight_files(folder)  # says what is missing or wrong
+    return folder
 
 
 def _download(entry: Entry, revision: str | None) -> Path:

@@ -12,7 +12,6 @@ do not depend on batches or on order. Probabilities are never 0, so that every l
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from vlm_probe.probes.models import Generation, Identity, ModelError, Trial
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.question import Answer
 from vlm_probe.stimuli.scene import Push, Scene
 from vlm_probe.stimuli.simulators import Outcome, Simulator, Stop, get_simulator
@@ -67,7 +67,7 @@ class Observer:
         self._respond = respond
         engine = "" if name in ("chance", "heuristic") else get_simulator().version()
         facts = {"observer": name, "engine": engine, **parameters}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(dumps(facts, sort_keys=True, ascii_only=True).encode()).hexdigest()
         self._identity = Identity(name, weights_sha256=digest, details=facts)
 
     @property

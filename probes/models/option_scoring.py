@@ -13,14 +13,14 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from vlm_probe.probes.models.reply_tree import (
     NOTHING,
@@ -83,19 +83,26 @@ class OptionScorer:
         Args:
             inputs: What the processor made of a batch of prompts, padded on the left.
             candidates: Per row, the candidates' tokens, each with the token that ends the turn.
+
+        Returns:
+            Per row, (candidates,); NaN where the model's logits are not finite.
         """
         # Where attention is limited to a window, the mask and the cache of the tree hold only inside it.
         longest = inputs["input_ids"].shape[1] + max(len(reply) for row in candidates for reply in row)
         if self._window is not None and longest > self._window:
             return self._generated(inputs, candidates)
         if self._use_tree is None:
-            self._use_tree = self._check(inputs, candidates)
+            few = [tuple(sorted(row, key=len, reverse=True)[:CHECKED]) for row in candidates]
+            expected = self._generated(inputs, few)
+            if not all(np.isfinite(scores).all() for scores in expected):
+                return [np.full(len(row), np.nan) for row in candidates]  # nothing can be compared with these
+            self._use_tree = self._check(inputs, few, expected)
         return self._by_tree(inputs, candidates) if self._use_tree else self._generated(inputs, candidates)
 
-    def _check(self, inputs: Inputs, candidates: Sequence[tuple[Tokens, ...]]) -> bool:
+    def _check(
+        self, inputs: Inputs, few: Sequence[tuple[Tokens, ...]], expected: Sequence[npt.NDArray[np.float64]]
+    ) -> bool:
         """Whether the tree gives what plain generation gives, on a few candidates of each row."""
-        few = [tuple(sorted(row, key=len, reverse=True)[:CHECKED]) for row in candidates]
-        expected = self._generated(inputs, few)
         problem: str | None = None
         for self._trimmed, self._first_position in itertools.product((True, False), (0, 1)):  # PaliGemma counts from 1
             problem = self._problem(inputs, few, expected)
@@ -149,7 +156,7 @@ class OptionScorer:
         steps: Sequence[npt.NDArray[np.float64]],
     ) -> torch.Tensor:
         """Fill in the steps of all nodes but the roots, by way of the cache; returns the logits of the roots."""
-        first, cache = self._read(inputs)
+        first, (keyword, cache) = self._read(inputs)
         seen = inputs["attention_mask"]
         start = seen.sum(dim=1) + self._offset(len(seen)) + self._first_position
         for rows in groups(trees):
@@ -157,7 +164,8 @@ class OptionScorer:
             lists = [self._split(candidates[row], limit) for row in rows]
             for number in range(max(map(len, lists))):
                 parts = [one[number] if number < len(one) else NOTHING for one in lists]
-                logits = self._read_nodes(parts, _branch(cache, rows, len(trees)), seen[rows], start[rows])
+                branch = {keyword: _branch(cache, rows, len(trees))}
+                logits = self._read_nodes(parts, branch, seen[rows], start[rows])
                 found = _logprobs(logits, parts)
                 for row, part, values in zip(rows, parts, found, strict=True):
                     steps[row][part.children] = values
@@ -204,14 +212,19 @@ class OptionScorer:
             self._parts[texts, limit] = [part_of_tree(tree, nodes) for nodes in divide(tree, limit)]
         return self._parts[texts, limit]
 
-    def _read(self, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-        """Read the prompts: logits of the first token of the reply (rows, vocabulary), and the cache."""
+    def _read(self, inputs: Inputs) -> tuple[torch.Tensor, tuple[str, Any]]:
+        """Read the prompts: logits of the first token of the reply (rows, vocabulary), and the cache with its keyword."""
         # By way of `generate`, which knows for every architecture how positions and pictures enter.
         with last_words_only(self._model) if self._trimmed else nullcontext():
             out = self._model.generate(**inputs, generation_config=self._settings(1))
-        return out.logits[0], out.past_key_values
+        keyword, cache = find_cache(out)
+        if cache is None:
+            raise TypeError(f"{type(out).__name__} of generate holds no cache")
+        return out.logits[0], (keyword, cache)
 
-    def _read_nodes(self, parts: Sequence[Part], branch: Any, seen: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    def _read_nodes(
+        self, parts: Sequence[Part], branch: Mapping[str, Any], seen: torch.Tensor, start: torch.Tensor
+    ) -> torch.Tensor:
         """Logits (rows, nodes, vocabulary) of what follows each node; shorter parts are filled up with node 0."""
         tokens, depths, related = (torch.from_numpy(values).to(seen.device) for values in stack(parts))
         prompt = seen.bool()[:, None, :].expand(-1, tokens.shape[1], -1)
@@ -220,8 +233,8 @@ class OptionScorer:
             input_ids=tokens,
             attention_mask=self._mask(torch.cat([prompt, related], dim=2)),
             position_ids=positions.expand(3, -1, -1) if self._rope_owner() is not None else positions,
-            past_key_values=branch,
             use_cache=True,
+            **branch,
         )
         logits: torch.Tensor = out.logits
         return logits
@@ -312,6 +325,20 @@ def last_words_only(model: Any, words: int = 1) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def find_cache(given: Mapping[str, Any]) -> tuple[str, Any]:
+    """The key-value cache among keyword arguments or outputs of a model, and its keyword, which models take and give alike.
+
+    By its type: transformers renamed it from `past_key_values` to `cache` in 5.24.
+
+    Args:
+        given: Keyword -> value.
+
+    Returns:
+        Keyword and cache; "" and None if there is none.
+    """
+    return next(((name, value) for name, value in given.items() if isinstance(value, Cache)), ("", None))
 
 
 def _branch(cache: Any, rows: list[int], n: int) -> Any:

@@ -7,11 +7,16 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from vlm_probe.probes.models import ModelError, Trial, Turn
+from vlm_probe.probes.models.limits import Limited, LimitError
+from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.reply_tree import Tokens
 
 log = logging.getLogger(__name__)
@@ -19,6 +24,11 @@ log = logging.getLogger(__name__)
 FALLBACK = "{image}{prompt}\nAnswer:"
 """The prompt for models without a chat template."""
 
+CLOCK = "strftime_now"
+"""The function with which chat templates write the date or the time into a prompt."""
+
+LONGEST_PROMPT = 1024**2
+"""Bytes of a prompt."""
 QWEN_PICTURE = ("<|vision_start|>", "<|vision_end|>")
 """Where Qwen's pictures begin and end; its processor, unlike others, does not write them by itself."""
 
@@ -46,9 +56,42 @@ class Prompter:
         self._lock = threading.Lock()
         self._texts: dict[tuple[tuple[str, str, int], ...], str] = {}
         self._replies: dict[tuple[str, tuple[str, ...]], tuple[Tokens, ...]] = {}
-        self.template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+        self.template = chat_template(processor, name)
+        self.moment = ""
+        """What the model is told about date and time, if its chat template tells it: YYYY-MM-DDTHH:MM:SS, local time."""
         if self.template is None:
             log.warning("%s has no chat template: it is asked in the form %r", name, FALLBACK)
+            return
+        self._template_name = template_name(tokenizer, self.template, name)
+        self._limited = Limited(_Renderer(processor, self.template), longest=LONGEST_PROMPT)
+        if CLOCK in self.template:
+            self.moment = datetime.now().isoformat(timespec="seconds")
+        # A template that fails, or never ends, does so before any trial.
+        self._render([message(made_up())], add_generation_prompt=True)
+        with suppress(ModelError):  # some know no replies, and then replies are written in another way
+            self._render([message(made_up()), message(Turn("assistant", "yes"))])
+        if self._limited.stopped:
+            self._render([])
+
+    def set_moment(self, moment: str) -> None:
+        """Have the chat template write this date and time into every prompt, whatever the clock says.
+
+        Args:
+            moment: YYYY-MM-DDTHH:MM:SS. Nothing happens if the template asks for none.
+
+        Raises:
+            ModelError: If it is none.
+        """
+        if self.moment and moment:
+            try:
+                datetime.fromisoformat(moment)
+            except ValueError as error:
+                raise ModelError(
+                    f"the run began at {moment[:40]!r}, which is no date and time: restore its run.json"
+                ) from error
+            self.moment = moment
+            self._texts.clear()
+            self._replies.clear()
 
     @property
     def pad_token(self) -> int:
@@ -126,6 +169,10 @@ class Prompter:
         """Tokens of the longest legal answer, with the one that ends the reply."""
         return max(len(tokens) for tokens in self.replies(trial))
 
+    def length(self, reply: Sequence[int]) -> int:
+        """Tokens of a reply up to the one that ends it."""
+        return next((place for place, token in enumerate(reply, 1) if token in self._ends), len(reply))
+
     def decode(self, tokens: Any) -> str:
         """The text of a reply, as generated but for special tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -170,14 +217,77 @@ class Prompter:
 
     def _render(self, turns: list[dict[str, Any]], **settings: Any) -> str:
         try:
-            return str(
-                self._processor.apply_chat_template(turns, tokenize=False, chat_template=self.template, **settings)
-            )
-        except Exception as error:  # a template is a program of the model's author and may raise anything
-            raise ModelError(f"the model's chat template failed on a picture and a question: {error}") from error
+            return str(self._limited(turns, settings, self.moment))
+        except LimitError as error:
+            raise ModelError(f"{self._template_name} failed ({error}): mend it, or copy it again") from error
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+
+class _Renderer:
+    """Renders a chat template as transformers does, at any date."""
+
+    def __init__(self, processor: Any, template: str) -> None:
+        self._processor, self._template = processor, template
+
+    def __call__(self, turns: list[dict[str, Any]], settings: dict[str, Any], moment: str) -> str:
+        if moment:
+            fix_clock(self._template, moment)
+        return str(self._processor.apply_chat_template(turns, tokenize=False, chat_template=self._template, **settings))
+
+
+def fix_clock(template: str, moment: str) -> None:
+    """Have a chat template write the same date and time for the rest of this process, wherever it is rendered.
+
+    Args:
+        template: Its text.
+        moment: YYYY-MM-DDTHH:MM:SS.
+    """
+    # The function is a global of the compiled template, which transformers keeps; arguments of a rendering cannot replace it.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    _compile_jinja_template(template).globals[CLOCK] = datetime.fromisoformat(moment).strftime
+
+
+def chat_template(processor: Any, name: str) -> str | None:
+    """The chat template that a model is asked with; None if it has none.
+
+    Args:
+        processor: The model's.
+        name: Of the model, for the message.
+
+    Raises:
+        ModelError: If it has several, of which none is the default, or something else in its place.
+    """
+    found = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(found, dict):
+        found = found.get("default", found)
+    if found is not None and not isinstance(found, str):
+        raise ModelError(f"the chat template of {name} is no text: name one of its templates default")
+    return found
+
+
+def template_name(tokenizer: Any, template: str, name: str) -> str:
+    """Where a chat template stands, for messages: its file and key.
+
+    Args:
+        tokenizer: The model's, which knows the folder that it came from.
+        template: The text.
+        name: Of the model.
+    """
+    from vlm_probe.probes.models.model_folder import entries, read_json
+
+    folder = Path(str(getattr(tokenizer, "name_or_path", "") or "."))
+    for file in (folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))):
+        if file.is_file() and file.read_text(encoding="utf-8", errors="replace").strip() == template.strip():
+            return f"the chat template {file}"
+    for file in (folder / f"{part}.json" for part in ("chat_template", "processor_config", "tokenizer_config")):
+        if file.is_file():
+            where = next((path for path, value in entries(read_json(file)) if value == template), "")
+            if where:
+                return f"{where} in {file}"
+    return f"the chat template of {name}"
 
 
 def check_context(

@@ -6,28 +6,31 @@ import logging
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from vlm_probe.probes.models import Generation, Identity, ModelError, Trial, Turn
+from vlm_probe.probes.models import Generation, Identity, ModelError, Reply, Trial, Turn
 from vlm_probe.probes.models.endpoint import Endpoint, RequestFailed
-from vlm_probe.probes.models.made_up import made_up
-from vlm_probe.probes.models.protocol import messages, positions, words_of
+from vlm_probe.probes.models.made_up import QUESTIONS, made_up
+from vlm_probe.probes.models.protocol import fault_of, is_cut, messages, positions, prompt_tokens, reply_of
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.probes.models.sampling import Sampling, full, settle
 from vlm_probe.probes.models.served_adapter import Saying, check_served, served_hash
+from vlm_probe.probes.models.served_options import Floats, ServedOptions, replies
 from vlm_probe.probes.models.threads import in_threads
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.question import Options
 
 log = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float64]
-Kind = Literal["", "prompt", "first-token"]
-
-TOP = 20
-"""Likeliest tokens that are asked for: as many as OpenAI gives."""
+GREETING = 16
+"""Tokens of the reply to a made-up question, where the run does not say how many its replies may have."""
+SEEDS = 0x7FFFFFFF
+"""The largest seed: what goes into 32 bits with a sign."""
+SHORTER = (
+    "give fewer --examples or --attempts, a shorter --memory or fewer --max-new-tokens, or start the server with a longer context"
+    " and more images per prompt"
+)
+"""What helps against a request that is too long."""
 STRIKES = 2
 """So many failed trials in a row, for each that is under way at a time, and the server is taken to be gone."""
 
@@ -47,17 +50,24 @@ class ServedModel:
     def __init__(self, endpoint: Endpoint, name: str, adapter: str | None = None, concurrency: int = 8) -> None:
         self._endpoint, self._model, self.batch_size = endpoint, adapter or name, concurrency
         self._name, self._adapter = name, adapter
-        self._limit_name = "max_tokens"
-        self._kind: Kind = ""
-        self._closing: int | None = None
+        self._use(full(0.0))
         self._identity = Identity(name)
         self._lock = threading.Lock()
+        self._tried: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.observed: dict[str, Any] = {"answered_by": [], "cut_at_limit": False}
         """What was seen: the names under which the server answered, and whether a reply met its limit."""
 
     @classmethod
     def connect(
-        cls, url: str, name: str, *, adapter: str | None = None, readout: str = "generate", concurrency: int = 8
+        cls,
+        url: str,
+        name: str,
+        *,
+        adapter: str | None = None,
+        readout: str = "generate",
+        concurrency: int = 8,
+        settings: Generation | None = None,
+        images: int = 1,
     ) -> ServedModel:
         """Reach a server and make sure, before any trial, that it can do what is asked of it.
 
@@ -67,6 +77,8 @@ class ServedModel:
             adapter: Id of a LoRA adapter there; it must answer differently from the model.
             readout: "generate", or "options", for which the server must give log-probabilities.
             concurrency: Trials under way at a time.
+            settings: How replies will be generated; by default greedily.
+            images: Images in the longest conversation.
 
         Raises:
             ModelError: If it cannot be reached, or cannot do that; one line with the fix.
@@ -74,28 +86,32 @@ class ServedModel:
         endpoint = Endpoint(url)
         cards = {str(card["id"]): card for card in endpoint.models()}
         model = cls(endpoint, name, adapter, concurrency)
-        first = model._greet(list(cards))
+        first = model._greet(list(cards), settings or Generation(), images)
         if adapter is not None:
             check_served(model._says, name, adapter, cards.get(adapter, {}), endpoint.url)
         if readout == "options":
-            model._kind = model._find_logprobs()
+            model._options.find()
         root = str(cards.get(name, {}).get("root") or "")
         details: dict[str, Any] = {
             "backend": "served",
-            "answered_by": str(first.get("model", "")),
+            "answered_by": str(first.get("model") or ""),
             # Where the server names the weights, another address with the same weights can go on with a run.
             "endpoint": root or endpoint.url,
-            "logprobs": model._kind,
+            "logprobs": model._options.kind,
+            "sampling": str(model._sampling),
+            "not_taken": list(model._sampling.refused),
+            "notes": model._sampling.notes,
             "server": {
                 "url": endpoint.url,
                 "version": endpoint.version(),
-                "software": str(cards.get(name, {}).get("owned_by", "")),
+                "software": str(cards.get(name, {}).get("owned_by") or ""),
                 "system_fingerprint": str(first.get("system_fingerprint") or ""),
                 "model": cards.get(name),
                 "adapter": cards.get(adapter) if adapter else None,
                 "concurrency": concurrency,
             },
         }
+        details |= {"top_logprobs": model._options.top} if model._options.kind == "first-token" else {}
         model._identity = Identity(
             name,
             adapter_sha256=served_hash(adapter, cards.get(adapter, {})) if adapter else "",
@@ -114,10 +130,10 @@ class ServedModel:
         Raises:
             ModelError: If there is one.
         """
-        if self._kind != "first-token":
+        if self._options.kind != "first-token":
             return
         for item in items:
-            texts = _replies(item)
+            texts = replies(item)
             if not isinstance(item.question.grammar, Options) or any(
                 one != other and other.startswith(one) for one in texts for other in texts
             ):
@@ -126,34 +142,58 @@ class ServedModel:
                     f" the answers of {item.task} apart: use --readout generate, or serve the model with vLLM"
                 )
 
-    def check_context(self, trials: Sequence[Trial], settings: Generation) -> None:
-        """Refuse conversations that the server does not take, by asking the longest ones.
+    def check_request(self, trials: Sequence[Trial], readout: str, settings: Generation) -> None:
+        """Refuse a run whose longest requests the server does not take, by sending one exactly as the run would.
 
         Args:
-            trials: The longest one last.
+            trials: The longest ones, the longest first. One that is refused alone may owe that to its own image.
+            readout: "generate" or "options".
             settings: How replies are generated.
 
         Raises:
-            ModelError: If it refuses one, or says that it has no room for the replies.
+            ModelError: If it refuses them all, or says that it has no room for the replies.
         """
-        trial = trials[-1]
-        tried = f"{trial.attempt} attempts on {trial.item.item_id} with what is remembered of them"
-        body = {"messages": messages(trial.turns), "temperature": 0.0, self._limit_name: 1}
-        try:
-            reply = self._complete(body, counted=False)
-        except RequestFailed as error:
-            raise ModelError(
-                f"{self._endpoint.url} does not take {tried}: {error}; give fewer --attempts, a shorter --memory, or start the"
-                " server with a longer context and more pictures per prompt"
-            ) from error
+        first: ModelError | None = None
+        for trial in trials:
+            told = f"a request of this run ({trial.item.item_id}, images: {_images(trial)})"
+            try:
+                answer = self._first_request(trial, readout, settings)
+            except RequestFailed as error:
+                if error.filtered:
+                    return
+                # The words about an image that is too large end with a fix of their own.
+                fix = "" if error.status == 413 else f"; {SHORTER}"
+                first = first or ModelError(f"{self._endpoint.url} does not take {told}: {error}{fix}")
+                if error.status is None and not error.refused:
+                    break
+                continue
+            if first is not None:
+                log.warning("%s; a shorter one is taken, so that trials like it will fail", first)
+            self._check_room(trial, prompt_tokens(answer), settings, told)
+            return
+        if first is not None:
+            raise first
+
+    def _first_request(self, trial: Trial, readout: str, settings: Generation) -> dict[str, Any]:
+        """The answer to the first request of a trial. If it is usable, the trial need not be asked again."""
+        if readout == "generate":
+            body = self._request(trial, settings)
+        elif self._options.kind == "prompt":
+            body = self._options.prompt_request(messages(trial.turns))
+        else:
+            body = self._options.first_request(messages(trial.turns))
+        answer = self._complete(body, counted=False, any_reply=True)
+        self._tried = (body, answer) if fault_of(answer) is None else None
+        return answer
+
+    def _check_room(self, trial: Trial, seen: int | None, settings: Generation, told: str) -> None:
+        """Refuse a context that the replies of further attempts would fill. Raises ModelError."""
         room = (self.identity.details["server"].get("model") or {}).get("max_model_len")
-        seen = (reply.get("usage") or {}).get("prompt_tokens")
-        limit = settings.max_new_tokens or _limit(trial.item)
-        tokens = (seen or 0) + limit * (1 + sum(turn.role == "assistant" for turn in trial.context))
-        if room and seen and tokens > room:
+        earlier = sum(turn.role == "assistant" for turn in trial.context) if trial.attempt > 1 else 0
+        tokens = (seen or 0) + (settings.max_new_tokens or _limit(trial.item)) * (1 + earlier)
+        if isinstance(room, int) and seen and tokens > room:
             raise ModelError(
-                f"{self._model} reads {room} tokens at {self._endpoint.url}, and {tried} take up to {tokens}: give fewer"
-                " --attempts, or a shorter --memory such as last-1"
+                f"{self._model} reads {room} tokens at {self._endpoint.url}, and {told} may take {tokens}: {SHORTER}"
             )
 
     def stream(self, trials: Iterable[Trial], readout: str, settings: Generation) -> Iterator[tuple[Trial, Any, float]]:
@@ -165,8 +205,8 @@ class ServedModel:
             settings: How replies are generated.
 
         Yields:
-            In the order in which they are answered: trial, what came of it (reply, log-probabilities, or the exception
-            that it cost), and the seconds that it took, waits included.
+            In the order in which they are answered: trial, its result (a `Reply`, log-probabilities, or the exception that it
+            cost), and the seconds that it took, waits included.
 
         Raises:
             ModelError: If the server fails for all of them: it is gone, or does not let us in any more.
@@ -174,20 +214,25 @@ class ServedModel:
         cancelled = threading.Event()
 
         def answer(trial: Trial) -> Any:
-            return self._reply(trial, settings, cancelled) if readout == "generate" else self._score(trial, cancelled)
+            if readout == "generate":
+                return self._reply(trial, settings, cancelled)
+            return self._options.score(trial, cancelled)
 
-        failed = 0
+        failed, unfinished = 0, list[Reply]()
         for trial, value, seconds in in_threads(answer, trials, self.batch_size, cancelled):
             if isinstance(value, ModelError):
                 raise value
             gone = isinstance(value, RequestFailed) and not value.refused
             failed = failed + 1 if gone else 0
+            if isinstance(value, Reply) and value.ended == "unfinished":
+                unfinished += [value] if trial.item.question.parse(value.text).value is None else []
             yield trial, value, seconds
             if failed >= STRIKES * self.batch_size:
                 raise ModelError(
                     f"the server at {self._endpoint.url} failed {failed} trials in a row, the last with: {value}; what it"
                     " answered is kept: see to the server, then give the same command again"
                 )
+        _warn_of(unfinished)
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         """One reply text per trial.
@@ -200,7 +245,7 @@ class ServedModel:
             RequestFailed: If a trial fails: that of the first one.
             ModelError: If the server fails for all of them.
         """
-        return self._all(trials, "generate", settings)
+        return [reply.text for reply in self._all(trials, "generate", settings)]
 
     def score_options(self, trials: Sequence[Trial]) -> list[Floats]:
         """Log-probabilities of every legal reply, as exact as the server allows (see `docs/served.md`).
@@ -209,8 +254,8 @@ class ServedModel:
             RequestFailed: If a trial fails: that of the first one.
             ModelError: If the server gives no log-probabilities, or fails for all trials.
         """
-        if not self._kind:
-            self._kind = self._find_logprobs()
+        if not self._options.kind:
+            self._options.find()
         return self._all(trials, "options", Generation())
 
     def _all(self, trials: Sequence[Trial], readout: str, settings: Generation) -> list[Any]:
@@ -221,81 +266,30 @@ class ServedModel:
             found[trial.id] = value
         return [found[trial.id] for trial in trials]
 
-    def _reply(self, trial: Trial, settings: Generation, cancelled: threading.Event) -> str:
-        body = {
-            "messages": messages(trial.turns),
-            "temperature": settings.temperature,
-            self._limit_name: settings.max_new_tokens or _limit(trial.item),
-        }
-        if settings.temperature > 0:
-            # Of the trial, so that two trials do not share their luck, and one has the same when it is asked again.
-            name = " ".join(part for part in trial.id if part)
-            body["seed"] = zlib.crc32(f"{name} {settings.seed}".encode()) & 0x7FFFFFFF
-        reply = self._complete(body, cancelled)
-        return words_of(reply, trial.item.question.style)
+    def _use(self, sampling: Sampling) -> None:
+        """Send these sampling fields from now on."""
+        self._sampling = sampling
+        self._options = ServedOptions(self._uncounted, sampling, self._endpoint.url)
 
-    def _score(self, trial: Trial, cancelled: threading.Event) -> Floats:
-        if self._kind == "prompt":
-            return self._score_prompts(trial, cancelled)
-        return self._score_first_token(trial, cancelled)
+    def _request(self, trial: Trial, settings: Generation) -> dict[str, Any]:
+        """The request for a reply."""
+        # Of the trial, so that two trials do not share their luck, and one has the same when it is asked again.
+        name = " ".join(part for part in trial.id if part)
+        seed = zlib.crc32(f"{name} {settings.seed}".encode()) & SEEDS
+        fields = self._sampling.at(settings.temperature)
+        tokens = settings.max_new_tokens or _limit(trial.item)
+        return {"messages": messages(trial.turns), **fields.replying(tokens, seed)}
 
-    def _score_prompts(self, trial: Trial, cancelled: threading.Event) -> Floats:
-        """The log-probability of every whole reply and its end, as that of a prompt that ends with it (vLLM)."""
-        asked = messages(trial.turns)
-        before = self._prompt(asked, cancelled)
-        scores = []
-        for text in _replies(trial.item):
-            told = [*asked, {"role": "assistant", "content": text}]
-            whole = self._prompt(told, cancelled, add_generation_prompt=False)
-            # The first token has no log-probability, and older servers do not say which one it is.
-            if [token for token, _ in whole[1 : len(before)]] != [token for token, _ in before[1:]]:
-                raise RequestFailed(
-                    "the server's chat template does not write a reply where it asks for one, so that replies cannot be"
-                    " scored: use --readout generate",
-                    refused=True,
-                )
-            if self._closing is None:
-                left_open = self._prompt(told, cancelled, add_generation_prompt=False, continue_final_message=True)
-                self._closing = len(whole) - len(left_open)
-            # Only the first token after a reply is its end; the template may write a new line after it.
-            last = len(whole) - max(self._closing - 1, 0)
-            scores.append(sum(value for _, value in whole[len(before) : last]))
-        return np.array(scores)
-
-    def _prompt(
-        self, asked: list[dict[str, Any]], cancelled: threading.Event, **rendering: bool
-    ) -> list[tuple[int, float]]:
-        """The tokens of a prompt, each with its log-probability given those before it."""
-        extra = {"prompt_logprobs": 1, "return_token_ids": True, self._limit_name: 1, "temperature": 0.0}
-        reply = self._complete({"messages": asked, **extra, **rendering}, cancelled, counted=False)
-        entries, ids = reply.get("prompt_logprobs"), reply.get("prompt_token_ids")
-        if not isinstance(entries, list):
-            raise RequestFailed("the server gave no log-probabilities of the prompt", refused=True)
-        tokens = []
-        for place, entry in enumerate(entries):
-            # The token of the prompt comes first in its entry, and the likeliest one, if that is another, after it.
-            token = str(ids[place]) if ids else next(iter(entry or {}), "")
-            tokens.append((token, float(entry[token]["logprob"]) if entry else 0.0))
-        return [(int(token or -1), value) for token, value in tokens]
-
-    def _score_first_token(self, trial: Trial, cancelled: threading.Event) -> Floats:
-        """The log-probability of every one-token reply among the likeliest first tokens, without that of its end."""
-        body = {"messages": messages(trial.turns), "temperature": 0.0, self._limit_name: 1}
-        reply = self._complete({**body, "logprobs": True, "top_logprobs": TOP}, cancelled, counted=False)
-        given = positions(reply)
-        if not given:
-            raise RequestFailed("the server gave no log-probabilities", refused=True)
-        scores = []
-        for text in _replies(trial.item):
-            found = [value for token, value in given[0][1].items() if token.strip() == text]
-            if not found:
-                raise RequestFailed(
-                    f"{text!r} is not among the {len(given[0][1])} likeliest first tokens, and the server tells no more:"
-                    " use --readout generate",
-                    refused=True,
-                )
-            scores.append(float(np.logaddexp.reduce(found)))
-        return np.array(scores)
+    def _reply(self, trial: Trial, settings: Generation, cancelled: threading.Event) -> Reply:
+        try:
+            answer = self._complete(self._request(trial, settings), cancelled)
+            return reply_of(answer, trial.item.question.style)
+        except RequestFailed as error:
+            if error.filtered:
+                return Reply(str(error), "filtered")
+            raise
+        except (ValueError, RecursionError) as error:
+            raise RequestFailed(str(error), refused=True) from error
 
     def _complete(
         self,
@@ -304,26 +298,40 @@ class ServedModel:
         *,
         counted: bool = True,
         model: str = "",
+        retries: int | None = None,
+        any_reply: bool = False,
     ) -> dict[str, Any]:
-        reply = self._endpoint.complete({"model": model or self._model, **body}, cancelled)
+        reply = None
+        with self._lock:
+            if self._tried is not None and self._tried[0] == body:
+                reply, self._tried = self._tried[1], None
+        if reply is None:
+            asked = {"model": model or self._model, **body}
+            reply = self._endpoint.complete(asked, cancelled, retries=retries, any_reply=any_reply)
         if counted:
             with self._lock:
-                name = str(reply.get("model", ""))
+                name = str(reply.get("model") or "")
                 self.observed["answered_by"] = sorted({*self.observed["answered_by"], name})
-                self.observed["cut_at_limit"] |= reply["choices"][0].get("finish_reason") == "length"
+                self.observed["cut_at_limit"] |= is_cut(reply)
         return reply
 
-    def _greet(self, known: Sequence[str]) -> dict[str, Any]:
-        """The reply to a made-up question, with which the server shows that it has the model and takes pictures."""
-        body: dict[str, Any] = {"messages": messages([made_up()]), "temperature": 0.0}
+    def _uncounted(
+        self, body: Mapping[str, Any], cancelled: threading.Event | None = None, *, retries: int | None = None
+    ) -> dict[str, Any]:
+        return self._complete(body, cancelled, counted=False, retries=retries)
+
+    def _greet(self, known: Sequence[str], settings: Generation, images: int) -> dict[str, Any]:
+        """The reply to a made-up question, with which the server shows that it has the model and takes the run's requests."""
+        tokens, sent = settings.max_new_tokens or GREETING, 0
+
+        def ask(sampling: Sampling, turns: Sequence[Turn]) -> dict[str, Any]:
+            nonlocal sent
+            sent += 1  # the first time a server may still be starting; after that it need not be waited for
+            body = {"messages": messages(turns), **sampling.replying(tokens, settings.seed & SEEDS)}
+            return self._complete(body, counted=False, retries=None if sent == 1 else 1, any_reply=True)
+
         try:
-            try:
-                reply = self._complete({**body, self._limit_name: 16}, counted=False)
-            except RequestFailed as error:
-                if "max_completion_tokens" not in str(error):
-                    raise
-                self._limit_name = "max_completion_tokens"  # as newer models of OpenAI have it
-                reply = self._complete({**body, self._limit_name: 16}, counted=False)
+            sampling, reply = settle(lambda tried: ask(tried, [made_up()]), settings.temperature)
         except (RequestFailed, ModelError) as error:
             absent = known and self._model not in known
             hint = f"; it lists {', '.join(known[:8])}" if absent else ""
@@ -331,54 +339,84 @@ class ServedModel:
                 f"{self._endpoint.url} does not answer for {self._model!r}: {error}{hint}; see --model, --adapter and"
                 " --base-url"
             ) from error
-        blind = [Turn("user", made_up().text)]
-        words = self._complete({"messages": messages(blind), "temperature": 0.0, self._limit_name: 1}, counted=False)
-        seen, unseen = ((r.get("usage") or {}).get("prompt_tokens") for r in (reply, words))
-        if seen is not None and seen == unseen:
-            log.warning(
-                "%s counts no tokens for a picture: it may leave pictures out; compare a run with one under --design"
-                " controls",
-                self._endpoint.url,
-            )
+        self._use(sampling)
+        for note in sampling.notes:
+            log.warning("%s: %s", self._endpoint.url, note)
+        fault = fault_of(reply)
+        if fault is not None:
+            log.warning("%s took a first question without a usable reply: %s", self._endpoint.url, fault.message[:300])
+        try:
+            if images > 1:
+                ask(sampling, _conversation(images))
+        except RequestFailed as error:
+            raise ModelError(
+                f"{self._endpoint.url} does not take the {images} images of one prompt of this run: {error}; {SHORTER}"
+            ) from error
+        self._check_sight(reply)
         return reply
 
-    def _find_logprobs(self) -> Kind:
-        """Which log-probabilities the server gives: of a whole prompt (vLLM), or of the likeliest first tokens."""
+    def _check_sight(self, seen: Mapping[str, Any]) -> None:
+        """Warn of a server that counts no tokens for an image, given its answer to a question about one."""
         try:
-            self._prompt(messages([made_up()]), threading.Event())
-            return "prompt"
+            blind = {"messages": messages([Turn("user", made_up().text)]), **self._sampling.replying(GREETING)}
+            unseen = self._complete(blind, counted=False, retries=1, any_reply=True)
         except RequestFailed as error:
-            log.debug("no log-probabilities of prompts: %s", error)
-        try:
-            body = {"messages": messages([made_up()]), "temperature": 0.0, self._limit_name: 1}
-            if positions(self._complete({**body, "logprobs": True, "top_logprobs": TOP}, counted=False)):
-                return "first-token"
-        except RequestFailed as error:
-            log.debug("no log-probabilities of replies: %s", error)
-        raise ModelError(
-            f"the server at {self._endpoint.url} gives no log-probabilities, so --readout options is not to be had there:"
-            " use --readout generate, or a server that gives them, such as vLLM"
-        )
+            log.debug("a question without an image is refused: %s", error)
+            return
+        if prompt_tokens(seen) is not None and prompt_tokens(seen) == prompt_tokens(unseen):
+            log.warning(
+                "%s counts no tokens for an image: it may leave images out; compare a run with one under --design controls",
+                self._endpoint.url,
+            )
 
     def _says(self, number: int, model: str) -> Saying:
         """What a model says to a made-up question: the text, and log-probabilities where the server gives them."""
-        body = {"messages": messages([made_up(number)]), "temperature": 0.0, self._limit_name: 16}
+        body = {"messages": messages([made_up(number)]), **self._sampling.replying(GREETING)}
         try:
-            reply = self._complete({**body, "logprobs": True, "top_logprobs": 5}, counted=False, model=model)
-        except RequestFailed as error:
-            if not error.refused:
-                raise ModelError(f"{self._endpoint.url} failed at a made-up question: {error}") from error
+            top = self._options.most_or_none(5)
+            body |= {"logprobs": True, "top_logprobs": top} if top else {}
             reply = self._complete(body, counted=False, model=model)
-        return words_of(reply, "direct"), positions(reply)
-
-
-def _replies(item: Item) -> list[str]:
-    """Every legal answer as the text of a reply, in the order of the grammar's candidates."""
-    return [item.question.reply(value) for _, value in item.question.grammar.candidates()]
+            return _words(reply), positions(reply)
+        except (RequestFailed, ValueError) as error:
+            raise ModelError(f"{self._endpoint.url} failed at a made-up question: {error}") from error
 
 
 def _limit(item: Item) -> int:
     """Tokens that a reply may have. A token is at least a byte, so that the longest legal answer always fits."""
     if item.question.style == "think":
         return THINKING_TOKENS
-    return max(len(text.encode()) for text in _replies(item)) + 1 + SPARE_TOKENS
+    return max(len(text.encode()) for text in replies(item)) + 1 + SPARE_TOKENS
+
+
+def _images(trial: Trial) -> int:
+    return sum(len(turn.images) for turn in trial.turns)
+
+
+def _conversation(images: int) -> list[Turn]:
+    """A made-up conversation with so many images, one per question."""
+    turns: list[Turn] = []
+    for number in range(images - 1):
+        turns += [made_up(number % len(QUESTIONS)), Turn("assistant", "yes")]
+    return [*turns, made_up()]
+
+
+def _words(reply: Mapping[str, Any]) -> str:
+    try:
+        return reply_of(reply, "direct").text
+    except ValueError:  # cut off before any text, which is as good as any other reply to a made-up question
+        return ""
+
+
+def _warn_of(unfinished: Sequence[Reply]) -> None:
+    """Tell why replies hold no answer, and what to do."""
+    swallowed = sum(reply.text.endswith("</think>") for reply in unfinished)
+    if len(unfinished) > swallowed:
+        log.warning(
+            "%d replies were cut at the token limit before an answer (status unfinished): give a larger --max-new-tokens",
+            len(unfinished) - swallowed,
+        )
+    if swallowed:
+        log.warning(
+            "%d replies are reasoning alone (status unfinished): start the server without its reasoning parser",
+            swallowed,
+        )

@@ -9,7 +9,6 @@ reruns what it touches, and nothing else.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,8 @@ from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.presentation import manners
 from vlm_probe.probes.study.design import Design, MakeConfig, Model, Test, Training
 from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.stimuli.errors import ProbeError
+from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.shifts import parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import get_task
@@ -185,7 +186,7 @@ class _Maker:
     ) -> Step:
         """A step; `without`: needs that have no influence on its result."""
         decided = [FORMAT, facts, [self._hashes[need] for need in needs if need not in without]]
-        digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(dumps(decided, sort_keys=True, ascii_only=True).encode()).hexdigest()
         if id_ in self._hashes:
             raise StudyError(
                 f"two steps of the study would fill the folder {id_}: give training conditions other names"
@@ -218,11 +219,7 @@ class _Maker:
         wanted = given | {"model": model.name, "tasks": tasks, "method": method}
         try:
             resolved = dict(self._make_config(wanted, model.preset))
-        except Exception as error:
-            if (
-                type(error).__name__ != "TrainingError"
-            ):  # of `vlm_probe.finetune.config`, which this layer does not know
-                raise
+        except ProbeError as error:
             raise StudyError(f"training {training.name} by {method}: {error}") from error
         if resolved["load_in_4bit"] and not model.loading.get("load_in_4bit"):
             raise StudyError(

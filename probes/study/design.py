@@ -11,6 +11,7 @@ from typing import Any
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.catalog import ENTRIES, lookup
 from vlm_probe.probes.study.fields import Fields, StudyError, one_of, read_yaml
+from vlm_probe.stimuli.ranges import IMAGE_SIZE, PERMUTATIONS, SEED
 from vlm_probe.stimuli.shifts import check as check_shifts
 from vlm_probe.stimuli.shifts import parse_shifts, spell
 from vlm_probe.stimuli.tasks import FAMILIES, get_task, task_names
@@ -322,7 +323,7 @@ def _settings(top: Fields, methods: tuple[str, ...], known: Collection[str]) -> 
 
 def _sets(top: Fields) -> Sets:
     fields = Fields(top.mapping("sets"), top.at("sets"), ("n", "seed", "size"))
-    return Sets(fields.whole("n", 500), fields.whole("seed", 77, least=0), fields.whole("size", 224, least=16))
+    return Sets(fields.whole("n", 500), fields.whole("seed", 77, SEED), fields.whole("size", 224, IMAGE_SIZE))
 
 
 def _tests(top: Fields, trainings: tuple[Training, ...]) -> tuple[Test, ...]:
@@ -364,7 +365,7 @@ def _decoding(
         tasks=_tested(fields, tests),
         targets=fields.texts("targets"),
         limit=fields.whole("limit", 400),
-        permutations=fields.whole("permutations", 100, least=0),
+        permutations=fields.whole("permutations", 100, PERMUTATIONS),
         seeds=fields.wholes("seeds", seeds),
         trainings=tuple(
             one_of(n, names, fields.at("training"), "training condition") for n in fields.texts("training", names)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from vlm_probe.probes.study.cells import Cell
 from vlm_probe.probes.study.pools import Pool
-from vlm_probe.probes.study.store import ENDED, WORK, Ended, Failure, Store, fingerprint, write_json
+from vlm_probe.probes.study.store import ENDED, WORK, Ended, Failure, Store, fingerprint
 from vlm_probe.probes.study.worker import command_of, work_of
+from vlm_probe.stimuli.output import write_json
 
 POLL = 0.2
 """Seconds between two looks at what has ended."""
@@ -84,6 +85,7 @@ class _Driver:
                 self._settle(cell)
                 continue
             (self.store.cell_folder(cell.id) / ENDED).unlink(missing_ok=True)
+            self.store.cell_folder(cell.id).mkdir(parents=True, exist_ok=True)
             write_json(self.store.cell_folder(cell.id) / WORK, work_of(cell, self.pool.processes, self.pool.launch))
             begun.append(cell)
         if begun:

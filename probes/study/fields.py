@@ -10,13 +10,25 @@ from typing import Any
 
 import yaml
 
+from vlm_probe.stimuli.errors import ProbeError, is_text, reading
+from vlm_probe.stimuli.ranges import AMOUNT, SEED, Range
 
-class StudyError(ValueError):
+
+class StudyError(ProbeError, ValueError):
     """A study cannot be read, frozen or run; the message names the key, cell or file and ends with the fix."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that is given twice is an error; by default, the second would silently win."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """As its parent's, but for what no file name and no table takes."""
+        found = super().construct_scalar(node)
+        if isinstance(found, str) and (not is_text(found) or "\0" in found):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a zero byte or half of a surrogate pair in a text", node.start_mark
+            )
+        return found
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As its parent's."""
@@ -37,19 +49,15 @@ def read_yaml(path: Path) -> Any:
     Raises:
         StudyError: If it cannot be read, is no YAML, or names a key twice.
     """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except RecursionError as error:
-        raise StudyError(f"{path} is nested too deeply, or within itself: write it out plainly") from error
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}; give the path of its YAML file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise StudyError(f"{path}{where}: {problem}") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not a text file in UTF-8: give the path of the study's YAML file") from error
+    with reading(path, StudyError, "give a YAML file as `docs/study.md` describes it"):
+        try:
+            found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark is not None else ""
+            problem = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise StudyError(f"{path}{where}: {problem}") from error
+        return found
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -114,18 +122,18 @@ class Fields:
             raise StudyError(f"{self.at(key)} must be a text, got {_shown(value)}")
         return value
 
-    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def whole(self, key: str, default: int | None = None, allowed: Range = AMOUNT) -> int:
         """A whole number.
 
         Args:
             key: The key.
             default: What goes where there is none; None if there must be one.
-            least: The smallest number that it may be.
+            allowed: What it may be.
         """
         value = self.get(key) if default is None else self.data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise StudyError(f"{self.at(key)} must be a whole number, at least {least}, got {_shown(value)}")
-        return value
+        if not allowed.holds(value):
+            raise StudyError(f"{self.at(key)} must be {allowed}, got {_shown(value)}")
+        return int(value)
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
         """A number between two others.
@@ -151,19 +159,19 @@ class Fields:
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise StudyError(f"{self.at(key)} must be a list of texts, such as [one, two], got {_shown(value)}")
-        if not listed and default is None:
+        if not listed and (default is None or len(default)):
             raise StudyError(f"{self.at(key)} is empty: name at least one, or leave out what it belongs to")
         return _once(listed, self.at(key))
 
     def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers from 0, each once.
+        """A list of seeds, each once.
 
         Args:
             key: The key.
             default: What goes where there is none; None if there must be one.
         """
         value = self.get(key) if default is None else self.data.get(key, list(default))
-        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        if not isinstance(value, list) or not all(map(SEED.holds, value)):
             raise StudyError(f"{self.at(key)} must be a list of whole numbers, such as [0, 1, 2], got {_shown(value)}")
         if not value:
             raise StudyError(f"{self.at(key)} is empty: name at least one")

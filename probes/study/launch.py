@@ -81,7 +81,9 @@ def call(command: Sequence[str], write: Callable[[str], object]) -> int:
         The exit code.
     """
     write(f"$ {shlex.join(command)}\n")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    ) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:

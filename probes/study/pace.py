@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.study.store import Store, read_json
+from vlm_probe.stimuli.errors import reading
 
 PILOT = "pilot.json"
 START = "start"
@@ -91,7 +93,8 @@ def paces(cells: Iterable[Cell], store: Store) -> dict[str, Pace]:
 
 def read_pilot(folder: Path) -> dict[str, Pace]:
     """The paces of a pilot; empty if there was none."""
-    return {name: Pace(**values) for name, values in read_json(folder / PILOT).get("paces", {}).items()}
+    with reading(folder / PILOT, StudyError, "delete it, and give `probe study plan --pilot` again"):
+        return {name: Pace(**values) for name, values in read_json(folder / PILOT).get("paces", {}).items()}
 
 
 def seconds_of(found: Mapping[str, Pace], step: Step) -> float | None:

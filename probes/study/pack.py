@@ -19,26 +19,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.archive import LOGS, RUNS
 from vlm_probe.probes.decoding.result import RESULT
 from vlm_probe.probes.models.adapter_folder import TRAINING
 from vlm_probe.probes.study.cells import Cell
 from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.study.overview import Overview
-from vlm_probe.probes.study.store import MARK, Store, read_json, size_of, write_json
+from vlm_probe.probes.study.store import MARK, Store, read_json, size_of
 from vlm_probe.probes.trials import TRIALS, archive_runs
 from vlm_probe.stimuli.dataset import CARD
+from vlm_probe.stimuli.output import claim, write_json
 
 STUDY, STATE, REMARKS = "study.yaml", "state.json", "remarks.tex"
 SMALL = {"sets": CARD, "adapters": TRAINING, "decoding": RESULT}
 """The file that is kept of every step, by kind, beside the logs."""
-PARTS = (*SMALL, STUDY, STATE, REMARKS, LOGS, RUNS)
+KIND = "packed study"
 
 
 def pack(
     study: Path, cells: Sequence[Cell], store: Store, overview: Overview, deviations: Sequence[str], to: Path
 ) -> dict[str, Any]:
-    """Pack what is done of a study. What an earlier packing left in the folder is replaced.
+    """Pack what is done of a study. What an earlier packing left in the folder is replaced, and nothing else.
 
     Args:
         study: Its YAML file.
@@ -50,30 +50,31 @@ def pack(
         Runs, trials and bytes.
 
     Raises:
-        StudyError: If the folder holds something else.
+        OutputError: If the folder holds something else, or what was packed there was changed since.
+        StudyError: If it is that of the study.
         RunError: If a log is damaged.
     """
-    if to.exists() and any(to.iterdir()) and not (to / STATE).is_file():
-        raise StudyError(f"{to} holds something else than a packed study: choose another folder with --to")
     if to.resolve() == store.folder.resolve():
         raise StudyError(f"{to} is the folder of the study itself: choose another one with --to")
-    done = [step for cell in cells for step in cell.steps if store.done(step)]
-    _clear(to)
-    to.mkdir(parents=True, exist_ok=True)
-    folders = [store.folder / step.id for step in done]
-    # A battery of controls has the run of its grounding questions inside it.
-    runs = [path.parent for folder in folders for path in sorted(folder.rglob(TRIALS))]
-    n = archive_runs(runs, store.folder, to)
-    for folder in folders:
-        kind = folder.relative_to(store.folder).parts[0]
-        for path in sorted(folder.rglob(SMALL[kind])) if kind in SMALL else ():
-            copy = to / path.relative_to(store.folder)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-    for path in (*sorted(store.folder.glob("registration*.json")), *store.folder.glob(REMARKS)):
-        shutil.copyfile(path, to / path.name)
-    shutil.copyfile(study, to / STUDY)
-    write_json(to / STATE, _state(cells, store, overview, deviations))
+    with claim(to, KIND, "--to") as output:
+        output.check()
+        done = [step for cell in cells for step in cell.steps if store.done(step)]
+        folders = [store.folder / step.id for step in done]
+        # A battery of controls has the run of its grounding questions inside it.
+        runs = [path.parent for folder in folders for path in sorted(folder.rglob(TRIALS))]
+        with output.scratch() as made:
+            n = archive_runs(runs, store.folder, made)
+            for folder in folders:
+                kind = folder.relative_to(store.folder).parts[0]
+                for path in sorted(folder.rglob(SMALL[kind])) if kind in SMALL else ():
+                    copy = made / path.relative_to(store.folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+            for path in (*sorted(store.folder.glob("registration*.json")), *store.folder.glob(REMARKS)):
+                shutil.copyfile(path, made / path.name)
+            shutil.copyfile(study, made / STUDY)
+            write_json(made / STATE, _state(cells, store, overview, deviations))
+            output.replace_all(made, last=STATE)
     return {"folder": str(to), "runs": len(runs), "trials": n, "bytes": size_of(to)}
 
 
@@ -98,12 +99,3 @@ def _took(cell: Cell, store: Store) -> dict[str, Any]:
         "seconds": round(sum(mark["seconds"] for mark in done), 1),
         "cpu_seconds": round(sum(mark["cpu_seconds"] for mark in done), 1),
     }
-
-
-def _clear(to: Path) -> None:
-    """Remove what an earlier packing left, and nothing else."""
-    for path in (*(to / part for part in PARTS), *to.glob("registration*.json")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from vlm_probe.probes.study.cells import Cell, Step
 from vlm_probe.probes.study.drive import drive
 from vlm_probe.probes.study.pace import PILOT, START, fit, fixed, read_pilot
 from vlm_probe.probes.study.pools import LocalPool
-from vlm_probe.probes.study.store import Store, write_json
+from vlm_probe.probes.study.store import Store
 
 FOLDER = "pilot"
 WARM_UP = "warm-up"
@@ -45,8 +45,8 @@ def pilot(cells: Sequence[Cell], store: Store, size: int, processes: int) -> lis
         return []
     trial = Store(store.folder / FOLDER)
     made = list(_cells(wanted, size))
-    with trial.held():
-        trial.tidy(made)
+    with store.held(), trial.held() as output:
+        trial.tidy(made, output)
         drive(made, trial, LocalPool(trial, 1, processes=processes, threads=processes))
     points: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for cell in made:
@@ -63,7 +63,8 @@ def pilot(cells: Sequence[Cell], store: Store, size: int, processes: int) -> lis
     ]
     if waits:
         found[START] = fixed(max(0.0, *waits))
-    write_json(store.folder / PILOT, {"paces": {name: asdict(pace) for name, pace in found.items()}})
+    with store.held() as output:
+        output.write_json(PILOT, {"paces": {name: asdict(pace) for name, pace in found.items()}})
     return [f"{f.step}: {f.reason}" for cell in made if (ended := trial.ended(cell)) for f in ended.failures]
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.study.launch import IN_PROCESS, Launch
-from vlm_probe.probes.study.store import CELLS, JOB, LOG, Store, read_json, write_json
+from vlm_probe.probes.study.store import CELLS, JOB, LOG, Store, read_json
+from vlm_probe.stimuli.output import write_json
 
 GRACE = 30.0
 """Seconds that a process has to end before it is killed."""
@@ -288,7 +289,7 @@ def _still_there(jobs: Sequence[str]) -> set[str]:
     if not jobs:
         return set()
     command = ["squeue", "--noheader", "--array", "--format=%i|%F_%K", "--jobs", ",".join(jobs)]
-    asked = subprocess.run(command, capture_output=True, text=True)
+    asked = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return set(jobs)
     known = {part.strip() for line in asked.stdout.splitlines() for part in line.split("|")}

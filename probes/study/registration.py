@@ -8,7 +8,6 @@ have it any more. `vlm_probe.analysis.registration` reads the file, and calls ex
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,18 +16,24 @@ from vlm_probe.probes.provenance import git_state, versions
 from vlm_probe.probes.study.cells import Cell
 from vlm_probe.probes.study.design import Design
 from vlm_probe.probes.study.fields import StudyError
-from vlm_probe.probes.study.store import Store, read_json, write_json
+from vlm_probe.probes.study.store import Store
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.errors import reading
+from vlm_probe.stimuli.output import OutputFolder
+from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
 
 REGISTRATION = "registration.json"
 FORMAT = 1
 
 
-def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = False) -> dict[str, Any]:
+def register(
+    design: Design, cells: Sequence[Cell], store: Store, output: OutputFolder, again: bool = False
+) -> dict[str, Any]:
     """Write the registration of a study, whose sets must be there.
 
     Args:
         design, cells, store: The study.
+        output: Its folder, as `Store.held` gives it.
         again: Register a changed design anew; the earlier record stays beside the new one, and is named in it.
 
     Returns:
@@ -50,7 +55,7 @@ def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = 
                 f" {'; '.join(changes)}; go back to it, or register anew with --again, which keeps the earlier record"
             )
         earlier.append(str(found["sha256"]))
-        write_json(store.folder / f"registration-{len(earlier)}.json", found)
+        output.write_json(f"registration-{len(earlier)}.json", found)
     record = {
         "format": FORMAT,
         "registered": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +66,7 @@ def register(design: Design, cells: Sequence[Cell], store: Store, again: bool = 
         "git": git_state(),
     }
     record = {"sha256": record_hash(record), **record}
-    write_json(store.folder / REGISTRATION, record)
+    output.write_json(REGISTRATION, record)
     return record
 
 
@@ -69,21 +74,26 @@ def read_registration(store: Store) -> dict[str, Any]:
     """The registration of a study; empty if there is none.
 
     Raises:
-        StudyError: If it was edited.
+        StudyError: If it was edited, or is damaged.
     """
     path = store.folder / REGISTRATION
     if not path.exists():
         return {}
-    found = read_json(path)
-    if found.get("sha256") != record_hash(found):
-        raise StudyError(f"{path} is not what was registered (its hash is another one): restore the file")
+    with reading(path, StudyError, "restore the file"):
+        found = parse_object(path.read_bytes())
+        if found.get("sha256") != record_hash(found):
+            raise StudyError(f"{path} is not what was registered (its hash is another one): restore the file")
+        kinds = {"registered": str, "design": dict, "steps": dict, "sets": dict, "done_before": list, "earlier": list}
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {str(found[name])[:40]!r}")
     return found
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record without its own hash."""
     told = {name: value for name, value in record.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def deviations(record: Mapping[str, Any], design: Design, cells: Sequence[Cell]) -> list[str]:
@@ -114,7 +124,7 @@ def _planned(design: Design, cells: Sequence[Cell]) -> dict[str, Any]:
     """What is registered, apart from the contents of the sets."""
     return {
         "study": design.name,
-        "design": json.loads(json.dumps(design.to_dict())),
+        "design": parse(dumps(design.to_dict())),
         "steps": {step.id: step.sha256 for cell in cells for step in cell.steps},
     }
 
@@ -141,5 +151,5 @@ def _done_before(cells: Sequence[Cell], store: Store) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = dumps(value)
     return text if len(text) <= 160 else f"{text[:157]}..."

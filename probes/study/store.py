@@ -11,8 +11,6 @@ Nothing else is kept, and in particular no list of what is done: the folders say
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +20,12 @@ from typing import Any, Literal
 
 from vlm_probe.probes.study.cells import KINDS, Cell, Step
 from vlm_probe.probes.study.fields import StudyError
+from vlm_probe.stimuli.output import Busy, OutputFolder, claim, kind_of, write_json
+from vlm_probe.stimuli.plain_json import parse_object
 
 MARK, LOCK, LOG, ENDED, WORK, JOB = "step.json", ".lock", "log.txt", "ended.json", "work.json", "job.json"
 CELLS, ASIDE = "cells", "aside"
+KIND = "study"
 
 State = Literal["done", "running", "failed", "blocked", "missing"]
 
@@ -83,7 +84,7 @@ class Store:
         kept = self._marks.get(step.id)
         if kept is None or kept.get("sha256") != step.sha256:
             found = read_json(self.folder / step.id / MARK)
-            if found.get("sha256") != step.sha256:
+            if found.get("sha256") != step.sha256 or (found.get("done") and not _is_whole(found)):
                 return {}
             if found.get("done"):
                 self._marks[step.id] = found  # it does not change any more
@@ -103,8 +104,11 @@ class Store:
         found = read_json(self.cell_folder(cell.id) / ENDED)
         if found.get("sha256") != fingerprint(cell):
             return None
-        failures = tuple(Failure(**failure) for failure in found["failures"])
-        return Ended(failures, tuple(found["blocked"]), found["seconds"])
+        try:
+            failures = tuple(Failure(**failure) for failure in found["failures"])
+            return Ended(failures, tuple(map(str, found["blocked"])), float(found["seconds"]))
+        except (KeyError, TypeError, ValueError):  # a note that is damaged is no note
+            return None
 
     def look(self, cell: Cell) -> Look:
         """What a cell looks like now."""
@@ -142,14 +146,20 @@ class Store:
             sha256: The fingerprint of its steps.
             ended: How the try ended.
         """
+        self.cell_folder(cell_id).mkdir(parents=True, exist_ok=True)
         write_json(self.cell_folder(cell_id) / ENDED, {"sha256": sha256, **asdict(ended)})
 
-    def tidy(self, cells: Sequence[Cell]) -> list[str]:
+    def tidy(self, cells: Sequence[Cell], output: OutputFolder) -> list[str]:
         """Move aside what the design does not say any more, and back what it says again; cells at work are left alone.
+
+        Args:
+            cells: All cells of the study.
+            output: The study's folder, as `held` gives it.
 
         Returns:
             Folders that were moved aside.
         """
+        output.track(*(f"{CELLS}/{cell.id}/{name}" for cell in cells for name in (LOG, ENDED, WORK, JOB, LOCK)))
         wanted = {step.id: step for cell in cells for step in cell.steps}
         busy = {step.id for cell in cells if self.at_work(cell.id) for step in cell.steps}
         moved = []
@@ -172,17 +182,17 @@ class Store:
         """Move aside what is in the folder of a step and is not its own: results of another design, or of a kill."""
         path, mark = self.folder / step.id, read_json(self.folder / step.id / MARK)
         same = mark.get("sha256") == step.sha256 and mark.get("arguments") == list(step.arguments)
-        if path.exists() and not same:
+        if not same and is_ours(path):
             self._set_aside(path, step.id)
 
     def _results(self, folder: Path) -> Iterator[Path]:
-        """Folders of steps: those with a mark, and those without any that a kill has left."""
+        """Folders of steps: those with a mark, and those without one that a kill has left; nobody else's."""
         if not folder.is_dir():
             return
         nested = folder.name in ("runs", "observers", "decoding")
         for path in folder.iterdir():
             if path.is_dir() and not path.name.startswith("."):
-                yield from (p for p in path.iterdir() if p.is_dir()) if nested else (path,)
+                yield from (p for p in (path.iterdir() if nested else (path,)) if is_ours(p))
 
     def _set_aside(self, path: Path, name: str) -> None:
         sha256 = str(read_json(path / MARK).get("sha256", "unknown"))[:8]
@@ -193,23 +203,31 @@ class Store:
         path.rename(free)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Iterator[OutputFolder]:
         """Keep other drivers away while this one is at work.
 
         Raises:
-            StudyError: If there is one, or the folder cannot be written.
+            OutputError: If the folder holds something else, or cannot be written.
+            StudyError: If there is one.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / LOCK).open("a+b")
-        except OSError as error:
-            raise StudyError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from error
-        with file:
-            if not take(file.fileno(), 0):
-                raise StudyError(
-                    f"another `probe study run` is at work in {self.folder}: watch it with `probe study status`, or stop it"
-                )
-            yield
+            output = claim(self.folder, KIND)
+        except Busy as error:
+            raise StudyError(
+                f"another `probe study run` is at work in {self.folder}: watch it with `probe study status`, or stop it"
+            ) from error
+        with output:
+            yield output
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds results of this program, whole or half written."""
+    return kind_of(folder) is not None
+
+
+def _is_whole(mark: Mapping[str, Any]) -> bool:
+    """Whether the mark of a step that is done says what it took; a damaged one does not count, and the step is done again."""
+    return all(isinstance(mark.get(name), int | float) for name in ("seconds", "cpu_seconds", "bytes", "amount"))
 
 
 def take(descriptor: int, patience: float) -> bool:
@@ -242,26 +260,9 @@ def fingerprint(cell: Cell) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a JSON file; empty if it is not there, or not whole."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file whole, or not at all.
-
-    Args:
-        path: The file; its folder is made if it is not there.
-        data: What goes into it.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def size_of(folder: Path) -> int:

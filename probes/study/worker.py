@@ -6,7 +6,6 @@ others. Exit codes: 0 all done, 3 some failed, 4 another process is at the cell.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -19,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, as_line
+from vlm_probe.probes.cli.errors import FAILED_TRIALS, FAILURE, INTERRUPTED, SUCCESS, as_line
 from vlm_probe.probes.cli.settings import OTHER_VARIABLES
 from vlm_probe.probes.study.cells import Cell, Step
+from vlm_probe.probes.study.fields import StudyError
 from vlm_probe.probes.study.launch import IN_PROCESS, Launch, call
 from vlm_probe.probes.study.store import (
     ENDED,
@@ -35,10 +35,14 @@ from vlm_probe.probes.study.store import (
     read_json,
     size_of,
     take,
-    write_json,
 )
+from vlm_probe.stimuli.errors import ProbeError, reading
+from vlm_probe.stimuli.output import OutputError, claim, kind_of
+from vlm_probe.stimuli.plain_json import parse_object
 
 AT_WORK = 4
+OUTPUTS = {"train": "training run", "run": "run", "decode": "decoding"}
+"""Command -> what the manifest of its folder calls it; a stimulus set's appears when it is whole, and is marked then."""
 PATIENCE = 5.0
 """Seconds to wait for a lock that somebody may hold only to look at the cell."""
 ERRORS_KEPT = 4
@@ -58,13 +62,14 @@ def work_of(cell: Cell, processes: int, launch: Launch = IN_PROCESS) -> dict[str
 
 def read_work(path: Path) -> tuple[Cell, int, Launch]:
     """The cell that a worker is asked to do, the processes that its steps may start for stimuli, and how steps are launched."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    steps = []
-    for step in data["steps"]:
-        lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
-        steps.append(Step(**{**step, **lists}))
-    cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
-    return cell, int(data["processes"]), Launch(**data.get("launch", {}))
+    with reading(path, StudyError, "give `probe study run` again, which writes it"):
+        data = parse_object(path.read_bytes())
+        steps = []
+        for step in data["steps"]:
+            lists = {name: tuple(step[name]) for name in ("arguments", "needs", "items")}
+            steps.append(Step(**{**step, **lists}))
+        cell = Cell(data["id"], data["kind"], data["group"], tuple(steps))
+        return cell, int(data["processes"]), Launch(**data.get("launch", {}))
 
 
 def command_of(step: Step) -> str:
@@ -112,7 +117,7 @@ def _steps(store: Store, cell: Cell, processes: int, launch: Launch) -> tuple[li
             continue
         try:
             reason = _do(store, step, processes, launch)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             reason = as_line(error)
         if reason:
             failures.append(Failure(step.id, reason, command_of(step)))
@@ -136,8 +141,9 @@ def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
     mark = {"sha256": step.sha256, "arguments": list(step.arguments), "pace": step.pace, "amount": step.amount}
     _say(f"$ {command_of(step)}")
     store.make_room(step)
-    if step.arguments[0] != "stimuli":  # whose folder must not be there beforehand: it appears when it is whole
-        write_json(out / MARK, mark)
+    kind = OUTPUTS.get(step.arguments[0])
+    if kind is not None:
+        _note(out, kind, mark)
     clock, cpu = time.monotonic(), _cpu_seconds()
     code, reason = _call((*step.arguments, "--jobs", str(processes)), launch)
     if code == INTERRUPTED:
@@ -153,8 +159,14 @@ def _do(store: Store, step: Step, processes: int, launch: Launch) -> str:
         "ended": _now(),
         "host": os.uname().nodename,
     }
-    write_json(out / MARK, mark | facts)
+    _note(out, str(kind_of(out)), mark | facts)
     return ""
+
+
+def _note(out: Path, kind: str, mark: dict[str, Any]) -> None:
+    """Write down in the folder of a step which one it is. Raises OutputError if the folder is somebody else's."""
+    with claim(out, kind) as folder:
+        folder.write_json(MARK, mark)
 
 
 def _call(arguments: tuple[str, ...], launch: Launch) -> tuple[int, str]:
@@ -226,6 +238,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; the same study goes on from here")
         return INTERRUPTED
+    except (ProbeError, OSError) as error:
+        _say(as_line(error))
+        return FAILURE
 
 
 if __name__ == "__main__":

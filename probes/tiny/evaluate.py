@@ -6,7 +6,6 @@ Run as `python -m vlm_probe.probes.tiny.evaluate [FOLDER]`: it writes `evaluatio
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,9 @@ from vlm_probe.probes.tiny.card import model_card
 from vlm_probe.probes.tiny.pictures import RENDER_PIXELS, draw_scene, physics_tasks, shift_if_possible
 from vlm_probe.probes.tiny.questions import grounding, sayable
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.output import write_json, write_whole
 from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.question import PARAPHRASES, Question, Variant
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, Shifts, parse_shifts
@@ -253,10 +254,10 @@ def evaluate(
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = found
-            sys.stderr.write(f"{path}: {json.dumps(found)}\n")
-    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1) + "\n")
-    training = json.loads((folder / "training.json").read_text())
-    (folder / "MODEL_CARD.md").write_text(model_card(facts, training))
+            sys.stderr.write(f"{path}: {dumps(found)}\n")
+    write_json(folder / "evaluation.json", facts, indent=1)
+    training = parse((folder / "training.json").read_text(encoding="utf-8"))
+    write_whole(folder / "MODEL_CARD.md", model_card(facts, training))
     return facts
 
 
@@ -367,7 +368,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     facts = evaluate(arguments.folder, arguments.per_ask, arguments.per_shift, arguments.scenes, arguments.jobs)
-    sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+    sys.stdout.write(dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from transformers import LlavaProcessor
 
 from vlm_probe.probes.tiny.architecture import PIXELS
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput, reading
+from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw, panel_boxes
+from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import VISUAL, Shifts, apply
 from vlm_probe.stimuli.simulators import Frame, get_simulator
@@ -174,17 +176,15 @@ def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: Ll
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         made = render_pictures(np.random.default_rng([*seed, chunk]), CHUNK, processor)
-        part = path.with_name(f".{path.name}.partial")
-        with part.open("wb") as file:
-            np.savez(file, **_arrays(made))  # type: ignore[arg-type]
-        part.replace(path)
-    with np.load(path) as stored:
+        with whole_file(path) as partial:
+            np.savez(partial, **_arrays(made))  # type: ignore[arg-type]
+    with reading(path, InvalidInput, "delete the file, and it is made again"), np.load(path) as stored:
         return _pictures(stored)
 
 
 def _arrays(pictures: Sequence[Picture]) -> dict[str, npt.NDArray[np.generic]]:
     """Pictures as plain arrays; boxes, of which they have different numbers, one after the other."""
-    described = json.dumps([[p.task, p.scene.to_dict()] for p in pictures]).encode()
+    described = dumps([[p.task, p.scene.to_dict()] for p in pictures], ascii_only=True).encode()
     return {
         "pixels": np.stack([p.pixels for p in pictures]),
         "things": np.stack([p.things for p in pictures]),
@@ -196,7 +196,7 @@ def _arrays(pictures: Sequence[Picture]) -> dict[str, npt.NDArray[np.generic]]:
 
 def _pictures(arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[Picture]:
     """Inverse of `_arrays`."""
-    described = json.loads(arrays["scenes"].tobytes())
+    described = parse(arrays["scenes"].tobytes())
     shapes = [tuple(shape) for shape in arrays["shapes"].tolist()]
     ends = np.cumsum([shape[0] * shape[1] for shape in shapes])[:-1]
     boxes = np.split(arrays["boxes"], ends)

@@ -9,7 +9,6 @@ How the shipped weights were made, and in what that differed from a run with the
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -43,7 +42,13 @@ from vlm_probe.probes.tiny.questions import (
     seen_by,
 )
 from vlm_probe.probes.tiny.tokenizer import build_tokenizer
+from vlm_probe.stimuli.errors import InvalidInput, reading
+from vlm_probe.stimuli.output import claim, whole_file, write_json
+from vlm_probe.stimuli.plain_json import dumps
+from vlm_probe.stimuli.ranges import PROCESSES, SEED, check_ranges, ranged
 from vlm_probe.stimuli.tasks import get_task
+
+LOG, STATE, WEIGHTS, CACHE = "log.jsonl", "state.pt", "weights", "cache"
 
 BATCH = 16
 """Pictures per process and step."""
@@ -103,8 +108,8 @@ class Recipe:
         stages: One after the other.
     """
 
-    seed: int = 0
-    processes: int = 2
+    seed: int = ranged(0, SEED)
+    processes: int = ranged(2, PROCESSES)
     stages: tuple[Stage, ...] = (
         Stage(4_696, 1.5e-3, whole=False),
         Stage(2_642, 1e-3),
@@ -115,6 +120,9 @@ class Recipe:
         Stage(2_829, 8e-4, mixture=0.3, pictures=(60_000, 120_000)),
         Stage(775, 4e-4, mixture=0.6, pictures=(60_000, 120_000)),
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def chunks(self) -> list[int]:
@@ -131,15 +139,20 @@ def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
 
     Returns:
         The folder with the weights.
+
+    Raises:
+        OutputError: If `out` holds something else, cannot be written, or another process is writing to it.
     """
     recipe = recipe or Recipe()
-    (out / "cache").mkdir(parents=True, exist_ok=True)
-    if recipe.processes == 1:
-        _work(0, recipe, out, "")
-        return out / "weights"
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_work, args=(recipe, out, f"file://{folder}/meet"), nprocs=recipe.processes)
-    return out / "weights"
+    with claim(out, "pretraining") as output, tempfile.TemporaryDirectory() as folder:
+        output.track(LOG, STATE)
+        output.announce(WEIGHTS, CACHE)
+        (out / CACHE).mkdir(exist_ok=True)
+        if recipe.processes == 1:
+            _work(0, recipe, out, "")
+        else:
+            spawn(_work, args=(recipe, out, f"file://{folder}/meet"), nprocs=recipe.processes)
+    return out / WEIGHTS
 
 
 def _chunks(stage: Stage) -> range:
@@ -167,21 +180,27 @@ class _Worker:
 
     def run(self) -> None:
         """All stages, from wherever the checkpoint is."""
-        recipe, state = self.recipe, self.out / "state.pt"
+        recipe, state = self.recipe, self.out / STATE
         kept: dict[str, Any] | None = None
         if state.exists():
-            kept = torch.load(state, weights_only=True)
-            self.model.load_state_dict(kept["model"])
-            self.read_outs.load_state_dict(kept["read_outs"])
-            self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
-            self.steps = kept["steps"]
-            self.rng = np.random.default_rng([recipe.seed, 7, self.rank, self.stage, self.step])
+            with reading(state, InvalidInput, "restore it, or delete it to begin from the start"):
+                kept = self._resume(state)
         while self.stage < len(recipe.stages):
             self._train(recipe.stages[self.stage], kept)
             kept = None
             self.stage, self.step, self.elapsed = self.stage + 1, 0, 0.0
             self._save(None)
         self._save(None, "" if self.rank else self._digest())
+
+    def _resume(self, state: Path) -> dict[str, Any]:
+        """Take over a checkpoint, and give what is in it."""
+        kept: dict[str, Any] = torch.load(state, weights_only=True)
+        self.model.load_state_dict(kept["model"])
+        self.read_outs.load_state_dict(kept["read_outs"])
+        self.stage, self.step, self.elapsed, self.cpu = (kept[k] for k in ("stage", "step", "elapsed", "cpu"))
+        self.steps = kept["steps"]
+        self.rng = np.random.default_rng([self.recipe.seed, 7, self.rank, self.stage, self.step])
+        return kept
 
     def _load(self, stage: Stage) -> None:
         """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""
@@ -191,7 +210,7 @@ class _Worker:
             self.pictures, self.loaded = [p for c in chunks for p in self._chunk(1, c)], stage.pictures
 
     def _chunk(self, stream: int, number: int) -> list[Picture]:
-        return cached_pictures(self.out / "cache", (self.recipe.seed, stream), number, self.processor)
+        return cached_pictures(self.out / CACHE, (self.recipe.seed, stream), number, self.processor)
 
     def _train(self, stage: Stage, kept: dict[str, Any] | None) -> None:
         self._load(stage)
@@ -358,9 +377,9 @@ class _Worker:
         return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
     def _tell(self, facts: dict[str, Any]) -> None:
-        line = json.dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
+        line = dumps({"stage": self.stage, "step": self.step, "minutes": round(self.elapsed / 60, 2), **facts})
         sys.stderr.write(line + "\n")
-        with (self.out / "log.jsonl").open("a") as log:
+        with (self.out / LOG).open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
     def _digest(self) -> str:
@@ -384,10 +403,9 @@ class _Worker:
             "cpu": self.cpu,
             "steps": self.steps,
         }
-        part = self.out / "state.tmp"
-        torch.save(state, part)
-        part.replace(self.out / "state.pt")
-        save_weights(self.model, self.processor, self.out / "weights")
+        with whole_file(self.out / STATE) as partial:
+            torch.save(state, partial)
+        save_weights(self.model, self.processor, self.out / WEIGHTS)
         facts = {
             "recipe": {
                 **asdict(self.recipe),
@@ -401,7 +419,7 @@ class _Worker:
             "cpu_seconds": round(self.cpu),
             "data_sha256": data,
         }
-        (self.out / "weights" / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        write_json(self.out / WEIGHTS / "training.json", facts, indent=1)
 
 
 def save_weights(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from vlm_probe.probes.archive import ArchiveError, write_archive
 from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError
 from vlm_probe.probes.trials.reading import read_log, read_run
+from vlm_probe.stimuli.plain_json import dumps, parse
 
 
 def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
@@ -43,9 +43,9 @@ def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
 
 def _portable(record: str) -> str:
     """A run.json in which sets of this machine's cache have their name in place of their path, which nobody else has."""
-    run = json.loads(record)
+    run = parse(record)
     path = Path(str((run.get("stimuli") or {}).get("path", "")))
     if not path.is_absolute():
         return record
     run["stimuli"]["path"] = path.name
-    return json.dumps(run, indent=2) + "\n"
+    return dumps(run, indent=2, ascii_only=True) + "\n"

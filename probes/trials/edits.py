@@ -25,7 +25,10 @@ def trials_hash(folder: str | Path) -> str:
     path = Path(folder) / TRIALS
     rows = None if path.is_file() else in_archive(archived_rows, folder)
     if rows is not None:
-        return hashlib.sha256("".join(map(line_of, rows)).encode()).hexdigest()
+        try:
+            return hashlib.sha256("".join(map(line_of, rows)).encode()).hexdigest()
+        except ValueError as error:
+            raise RunError(f"the archived log of {folder} is damaged ({error}): restore it") from error
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vlm_probe.probes.models import Generation, Identity
 from vlm_probe.stimuli.dataset import Item
+from vlm_probe.stimuli.plain_json import dumps
 
 
 def trial_key(identity: Identity, item: Item, readout: str, settings: Generation, manner: Sequence[Any] = ()) -> str:
     """The hash that identifies a trial: who answered, what was shown and asked, and how the answer was read.
 
     Args:
-        identity: Of the model that answered, down to its weights.
+        identity: Of the model that answered, down to every file that was loaded.
         item: What was shown and asked.
         readout: "generate" or "options".
         settings: Of generation; they do not matter to options.
@@ -28,7 +28,7 @@ def trial_key(identity: Identity, item: Item, readout: str, settings: Generation
     question = item.question
     asked = [question.prompt, question.grammar.to_dict(), question.style]
     parts = [
-        [identity.name, identity.revision, identity.weights_sha256, identity.adapter_sha256],
+        [identity.name, identity.revision, identity.weights_sha256, identity.adapter_sha256, *identity.files.items()],
         # The item's id keeps two items with the same picture and prompt apart; observers look at the scene.
         [item.item_id, item.image_sha256, item.scene_sha256, _sha256(asked)],
         [readout, asdict(settings) if readout == "generate" else {}],
@@ -38,4 +38,4 @@ def trial_key(identity: Identity, item: Item, readout: str, settings: Generation
 
 
 def _sha256(data: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+    return hashlib.sha256(dumps(data, ascii_only=True).encode()).hexdigest()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.archive import ArchiveError, archived_record, archived_rows, archived_runs
-from vlm_probe.probes.row_format import COLUMNS, KINDS, Kinds, check_kinds, row_of
-from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError
+from vlm_probe.probes.columns import NATURAL
+from vlm_probe.probes.row_format import COLUMNS, Kinds, check_kinds, read_row, row_of
+from vlm_probe.probes.trials.folder import RUN, TRIALS, RunError, shards
+from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.plain_json import parse_object
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ _RUN_KINDS: Kinds = {
     **dict.fromkeys(("training", "git", "hardware"), (dict, type(None))),
     **dict.fromkeys(("n", "n_errors", "resumed", "seed"), (int,)),
     "edited": (list,),
+    "moment": (str,),
 }
 """What the entries of `run.json` hold that the program reads."""
 
@@ -34,22 +37,24 @@ def read_trials(folder: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / TRIALS
     if path.is_file():
-        logs = [read_log(file)[0] for file in (path, *sorted(Path(folder).glob(SHARDS)))]
+        logs = [read_log(file)[0] for file in (path, *shards(Path(folder)))]
     else:
         found = in_archive(archived_rows, folder)
         if found is None:
             raise RunError(f"{folder} is not a run: it has no {TRIALS}; make one with `probe run --out {folder}`")
-        try:
-            for row in found:
-                check_kinds(row, KINDS)
-        except ValueError as error:
-            raise RunError(f"the archived log of {folder} is damaged ({error}): restore it") from error
-        logs = [found]
+        logs = [[_archived(folder, number, row) for number, row in enumerate(found, 1)]]
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for log in logs for row in log):
         if row["error"] is None or rows.get(row["key"], row)["error"] is not None:
             rows[row["key"]] = row
     return list(rows.values())
+
+
+def _archived(folder: str | Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return read_row(row)
+    except ValueError as error:
+        raise RunError(f"the archived log of {folder}, row {number}: damaged ({error}); restore it") from error
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -59,15 +64,24 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         RunError: If it is missing or damaged.
     """
     path = Path(folder) / RUN
-    try:
-        text = None if path.is_file() else in_archive(archived_record, folder)
+    text = None if path.is_file() else in_archive(archived_record, folder)
+    if text is None and not path.exists():
+        raise RunError(f"{folder} is not a run: it has no {RUN}; make one with `probe run --out {folder}`")
+    with reading(path, RunError, "restore it, or make the run again with another --out"):
         run = parse_object(path.read_bytes() if text is None else text)
         check_kinds(run, _RUN_KINDS)
-    except OSError as error:
-        raise RunError(f"{folder} is not a run: cannot read its {RUN} ({error.strerror})") from error
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); restore it, or make the run anew with another --out") from error
+        for name in ("n", "n_errors", "resumed", "seed"):
+            NATURAL.check(name, run.get(name, 0))
     return run
+
+
+def parser_of(run: Mapping[str, Any]) -> str:
+    """The version of the parser that has read a run's replies; "1" of a run that does not say.
+
+    Args:
+        run: The contents of its `run.json`.
+    """
+    return str(run.get("versions", {}).get("parser", "1"))
 
 
 def is_run(folder: str | Path) -> bool:
@@ -78,6 +92,9 @@ def is_run(folder: str | Path) -> bool:
 def runs_below(folder: str | Path) -> list[Path]:
     """The folders of all runs below a folder, on the disk and in archives, sorted."""
     found = {path.parent for path in Path(folder).rglob(TRIALS)} | set(in_archive(archived_runs, folder))
+    for path in found:
+        if not is_text(str(path)):
+            raise RunError(f"the run {path} has a name that is not UTF-8: rename its folder")
     return sorted(found)
 
 
@@ -130,8 +147,8 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             rows.append(row_of(data[end:newline]))
         except ValueError as error:
-            # A power cut can leave a block of zeros at the end; anywhere else this is not our doing.
-            if data.find(b"\n", newline + 1) < 0:
+            # A power cut can leave a block of zeros at the end; anywhere else, and in a whole row, this is not our doing.
+            if data.find(b"\n", newline + 1) < 0 and not data[end:newline].rstrip().endswith(b"}"):
                 break
             raise RunError(
                 f"{path}, line {len(rows) + 1}: damaged ({error}); remove the line to have its trial asked again"

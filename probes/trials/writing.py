@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.row_format import brief, line_of, whole
 from vlm_probe.probes.trials.edits import noting_edits
-from vlm_probe.probes.trials.folder import RUN, SHARDS, TRIALS, RunError, lock_folder, write_json
-from vlm_probe.probes.trials.reading import read_log, read_run
+from vlm_probe.probes.trials.folder import KIND, RUN, TRIALS, RunError, shard_name, shards
+from vlm_probe.probes.trials.reading import parser_of, read_log, read_run
+from vlm_probe.stimuli.output import OutputError, OutputFolder, claim, lock
 
 SYNC_INTERVAL = 2.0
 """Seconds between two forced writes to the disk. A row outlives its process at once, a power cut after this time."""
@@ -21,40 +23,37 @@ class TrialLog:
     """The log of one run, open for appending, by one process at a time. A context manager.
 
     Args:
-        folder: The run's folder; made if it is not there.
+        folder: The run's folder, made if it is not there; or one that is claimed already, and stays so.
         run: What goes into `run.json`. Its "fingerprint" (flat) must equal that of the run which is there already.
 
     Attributes:
         done: Keys of the trials that need not be asked again.
 
     Raises:
-        RunError: If the folder cannot be written, another process has it open, or it holds another run.
+        OutputError: If the folder cannot be written, another process has it open, or it holds something else.
+        RunError: If it holds another run.
     """
 
     _path: Path
     _end: int
     _synced: float
 
-    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(folder)
-        except OSError as error:
-            raise RunError(
-                f"cannot write a run to {folder}: {error.strerror}; choose another folder with --out"
-            ) from error
+    def __init__(self, folder: Path | OutputFolder, run: Mapping[str, Any]) -> None:
+        self._is_own = not isinstance(folder, OutputFolder)
+        self.output = folder if isinstance(folder, OutputFolder) else claim(folder, KIND)
+        self.folder = self.output.path
         self._file = -1
         try:
-            self.run = noting_edits(folder, self._adopt(dict(run)))
+            self.output.track(RUN, TRIALS)
+            self.run = noting_edits(self.folder, self._adopt(dict(run)))
             rows = self._open(TRIALS)
             self.done = {row["key"] for row in rows if row["error"] is None}
             self.absorb()
-        except (OSError, RunError) as error:
+        except (OSError, RunError, OutputError) as error:
             self._release()
-            if isinstance(error, RunError):
+            if isinstance(error, RunError | OutputError):
                 raise
-            raise RunError(f"cannot write to {folder}: {error.strerror}") from error
+            raise RunError(f"cannot write to {self.folder}: {error.strerror}") from error
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row.
@@ -64,7 +63,9 @@ class TrialLog:
 
         Raises:
             RunError: If the disk does not take it; the rows before it stay.
+            ValueError: If a column holds what is not allowed there.
         """
+        check_row(row)
         data = line_of(whole(row)).encode()
         try:
             view = memoryview(data)
@@ -86,10 +87,11 @@ class TrialLog:
         """Take over the rows of further processes that have ended, and remove their logs.
 
         Raises:
-            RunError: If one of them is still writing.
+            OutputError: If one of them is still writing.
+            RunError: If the disk does not take them.
         """
-        for path in sorted(self.folder.glob(SHARDS)):
-            lock = lock_folder(self.folder, path.name)
+        for path in shards(self.folder):
+            held = lock(self.folder, path.name)
             try:
                 # A kill may have come after some rows were taken over, and before the log was removed.
                 known = {line_of(whole(row)) for row in read_log(self._path)[0]}
@@ -99,20 +101,20 @@ class TrialLog:
                     if row["error"] is None:
                         self.done.add(row["key"])
                 os.fsync(self._file)
-                path.unlink()
+                self.output.remove(path.name)
             except OSError as error:
                 raise RunError(f"cannot take over {path}: {error.strerror}") from error
             finally:
-                os.close(lock)
+                os.close(held)
 
     def update(self, **changes: Any) -> None:
         """Change entries of `run.json`.
 
         Raises:
-            RunError: If it cannot be written.
+            OutputError: If it cannot be written.
         """
         self.run.update(changes)
-        write_json(self.folder / RUN, self.run)
+        self.output.write_json(RUN, self.run)
 
     def close(self) -> None:
         """Force everything to the disk and let other processes have the folder. The second time, nothing.
@@ -147,8 +149,9 @@ class TrialLog:
     def _release(self) -> None:
         if self._file >= 0:
             os.close(self._file)
-        os.close(self._lock)
         self._file = -1
+        if self._is_own:
+            self.output.close()
 
     def _adopt(self, run: dict[str, Any]) -> dict[str, Any]:
         """The description of the run that is here already, if it is the same one; else the new one, written."""
@@ -157,7 +160,7 @@ class TrialLog:
                 raise RunError(
                     f"{self.folder} has {TRIALS} but no {RUN}: not a run to go on with; choose another --out"
                 )
-            write_json(self.folder / RUN, run)
+            self.output.write_json(RUN, run)
             return run
         found = read_run(self.folder)
         old, new = found.get("fingerprint", {}), run["fingerprint"]
@@ -165,7 +168,13 @@ class TrialLog:
         if differ:
             changes = ", ".join(f"{name} ({brief(old.get(name))}, now {brief(new.get(name))})" for name in differ)
             raise RunError(f"{self.folder} holds a run with another configuration: {changes}; choose another --out")
-        return found
+        before, now = parser_of(found), parser_of(run)
+        if before != now and new.get("readout") != "options":
+            raise RunError(
+                f"the replies in {self.folder} were read by parser {before}, and this is parser {now}: read them again with"
+                f" `probe score {self.folder}`, then give the same command"
+            )
+        return run | found  # entries that are missing there have the values of a run that begins
 
 
 class ShardLog(TrialLog):
@@ -180,15 +189,16 @@ class ShardLog(TrialLog):
         done: Keys of the trials that need not be asked again, as the first process has them.
 
     Raises:
-        RunError: If another process has the log, or it cannot be written.
+        OutputError: If another process has the log.
+        RunError: If it cannot be written.
     """
 
     def __init__(self, folder: Path, rank: int, run: Mapping[str, Any], done: set[str]) -> None:
         self.folder, self.run, self.done = folder, dict(run), done
-        name = SHARDS.replace("*", str(rank))
+        name = shard_name(rank)
         self._file = -1
         try:
-            self._lock = lock_folder(folder, name)
+            self._lock = lock(folder, name)
         except OSError as error:
             raise RunError(f"cannot write to {folder / name}: {error.strerror}") from error
         try:
@@ -198,6 +208,12 @@ class ShardLog(TrialLog):
             if isinstance(error, RunError):
                 raise
             raise RunError(f"cannot write to {folder / name}: {error.strerror}") from error
+
+    def _release(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        os.close(self._lock)
 
     def update(self, **changes: Any) -> None:
         """Nothing: `run.json` is the first process's."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.stimuli.errors import InvalidInput, NotInstalled
 from vlm_probe.stimuli.scene import Scene
 
 log = logging.getLogger(__name__)
@@ -157,9 +158,9 @@ def get_simulator(name: str | None = None) -> Simulator:
             log.warning("pybullet is not installed, so MuJoCo simulates; its pictures differ from the standard ones")
             return fallback
     if name not in ENGINES:
-        raise ValueError(f"unknown simulator {name!r}; available: {', '.join(ENGINES)}")
+        raise InvalidInput(f"unknown simulator {name!r}; available: {', '.join(ENGINES)}")
     module, _, attribute = ENGINES[name].partition(":")
     try:
         return getattr(import_module(module), attribute)()
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{name} is not installed: {INSTALL[name]}") from error
+        raise NotInstalled(f"{name} is not installed: {INSTALL[name]}") from error

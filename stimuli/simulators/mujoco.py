@@ -22,6 +22,7 @@ if sys.platform == "linux" and not any(os.environ.get(name) for name in ("MUJOCO
 import mujoco
 import numpy as np
 
+from vlm_probe.stimuli.errors import NotInstalled
 from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.scene import Body, Marker, Scene
 from vlm_probe.stimuli.shapes import cradle_boards, mesh
@@ -74,7 +75,7 @@ class MuJoCoSimulator:
         """A square picture of the scene at its start, or with the bodies at `poses`.
 
         Raises:
-            RuntimeError: If no OpenGL is to be had; the message says what to install.
+            NotInstalled: If no OpenGL is to be had; the message says what to install.
         """
         model = mujoco.MjModel.from_xml_string(model_xml(scene, size=size))
         data = mujoco.MjData(model)
@@ -89,7 +90,7 @@ class MuJoCoSimulator:
         try:
             renderer = mujoco.Renderer(model, size, size)
         except Exception as error:
-            raise RuntimeError(
+            raise NotInstalled(
                 f"MuJoCo found no OpenGL to draw with ({error}): install EGL or OSMesa (Debian: libegl1 libegl-mesa0), or draw"
                 " with pybullet"
             ) from error

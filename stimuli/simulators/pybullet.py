@@ -10,6 +10,7 @@ import math
 import os
 from functools import lru_cache
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from vlm_probe.stimuli.simulators import (
     Outcome,
     Poses,
     Stop,
+    get_simulator,
 )
 from vlm_probe.stimuli.simulators.loop import REST_SPEED, Floats, run, steps_per_frame
 
@@ -71,6 +73,10 @@ class PyBulletSimulator:
         self._ids: list[int] = []
         self._floor = -1
         self._lent: dict[tuple[str, int], list[list[float]]] = {}
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # Its world belongs to this process and this object: two of them that take it for theirs would disturb each other.
+        return get_simulator, ("pybullet",)
 
     def version(self) -> str:
         """Engine and version."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput, ProbeError, UnknownName, reason_of
 from vlm_probe.stimuli.question import Answer, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.simulators import Outcome, Simulator, get_simulator
@@ -39,7 +40,7 @@ class Score:
     outcome: Outcome | None = field(default=None, repr=False, compare=False)
 
 
-class Unsatisfiable(ValueError):
+class Unsatisfiable(ProbeError, ValueError):
     """No scene of the family meets the condition."""
 
 
@@ -259,7 +260,7 @@ FAMILIES: dict[str, str] = {
 """Families and their headline judgement task, which is what a family name stands for on the command line."""
 
 
-class UnknownTask(LookupError):
+class UnknownTask(UnknownName):
     """No task of that name; the message lists the closest ones."""
 
 
@@ -274,6 +275,7 @@ def get_task(name: str) -> Task:
 
     Raises:
         UnknownTask: With the closest names.
+        InvalidInput: If it is a plug-in that cannot be loaded.
     """
     locations = _locations()
     if name not in locations:
@@ -281,7 +283,17 @@ def get_task(name: str) -> Task:
         hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(locations)}"
         raise UnknownTask(f"unknown task {name!r}: {hint}")
     module, _, attribute = locations[name].partition(":")
-    task = getattr(import_module(module), attribute)()
+    try:
+        task = getattr(import_module(module), attribute)()
+    except ProbeError:
+        raise
+    except Exception as error:  # of a plug-in, whose code is somebody's own
+        if name in _BUILT_IN:
+            raise
+        raise InvalidInput(
+            f"the plug-in {locations[name]} cannot be loaded ({type(error).__name__}: {reason_of(error)}): mend it, or"
+            " uninstall its package"
+        ) from error
     if task.name != name:
         raise UnknownTask(f"the plug-in {locations[name]} is registered as {name!r} but calls itself {task.name!r}")
     return task

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import (
     THINK,
     Answer,
@@ -96,7 +97,7 @@ class GroundingTask(Task):
         """
         ask = condition.build.partition(":")[0]
         if ask not in self.asks:
-            raise ValueError(f"{self.name} knows no question {ask!r}; use one of {', '.join(self.asks)}")
+            raise InvalidInput(f"{self.name} knows no question {ask!r}; use one of {', '.join(self.asks)}")
         for _ in range(100):
             scene = self.sample_scene(rng, condition)
             if self.asks[ask].abouts(scene):
@@ -145,7 +146,9 @@ class GroundingTask(Task):
         name = variant.ask or next(iter(self.asks))
         abouts = self.asks[name].abouts(scene)
         if not abouts:
-            raise ValueError(f"{name} cannot be asked of this scene; it allows {', '.join(self.possible_asks(scene))}")
+            raise InvalidInput(
+                f"{name} cannot be asked of this scene; it allows {', '.join(self.possible_asks(scene))}"
+            )
         about = abouts[variant.detail % len(abouts)]
         text = self.asks[name].texts[variant.paraphrase].format(**about)
         grammar, clause = self.asks[name].grammar(scene, variant.order)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tests.analysis.conftest import run_rows, write_run
 from vlm_probe.analysis.frame import COLUMNS, Dropped, FrameError, Trials, from_table, load
 from vlm_probe.analysis.levels import TRANSFER, transfer_level
-from vlm_probe.probes.trials import RUN, TRIALS, RunError, read_run
+from vlm_probe.probes.trials import RUN, TABLE, TRIALS, Column, RunError, read_run
 from vlm_probe.stimuli.tasks import task_names
 
 
@@ -130,6 +132,17 @@ def test_runs_that_would_be_called_alike_are_told_apart(tmp_path: Path) -> None:
     assert "tiny ppo towers-stability (curriculum easy-to-hard) seed 0" in runs
 
 
+def test_models_that_differ_in_a_file_are_told_apart(tmp_path: Path) -> None:
+    """The weights are the same; another configuration or tokenizer makes other answers of them."""
+    for number, task in enumerate(("towers-stability", "balance-tilt", "support-hold")):
+        folder = write_run(tmp_path / str(number), run_rows(task, n=4))
+        record = json.loads((folder / RUN).read_text())
+        record["model"]["files"] = {"config.json": "a" if number < 2 else "b"}
+        (folder / RUN).write_text(json.dumps(record))
+    assert load([tmp_path / "0", tmp_path / "1"]).table["run"].nunique() == 1
+    assert load([tmp_path / "1", tmp_path / "2"]).table["run"].nunique() == 2
+
+
 def test_sampled_runs_of_an_untrained_model_are_runs_of_their_own(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path / str(seed), run_rows(n=4, seed=seed), seed=seed, temperature=1.0)
@@ -157,7 +170,7 @@ def test_tables_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     good = pd.DataFrame({"run": "a", "test_task": "t", "item_id": ["1", "2"], "correct": [0, 1]})
     with pytest.raises(FrameError, match="lacks the column item_id"):
         from_table(good.drop(columns="item_id"))
-    with pytest.raises(FrameError, match=r"must be 0 or 1, found 0\.5"):
+    with pytest.raises(FrameError, match=r"the table, row 1, column correct: must be 0 or 1, got 0\.5"):
         from_table(good.assign(correct=[0.5, 1]))
     with pytest.raises(FrameError, match="there twice"):
         from_table(good.assign(item_id="1"))
@@ -165,6 +178,130 @@ def test_tables_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         load([tmp_path])
     with pytest.raises(FrameError, match="no runs given"):
         load([])
+
+
+WRONG: dict[str, tuple[str, ...]] = {
+    "number": ("-1", "wide", "inf", "1e400", "1,5"),
+    "whole": ("-1", "0.5", "12345678901234567890123", "1e400", "two", "inf"),
+    "truth": ("2", "-1", "0.5", "perhaps"),
+    "text": (),
+}
+
+
+def wrong_values(column: Column) -> list[str]:
+    """Texts that are not allowed in a column."""
+    values = list(WRONG[str(column.table)])
+    values += ["", "  "] if column.needed and column.default is None else []
+    values += ["fine"] if column.choices else []
+    return [value for value in values if (column.name, value) != ("margin", "-1")]
+
+
+@pytest.mark.parametrize("column", [c for c in TABLE if wrong_values(c)], ids=lambda column: column.name)
+def test_every_column_of_a_table_has_its_range(tmp_path: Path, column: Column) -> None:
+    plain = {"run": "a", "test_task": "t", "item_id": list("bcdef"), "correct": "1"}
+    table = pd.DataFrame(plain | ({} if column.name in plain else {column.name: None}), dtype=object)
+    for value in wrong_values(column):
+        changed = table.copy()
+        changed.loc[3, column.name] = value
+        changed.to_csv(tmp_path / "t.csv", index=False)
+        changed.to_parquet(tmp_path / "t.parquet")
+        for place, use in (
+            (r"t\.csv, row 4 \(line 5\)", lambda _: load([tmp_path / "t.csv"])),
+            (r"t\.parquet, row 4", lambda _: load([tmp_path / "t.parquet"])),
+            ("the table, row 4", from_table),
+        ):
+            with pytest.raises(FrameError, match=f"{place}, column {column.name}: (must be|is empty)") as told:
+                use(changed)
+            assert "\n" not in str(told.value)
+
+
+odd_cells = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.decimals().filter(lambda value: not value.is_snan()),  # which pandas itself does not take
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=1), st.integers(), max_size=1),
+    st.binary(max_size=2),
+    st.datetimes(),
+)
+
+
+@given(st.sampled_from([column.name for column in TABLE]), odd_cells, odd_cells)
+def test_any_cell_is_in_its_range_or_refused(name: str, first: object, second: object) -> None:
+    table = pd.DataFrame({"run": "a", "test_task": "t", "item_id": ["b", "c"], "correct": 1}, dtype=object)
+    table[name] = pd.Series([first, second], dtype=object)
+    try:
+        found = from_table(table).table
+    except FrameError as error:
+        assert "\n" not in str(error)
+        return
+    for column in TABLE:
+        for value in found[column.name].dropna():
+            assert column.name == "observer" or column.read(value) == value
+
+
+def test_cells_of_other_kinds(tmp_path: Path) -> None:
+    good = pd.DataFrame({"run": "a", "test_task": "t", "item_id": ["01", "1"], "correct": [True, False]})
+    (tmp_path / "typed.csv").write_text(
+        "run,test_task,item_id,correct,margin,answer\na,t,01,TRUE,NA,-5\na,t,1,0.0,-.5,\n"
+    )
+    for trials in (from_table(good), load([tmp_path / "typed.csv"])):
+        items = trials.table.set_index("item_id")
+        assert items["correct"].to_dict() == {"01": 1, "1": 0}
+    assert items.loc["01", "answer"] == "-5" and items.loc["1", "margin"] == -0.5
+    assert math.isnan(items.loc["01", "margin"]) and pd.isna(items.loc["1", "answer"])
+    lists = good.assign(margin=[[0.1], [0.2, 0.3]])
+    lists.to_parquet(tmp_path / "lists.parquet")
+    for use in (lambda: from_table(lists), lambda: load([tmp_path / "lists.parquet"])):
+        with pytest.raises(FrameError, match="row 1, column margin: must be a finite number"):
+            use()
+    with pytest.raises(FrameError, match="row 2, column item_id: must be a text"):
+        from_table(good.assign(item_id=["a", ["b"]]))
+    double = pd.concat([good, good[["run"]]], axis=1)
+    with pytest.raises(FrameError, match="two columns called 'run'"):
+        from_table(double)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.csv", b"run,run,test_task,item_id,correct\na,a,t,1,1\n", "two columns are called 'run'"),
+        ("t.csv", b"run,test_task,item_id,correct\na,t,1,1,1\n", "line 2: more cells than columns"),
+        ("t.csv", b"run,test_task,item_id,correct\n\xff,t,1,1\n", "utf-8"),
+        ("t.csv", b"", "lacks the columns run"),
+        ("t.parquet", b"PAR1nonsense", "cannot read"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(FrameError, match=message) as told:
+        load([tmp_path / name])
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "column"),
+    [
+        ("condition", {"count": -3}, "count"),
+        ("condition", {"mirrored": 7}, "mirrored"),
+        ("condition", {"shifts": [["camera", -1]]}, "shift_level"),
+        ("variant", {"polarity": 7}, "polarity"),
+        ("variant", {"order": 0.5}, "order"),
+    ],
+)
+def test_factors_in_a_log_have_the_ranges_of_their_columns(
+    tmp_path: Path, where: str, change: dict[str, object], column: str
+) -> None:
+    rows = run_rows(n=8)
+    rows[3][where] = (rows[3][where] or {}) | change
+    run = write_run(tmp_path / "r", rows)
+    with pytest.raises(
+        FrameError, match=rf"trials\.jsonl, trial of {re.escape(rows[3]['item_id'])}, column {column}: must"
+    ):
+        load([run])
 
 
 def test_trainings_have_curves_and_whole_models_were_trained_too(tmp_path: Path) -> None:
@@ -185,7 +322,7 @@ def test_trainings_have_curves_and_whole_models_were_trained_too(tmp_path: Path)
     assert set(trials.curves["run"]) == set(trials.table["run"]) == {"tiny ppo towers-topblock seed 3"}
     assert set(trials.table["transfer"]) == {"cross-task"}
     (tmp_path / "adapter" / "training.json").write_text('{"curves": [{}]}')
-    with pytest.raises(RunError, match=r"training\.json cannot be read"):
+    with pytest.raises(RunError, match=r"training\.json is damaged"):
         load([tmp_path])
 
 

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from vlm_probe.analysis.figures.power import write
 from vlm_probe.analysis.power import Scenario, grid, power
+from vlm_probe.stimuli.output import claim
 
 
 def test_a_grid_is_a_list_or_a_range() -> None:
@@ -16,7 +17,7 @@ def test_a_grid_is_a_list_or_a_range() -> None:
     whole = grid("50..1000")
     assert whole[0] == 50 and whole[-1] == 1000 and len(whole) == 8
     for wrong in ("3-5", "", "1..4", "9..3x"):
-        with pytest.raises(ValueError, match=r"write 3,5,10|below 2"):
+        with pytest.raises(ValueError, match=r"write 3,5,10|from 2 to"):
             grid(wrong)
     with pytest.raises(ValueError, match=r"write 3\.\.20"):
         grid("20..3")
@@ -66,7 +67,12 @@ def test_the_fast_test_finds_what_the_model_finds() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"effect": 0.6}, "inside"), ({"against": "us"}, "`method` or the `base`"), ({"run_sd": -1.0}, "negative")],
+    [
+        ({"effect": 0.6}, "inside"),
+        ({"against": "us"}, "`method` or the `base`"),
+        ({"run_sd": -1.0}, "run_sd must be a number from 0"),
+        ({"alpha": math.nan}, "alpha must be"),
+    ],
 )
 def test_an_impossible_scenario_is_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -75,7 +81,10 @@ def test_an_impossible_scenario_is_refused(wrong: dict[str, object], said: str) 
 
 def test_the_curve_and_the_table_are_written(tmp_path) -> None:
     found = power([3, 5, 9], [50, 100], Scenario(), simulations=200)
-    folder = write(found, tmp_path / "power")
-    assert {path.name for path in folder.iterdir()} == {"power.pdf", "power.png", "power.csv", "power.json"}
-    first = (folder / "power.png").read_bytes()
-    assert (write(found, folder) / "power.png").read_bytes() == first
+    folder = tmp_path / "power"
+    with claim(folder, "power analysis") as output:
+        write(found, output)
+        made = {name: (folder / name).read_bytes() for name in output.names}
+        assert set(made) == {"power.pdf", "power.png", "power.csv", "power.json"}
+        write(found, output)
+        assert {name: (folder / name).read_bytes() for name in output.names} == made

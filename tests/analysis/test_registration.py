@@ -143,17 +143,17 @@ def test_an_edited_registration_is_refused(record):
     path.write_text(path.read_text().replace('"bound": 0.2', '"bound": 0.4'))
     with pytest.raises(RunError, match="is not what was registered"):
         read_registration(path)
-    with pytest.raises(RunError, match="cannot read the registration"):
+    with pytest.raises(RunError, match=r"cannot read .*nothing.json"):
         read_registration(path.parent / "nothing.json")
 
 
 def test_a_record_of_another_kind_is_one_line(tmp_path: Path) -> None:
     for text in ("[]", "{", '{"sha256": NaN}'):
         (tmp_path / "registration.json").write_text(text)
-        with pytest.raises(RunError, match="cannot read the registration"):
+        with pytest.raises(RunError, match=r"registration.json (is damaged|is not what)"):
             read_registration(tmp_path)
     told: dict[str, Any] = {"design": {"trainings": [3]}}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     (tmp_path / "registration.json").write_text(json.dumps(told | {"sha256": digest}))
-    with pytest.raises(RunError, match="is no registration as `probe study freeze` writes it"):
+    with pytest.raises(RunError, match=r"is damaged .*registration that `probe study freeze` wrote"):
         read_registration(tmp_path)

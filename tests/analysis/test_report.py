@@ -20,6 +20,7 @@ from vlm_probe.probes.models import Identity
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import claim
 from vlm_probe.stimuli.responses import Response, to_csv
 
 QUICK = Settings(resamples=40)
@@ -70,8 +71,8 @@ def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.failed == ()
     found = contents(tmp_path / "a")
     # The same logs give the same bytes, in whatever order they are named, and an earlier report is replaced.
-    (tmp_path / "b" / "figures").mkdir(parents=True)
-    (tmp_path / "b" / "figures" / "old.png").write_bytes(b"old")
+    with claim(tmp_path / "b", "report") as earlier:
+        earlier.write("figures/old.png", b"old")
     analyse(reversed(runs), tmp_path / "b", QUICK)
     assert contents(tmp_path / "b") == found
 
@@ -91,6 +92,20 @@ def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert "runs" in figure["caption"] or "trials" in figure["caption"]
             assert all(figure["data"].values()), name
     assert "old.png" not in "".join(found)
+
+
+def test_a_figure_that_cannot_be_drawn_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **more: Any) -> None:
+        raise RuntimeError("no fonts\nhere")
+
+    write_run(tmp_path / "runs" / "a", run_rows(n=24))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    report = analyse([tmp_path / "runs"], tmp_path / "a", QUICK)
+    assert report.failed == () and "could not be drawn: no fonts here" in caplog.text
+    text = (tmp_path / "a" / REPORT).read_text()
+    assert "![" not in text and "tables/accuracy-" in text and not list((tmp_path / "a").rglob("*.png"))
 
 
 def sections(folder: Path) -> tuple[dict[str, Section], list[str]]:

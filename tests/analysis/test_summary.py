@@ -42,6 +42,25 @@ def test_a_judgement(judgements: Make) -> None:
     assert [cell["count"] for cell in found["by_count"]] == [2, 3, 4]
 
 
+def test_a_run_that_says_nothing_about_the_model_says_why(judgements: Make) -> None:
+    rows = judgements(lambda margin: 0.5)[:12]
+    for row in rows:
+        row |= {"answer": None, "correct": False, "success": False, "status": "unfinished"}
+    rows[0]["status"] = "content_filter"
+    found = summarise_rows(rows, RECORD)
+    assert found.problem == (
+        "none of the 12 replies could be read: 11 cut at the token limit or without a final answer, 1 content filter;"
+        " give a larger --max-new-tokens"
+    )
+    assert str(found).startswith("none of the 12 replies") and found.to_dict()["problem"] == found.problem
+    for number, row in enumerate(rows):
+        row |= {"error": f"ServerError: 413\nnumber {number // 6}"}
+    found = summarise_rows(rows, RECORD)
+    assert found.problem == "all 12 trials failed: ServerError: 413 number 0 (and 1 other reasons, in its trials.jsonl)"
+    assert "nan" not in str(found) and "accuracy" not in str(found)
+    assert summarise_rows(judgements(lambda margin: 0.5), RECORD).problem == ""
+
+
 def test_bias_is_separated_from_sensitivity(judgements: Make) -> None:
     found = summarise_rows(judgements(lambda _: 1.0), RECORD).to_dict()
     assert found["accuracy"] == 0.5 and found["d_prime"] == pytest.approx(0) and found["criterion"] < -2

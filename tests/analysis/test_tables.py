@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_probe.analysis import tables
+from vlm_probe.stimuli.plain_csv import read_csv
 
 TABLE = pd.DataFrame(
     {
@@ -72,6 +73,14 @@ def test_csv_has_all_digits() -> None:
     again = pd.read_csv(io.StringIO(tables.csv(TABLE)))
     pd.testing.assert_frame_equal(again, TABLE)
     assert "\r" not in tables.csv(TABLE)
+
+
+def test_csv_runs_nothing() -> None:
+    table = pd.DataFrame({"model": ['=HYPERLINK("x")', "@a", "-1"], "=x": [-0.5, 1.0, -math.inf]})
+    text = tables.csv(table)
+    assert text == 'model,\'=x\n"\'=HYPERLINK(""x"")",-0.5\n\'@a,1\n-1,-inf\n'
+    header, rows = read_csv(text)
+    assert header == ["model", "=x"] and [row[0] for _, row in rows] == table["model"].tolist()
 
 
 @given(st.text(max_size=30))

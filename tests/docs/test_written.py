@@ -17,10 +17,17 @@ from cyclopts import CycloptsError
 from tests.docs import shell
 from tests.docs.blocks import LANGUAGES, PAGES, ROOT, Block, blocks, files, spans
 from vlm_probe.probes.cli import app
+from vlm_probe.probes.trials import TABLE
 
 SCRIPTS = [block for page in PAGES for block in blocks(page) if block.language in ("sh", "console")]
 FOREIGN = {"git", "latexmk", "lmms/bin/pip", "sbatch", "squeue", "sudo", "ssh", "transformers", "vllm", "watch"}
 """Programs of others, whose options are theirs."""
+
+
+def test_the_columns_of_trials_are_listed_as_they_are_declared() -> None:
+    lines = [f"| `{column.name}` | {column.allowed} | {column.meaning} |" for column in TABLE]
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    assert "\n".join(["| Column | Holds | Meaning |", "|---|---|---|", *lines, ""]) in page, "\n".join(lines)
 
 
 def parse(arguments: Sequence[str]) -> str:

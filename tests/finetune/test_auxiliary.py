@@ -13,7 +13,7 @@ import torch
 from vlm_probe.finetune.auxiliary import AuxiliaryObjective, Targets, WithAuxiliary, make_targets
 from vlm_probe.finetune.lora import Capacity, make_trainable
 from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.huggingface import load_network
+from vlm_probe.probes.models.network import load_network
 from vlm_probe.stimuli.dataset import StimulusSet
 
 IDS = torch.tensor([[1, *[3] * 16, 7, 8, 9, 2], [1, *[3] * 16, 9, 8, 7, 2]])

@@ -8,12 +8,17 @@ from vlm_probe.finetune.config import (
     Budget,
     TrainConfig,
     TrainingError,
+    check_needs,
     make_config,
     per_process,
     preset_names,
     read_preset,
 )
 from vlm_probe.finetune.train import plan
+from vlm_probe.probes.models import ModelError
+from vlm_probe.stimuli.dataset import StimulusError
+from vlm_probe.stimuli.ranges import OutOfRange
+from vlm_probe.stimuli.tasks import UnknownTask
 
 GIVEN = {"model": "tiny", "tasks": ("towers-topblock",), "method": "ppo"}
 
@@ -50,10 +55,13 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"budget": "5000"}, "samples=5000"),
         ({"budget": "samples=0"}, "samples=5000"),
         ({"budget": "hours=3"}, "samples=5000"),
-        ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be above 0"),
-        ({"warmup": 1.5}, "between 0 and 1"),
-        ({"beta": -0.1}, "cannot be negative"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0 and at most 1, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0 and at most 1, got nan"),
+        ({"learning_rate": "5e-6"}, "learning_rate must be a number above 0 and at most 1, got '5e-6'"),
+        ({"warmup": 1.5}, "warmup must be a number from 0 to 1"),
+        ({"beta": -0.1}, "beta must be a number from 0"),
+        ({"weights": (float("inf"),)}, "weights must be a number above 0"),
+        ({"budget": "tokens=inf"}, "samples=5000"),
         ({"method": "grpo", "generations": 1}, "at least 2"),
         ({"method": "grpo", "generations": 12, "rollout": 64}, "does not hold whole groups"),
         ({"rollout": 64, "batch": 48, "generations": 1}, "cannot be divided into batches"),
@@ -61,15 +69,51 @@ def test_the_preset_of_the_reference_study_is_the_reference_study():
         ({"where": "eyes"}, "use language, vision, projector, all, full"),
         ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES=1"),
         ({"device": "gpu"}, "--device is 'gpu': use auto, cpu, cuda"),
-        ({"rank": 0}, "--rank must be at least 1"),
+        ({"rank": 0}, "rank must be a whole number from 1"),
+        ({"rank": 8.0}, "rank must be a whole number from 1"),
+        ({"rank": True}, "rank must be a whole number from 1"),
         ({"learning_rat": 1.0}, "there is no training setting 'learning_rat'"),
     ],
 )
 def test_bad_settings_get_one_line_that_says_what_would_do(changes, words):
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises((TrainingError, OutOfRange)) as caught:
         make_config(GIVEN | changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_this_machine_lacks_something_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
+    check_needs(make_config(GIVEN))
+    monkeypatch.setattr("vlm_probe.finetune.config.is_installed", lambda package: package == "tensorboardX")
+    check_needs(make_config(GIVEN | {"report_to": "tensorboard"}))
+    with pytest.raises(TrainingError, match="wandb, which is not installed: pip install wandb"):
+        check_needs(make_config(GIVEN | {"report_to": "wandb"}))
+    with pytest.raises(ModelError, match="no adapter folder nowhere"):
+        check_needs(make_config(GIVEN | {"init": "nowhere"}))
+    with pytest.raises(UnknownTask, match="nowhere"):
+        check_needs(make_config(GIVEN | {"avoid": ("nowhere",)}))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StimulusError, match="set PROBE_CACHE"):
+        check_needs(make_config(GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("items", 3.5),
+        ("items", True),
+        ("size", "large"),
+        ("method", None),
+        ("beta", float("inf")),
+        ("force", 1),
+        ("avoid", 3),
+    ],
+)
+def test_settings_of_another_type_are_one_line(name, value):
+    with pytest.raises(TrainingError, match=f"--{name} must be"):
+        TrainConfig(**(GIVEN | {"tasks": ("towers-topblock",), name: value}))
 
 
 def test_no_preset_of_that_name():

@@ -67,6 +67,13 @@ def test_attributes_that_are_read_or_set_are_still_there():
     assert not missing
 
 
+def test_trainers_say_whether_their_loss_is_scaled_for_accumulation():
+    """TRL sees to it that versions of transformers before 5.19, which do not ask, do accordingly."""
+    said = [trainer.loss_is_scaled_for_ga for trainer in (SFTTrainer, GRPOTrainer, RLOOTrainer)]
+    assert said == [None, True, False]
+    assert 'Version("5.19.0")' in inspect.getsource(SFTTrainer.__mro__[1].__init__)
+
+
 def test_a_rollout_is_generated_where_the_step_counter_says():
     assert "self._step % generate_every == 0" in inspect.getsource(GRPOTrainer._prepare_inputs)
 

@@ -16,8 +16,8 @@ from vlm_probe.finetune.monitor import Monitor
 from vlm_probe.finetune.train import train
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import adapter_hash
-from vlm_probe.probes.models.huggingface import weights_hash
 from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.model_folder import weights_hash
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,18 @@ from vlm_probe.finetune.disk import check_room, saving
 LIMIT = 10_000
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """Beyond some bytes writing fails, as on a full disk; the signal that comes with it is ignored by Python."""
+    """Beyond some bytes writing fails, as on a full disk; the signal that comes with it is ignored by Python.
+
+    No fixture: the limit would hold for the file into which the test runner writes, too, if it writes into one.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write_safetensors(file: Path) -> None:
@@ -37,10 +43,9 @@ def write_text(file: Path) -> None:
     file.write_text("a" * 2 * LIMIT)
 
 
-@pytest.mark.usefixtures("no_room")
 @pytest.mark.parametrize("write", [write_safetensors, write_checkpoint, write_text])
 def test_a_disk_without_room_is_told(tmp_path: Path, write: Callable[[Path], None]) -> None:
-    with pytest.raises(TrainingError, match=r"cannot write to .*make room") as told, saving(tmp_path):
+    with pytest.raises(TrainingError, match=r"cannot write to .*make room") as told, saving(tmp_path), no_room():
         write(tmp_path / "file")
     assert "\n" not in str(told.value)
 

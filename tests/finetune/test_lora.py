@@ -13,8 +13,9 @@ import torch
 from tests.families import FAMILIES
 from vlm_probe.finetune.lora import Capacity, lora_config, make_trainable, trained
 from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.huggingface import load_network
+from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.parts import part_of
+from vlm_probe.stimuli.ranges import OutOfRange
 
 # What every family calls its language model and vision tower, and the last parts of the names of the layers there.
 LANGUAGE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -89,14 +90,14 @@ def test_a_projector_without_linear_layers_is_refused(families: dict[str, Any]) 
         ({"where": "embed_tokens"}, "output layer and embeddings carry no adapter"),
         ({"where": "visoin"}, "did you mean vision"),
         ({"where": "everything"}, "use language, vision, projector, all, full"),
-        ({"rank": 0}, "rank of an adapter must be at least 1"),
-        ({"alpha": 0.0}, "alpha of an adapter must be positive"),
-        ({"alpha": float("nan")}, "alpha of an adapter must be positive"),
-        ({"dropout": 1.0}, r"dropout of an adapter must lie in \[0, 1\)"),
+        ({"rank": 0}, "rank must be a whole number from 1"),
+        ({"alpha": 0.0}, "alpha must be a number above 0"),
+        ({"alpha": float("nan")}, "alpha must be a number above 0"),
+        ({"dropout": 1.0}, "dropout must be a number of at least 0 and below 1"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message) as error:
+    with pytest.raises((ModelError, OutOfRange), match=message) as error:
         Capacity(**settings)
     assert "\n" not in str(error.value)
 
@@ -110,6 +111,15 @@ def test_all_weights_of_a_small_model_can_be_trained(llava: Path, monkeypatch: p
     monkeypatch.setattr("vlm_probe.finetune.lora.FULL_LIMIT", 1000)
     with pytest.raises(ModelError, match="train an adapter"):
         make_trainable(network, Capacity("full"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_weights_are_trained_in_single_precision_only(llava: Path, dtype: str) -> None:
+    network, _, _ = load_network(llava, "small", device="cpu", dtype=dtype)
+    with pytest.raises(ModelError, match=f"--where full with {dtype} weights would train nothing") as error:
+        make_trainable(network, Capacity("full"))
+    assert "--dtype float32" in str(error.value)
+    assert trained(make_trainable(network, Capacity())).trainable  # an adapter has its own precision
 
 
 def test_an_adapter_learns_with_a_4bit_base(llava: Path) -> None:

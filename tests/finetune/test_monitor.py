@@ -7,7 +7,7 @@ import pytest
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.curves import draw_curves
-from vlm_probe.finetune.monitor import COMPLETE, PATIENCE, Monitor, last_checkpoint
+from vlm_probe.finetune.monitor import COMPLETE, PATIENCE, Monitor, last_checkpoint, mark_complete
 
 CONFIG = TrainConfig(model="tiny", tasks=("towers-topblock",), method="ppo", generations=1)
 GOOD = {"loss": 0.1, "reward": 0.3, "reward_std": 0.2, "success": 0.2, "parse_rate": 1.0, "grad_norm": 0.5}
@@ -74,6 +74,7 @@ def test_the_record_goes_on_from_a_checkpoint(tmp_path):
     assert stored["patience"] == [0, 1, 0]
     spent = stored["spent"] | {"seconds": 100.0, "cpu_seconds": 90.0}
     (tmp_path / "checkpoint-5" / "monitor.json").write_text(json.dumps(stored | {"spent": spent}))
+    mark_complete(tmp_path / "checkpoint-5")
     last = Monitor(CONFIG, 16.0)
     last.resume(last_checkpoint(tmp_path))
     assert 100 <= last.spent()["seconds"] < 200
@@ -85,8 +86,36 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{number}").mkdir()
     assert last_checkpoint(tmp_path) is None
     for number in (5, 10):
-        (tmp_path / f"checkpoint-{number}" / COMPLETE).touch()
+        mark_complete(tmp_path / f"checkpoint-{number}")
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
+    def damage(file, data):
+        (tmp_path / file).write_bytes(data)
+        told = []
+        return last_checkpoint(tmp_path, lambda text, *values: told.append(text % values)), told
+
+    for number in (2, 4):
+        (tmp_path / f"checkpoint-{number}" / "critic").mkdir(parents=True)
+        for name in ("optimizer.pt", "critic/ppo.json"):
+            (tmp_path / f"checkpoint-{number}" / name).write_bytes(name.encode() * 10)
+        mark_complete(tmp_path / f"checkpoint-{number}")
+    newest = tmp_path / "checkpoint-4"
+    assert last_checkpoint(tmp_path) == newest
+    for name in ("optimizer.pt", "critic/ppo.json", COMPLETE):
+        whole = (newest / name).read_bytes()
+        for data in (whole[: len(whole) // 2], b"", b"[" * 100_000, b"\xff\x00" * 30):
+            found, told = damage(newest / name, data)
+            assert found == tmp_path / "checkpoint-2" and len(told) == 1
+            assert str(newest / name) in told[0] and "damaged" in told[0] and "\n" not in told[0]
+        (newest / name).unlink()
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+        (newest / name).write_bytes(whole)
+    (newest / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"checkpoint-2/optimizer\.pt is damaged.*delete the folder of checkpoints"):
+        last_checkpoint(tmp_path)
 
 
 def test_curves_are_drawn_for_any_method(tmp_path):

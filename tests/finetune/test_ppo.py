@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlm_probe.finetune.lora import Capacity, make_trainable
 from vlm_probe.finetune.ppo import PPOConfig, PPOTrainer
-from vlm_probe.probes.models.huggingface import load_network
+from vlm_probe.probes.models.network import load_network
 
 torch.set_num_threads(1)
 ROWS = 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
+from vlm_probe.finetune.monitor import last_checkpoint
+from vlm_probe.finetune.policy import load_policy
 from vlm_probe.finetune.train import train
+from vlm_probe.probes.models import ModelError
+from vlm_probe.probes.tiny import WEIGHTS
+from vlm_probe.stimuli.output import OutputError
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "ppo", "grpo", "rloo")
@@ -119,6 +125,41 @@ def test_a_run_that_is_killed_goes_on_exactly_where_it_was(method, tmp_path):
     _check_folder(tmp_path / "whole", whole, config)
 
 
+def test_a_damaged_record_of_a_training_is_one_line(tmp_path):
+    config = settings("sft", micro_batch=16)
+    stored = {"method": "sft", "model": "tiny", "tasks": [], "budget": {"samples": 64}, "curves": [{"samples": 16.0}]}
+    (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "training.json").write_text(json.dumps(stored))
+    assert train(config, tmp_path) == stored
+    damaged = [stored | {"curves": [{"samples": None}]}, stored | {"budget": []}, {"curves": []}, [], 7]
+    texts = [json.dumps(data) for data in damaged] + ["", "[" * 100_000, json.dumps(stored)[:40], "\x00"]
+    for file in ("training.json", "settings.json"):
+        for text in texts:
+            (tmp_path / file).write_text(text)
+            with pytest.raises(TrainingError) as told:
+                train(config, tmp_path)
+            assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "monitor.json"])
+def test_a_training_whose_newest_checkpoint_is_damaged_ends_alike(name, tmp_path, caplog):
+    config = settings("sft")
+    running = start(config, tmp_path / "killed")
+    deadline = time.monotonic() + 900
+    while len(list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*/complete"))) < 2:
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    newest = last_checkpoint(tmp_path / "killed" / "checkpoints")
+    os.truncate(newest / name, (newest / name).stat().st_size // 2)
+    train(config, tmp_path / "killed")
+    assert f"{newest / name} is damaged" in caplog.text
+    train(config, tmp_path / "whole")
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
 def _check_folder(folder, result, config):
     """The folder of a run holds what it says, and nothing else."""
     stored = json.loads((folder / "training.json").read_text())
@@ -128,7 +169,9 @@ def _check_folder(folder, result, config):
     assert stored["budget"]["tokens"] > 64 * 90, "a prompt with its picture has more than 90 tokens"
     assert [row["samples"] for row in stored["curves"]] == [16, 32, 48, 64]
     names = {"adapter_config.json", "adapter_model.safetensors", "training.json", "settings.json", "curves.png"}
-    assert {p.name for p in folder.iterdir()} - {".lock"} == names | ({"critic"} if config.method == "ppo" else set())
+    assert {p.name for p in folder.iterdir()} - {".lock", ".vlm-probe.json"} == names | (
+        {"critic"} if config.method == "ppo" else set()
+    )
     # It is finished: the same command gives the same result, and another one is refused.
     assert train(config, folder) == stored
     with pytest.raises(TrainingError, match=r"other settings \(learning_rate\)"):
@@ -163,6 +206,50 @@ def test_four_bits_on_a_cpu(method, tmp_path):
     assert any(t.abs().max() > 0 for name, t in weights(tmp_path / "run").items() if "lora_B" in name)
 
 
+def test_a_run_whose_model_has_changed_is_not_resumed(tmp_path):
+    """It was stopped before its end; then somebody changed a setting of the model that weights do not show."""
+    model, out = Path(shutil.copytree(WEIGHTS, tmp_path / "model")), tmp_path / "run"
+    config = settings("sft", model=str(model), budget="samples=16")
+    result = train(config, out)
+    assert result["base"]["files"] == json.loads((out / "settings.json").read_text())["base_files"]
+    assert result["base"]["files"].keys() >= {"config.json", "tokenizer.json", "model.safetensors"}
+    for name in ("training.json", "adapter_config.json", "adapter_model.safetensors"):
+        (out / name).unlink()
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace('"vision_feature_layer": -1', '"vision_feature_layer": -2'))
+    with pytest.raises(TrainingError, match=r"holds a run of another model \(config.json of .* differ\)"):
+        train(config, out)
+
+
+def test_prompts_of_a_run_state_one_date(tmp_path):
+    """Wherever they are rendered, also by the trainers."""
+    model = Path(shutil.copytree(WEIGHTS, tmp_path / "model"))
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
+    policy = load_policy(settings("sft", model=str(model)), "cpu", "2024-02-29T12:34:56")
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Well?"}]}]
+    assert policy.moment == "2024-02-29T12:34:56"
+    assert policy.processor.apply_chat_template(turns, tokenize=False).startswith("29 Feb 2024")
+    assert load_policy(settings("sft"), "cpu", "2024-02-29T12:34:56").moment == ""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_all_weights_are_trained_in_single_precision(dtype):
+    """Half precision would round away steps of a usual learning rate."""
+    policy = load_policy(settings("sft", where="full", dtype=dtype), "cpu")
+    assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float32}
+    with pytest.raises(ModelError, match="would train nothing"):
+        load_policy(settings("sft", where="full", dtype="float16"), "cpu")
+
+
+def test_a_template_that_never_ends_is_noticed_before_anything_is_made(tmp_path):
+    model = Path(shutil.copytree(WEIGHTS, tmp_path / "model"))
+    loops = "{% for a in range(50000) %}{% for b in range(50000) %}{% endfor %}{% endfor %}"
+    (model / "chat_template.jinja").write_text((model / "chat_template.jinja").read_text() + loops)
+    with pytest.raises(ModelError, match=r"chat_template.jinja failed \(it takes more than 3 s"):
+        train(settings("sft", model=str(model)), tmp_path / "run")
+
+
 def test_what_is_wrong_is_said_before_anything_starts(tmp_path, save_adapter, llava):
     for config, words in (
         (settings("sft", tasks=("towers-count",)), "is held out"),
@@ -173,7 +260,7 @@ def test_what_is_wrong_is_said_before_anything_starts(tmp_path, save_adapter, ll
             train(config, tmp_path / "run")
         assert "\n" not in str(caught.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         train(settings("ppo"), tmp_path / "file" / "run")
 
 

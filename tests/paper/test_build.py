@@ -161,3 +161,18 @@ def test_a_folder_that_is_no_study_is_one_line(tmp_path):
     assert made.code == 1
     assert made.told.startswith("probe: ") and made.told.count("\n") == 1
     assert "holds no study" in made.told
+
+
+def test_a_paper_is_built_again_around_the_files_of_others(built, study, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(built.out, out)
+    mine = ["notes.txt", "generated/ch2.txt", "generated/tables/extra.tex"]
+    for name in mine:
+        (out / name).write_text("mine", encoding="utf-8")
+    assert probe_paper(study, out).code == built.code
+    assert all((out / name).read_text(encoding="utf-8") == "mine" for name in mine)
+    with (out / "main.tex").open("a", encoding="utf-8") as text:
+        text.write("% edited by hand\n")
+    refused = probe_paper(study, out)
+    assert refused.code == 1 and "main.tex was changed since it was written" in refused.told
+    assert (out / "main.tex").read_text(encoding="utf-8").endswith("% edited by hand\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from vlm_probe.probes.trials import RunError
 from vlm_probe.stimuli.audit import pixel_features
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.output import OutputFolder, claim
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.scene import Body, Push, Scene
 
 
@@ -212,6 +214,13 @@ def test_an_untrained_model_has_other_weights_and_the_same_form(model: Any, stab
 # The store
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[OutputFolder]:
+    """A folder for results."""
+    with claim(tmp_path / "out", "decoding") as folder:
+        yield folder
+
+
 def test_a_file_system_without_locks_is_no_reason_not_to_read(
     model: Any, stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,11 +229,12 @@ def test_a_file_system_without_locks_is_no_reason_not_to_read(
 
     monkeypatch.setattr(fcntl, "flock", none)
     site = Site("language", 1, "last")
-    assert collect(model, stability, stability.items[:2], [site], tmp_path).load(site).shape[0] == 2
+    with claim(tmp_path, "decoding") as out:
+        assert collect(model, stability, stability.items[:2], [site], out).load(site).shape[0] == 2
 
 
 def test_activations_are_kept_found_again_and_gone_on_with(
-    model: Any, stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, stability: StimulusSet, out: OutputFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sites = choose_sites(model, "all", ("last",))
     items = stability.items
@@ -241,9 +251,9 @@ def test_activations_are_kept_found_again_and_gone_on_with(
     monkeypatch.setattr(HiddenStates, "read", counting)
     monkeypatch.setattr("vlm_probe.probes.decoding.store.SYNC_INTERVAL", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        collect(model, stability, items, sites, tmp_path, batch_size=4)
+        collect(model, stability, items, sites, out, batch_size=4)
     assert asked == [4, 4, 0]
-    stored = collect(model, stability, items, sites, tmp_path, batch_size=5)
+    stored = collect(model, stability, items, sites, out, batch_size=5)
     assert asked[3:] == [5, 5, 5, 1]  # the eight that were written are not asked again
     whole = HiddenStates(model, sites).read(trials(stability, len(items)))
     for site in sites:
@@ -251,18 +261,18 @@ def test_activations_are_kept_found_again_and_gone_on_with(
         assert np.abs(stored.load(site) - whole[site]).max() < 1e-4
     del asked[:]
     asked += [0, 0, 0]
-    again = collect(model, stability, items, sites[:2], tmp_path)  # fewer sites of the same
+    again = collect(model, stability, items, sites[:2], out)  # fewer sites of the same
     assert again.folder == stored.folder and asked == [0, 0, 0]
-    others = collect(model, stability, items[:8], sites, tmp_path)
+    others = collect(model, stability, items[:8], sites, out)
     assert others.folder != stored.folder and sum(asked) == 8
     # A torn file is not taken for activations.
     (stored.folder / DONE).write_bytes(b"")
-    repaired = collect(model, stability, items, sites, tmp_path)
+    repaired = collect(model, stability, items, sites, out)
     assert np.abs(repaired.load(sites[0]) - whole[sites[0]]).max() < 1e-4
 
 
 def test_memory_does_not_grow_with_items_times_layers(
-    model: Any, stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, stability: StimulusSet, out: OutputFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one batch gives is on its way to the disk before the next is read: never all layers of all items at once."""
     import weakref
@@ -280,7 +290,7 @@ def test_memory_does_not_grow_with_items_times_layers(
 
     monkeypatch.setattr(HiddenStates, "read", watching)
     monkeypatch.setattr("vlm_probe.probes.decoding.store.SYNC_INTERVAL", 1e9)
-    stored = collect(model, stability, stability.items, sites, tmp_path, batch_size=2)
+    stored = collect(model, stability, stability.items, sites, out, batch_size=2)
     assert len(alive) == 12 and len(given) == 12 * len(sites) and max(alive) <= len(sites)
     # And of what is on the disk, one site at a time is read: nothing else of it stays open.
     assert isinstance(stored.load(sites[0]), np.ndarray) and not isinstance(stored.load(sites[0]), np.memmap)
@@ -567,7 +577,7 @@ def test_a_study_of_two_models(
 
 def test_settings_that_cannot_be() -> None:
     for settings in ({"adapter": "a", "compare": "b"}, {"intervene": "some"}, {"directions": 0}):
-        with pytest.raises(DecodingError):
+        with pytest.raises((DecodingError, OutOfRange)):
             DecodeConfig("tiny", "set", "margin", **settings)  # type: ignore[arg-type]
 
 

@@ -184,7 +184,7 @@ def test_the_summary_says_what_attempts_are_worth(topblock: StimulusSet, tmp_pat
 
 def test_scoring_again_changes_nothing(topblock: StimulusSet, tmp_path: Path) -> None:
     rows, _ = played(topblock, tmp_path / "r")
-    assert rescore(tmp_path / "r", topblock) == (len(rows), 0)
+    assert rescore(tmp_path / "r", topblock) == (len(rows), 0, 0)
 
 
 def test_observers_draw_anew_at_every_attempt(topblock: StimulusSet, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vlm_probe.probes.cli import main
 from vlm_probe.probes.models import ModelError, footprint
 from vlm_probe.probes.models.footprint import read_weights
 from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.option_scoring import find_cache
 
 SaveFamily = Callable[[str], Path]
 
@@ -48,7 +50,8 @@ def test_keys_and_values_are_those_of_a_real_cache(save_family: SaveFamily) -> N
         max_new_tokens=1,
         return_dict_in_generate=True,  # type: ignore[attr-defined]
     )
-    cache = [tensor for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)]
+    _, held = find_cache(out)
+    cache = [tensor for layer in held.layers for tensor in (layer.keys, layer.values)]
     per_token = sum(tensor.numel() * 4 for tensor in cache) / cache[0].shape[-2]
     assert found.cache_bytes == per_token * 3 * (found.prompt_tokens + footprint.NEW_TOKENS)
 
@@ -66,6 +69,42 @@ def test_vision_weights_are_told_apart(save_family: SaveFamily) -> None:
             if p.ndim >= 2 and not any(word in n for word in ("position_embedding", "pos_embed"))
         ]
         assert read_weights(folder).vision == sum(p.numel() for p in matrices), name
+
+
+PACKED: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "GPTQ": (
+        {
+            "a.qweight": "int32 8 64",
+            "a.qzeros": "int32 1 8",
+            "a.scales": "float16 1 64",
+            "a.g_idx": "int32 64",
+        },
+        {"bits": 4},
+    ),
+    "AWQ": ({"a.qweight": "int32 64 8", "a.qzeros": "int32 1 8", "a.scales": "float16 1 64"}, {"w_bit": 4}),
+    "compressed-tensors": (
+        {"a.weight_packed": "int32 64 8", "a.weight_scale": "float16 64 1", "a.weight_shape": "int32 2"},
+        {},
+    ),
+    "MXFP4": ({"a_blocks": "uint8 64 2 16", "a_scales": "uint8 64 2"}, {}),
+    "8 bits": ({"a.weight": "int8 64 64", "a.SCB": "float32 64", "a.weight_format": "uint8 1"}, {}),
+    "FP8": ({"a.weight": "float8_e4m3fn 64 64", "a.weight_scale_inv": "float32 1 1"}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_are_counted_one_by_one(tmp_path: Path, kind: str) -> None:
+    """A matrix of 64 x 64 and a norm, as they lie in quantised checkpoints."""
+    from safetensors.torch import save_file
+
+    tensors, quantised = PACKED[kind]
+    made = {"norm.weight": torch.zeros(64)}
+    for name, text in tensors.items():
+        dtype, *shape = text.split()
+        made[name] = torch.zeros([int(size) for size in shape], dtype=getattr(torch, dtype))
+    save_file(made, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantised | {"quant_method": "any"}}))
+    assert read_weights(tmp_path).parameters == 64 * 64 + 64
 
 
 def test_a_model_that_is_not_here_is_described_from_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,5 +70,5 @@ def test_how_many_are_remembered() -> None:
     for kept in ("some", "last-0", "last", "last--1", ""):
         with pytest.raises(ValueError, match="memory must be"):
             Memory(3, kept)
-    with pytest.raises(ValueError, match="attempts must be at least 1"):
+    with pytest.raises(ValueError, match="attempts must be a whole number from 1"):
         Memory(0)

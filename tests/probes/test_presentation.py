@@ -165,7 +165,7 @@ def test_a_run_in_several_manners(stability: StimulusSet, examples: StimulusSet,
     answers = {row["answer_text"] for row in rows if row["manner"]["code"] == "blank"}
     assert len(answers) == 1 and blank.accuracy.n == 24
     # Scoring the log again gives the same, mirrored trials included; so does asking again.
-    assert rescore(report.path, stability) == (report.n, 0)
+    assert rescore(report.path, stability) == (report.n, 0, 0)
     again = run(config, stability, tmp_path / "r", model=Looks(), examples=examples)
     assert again.n == report.n and len(read_trials(report.path)) == report.n
 

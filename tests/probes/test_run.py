@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vlm_probe.probes import provenance
 from vlm_probe.probes.models import Generation, Identity, Trial
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.readout import Scorer, rescore
@@ -18,6 +21,7 @@ from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import COLUMNS, RunError, read_run, read_trials, trials_hash
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.question import Integers
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.tasks import get_task
 
 
@@ -63,6 +67,25 @@ def test_rows_have_all_columns(stability: StimulusSet, tmp_path: Path) -> None:
     facts = read_run(report.path)
     assert facts["status"] == "finished" and facts["n"] == 24 and facts["stimuli"]["task"] == "towers-stability"
     assert facts["config"]["model"] == "yes" and "numpy" in facts["versions"] and facts["hardware"]["cpus"]
+
+
+def test_versions_that_were_not_tested_are_told_and_noted(
+    stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = [
+        "numpy>=2.0",
+        "pandas>=0.1,<0.2",
+        "pytest<1; extra == 'test'",
+        "absent>=1",
+        "pillow<1; python_version < '3'",
+    ]
+    monkeypatch.setattr(provenance, "requires", lambda _: declared)
+    report = run(RunConfig("yes", "s", limit=2), stability, tmp_path / "r", model=Yes())
+    noted = read_run(report.path)["untested"]
+    assert noted == {"pandas": f"{version('pandas')}, tested with >=0.1,<0.2"}
+    assert f"versions that were not tested: pandas {noted['pandas']} (see `probe doctor`)" in caplog.text
+    monkeypatch.setattr(provenance, "requires", lambda _: declared[:1])
+    assert read_run(run(RunConfig("yes", "s", limit=2), stability, tmp_path / "q", model=Yes()).path)["untested"] == {}
 
 
 def test_a_bad_picture_costs_one_row_and_is_asked_again(stability: StimulusSet, tmp_path: Path) -> None:
@@ -115,10 +138,16 @@ def test_a_model_without_a_preference_is_not_credited_with_a_constant(stability:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"limit": 0}, "limit"), ({"readout": "words"}, "readout"), ({"temperature": -1.0}, "negative")],
+    [
+        ({"limit": 0}, "limit must be"),
+        ({"readout": "words"}, "readout"),
+        ({"temperature": -1.0}, "temperature must be a number from 0"),
+        ({"temperature": math.nan}, "temperature must be a number from 0"),
+        ({"examples": (0, 10**30)}, "examples must be a whole number from 0"),
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises((RunError, OutOfRange), match=message):
         RunConfig("yes", "s", **changes)
 
 

@@ -21,6 +21,7 @@ from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.sharding import ALONE, Processes, _merged, join
 from vlm_probe.probes.trials import TRIALS, RunError, TrialLog, read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputError, claim
 
 WORKER = """
 import sys, time
@@ -29,6 +30,7 @@ from vlm_probe.probes.models.observers import Observer, make_observer
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.sharding import join
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputError, claim
 
 quick, pause = Observer.generate, float(sys.argv[3])
 def slow(self, trials, settings):
@@ -137,6 +139,8 @@ def test_a_killed_process_loses_nothing(stability: StimulusSet, tmp_path: Path, 
 def shard(folder: Path, rows: list[dict[str, Any]], rank: int = 1) -> Path:
     """A log of a further process with these rows."""
     path = folder / f"trials.{rank}.jsonl"
+    with claim(folder, "run") as output:
+        output.track(path.name)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -153,7 +157,7 @@ def split(stimuli: StimulusSet, folder: Path, at: int = 10) -> dict[str, dict[st
 def test_rows_of_other_processes_count_before_they_are_taken_over(stability: StimulusSet, tmp_path: Path) -> None:
     expected = split(stability, tmp_path / "r")
     assert contents(tmp_path / "r") == expected
-    assert rescore(tmp_path / "r", stability) == (24, 0)
+    assert rescore(tmp_path / "r", stability) == (24, 0, 0)
     assert contents(tmp_path / "r") == expected and not list((tmp_path / "r").glob("trials.*.jsonl"))
 
 
@@ -165,10 +169,22 @@ def test_taking_over_can_be_killed_at_any_point(stability: StimulusSet, tmp_path
     with TrialLog(tmp_path / "r", read_run(tmp_path / "r")) as opened:
         assert len(opened.done) == 24
     assert log.read_bytes().count(b"\n") == 24 and contents(tmp_path / "r") == expected
+    with claim(tmp_path / "r", "run") as output:
+        output.track(path.name)
     path.write_bytes(second)  # killed before the log was removed
     with TrialLog(tmp_path / "r", read_run(tmp_path / "r")):
         pass
     assert log.read_bytes().count(b"\n") == 24 and not path.exists()
+
+
+def test_a_file_that_looks_like_the_log_of_a_further_process_is_left_alone(
+    stability: StimulusSet, tmp_path: Path
+) -> None:
+    expected = contents(alone(stability, tmp_path / "r"))
+    backup = tmp_path / "r" / "trials.2024.jsonl"
+    backup.write_text("my notes\n")
+    alone(stability, tmp_path / "r")
+    assert contents(tmp_path / "r") == expected and backup.read_text() == "my notes\n"
 
 
 def test_an_error_never_stands_over_an_answer(stability: StimulusSet, tmp_path: Path) -> None:
@@ -184,7 +200,7 @@ def test_a_run_whose_other_process_still_writes_is_refused(stability: StimulusSe
     split(stability, tmp_path / "r")
     with (tmp_path / "r/trials.1.jsonl").open("ab") as writing:
         fcntl.flock(writing, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another process is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             alone(stability, tmp_path / "r")
         assert len(read_trials(tmp_path / "r")) == 24
     alone(stability, tmp_path / "r")

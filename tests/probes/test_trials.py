@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import subprocess
@@ -12,13 +13,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from vlm_probe.probes.archive import LOGS
 from vlm_probe.probes.models.observers import make_observer
-from vlm_probe.probes.readout import rescore
+from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
-from vlm_probe.probes.trials import COLUMNS, RUN, TRIALS, RunError, TrialLog, load_frame, read_run, read_trials
+from vlm_probe.probes.trials import (
+    COLUMNS,
+    RUN,
+    TRIALS,
+    RunError,
+    TrialLog,
+    archive_runs,
+    load_frame,
+    parser_of,
+    read_run,
+    read_trials,
+    trials_hash,
+)
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputError
+from vlm_probe.stimuli.replies import VERSION
+from vlm_probe.stimuli.tasks import Score
 
 SLOW_RUN = """
 import sys, time
@@ -27,6 +46,7 @@ from vlm_probe.probes.models.observers import Observer, make_observer
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
+from vlm_probe.stimuli.output import OutputError
 
 quick = Observer.generate
 def slow(self, trials, settings):
@@ -106,12 +126,67 @@ def test_damage_in_the_middle_is_reported(stability: StimulusSet, tmp_path: Path
         finished(stability, out, limit=3)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("reward", 1.5), ("attempt", 0), ("status", "fine"), ("item_id", ""), ("correct", 1), ("n_candidates", 0.5)],
+)
+def test_a_row_out_of_range_is_reported_wherever_it_stands(
+    stability: StimulusSet, tmp_path: Path, column: str, value: Any
+) -> None:
+    out = finished(stability, tmp_path / "run", limit=3)
+    rows = [json.loads(line) for line in (out / TRIALS).read_text().splitlines()]
+    for place in range(3):
+        changed = [row | {column: value} if at == place else row for at, row in enumerate(rows)]
+        (out / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(RunError, match=rf"trials\.jsonl, line {place + 1}: damaged \({column} must be"):
+            read_trials(out)
+    lines = (out / TRIALS).read_text().splitlines()
+    (out / TRIALS).write_text(
+        "\n".join([*lines[:2], lines[2].replace('"margin": ', '"margin": NaN, "margin": ')]) + "\n"
+    )
+    with pytest.raises(RunError, match="line 3: damaged"):
+        read_trials(out)
+
+
+def test_archives_have_the_same_ranges(stability: StimulusSet, tmp_path: Path) -> None:
+    archive_runs([finished(stability, tmp_path / "runs" / "a", limit=3)], tmp_path / "runs", tmp_path / "archive")
+    assert len(read_trials(tmp_path / "archive" / "a")) == 3
+    good = pq.read_table(tmp_path / "archive" / LOGS)
+    for column, value in (("reward", 1.5), ("margin", math.inf), ("margin", math.nan), ("status", "fine"), ("key", "")):
+        values = good[column].to_pylist()
+        values[1] = value
+        place = good.column_names.index(column)
+        pq.write_table(good.set_column(place, column, pa.array(values)), tmp_path / "archive" / LOGS)
+        with pytest.raises(RunError, match=rf"archived log of .*a, row 2: damaged \({column} must be"):
+            read_trials(tmp_path / "archive" / "a")
+        with pytest.raises(RunError, match="damaged"):
+            load_frame([tmp_path / "archive" / "a"])
+    pq.write_table(good.drop_columns(["key"]), tmp_path / "archive" / LOGS)
+    with pytest.raises(RunError, match="it has no key"):
+        read_trials(tmp_path / "archive" / "a")
+    pq.write_table(good.append_column("key", good["key"]), tmp_path / "archive" / LOGS)
+    with pytest.raises(RunError, match=r"is damaged \(Multiple matches.*restore it"):
+        read_trials(tmp_path / "archive" / "a")
+
+
+def test_a_scorer_out_of_range_fails_its_trial_and_not_the_log(
+    stability: StimulusSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scorer, "score", lambda *_: Score(True, 1.5, {}))
+    out = finished(stability, tmp_path / "run", limit=3)
+    assert {row["error"] for row in read_trials(out)} == {"ValueError: reward must be a number from 0 to 1, got 1.5"}
+    log = TrialLog(tmp_path / "other", {"fingerprint": {}})
+    with log, pytest.raises(ValueError, match="reward must be"):
+        log.append(read_trials(out)[0] | {"reward": 2})
+    assert read_trials(tmp_path / "other") == []
+
+
 def test_a_second_process_is_refused(stability: StimulusSet, tmp_path: Path) -> None:
     out = finished(stability, tmp_path / "run")
     with TrialLog(out, read_run(out)):
-        with pytest.raises(RunError, match="another process is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             finished(stability, out)
-        with pytest.raises(RunError, match="another process is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             rescore(out, stability)
         assert len(read_trials(out)) == len(stability)  # reading is free
     finished(stability, out)
@@ -169,7 +244,7 @@ def test_a_full_disk_is_reported_and_what_was_written_stays(
 
 def test_a_folder_that_cannot_be_written_is_refused(stability: StimulusSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write a run to"):
+    with pytest.raises(OutputError, match="cannot write to"):
         finished(stability, tmp_path / "file" / "run")
 
 
@@ -180,7 +255,7 @@ def test_scoring_again_changes_nothing(name: str, readout: str, tmp_path: Path, 
     out = tmp_path / "run"
     run(RunConfig("noisy-simulation", "s", readout, limit=4), stimuli, out, model=make_observer("noisy-simulation"))  # type: ignore[arg-type]
     before = (out / TRIALS).read_bytes()
-    assert rescore(out, stimuli) == (4, 0)
+    assert rescore(out, stimuli) == (4, 0, 0)
     assert (out / TRIALS).read_bytes() == before
 
 
@@ -193,10 +268,44 @@ def test_scoring_again_mends_scores_and_needs_the_right_set(
     for row in rows[:5]:
         row.update(correct=not row["correct"], reward=0.5, status="no_answer", answer=None)
     (out / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert rescore(out, stability) == (len(stability), 5)
+    assert rescore(out, stability) == (len(stability), 5, 5)
     assert contents(out) == expected
     with pytest.raises(RunError, match="another stimulus set"):
         rescore(out, topblock)
+
+
+def read_by(folder: Path, parser: str | None, raw: str = "") -> None:
+    """Make a run look as if another parser had read it, and its first reply in its own way."""
+    record = read_run(folder)
+    record["versions"].pop("parser")
+    record["versions"] |= {"parser": parser} if parser else {}
+    rows = [json.loads(line) for line in (folder / TRIALS).read_text().splitlines()]
+    if raw:
+        rows[0] |= {"raw": raw, "answer": None, "answer_text": None, "status": "no_answer", "correct": False}
+    (folder / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / RUN).write_text(json.dumps(record | {"trials_sha256": trials_hash(folder)}))
+
+
+@pytest.mark.parametrize("parser", ["1", None])
+def test_old_runs_are_read_again_by_the_current_parser(
+    stability: StimulusSet, tmp_path: Path, parser: str | None
+) -> None:
+    out = finished(stability, tmp_path / "run")
+    assert parser_of(read_run(out)) == str(VERSION)
+    read_by(out, parser, "### Answer\n**Yes**")
+    with pytest.raises(RunError, match=rf"read by parser 1, and this is parser {VERSION}: .*`probe score"):
+        finished(stability, out)
+    assert rescore(out, stability).readings == 1
+    assert read_trials(out)[0]["status"] == "ok"
+    assert parser_of(read_run(out)) == str(VERSION) and "edited" not in read_run(out)
+    finished(stability, out)
+
+
+def test_no_parser_has_read_log_probabilities(stability: StimulusSet, tmp_path: Path) -> None:
+    config = RunConfig("noisy-simulation", "s", "options", limit=2)
+    for _ in range(2):
+        run(config, stability, tmp_path / "run", model=make_observer("noisy-simulation"))
+        read_by(tmp_path / "run", "1")
 
 
 def test_the_frame_has_every_column_and_the_factors(stability: StimulusSet, tmp_path: Path) -> None:

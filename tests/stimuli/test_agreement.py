@@ -8,6 +8,7 @@ from vlm_probe.stimuli import agreement
 from vlm_probe.stimuli.agreement import check
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.output import MANIFEST
 
 pytest.importorskip("mujoco")
 
@@ -31,7 +32,7 @@ def test_engines_agree_on_designed_towers_and_the_card_says_so(stability):
     assert (stability.path / "metadata.jsonl").read_bytes() == metadata
     check(StimulusSet.load(stability.path), "pybullet")
     assert set(StimulusSet.load(stability.path).card["checks"]) == {"mujoco", "pybullet"}
-    assert [p.name for p in stability.path.glob(".*")] == []
+    assert [p.name for p in stability.path.glob(".*")] == [MANIFEST]
 
 
 @pytest.mark.parametrize("task", ["towers-topblock", "towers-sideblock"])

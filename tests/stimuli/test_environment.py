@@ -1,5 +1,7 @@
 """The environment: Gymnasium's own checker, what an episode is, what is remembered, and a client that learns in it."""
 
+import copy
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -208,7 +210,7 @@ def test_shifted_and_chosen_conditions():
     [
         ({"task": "towers-stability"}, "only actions can be tried out: use towers-topblock"),
         ({"memory": "last-0"}, "memory must be"),
-        ({"max_attempts": 0}, "at least 1"),
+        ({"max_attempts": 0}, "max_attempts must be a whole number from 1"),
         ({"discount": 2.0}, "discount"),
         ({"conditions": ["n9"]}, "has no condition 'n9'; there are n3_"),
         ({"shifts": "camra:1"}, "did you mean camera"),
@@ -262,3 +264,32 @@ def test_ppo_learns_topblock_far_above_the_best_constant_answer(monkeypatch):
 
     result = sb3_topblock.test(sb3_topblock.train("towers-topblock", 20_000, seed=0), "towers-topblock", 200)
     assert result.policy > result.constant + 0.3, result
+
+
+@pytest.mark.parametrize("task", action_tasks())
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("settings", [{}, {"memory": "all", "actions": "text", "shifts": "camera:1"}], ids=["", "text"])
+def test_a_copy_goes_on_as_the_original_would_in_the_middle_of_an_episode(task, copied, settings):
+    env = gymnasium.make(environment_id(task), size=32, max_attempts=3, **settings)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(5)]
+
+    def go_on(env):
+        told = []
+        for action in actions[1:]:  # to the end of this episode, and through the next
+            observation, *rest, info = env.step(action)
+            told.append((observation["image"].tobytes(), observation["prompt"], *rest, str(info)))
+            if rest[1]:
+                observation, info = env.reset()
+                told.append((observation["image"].tobytes(), observation["prompt"], str(info)))
+        return told
+
+    fresh = copied(env)
+    env.reset(seed=5)
+    assert fresh.reset(seed=5)[1] == env.reset(seed=5)[1]
+    if env.step(actions[0])[2]:  # right at once
+        env.reset(seed=6)
+    twin, other = copied(env), copied(env)
+    other.reset(seed=9)  # what one copy does is nothing to another
+    found = [go_on(twin), go_on(env)]
+    assert found[0] == found[1] and len(found[0]) > 4

@@ -13,6 +13,7 @@ import pytest
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.output import MANIFEST, OutputError
 from vlm_probe.stimuli.tasks import UnknownTask
 
 
@@ -33,7 +34,8 @@ def test_the_same_arguments_give_the_same_bytes_over_any_number_of_processes(sta
     make_set("towers-stability", 144, 0, tmp_path / "again", size=64, jobs=2)
     assert digest(tmp_path / "again") == digest(stability.path)
     make_set("towers-stability", 144, 1, tmp_path / "other", size=64)
-    assert not set(digest(tmp_path / "other")) & set(digest(stability.path)) - {"metadata.jsonl", "card.json"}
+    shared = set(digest(tmp_path / "other")) & set(digest(stability.path))
+    assert shared == {"metadata.jsonl", "card.json", MANIFEST}
 
 
 def test_labels_are_balanced_in_every_cell_and_pairs_are_whole(stability):
@@ -81,14 +83,15 @@ def test_datasets_opens_a_set_as_an_imagefolder(stability, tmp_path, monkeypatch
 
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "set"
-    for bad in ({"n": 0}, {"n": -3}, {"size": 3}, {"jobs": 0}, {"seed": -1}):
-        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be at least"):
+    for bad in ({"n": 0}, {"n": -3}, {"n": 10**30}, {"size": 3}, {"size": 64.5}, {"jobs": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be a whole number from"):
             make_set(**({"task": "towers-stability", "n": 4, "seed": 0, "out": out} | bad))
     with pytest.raises(UnknownTask, match="did you mean"):
         make_set("towers-stabilty", 4, 0, out)
     assert not out.exists()
     out.mkdir()
-    with pytest.raises(StimulusError, match="exists already"):
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
         make_set("towers-stability", 4, 0, out)
 
 
@@ -116,7 +119,7 @@ def test_damaged_sets_are_named(tmp_path):
     metadata = stimuli.path / "metadata.jsonl"
     whole = metadata.read_bytes()
     metadata.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StimulusError, match=r"line \d: truncated or damaged"):
+    with pytest.raises(StimulusError, match=r"line \d+, is damaged"):
         StimulusSet.load(stimuli.path)
     metadata.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
     with pytest.raises(StimulusError, match="2 rows, 4 expected"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.importing import ImportProblems, import_set
 from vlm_probe.stimuli.question import Integers, Options
 from vlm_probe.stimuli.sheet import contact_sheet
+from vlm_probe.stimuli.tables import read_table
 
 
 def write(path, rows):
@@ -218,7 +220,7 @@ def test_every_problem_is_named_with_its_row_and_column_and_nothing_is_written(p
         ("line 3, column 'id'", "'a' is the id of line 2 already"),
         ("line 3, column 'file'", "there is no picture 'p9.png'"),
         ("line 4, column 'margin'", "'big' is not a number"),
-        ("line 4, column 'count'", "'2.5' is not a whole number of at least 1"),
+        ("line 4, column 'count'", "'2.5' is not a whole number from 1"),
         ("line 4, column 'answer'", "'perhaps' is not one of stands (yes), falls (no)"),
         ("line 5, column 'file'", "cannot be read as a picture (it is none of PNG, JPEG"),
         ("line 5, column 'margin'", "'nan' is not a finite number"),
@@ -250,7 +252,7 @@ def test_tables_that_cannot_be_used_at_all(pictures, tmp_path):
     with pytest.raises(StimulusError, match="--conditions"):
         attempt(trials(), task="towers-stability", conditions=["surface"])
     (tmp_path / "t.jsonl").write_text('{"file": "p0.png", "answer": "stands"}\n{"file"\n')
-    with pytest.raises(StimulusError, match="line 2: not a JSON object"):
+    with pytest.raises(StimulusError, match="line 2, is damaged"):
         import_set(pictures, tmp_path / "t.jsonl", tmp_path / "set", task="towers-stability")
 
 
@@ -397,3 +399,33 @@ def test_the_commands_import_and_export(pictures, tmp_path, monkeypatch, capsys)
     assert "1 problem(s); nothing was written" in told
     assert probe(*command, "--columns", "file", "--out", "other")[0] == 1
     assert not (tmp_path / "other").exists()
+
+
+def test_ids_like_formulas_come_back_from_a_spreadsheet(pictures, tmp_path):
+    ids = ["=SUM(A1:A3)", "+49 123", "-1+1", "@cell"]
+    rows = [row | {"id": name, "=cue()": f"-{name}"} for row, name in zip(trials(), ids, strict=True)]
+    table = write(tmp_path / "t.csv", rows)
+    answers = [{"item": name, "participant": "@anna", "response": "falls", "rt": "0.5"} for name in ids]
+    made = import_set(
+        *(pictures, table, tmp_path / "set"),
+        task="towers-stability",
+        conditions=["=cue()"],
+        responses=write(tmp_path / "r.csv", answers),
+    )
+    assert [item.item_id for item in made.items] == ids
+    assert [(r.item_id, r.participant, r.rt) for r in made.responses()] == [(name, "@anna", 0.5) for name in ids]
+    with pytest.raises(SystemExit):
+        main(["stimuli", "export", str(made.path), "--csv", str(tmp_path / "flat.csv")])
+    for file in (tmp_path / "flat.csv", made.path / "responses.csv"):
+        with file.open(encoding="utf-8", newline="") as opened:
+            cells = [cell for row in csv.reader(opened) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in ("=", "+", "@", "\t", "\r")]
+        assert all(re.fullmatch(r"-[0-9.]+", cell) for cell in cells if cell.startswith("-"))
+    flat, _ = read_table(tmp_path / "flat.csv")
+    assert [row.cells["item_id"] for row in flat] == ids
+    again = import_set(
+        *(made.path, tmp_path / "flat.csv", tmp_path / "again"),
+        task="towers-stability",
+        columns={"file": "file_name", "id": "item_id", "answer": "meaning"},
+    )
+    assert [item.item_id for item in again.items] == ids

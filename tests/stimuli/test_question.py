@@ -58,9 +58,11 @@ def test_options(reply, value, status):
         ("21", None, "out_of_range"),
         ("1" * 5000, None, "out_of_range"),
         ("2.5", None, "not_whole"),
-        ("5 cm to the left", None, "no_answer"),
+        ("5 cm to the left", -5, "ok"),
         ("between 3 and 5", None, "no_answer"),
-        ("seven", None, "no_answer"),
+        ("seven", 7, "ok"),
+        ("5 cm to the right or left", None, "no_answer"),
+        ("answer: 3 mm", None, "no_answer"),
         ("answer: 3, answer: 4", None, "ambiguous"),
     ],
 )
@@ -87,9 +89,12 @@ def test_two_integers(reply, value, status):
     assert (parsed.value, parsed.status) == (value, status)
 
 
-def test_think_style_requires_an_answer_block():
-    assert parse("yes", YES_NO, "think").status == "unfinished"
-    assert parse("<think>hm</think>", YES_NO, "think").status == "unfinished"
+def test_only_what_follows_a_thought_is_read():
+    assert parse("<think>hm</think>yes", YES_NO, "think").value == "stands"
+    assert parse("so yes, or no</think>no", YES_NO).value == "falls"
+    for reply in ("<think>hm</think>", "<think>yes", "yes<think>no", "<think>hm</think><answer>yes"):
+        for style in ("direct", "think"):
+            assert parse(reply, YES_NO, style).status == "unfinished"
     assert parse("<think>hm</think><answer>yes</answer>", YES_NO, "think").value == "stands"
 
 
@@ -122,6 +127,11 @@ def test_every_candidate_is_read_back_and_the_grammar_survives_json(grammar):
         for text, value in grammar.candidates():
             assert grammar.text(value) == text
             assert question.parse(question.reply(value)).value == value
+
+
+def test_lists_make_the_same_grammars_as_tuples():
+    assert parse("yes.", Options([Option("yes", "stands"), Option("no", "falls")])).value == "stands"
+    assert parse("7 cm", Integers([[-20, 20]])).value == 7
 
 
 def test_illegal_answers_and_grammars_are_refused():

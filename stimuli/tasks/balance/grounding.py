@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import Grammar, Integers
 from vlm_probe.stimuli.scene import Body, Scene
 from vlm_probe.stimuli.tasks import Unsatisfiable
@@ -175,7 +176,7 @@ class BalanceGrounding(GroundingTask):
         """
         layout_name = condition.build.partition(":")[2]
         if layout_name not in ("", "down"):
-            raise ValueError(f"{self.name} knows no layout {layout_name!r}; use down, or none")
+            raise InvalidInput(f"{self.name} knows no layout {layout_name!r}; use down, or none")
         for _ in range(100):
             layout = draw_layout(rng, condition.count, "size")
             if layout is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.tasks import Unsatisfiable
 from vlm_probe.stimuli.tasks.balance.seesaw import (
@@ -41,7 +42,7 @@ def draw_load(rng: np.random.Generator, shown: str) -> Load:
         ValueError: If there is no such way.
     """
     if shown not in SHOWN:
-        raise ValueError(f"weight cannot be shown by {shown!r}: use one of {', '.join(SHOWN)}")
+        raise InvalidInput(f"weight cannot be shown by {shown!r}: use one of {', '.join(SHOWN)}")
     shape = str(rng.choice(list(SHAPE_WORDS)))
     facing = 1 if rng.random() < 0.5 else -1
     if shown == "size":

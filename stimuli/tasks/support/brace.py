@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Body, Scene, mirror
 from vlm_probe.stimuli.simulators import Simulator
@@ -241,7 +242,7 @@ def _find(rng: np.random.Generator, build: str) -> Structure:
         pushed, side, span = build.split("-")
         low, high = (int(part) for part in span.removesuffix("cm").split("to"))
     except ValueError:
-        raise ValueError(f"support-brace knows no build {build!r}; use e.g. plank-ahead-2to4cm") from None
+        raise InvalidInput(f"support-brace knows no build {build!r}; use e.g. plank-ahead-2to4cm") from None
     answers = np.arange(RANGE[0], RANGE[1] + 1)
     batch = 1024
     for _ in range(400):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import Body, Scene, mirror
 from vlm_probe.stimuli.tasks.grounding import Ask, GroundingTask, count, exists, left_right, nth_colour, shape, words
 from vlm_probe.stimuli.tasks.support.structure import (
@@ -111,7 +112,7 @@ class SupportGrounding(GroundingTask):
             ValueError: If there are to be fewer than two or more than five posts and loads.
         """
         if not 2 <= condition.count <= 5:
-            raise ValueError(f"{self.name} has 2 to 5 posts and loads, not {condition.count}")
+            raise InvalidInput(f"{self.name} has 2 to 5 posts and loads, not {condition.count}")
         standing = int(rng.integers(max(1, condition.count - 3), min(3, condition.count - 1) + 1))
         number = condition.count - standing
         height, length = np.round(rng.uniform((0.12, 0.28), (0.18, 0.34)), 2).tolist()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.stimuli.condition import Condition, in_bin
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
@@ -207,7 +208,7 @@ def _pair(
     """A structure that holds and one that falls, which differ in the place of one body, both in the bin on their side."""
     pushed, _, kind = build.partition("-")
     if pushed not in ("plank", "load", "post") or kind not in ("ahead", "behind", "plain", "tricky"):
-        raise ValueError(f"support-hold knows no build {build!r}; use plank, load or post, and e.g. -plain")
+        raise InvalidInput(f"support-hold knows no build {build!r}; use plank, load or post, and e.g. -plain")
     if count > 2:
         raise Unsatisfiable(
             f"support-hold has one post or two, not {count}: with more, statics does not say what happens"

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import Answer, Grammar, Integers
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.tasks.grounding import (
@@ -200,7 +201,7 @@ class TowersGrounding(GroundingTask):
         """
         layout = condition.build.partition(":")[2]
         if layout not in ("", "scattered"):
-            raise ValueError(f"{self.name} knows no layout {layout!r}; it knows scattered, and towers without a name")
+            raise InvalidInput(f"{self.name} knows no layout {layout!r}; it knows scattered, and towers without a name")
         return scattered_blocks(rng, condition.count) if layout else any_tower(rng, condition.count)
 
 

@@ -27,7 +27,7 @@ from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.question import Integers
 
-HOSTILE = "</script><script>document.title = 'taken'</script><!--<script> {{data}} \u2028 & \ud83d"
+HOSTILE = "</script><script>document.title = 'taken'</script><!--<script> {{data}} \u2028 & \U0001f642"
 
 
 class Blocks(HTMLParser):
@@ -129,7 +129,7 @@ def test_a_set_that_is_gone_costs_the_pictures_alone(observed: Path, tmp_path: P
 def test_nothing_a_model_says_can_be_code(tmp_path: Path) -> None:
     rows = run_rows(n=8)
     for row in rows:
-        row.update(raw=HOSTILE, prompt=HOSTILE, item_id=row["item_id"] + HOSTILE.strip("\ud83d"), error=None)
+        row.update(raw=HOSTILE, prompt=HOSTILE, item_id=row["item_id"] + HOSTILE, error=None)
     html = page_of(write_run(tmp_path / "r", rows))
     blocks = Blocks(html)
     assert [attributes.get("id") for attributes, _ in blocks.scripts] == ["data", "pictures", None]
@@ -196,7 +196,7 @@ def test_packing() -> None:
     assert not set("<>&") & set(text) and json.loads(text) == {"</script>": "<!-- & -->"}
     with pytest.raises(ValueError, match="JSON"):
         script_json(math.nan)
-    with pytest.raises(ValueError, match="use 0 for none"):
+    with pytest.raises(ValueError, match="size must be a whole number from 0"):
         Pictures(-1)
-    with pytest.raises(ValueError, match="use 0 for none"):
+    with pytest.raises(ValueError, match="motions must be a whole number from 0"):
         Motions(-1)

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from vlm_probe.probes.cli import main
 from vlm_probe.probes.models import Generation, Trial
 from vlm_probe.probes.models.adapter_folder import adapter_hash
-from vlm_probe.probes.models.huggingface import weights_hash
 from vlm_probe.probes.models.loading import load_model
+from vlm_probe.probes.models.model_folder import weights_hash
+from vlm_probe.probes.tiny import WEIGHTS
 from vlm_probe.stimuli.dataset import StimulusSet
 
 TRAINING = {
@@ -130,6 +133,106 @@ def test_a_merged_model_answers_as_base_and_adapter(
     out = tmp_path / "run"
     probe("run", "--model", str(folder), "--stimuli", str(stability.path), "--limit", "4", "--out", str(out))
     assert len((out / "trials.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_weights_that_are_tied_are_not_merged_apart(
+    probe: Callable[..., Any], save_adapter: Callable[..., Path], tmp_path: Path, layer: str, dtype: str
+) -> None:
+    """Of `tiny`: a change of one would be a change of the other, in any number format."""
+    adapter = save_adapter(WEIGHTS, tmp_path / "adapter", targets=rf".*{layer}")
+    out = ("--out", str(tmp_path / "merged"), "--dtype", dtype)
+    told = probe("adapters", "merge", str(adapter), "--model", "tiny", "--device", "cpu", *out, code=1).stderr
+    assert f"changes {layer} alone, and tiny has the same weights for lm_head and embed_tokens" in told
+    assert told.endswith("run it with --adapter instead\n") and not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_what_was_merged_in_single(
+    probe: Callable[..., Any], llava: Path, adapters: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Every weight is the one that a merge in single precision gives, rounded once."""
+    arguments = ("adapters", "merge", str(adapters / "trained"), "--device", "cpu", "--json", "--out")
+    probe(*arguments, str(tmp_path / "whole"))
+    half = json.loads(probe(*arguments, str(tmp_path / "half"), "--dtype", dtype).stdout)
+    assert half["dtype"] == dtype and 1e-3 < half["largest_difference_nats"] < 1
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items():
+        assert torch.equal(tensor, whole[name].to(tensor.dtype)) and str(tensor.dtype) == f"torch.{dtype}"
+
+
+def test_a_weight_that_half_precision_cannot_hold_is_refused(
+    probe: Callable[..., Any], llava: Path, adapters: Path, tmp_path: Path
+) -> None:
+    large = Path(shutil.copytree(adapters / "plain", tmp_path / "large"))
+    tensors = load_file(large / "adapter_model.safetensors")
+    save_file({name: tensor * 300 for name, tensor in tensors.items()}, large / "adapter_model.safetensors")
+    arguments = ("adapters", "merge", str(large), "--model", str(llava), "--device", "cpu", "--out")
+    told = probe(*arguments, str(tmp_path / "merged"), "--dtype", "float16", code=1).stderr
+    assert "too large for torch.float16" in told and list(tmp_path.iterdir()) == [large]
+
+
+def test_a_base_in_four_bits_is_not_merged_into(
+    probe: Callable[..., Any], save_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    four: Any = load_model("tiny", load_in_4bit=True)
+    four._model.save_pretrained(tmp_path / "stored")
+    four._prompter._processor.save_pretrained(tmp_path / "stored")
+    adapter = save_adapter(WEIGHTS, tmp_path / "adapter")
+    arguments = ("adapters", "merge", str(adapter), "--model", str(tmp_path / "stored"), "--device", "cpu")
+    told = probe(*arguments, "--out", str(tmp_path / "merged"), code=1).stderr
+    assert "is stored quantised (bitsandbytes 4-bit nf4)" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"base": 7},
+        {"curves": [7]},
+        {"curves": [{"success": "x"}]},
+        {"lineage": [7]},
+        {"lineage": [{"tasks": 7}]},
+        {"tasks": "x"},
+        {"tasks": [7]},
+        {"budget": {"samples": {}}},
+        {"budget": {"samples": float("nan")}},
+        {"budget": {"samples": float("inf")}},
+        {"config": {"attempts": "x"}},
+        {"weights": [None]},
+        {"method": [1]},
+        {"ended": "\ud83d"},
+    ],
+    ids=ascii,
+)
+def test_records_that_cannot_be_are_named(
+    probe: Callable[..., Any], adapters: Path, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    bad = Path(shutil.copytree(adapters / "trained", tmp_path / "bad"))
+    (bad / "training.json").write_text(json.dumps(TRAINING | record))
+    for arguments in (("show",), ("show", "--json"), ("list",)):
+        told = probe("adapters", arguments[0], str(bad), *arguments[1:], code=1).stderr
+        assert str(bad / "training.json") in told and told.count("\n") == 1
+
+
+def test_losses_of_a_training_that_went_wrong_may_be_shown(
+    probe: Callable[..., Any], adapters: Path, tmp_path: Path
+) -> None:
+    wild = Path(shutil.copytree(adapters / "trained", tmp_path / "wild"))
+    curves = [{"step": 1, "loss": float("nan"), "success": None}, {"step": 2, "loss": float("inf"), "success": 0.5}]
+    (wild / "training.json").write_text(json.dumps(TRAINING | {"curves": curves}))
+    assert json.loads(probe("adapters", "show", str(wild), "--json").stdout)["success"] == 0.5
+
+
+def test_settings_of_an_adapter_that_are_no_numbers_are_named(
+    probe: Callable[..., Any], adapters: Path, tmp_path: Path
+) -> None:
+    bad = Path(shutil.copytree(adapters / "plain", tmp_path / "bad"))
+    config = json.loads((bad / "adapter_config.json").read_text())
+    (bad / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": float("nan")}))
+    told = probe("adapters", "show", str(bad), "--json", code=1).stderr
+    assert "adapter_config.json is damaged (lora_alpha is NaN)" in told
 
 
 def test_an_adapter_whose_base_is_gone_is_refused(probe: Callable[..., Any], adapters: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vlm_probe.probes import provenance
 from vlm_probe.probes.cli import main
+from vlm_probe.stimuli.replies import VERSION
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -63,6 +65,7 @@ def test_a_run_is_scored_again(capsys: pytest.CaptureFixture[str], towers: Path,
     _, before, _ = call(capsys, *arguments)
     code, after, err = call(capsys, "score", "r", "--json")
     assert code == 0 and json.loads(after) == json.loads(before) and "0 of them differently" in err
+    assert f"readings that changed: 0 (parser {VERSION} before, parser {VERSION} now)" in err
 
 
 def test_the_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +80,24 @@ def test_the_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     for extra in found["missing_extras"]:
         assert any(row["extra"] == extra and "pip install" in row["problem"] for row in found["packages"])
     assert {"TeX", "Slurm", "Chromium", "R"} <= {row["name"] for row in found["programs"]}
+
+
+@pytest.mark.parametrize(
+    ("installed", "verdict", "code"), [("5.24.7", "ok", 0), ("5.31.0", "UNTESTED", 0), ("5.2.0", "PROBLEM", 1)]
+)
+def test_the_doctor_knows_versions_that_were_not_tested(
+    installed: str, verdict: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = {"numpy": ">=2.0", "transformers": ">=5.15,<5.25"}
+    monkeypatch.setattr(provenance, "requires", lambda _: [name + tested for name, tested in ranges.items()])
+    monkeypatch.setattr(provenance, "version", {"numpy": "9.0", "transformers": installed}.__getitem__)
+    assert call(capsys, "doctor")[:1] == (code,)
+    line = next(line for line in call(capsys, "doctor")[1].splitlines() if "transformers" in line)
+    assert line.split()[0] == verdict and (verdict == "ok") != ("pip install 'transformers>=5.15,<5.25'" in line)
+    row = next(row for row in json.loads(call(capsys, "doctor", "--json")[1])["packages"] if row["package"] != "numpy")
+    assert [bool(row[name]) for name in ("problem", "untested")] == [
+        verdict == name for name in ("PROBLEM", "UNTESTED")
+    ]
 
 
 def test_the_doctor_says_what_a_missing_program_is_for(

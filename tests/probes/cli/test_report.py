@@ -43,7 +43,9 @@ def test_a_page_is_written(observed: Path, tmp_path: Path, capsys: pytest.Captur
     }
     assert told["pictures"] > 12 and out.read_text().startswith("<!doctype html>")
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
-    assert call(observed, "--out", out, "--motions", 0, "--size", 0) == 0
+    assert call(observed, "--out", out, "--motions", 0, "--size", 0) == 1
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert call(observed, "--out", out, "--overwrite", "--motions", 0, "--size", 0) == 0
     assert "24 trials, 0 pictures, 0 simulated" in capsys.readouterr().out
     assert out.stat().st_size < told["bytes"]
 

@@ -114,6 +114,44 @@ def test_failed_trials_end_with_three(
     assert code == 0 and (json.loads(out)["n"], json.loads(out)["errors"]) == (8, 0)
 
 
+def test_a_run_whose_trials_all_failed_says_so_first(
+    capsys: pytest.CaptureFixture[str], towers: Path, llava: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llava, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text("{% for", encoding="utf-8")
+    arguments = ["run", "--model", "./model", "--stimuli", towers, "--limit", "4", "--out", "r"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 3 and out.startswith("all 4 trials failed: ModelError: the model's chat template failed")
+    assert "nan" not in out and "Traceback" not in err
+    assert not list((tmp_path / "r").glob("*.png")) and not (tmp_path / "cache/references").exists()
+    assert json.loads((tmp_path / "r/summary.json").read_text())["problem"].startswith("all 4 trials failed: ")
+    code, out, _ = run(capsys, "score", "r")
+    assert code == 0 and out.startswith("all 4 trials failed: ")
+
+
+def test_a_run_of_which_no_reply_could_be_read_says_so_first(
+    capsys: pytest.CaptureFixture[str], towers: Path, llava: Path, tmp_path: Path
+) -> None:
+    short = ["--style", "think", "--max-new-tokens", "1", "--limit", "6", "--out", "r"]
+    code, out, _ = run(capsys, "run", "--model", llava, "--stimuli", towers, *short)
+    assert code == 0 and out.startswith("none of the 6 replies could be read: ")
+    assert "cut at the token limit" in out and "--max-new-tokens" in out
+    assert not list((tmp_path / "r").glob("*.png"))
+
+
+@pytest.mark.parametrize("broken", ["figures.single.draw", "summary.summarise"])
+def test_a_figure_or_summary_that_fails_costs_nothing_else(
+    capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise RuntimeError("no fonts\nhere")
+
+    monkeypatch.setattr(f"vlm_probe.analysis.{broken}", fail)
+    code, _, err = run(capsys, "run", "--model", "chance", "--stimuli", towers, "--no-references", "--out", "r")
+    told = [line for line in err.splitlines() if not line.startswith("asking")]
+    assert code == 0 and len(told) == 1 and "no fonts here" in told[0] and len(rows(tmp_path / "r")) == 48
+
+
 def test_the_model_comes_before_the_stimuli(probe: Probe, tmp_path: Path) -> None:
     done = probe("run", "--model", "./no/model", "--stimuli", "towers")
     assert done.returncode == 1 and "making stimuli" not in done.stderr

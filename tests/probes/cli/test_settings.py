@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_probe.probes.cli import app
+from vlm_probe.probes.cli.errors import UsageError
 from vlm_probe.probes.cli.settings import SETTINGS, save
+from vlm_probe.stimuli.output import claim
 
 RUN = ["run", "--model", "chance", "--stimuli", "towers"]
 
@@ -24,7 +26,7 @@ def parsed(*arguments: str) -> dict[str, Any]:
 
 
 def refused(*arguments: str) -> str:
-    with pytest.raises(CycloptsError) as caught:
+    with pytest.raises((CycloptsError, UsageError)) as caught:
         parsed(*arguments)
     return str(caught.value)
 
@@ -75,9 +77,8 @@ def test_a_table_is_read_by_its_command_only(tmp_path: Path) -> None:
         ("[rum]\nseed = 1", "unknown key 'rum'"),
         ("n = 5", "unknown key 'n'"),
         ("config = 'other.toml'", "unknown key 'config'"),
-        ("seed = [", "not TOML"),
+        ("seed = [", "my.toml is damaged"),
         ("seed = 'many'", "unable to convert"),
-        ("seed = -1", "Must be >= 0"),
         ("seed = {a = 1}", "a value, not a table"),
         ("readout = 'lips'", "Choose from"),
     ],
@@ -88,13 +89,13 @@ def test_mistakes_in_a_config_file_are_errors(tmp_path: Path, text: str, message
 
 
 def test_mistakes_elsewhere_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "cannot read --config nowhere.toml" in refused(*RUN, "--config", "nowhere.toml")
+    assert "cannot read nowhere.toml" in refused(*RUN, "--config", "nowhere.toml")
     monkeypatch.setenv("PROBE_MODLE", "tiny")
     assert "did you mean PROBE_MODEL" in refused(*RUN)
     monkeypatch.delenv("PROBE_MODLE")
     monkeypatch.setenv("PROBE_SERVICE_HOST", "10.0.0.1")  # another program's
     assert parsed(*RUN)["model"] == "chance"
-    monkeypatch.setenv("PROBE_LIMIT", "0")
+    monkeypatch.setenv("PROBE_LIMIT", "few")
     assert "PROBE_LIMIT" in refused(*RUN)
     monkeypatch.delenv("PROBE_LIMIT")
     (tmp_path / "pyproject.toml").write_text("[tool.probe]\nsead = 1\n")
@@ -105,5 +106,6 @@ def test_mistakes_elsewhere_are_errors(tmp_path: Path, monkeypatch: pytest.Monke
 def test_saved_settings_can_be_read_again(text: str, number: int, share: float, flag: bool) -> None:
     values = {"text": text, "number": number, "share": share, "flag": flag}
     with TemporaryDirectory() as folder:
-        save(Path(folder), "run", {**values, "nothing": None})
+        with claim(Path(folder), "run") as output:
+            save(output, "run", {**values, "nothing": None})
         assert tomllib.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8")) == values

@@ -93,7 +93,7 @@ def test_a_packed_study_is_read_like_the_runs(study, capsys, tmp_path):
     assert (packed / "remarks.tex").read_text() == "It was stopped twice.\n"
     code, _, err = call(capsys, "study", "pack", study, "--to", tmp_path)
     assert code == 1
-    assert "something else than a packed study" in err
+    assert "holds files that vlm-probe did not write" in err
 
 
 def test_an_archive_gives_logs_back_to_the_byte_or_is_not_made(study, capsys, tmp_path):
@@ -110,4 +110,4 @@ def test_an_archive_gives_logs_back_to_the_byte_or_is_not_made(study, capsys, tm
     (packed / "logs.parquet").write_bytes(b"damaged")
     code, _, err = call(capsys, "analyze", packed)
     assert code == 1
-    assert "logs.parquet cannot be read" in err
+    assert "logs.parquet is damaged" in err

@@ -14,6 +14,7 @@ import pytest
 
 from vlm_probe.probes.cli import main
 from vlm_probe.probes.trials import read_run, read_trials
+from vlm_probe.stimuli.output import claim
 
 ROOT = Path(__file__).parents[3]
 NOISY = "observers/noisy-simulation/towers-stability"
@@ -135,8 +136,8 @@ def test_a_pilot_times_what_was_not_timed_before(study, capsys, tmp_path):
 def test_what_fails_does_not_stop_the_rest_and_can_be_repeated_by_hand(study, capsys, tmp_path):
     folder = tmp_path / "studies" / "watch"
     in_the_way = (folder / NOISY).parent
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.write_text("a file where a folder should be")
+    with claim(folder, "study") as output:
+        output.write(str(in_the_way.relative_to(folder)), "a file where a folder should be")
     code, out, _ = call(capsys, "study", "run", study)
     assert code == 3
     assert "2 of 3 cells are done" in out
