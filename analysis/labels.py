@@ -13,13 +13,15 @@ def with_test(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `test`: task and shift as the command line writes them."""
     if table.empty:
         return table.assign(test=pd.Series(dtype=str))
-    parts = zip(table["test_task"], table["shift"], table["shift_level"], strict=True)
+    sets = table["test_set"] if "test_set" in table else [""] * len(table)
+    parts = zip(table["test_task"], table["shift"], table["shift_level"], sets, strict=True)
     return table.assign(test=[test_name(*part) for part in parts])
 
 
-def test_name(task: object, shift: object, level: object) -> str:
-    """A test as the command line writes it, such as "towers-stability@camera:2"."""
-    return str(task) if shift == "none" else f"{task}@{shift}:{level}"
+def test_name(task: object, shift: object, level: object, test_set: object = "") -> str:
+    """A test as the command line writes it, such as "towers-stability@camera:2"; one of several stimulus sets has its hash behind it."""
+    name = str(task) if shift == "none" else f"{task}@{shift}:{level}"
+    return f"{name} (set {test_set})" if test_set else name
 
 
 def trained_on(tasks: object, regime: object = "") -> str:

@@ -61,7 +61,17 @@ def test_stored_results(agreement, table, name):
 @pytest.mark.skipif(shutil.which("Rscript") is None, reason="R is not installed")
 @pytest.mark.parametrize(
     "name",
-    ["sleepstudy", "sleepstudy_uncorrelated", "penicillin", "pastes", "cbpp", "verbagg", "grouseticks", "insteval", "visits_15"],
+    [
+        "sleepstudy",
+        "sleepstudy_uncorrelated",
+        "penicillin",
+        "pastes",
+        "cbpp",
+        "verbagg",
+        "grouseticks",
+        "insteval",
+        "visits_15",
+    ],
 )
 def test_lme4_itself(name):
     found = subprocess.run(

@@ -1,0 +1,756 @@
+"""Transfer from source to target: what training on each task changes on each tested task, and in which direction.
+
+One row per source (tasks and regime of a training, over methods) and target (a tested task), and the same for each method. Tests of a task under
+shifts are nested within it and share its weight. Two measures are compared with the untrained model: success, and the signed score of
+`vlm_probe.analysis.measures`, which is below 0 where answers are turned round.
+
+Tests. A contrast is a difference of means of runs, so that its variance is that of crossed random effects, runs + items - residual (Clark,
+1973; see `vlm_probe.analysis.run_means`), here with groups of foils and mirror images for items:
+
+- with at least `MANY_RUNS` runs, about trainings of the kind: t with Satterthwaite's degrees of freedom, at most as many as there are runs;
+- with fewer, about each of these runs: the largest p of the runs, each tested over items, and none if their signs differ. A conjunction of
+  tests needs no correction (Berger, 1982, Technometrics 24:295-300).
+
+Holm's correction is over all transfer contrasts of a model, both measures; so are those of reversals and of the equivalence tests. Learning of the
+source is a family of its own, and so are the contrasts of single methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
+
+from vlm_probe.analysis.cell_model import UNTRAINED, Estimate, estimate
+from vlm_probe.analysis.equivalence import equivalence
+from vlm_probe.analysis.labels import trained_on
+from vlm_probe.analysis.measures import balance, code, measure_cells
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.run_means import crossed
+from vlm_probe.analysis.selection import Floats, cells, item_groups
+from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.tables import number, proportion
+from vlm_probe.analysis.transfer import with_names
+from vlm_probe.stimuli.errors import InvalidInput
+
+MANY_RUNS = 5
+"""Runs from which a test about trainings of the kind has a chance after correction."""
+ALL = "all"
+CONTROL = "demonstrations random"
+"""Regime of the format-only control: trained on random legal answers."""
+POWER = 0.8
+LEARNING = ("within", "shifted")
+"""Levels at which the target is the source itself."""
+VERDICTS = ("higher", "lower", "reversed", "equivalent", "inconclusive", "uninformative")
+RULE = (
+    "verdict: reversed if the signed score is below 0 (Holm) and below that of the untrained model (p); uninformative at floor or ceiling (no condition is"
+    " farther from 0 or 1 than the bound) and where a difference vanishes among valid replies (format); else higher or lower if success differs, or"
+    " else the signed score (measure says which); equivalent if both are shown to be within the bound; else inconclusive"
+)
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transfer(Result):
+    """Source -> target contrasts. The table has one row per model, source, method (or all) and target.
+
+    Attributes:
+        runs: One row per run: the gain on its source, its p, and whether it learned it.
+        ratios: Transfer ratios, target gain / source gain, with Fieller intervals.
+        measures: Of every run on every test; None if the table has no answers.
+    """
+
+    runs: pd.DataFrame
+    ratios: pd.DataFrame
+    measures: Result | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """The answers of all runs of a model to the items of one tested task: arrays (runs, items), nan where a run was not asked.
+
+    Attributes:
+        values: Measure -> values: success, signed score, and success among valid replies.
+        weights: Measure -> weight of every item (items,); they sum to 1.
+        strata: Measure -> what items are centred in (items,).
+        clusters: Group of foils and mirror images of every item (items,).
+        invalid: Whether a reply was invalid.
+        asked: Which runs were asked every item (runs,).
+        sided: Whether the signed score has sides, so that answers can be reversed.
+    """
+
+    values: Mapping[str, Floats]
+    weights: Mapping[str, Floats]
+    strata: Mapping[str, NDArray[np.int64]]
+    clusters: NDArray[np.int64]
+    invalid: Floats
+    asked: Mask
+    sided: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a contrast.
+
+    Attributes:
+        runs: Their places.
+        kinds: The kind of training of each; runs of a kind differ in their seed.
+        fixed: Whether they are one fixed thing, as the untrained model is.
+    """
+
+    runs: NDArray[np.int64]
+    kinds: tuple[str, ...]
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A difference of two sides on one measure.
+
+    Attributes:
+        over_runs: About trainings of the kind and items of the kind; about items alone if there is one run.
+        each: Largest p of single runs tested over items; nan where the signs differ, or there are none.
+        of_runs: The difference of every run of the first side.
+        runs_p: One-sided p of every run of the first side, upwards.
+    """
+
+    over_runs: Estimate
+    each: float
+    of_runs: Floats
+    runs_p: Floats
+
+    def p(self, n_runs: int) -> float:
+        """The p-value of record."""
+        return self.over_runs.p if n_runs == 1 or n_runs >= MANY_RUNS else self.each
+
+
+def compare(
+    y: Floats, w: Floats, strata: NDArray[np.int64], clusters: NDArray[np.int64], a: Side, b: Side | None
+) -> Compared:
+    """Compare two sides by the mean over runs and items.
+
+    Args:
+        y: Values (runs, items).
+        w: Weight of every item; they sum to 1.
+        strata: Items are centred within these.
+        clusters: Items that depend on each other.
+        a: Side whose mean is positive.
+        b: Side that is subtracted; None for a comparison with 0.
+    """
+    share, kinds, weights = _shares(a, b)
+    places = np.concatenate([a.runs, *([b.runs] if b is not None else [])])
+    own = y[places]
+    means = own @ w
+    n_clusters = int(clusters.max()) + 1
+    of_cluster = _by_cluster(_centred(own, w, strata) * w, clusters, n_clusters)
+    small = n_clusters / max(n_clusters - 1, 1)
+    least = (0.5 / (len(w) + 1)) ** 2  # items that all agree leave the doubt of half an observation
+    n_a = len(a.runs)
+    items = max(float(((weights @ of_cluster) ** 2).sum()) * small, least)
+    value = float(weights @ means)
+    base = np.zeros(n_clusters) if b is None else -weights[n_a:] @ of_cluster[n_a:]
+    start = 0.0 if b is None else float(-weights[n_a:] @ means[n_a:])
+    single = np.sqrt(np.maximum(((of_cluster[:n_a] - base) ** 2).sum(1) * small, least))
+    of_runs = means[:n_a] - start
+    runs_p = student.sf(of_runs / single, n_clusters - 1)
+    same_sign = bool((np.sign(of_runs) == np.sign(of_runs[0])).all() and of_runs[0] != 0)
+    each = float((2 * np.minimum(runs_p, 1 - runs_p)).max()) if same_sign else 1.0
+    varying = share > 0
+    n_varying, n_kinds = int(varying.sum()), len(set(np.asarray(kinds)[varying]))
+    df = n_varying - n_kinds
+    if n_varying < 2 or df < 1:
+        return Compared(estimate(value, math.sqrt(items), n_clusters - 1), each, of_runs, runs_p)
+    squares, residual = 0.0, 0.0
+    factor: dict[str, tuple[float, int]] = {}
+    for kind in set(np.asarray(kinds)[varying]):
+        inside = varying & (np.asarray(kinds) == kind)
+        n = int(inside.sum())
+        factor[kind] = (float(weights[inside].sum()) ** 2 / n, n)
+        squares += float(((means[inside] - means[inside].mean()) ** 2).sum())
+        if n > 1:
+            moved = of_cluster[inside] - of_cluster[inside].mean(0)
+            residual += factor[kind][0] * float((moved**2).sum()) * small / (n - 1)
+    runs = squares / df * sum(part for part, _ in factor.values())
+    variance, freedom = crossed((runs, df), (items, n_clusters - 1), (residual, df * (n_clusters - 1)))
+    found = estimate(value, math.sqrt(float(variance)), min(float(freedom), float(n_varying)))
+    return Compared(found, each, of_runs, runs_p)
+
+
+def _shares(a: Side, b: Side | None) -> tuple[Floats, list[str], Floats]:
+    """For every run of both sides: 1 if it varies (0 if fixed), its kind, and its signed weight. Kinds of a side count the same."""
+    share: list[float] = []
+    kinds: list[str] = []
+    weights: list[float] = []
+    for name, side, sign in (("a", a, 1.0), ("b", b, -1.0)):
+        if side is None:
+            continue
+        own = list(side.kinds)
+        n_kinds = len(set(own))
+        weights += [sign / n_kinds / own.count(kind) for kind in own]
+        # One run of every kind: the kinds are the replications.
+        alone = n_kinds == len(own)
+        kinds += [f"{name} {'' if alone else kind}" for kind in own]
+        share += [0.0 if side.fixed else 1.0] * len(own)
+    return np.array(share), kinds, np.array(weights)
+
+
+def _centred(y: Floats, w: Floats, strata: NDArray[np.int64]) -> Floats:
+    """Values less the weighted mean of their stratum, by run."""
+    member = np.eye(int(strata.max()) + 1)[strata]
+    total = w @ member
+    means = (y * w) @ member / np.where(total > 0, total, 1.0)
+    return np.asarray(y - means[:, strata])
+
+
+def _by_cluster(values: Floats, clusters: NDArray[np.int64], n: int) -> Floats:
+    found = np.zeros((n, len(values)))
+    np.add.at(found, clusters, values.T)
+    return np.asarray(found.T)
+
+
+def block_of(trials: pd.DataFrame, runs: Sequence[str]) -> Block:
+    """The answers to the items of one tested task, from a table of `with_names`.
+
+    Args:
+        trials: Of one task; shifted tests of it are nested within.
+        runs: The runs of all blocks, in their order.
+    """
+    data = trials.assign(run=trials["run"].astype(str), invalid=0.0, score=math.nan)
+    if "status" in data:
+        data["invalid"] = (data["status"].astype(str) != "ok").to_numpy(float)
+    sided = False
+    sides = pd.Series(0.0, data.index)
+    if {"truth", "answer"} <= set(data.columns):
+        for _, own in data.groupby("test", sort=False):
+            coded = code(own)
+            data.loc[own.index, "score"] = coded.score
+            sides.loc[own.index] = coded.side
+            sided |= coded.kind == "sides"
+    data = data.assign(side=sides, cluster=item_groups(data))
+    items = data.groupby(["test", "item"], sort=False)[["side", "cluster"]].first().reset_index()
+    place = {name: index for index, name in enumerate(items["item"])}
+    found = {}
+    for name in ("success", "score", "invalid"):
+        table = data.pivot_table(index="run", columns="item", values=name, aggfunc="mean", dropna=False, observed=True)
+        found[name] = table.reindex(index=list(runs), columns=list(place)).to_numpy(float)
+    test = pd.factorize(items["test"])[0].astype(np.int64)
+    n_tests = int(test.max()) + 1
+    size = np.bincount(test)[test]
+    even = 1 / n_tests / size
+    side = items["side"].to_numpy(float)
+    balanced = np.concatenate([balance(side[test == k]) for k in range(n_tests)])[
+        np.argsort(np.argsort(test, kind="stable"))
+    ]
+    strata = {"success": test, "signed": test * 3 + (side + 1).astype(np.int64)}
+    with np.errstate(invalid="ignore"):
+        valid = np.where(found["invalid"] > 0, np.nan, found["success"])
+    for k in range(n_tests):
+        here = test == k
+        counts = np.isfinite(valid[:, here]).sum(1, keepdims=True)
+        mean = np.nansum(valid[:, here], 1, keepdims=True) / np.where(counts > 0, counts, np.nan)
+        valid[:, here] = np.where(np.isfinite(valid[:, here]), valid[:, here], mean)
+    return Block(
+        values={"success": found["success"], "signed": found["score"], "valid": valid},
+        weights={"success": even, "signed": even * balanced, "valid": even},
+        strata=strata | {"valid": test},
+        clusters=pd.factorize(items["cluster"])[0].astype(np.int64),
+        invalid=found["invalid"],
+        asked=np.isfinite(found["success"]).all(1),
+        sided=sided,
+    )
+
+
+def transfer_contrasts(
+    trials: pd.DataFrame,
+    baselines: pd.DataFrame | None = None,
+    bound: float = 0.1,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> Transfer:
+    """Compare every source with the untrained model on every target, and measure what answers say about the truth.
+
+    Args:
+        trials: A trial table; observers and trials that are not plain are left out.
+        baselines: Of `Material.baselines`, for the best of them by test.
+        bound: Difference in success rate that would matter; of signed scores, whose range is twice as wide, twice of it.
+        alpha: Level of the tests.
+        seed: Of the permutations of the measures.
+
+    Raises:
+        InvalidInput: If no trained model was tested.
+    """
+    table = with_names(trials)
+    measured = measure_cells(table, seed) if {"truth", "answer"} <= set(table.columns) else None
+    if (table["method"].astype(str) == UNTRAINED).all():
+        raise InvalidInput(
+            "none of the runs is of a trained model: transfer needs runs with adapters next to the base model"
+        )
+    frames, runs, ratios = [], [], []
+    for (model,), own in cells(table, ["model"]):
+        found = _of_model(own, baselines, bound, alpha)
+        if measured is not None:
+            found = (_with_measures(found[0], measured.table, found[1]), *found[1:])
+        for into, frame in zip((frames, runs, ratios), found, strict=True):
+            into.append(frame.assign(model=str(model)))
+    whole = pd.concat(frames, ignore_index=True)
+    notes = []
+    if not (table["method"].astype(str) == UNTRAINED).any():
+        notes.append("there is no run of the untrained model: differences from it are unknown")
+    unlearned = pd.concat(runs, ignore_index=True)
+    missed = int((unlearned["learned"] == False).sum()) if len(unlearned) else 0  # noqa: E712 (None is not False)
+    if missed:
+        notes.append(
+            f"{missed} of {len(unlearned)} runs are not better than the untrained model on their own source (one-sided, p < {alpha:g}, over items):"
+            " the contrasts without them are in the columns that end in “learned”"
+        )
+    return Transfer(
+        title="Transfer from source to target: differences from the untrained model, with 95 % intervals",
+        table=whole,
+        how=(
+            "difference: of success rates; signed: mean signed score (hit rate minus false-alarm rate of the side of the truth), signed_difference: less"
+            " that of the untrained model; tests of a task weighted alike, tasks nested over their shifts; methods weighted alike; variance: runs +"
+            " items - residual (Clark, 1973), groups of foils and mirror images as items; t with Satterthwaite's df, at most the number of runs; p:"
+            f" about trainings of the kind with {MANY_RUNS} runs or more, else the largest p of the runs (about says which); Holm over all"
+            f" transfer contrasts of both measures, over all reversals, and over all equivalence tests (TOST within ±{bound:g}, signed score ±{2 * bound:g}), learning of"
+            " sources and single methods apart; ruled_out: the smallest true"
+            f" difference that the equivalence test had {POWER:.0%} power to rule out; {RULE}; alpha {alpha:g}; {len(table)} trials of"
+            f" {table['run'].nunique()} runs"
+        ),
+        notes=tuple(notes),
+        runs=pd.concat(runs, ignore_index=True),
+        ratios=pd.concat(ratios, ignore_index=True),
+        measures=measured,
+    )
+
+
+def _with_measures(frame: pd.DataFrame, measured: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """With the means over runs of what was measured on each target, next to those of the untrained model."""
+    names = ["information", "d_prime", "correlation", "direction_accuracy"]
+    means = measured.groupby(["task", "run"], observed=True)[names].mean().reset_index()
+    means = means.astype({"task": str, "run": str})
+    untrained = means[~means["run"].isin(runs["run"])].groupby("task")[names].mean()
+    rows = []
+    for source, method, target in zip(frame["source"], frame["method"], frame["target"], strict=True):
+        own = runs.loc[(runs["source"] == source) & ((runs["method"] == method) | (method == ALL)), "run"]
+        found = means[(means["task"] == target) & means["run"].isin(own)][names].mean().to_dict()
+        base = untrained.loc[target] if target in untrained.index else pd.Series(math.nan, names)
+        rows.append(found | {f"{name}_untrained": base[name] for name in names})
+    return pd.concat([frame, pd.DataFrame(rows, index=frame.index)], axis=1)
+
+
+def _of_model(
+    table: pd.DataFrame, baselines: pd.DataFrame | None, bound: float, alpha: float
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The contrasts, runs and ratios of one model."""
+    facts = table.assign(
+        run=table["run"].astype(str),
+        method=table["method"].astype(str),
+        source=[
+            trained_on(*pair)
+            for pair in zip(table["train_tasks"].astype(str), table["regime"].astype(str), strict=True)
+        ],
+    ).drop_duplicates("run")
+    names = list(facts["run"])
+    blocks = {task: block_of(own, names) for (task,), own in cells(table, ["task"])}
+    untrained = np.flatnonzero((facts["method"] == UNTRAINED).to_numpy())
+    runs = _learned(facts, blocks, untrained, alpha)
+    learned = dict(zip(runs["run"], runs["learned"], strict=True)) if len(runs) else {}
+    sources = _sources(facts)
+    limits = {task: _limit(block, sources, untrained, bound) for task, block in blocks.items()}
+    rows, ratios = [], []
+    for (source, method), side in sources.items():
+        tasks = tuple(str(facts["train_tasks"].iloc[side.runs[0]]).split("+"))
+        for task, block in blocks.items():
+            row = {
+                "source": source,
+                "method": method,
+                "target": task,
+                "transfer": _level(table, source, task, facts, side),
+            }
+            row |= _compared(block, side, untrained, names, learned, bound, alpha)
+            row |= _against_control(block, side, sources, source, method)
+            row |= _baseline(baselines, task) | {"limit": limits[task]}
+            rows.append(row)
+            if untrained.size and method == ALL and task not in tasks:
+                ratios.append(
+                    {"source": source, "target": task}
+                    | _ratio([blocks[t] for t in tasks if t in blocks], block, side, untrained)
+                )
+    frame = pd.DataFrame(rows)
+    frame = _corrected(frame, alpha)
+    return frame, runs, pd.DataFrame(ratios)
+
+
+def _sources(facts: pd.DataFrame) -> dict[tuple[str, str], Side]:
+    """(source, method or "all") -> runs."""
+    found: dict[tuple[str, str], Side] = {}
+    trained = (facts["method"] != UNTRAINED).to_numpy()
+    for source in dict.fromkeys(facts["source"][trained]):
+        own = np.flatnonzero(trained & (facts["source"] == source).to_numpy())
+        methods = facts["method"].to_numpy()[own]
+        found[source, ALL] = Side(own, tuple(methods))
+        for method in dict.fromkeys(methods) if len(set(methods)) > 1 else ():
+            found[source, method] = Side(own[methods == method], (method,) * int((methods == method).sum()))
+    return found
+
+
+def _learned(
+    facts: pd.DataFrame, blocks: Mapping[str, Block], untrained: NDArray[np.int64], alpha: float
+) -> pd.DataFrame:
+    """Whether every trained run is better than the untrained model on the tasks of its source."""
+    rows = []
+    for place, fact in enumerate(facts.to_dict("records")):
+        if fact["method"] == UNTRAINED:
+            continue
+        tasks = [task for task in str(fact["train_tasks"]).split("+") if task in blocks and blocks[task].asked[place]]
+        gains, ps = [], []
+        for task in tasks if untrained.size else ():
+            found = _contrast(blocks[task], "success", Side(np.array([place]), ("run",)), _base(untrained))
+            gains.append(float(found.of_runs[0]))
+            ps.append(float(found.runs_p[0]))
+        # Several source tasks: any of them, corrected.
+        p = min(1.0, min(ps) * len(ps)) if ps else math.nan
+        rows.append(
+            {
+                "run": fact["run"],
+                "source": fact["source"],
+                "method": fact["method"],
+                "source_gain": float(np.mean(gains)) if gains else math.nan,
+                "p": p,
+                "learned": bool(p < alpha) if ps else None,
+            }
+        )
+    return pd.DataFrame(rows, columns=["run", "source", "method", "source_gain", "p", "learned"])
+
+
+def _base(untrained: NDArray[np.int64]) -> Side | None:
+    return Side(untrained, (UNTRAINED,) * len(untrained), fixed=True) if untrained.size else None
+
+
+def _contrast(block: Block, measure: str, a: Side, b: Side | None) -> Compared:
+    return compare(block.values[measure], block.weights[measure], block.strata[measure], block.clusters, a, b)
+
+
+def _asked(block: Block, side: Side) -> Side:
+    keep = block.asked[side.runs]
+    return Side(side.runs[keep], tuple(kind for kind, ok in zip(side.kinds, keep, strict=True) if ok), side.fixed)
+
+
+def _compared(
+    block: Block,
+    side: Side,
+    untrained: NDArray[np.int64],
+    names: Sequence[str],
+    learned: Mapping[str, bool | None],
+    bound: float,
+    alpha: float,
+) -> dict[str, Any]:
+    """Everything about one source (or method of it) on one target."""
+    own = _asked(block, side)
+    base = _base(untrained[block.asked[untrained]])
+    row: dict[str, Any] = {
+        "n_runs": len(own.runs),
+        "n_learned": sum(learned.get(names[r]) is not False for r in own.runs),
+    }
+    row["about"] = (
+        "trainings of the kind"
+        if len(own.runs) >= MANY_RUNS
+        else "each of these runs"
+        if len(own.runs) > 1
+        else "this run"
+    )
+    if not len(own.runs):
+        return row
+    row["invalid"] = float(np.nanmean(block.invalid[own.runs]))
+    for measure, end in (("success", ""), ("signed", "signed_")):
+        if measure == "signed" and not np.isfinite(block.values["signed"][own.runs]).all():
+            continue
+        alone = _contrast(block, measure, own, None)
+        row["rate" if measure == "success" else "signed"] = alone.over_runs.value
+        if measure == "signed" and block.sided:
+            row |= {
+                "signed_low": alone.over_runs.low,
+                "signed_high": alone.over_runs.high,
+                "p_reversed": _one_sided(alone, len(own.runs)),
+            }
+        if base is None:
+            continue
+        found = _contrast(block, measure, own, base)
+        e = found.over_runs
+        limit = bound if measure == "success" else 2 * bound
+        row |= {f"{end}untrained": float(e.value * -1 + alone.over_runs.value)}
+        row |= {
+            f"{end}difference": e.value,
+            f"{end}difference_low": e.low,
+            f"{end}difference_high": e.high,
+            f"{end}df": e.df,
+        }
+        row |= {
+            f"{end}p": found.p(len(own.runs)),
+            f"{end}p_equivalence": equivalence(e.value, e.se, limit, e.df, alpha).p,
+        }
+        row |= {f"{end}ruled_out": _ruled_out(e, alpha)}
+        kept = [r for r in range(len(own.runs)) if learned.get(names[own.runs[r]]) is not False]
+        if 0 < len(kept) < len(own.runs):
+            part = Side(own.runs[kept], tuple(own.kinds[k] for k in kept))
+            again = _contrast(block, measure, part, base)
+            row |= {f"{end}difference_learned": again.over_runs.value, f"{end}p_learned": again.p(len(kept))}
+    if base is not None:
+        valid = _contrast(block, "valid", own, base)
+        row |= {"difference_valid": valid.over_runs.value, "p_valid": valid.p(len(own.runs))}
+    return row
+
+
+def _one_sided(alone: Compared, n_runs: int) -> float:
+    """That the signed score is not below 0."""
+    if alone.over_runs.value >= 0:
+        return 1.0
+    return alone.p(n_runs) / 2
+
+
+def _ruled_out(e: Estimate, alpha: float) -> float:
+    """The smallest bound within which TOST would have shown equivalence with `POWER`, were there no difference."""
+    if not (e.se > 0 and e.df > 0):
+        return math.nan
+    return float((student.ppf(1 - alpha, e.df) + student.ppf(1 - (1 - POWER) / 2, e.df)) * e.se)
+
+
+def _against_control(
+    block: Block, side: Side, sources: Mapping[tuple[str, str], Side], source: str, method: str
+) -> dict[str, Any]:
+    """The difference from adapters trained on random legal answers, where the study has them."""
+    if CONTROL in source or method != ALL:
+        return {}
+    control = next(
+        (own for (name, of), own in sources.items() if of == ALL and CONTROL in name and name.startswith(source)), None
+    )
+    if control is None:
+        return {}
+    a, b = _asked(block, side), _asked(block, control)
+    if not len(a.runs) or not len(b.runs):
+        return {}
+    found = _contrast(block, "success", a, b).over_runs
+    return {
+        "control_difference": found.value,
+        "control_low": found.low,
+        "control_high": found.high,
+        "control_p": found.p,
+    }
+
+
+def _limit(block: Block, sources: Mapping[tuple[str, str], Side], untrained: NDArray[np.int64], bound: float) -> str:
+    """Whether all conditions are so near to 0 or 1 that none can differ by the bound."""
+    sides = [_asked(block, own) for (_, method), own in sources.items() if method == ALL]
+    places = [own.runs for own in sides if len(own.runs)] + ([untrained] if untrained.size else [])
+    rates = [float(np.nanmean(block.values["success"][place] @ block.weights["success"])) for place in places]
+    if rates and max(rates) < bound:
+        return "floor"
+    return "ceiling" if rates and min(rates) > 1 - bound else ""
+
+
+def _level(table: pd.DataFrame, source: str, task: str, facts: pd.DataFrame, side: Side) -> str:
+    """The level of transfer, of the unshifted test where there is one."""
+    if "transfer" not in table:
+        return ""
+    runs = set(facts["run"].to_numpy()[side.runs])
+    own = table[(table["task"] == task) & table["run"].astype(str).isin(runs)]
+    plain = own[own["shift"].astype(str) == "none"] if "shift" in own else own
+    found = (plain if len(plain) else own)["transfer"].dropna().astype(str)
+    return str(found.iloc[0]) if len(found) else ""
+
+
+def _baseline(baselines: pd.DataFrame | None, task: str) -> dict[str, Any]:
+    """The best that needs no physics on the unshifted test of a task, and what it is."""
+    if baselines is None or baselines.empty or "best_baseline" not in baselines:
+        return {}
+    own = baselines[baselines["test_task"].astype(str) == task]
+    own = own[own["best_baseline"].notna()]
+    if own.empty:
+        return {}
+    return {"best_baseline": float(own["best_baseline"].iloc[0]), "baseline": str(own["baseline"].iloc[0])}
+
+
+def _ratio(origin: Sequence[Block], target: Block, side: Side, untrained: NDArray[np.int64]) -> dict[str, Any]:
+    """Target gain / source gain with its Fieller interval; none where the source gain is not told from 0."""
+    row: dict[str, Any] = dict.fromkeys(("ratio", "ratio_low", "ratio_high"), math.nan)
+    base = _base(untrained)
+    asked = [own for own in side.runs if target.asked[own] and all(block.asked[own] for block in origin)]
+    if not origin or len(asked) < 2:
+        return row | {"n_runs": len(asked)}
+    kinds = tuple(kind for run, kind in zip(side.runs, side.kinds, strict=True) if run in asked)
+    own = Side(np.array(asked), kinds)
+    gains = [_contrast(block, "success", own, base) for block in origin]
+    t = _contrast(target, "success", own, base)
+    source = float(np.mean([g.over_runs.value for g in gains]))
+    v_source = float(np.sum([g.over_runs.se**2 for g in gains])) / len(gains) ** 2
+    df = min(t.over_runs.df, *(g.over_runs.df for g in gains))
+    of_source = np.mean([g.of_runs for g in gains], axis=0)
+    centred = [
+        x
+        - pd.Series(x)
+        .groupby(list(kinds) if len(set(kinds)) < len(kinds) else [0] * len(kinds))
+        .transform("mean")
+        .to_numpy()
+        for x in (of_source, t.of_runs)
+    ]
+    freedom = max(len(asked) - (len(set(kinds)) if len(set(kinds)) < len(kinds) else 1), 1)
+    covariance = float(centred[0] @ centred[1]) / freedom / len(asked)
+    low, high = fieller(t.over_runs.value, source, t.over_runs.se**2, v_source, covariance, df)
+    return row | {
+        "target_gain": t.over_runs.value,
+        "source_gain": source,
+        "ratio": t.over_runs.value / source if math.isfinite(low) else math.nan,
+        "ratio_low": low,
+        "ratio_high": high,
+        "df": df,
+        "n_runs": len(asked),
+    }
+
+
+def fieller(
+    a: float, b: float, v_a: float, v_b: float, c: float, df: float, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval of a ratio a / b of two estimates (Fieller, 1954, J R Stat Soc B 16:175-185); nan where it is unbounded.
+
+    Args:
+        a, b: The estimates.
+        v_a, v_b, c: Their variances, and their covariance.
+        df: Degrees of freedom.
+        level: Of confidence.
+    """
+    critical = float(student.ppf((1 + level) / 2, df)) ** 2 if df > 0 else math.nan
+    lead = b * b - critical * v_b
+    root = (a * b - critical * c) ** 2 - (a * a - critical * v_a) * lead
+    if not lead > 0 or root < 0:
+        return math.nan, math.nan
+    half = math.sqrt(root)
+    return (a * b - critical * c - half) / lead, (a * b - critical * c + half) / lead
+
+
+def _corrected(frame: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """With Holm's corrections and verdicts.
+
+    Families: transfer to other targets, and learning of the source itself, each over methods and for single methods. Targets at floor or
+    ceiling are tested for reversal only.
+    """
+    columns = [
+        "p",
+        "signed_p",
+        "p_reversed",
+        "p_equivalence",
+        "signed_p_equivalence",
+        "difference_valid",
+        "p_valid",
+        "difference",
+        "signed_difference",
+        "invalid",
+        "signed",
+    ]
+    frame = frame.assign(**{name: math.nan for name in columns if name not in frame})
+    families = [["p", "signed_p"], ["p_reversed"], ["p_equivalence", "signed_p_equivalence"]]
+    for names in families:
+        for is_all, is_source in product((True, False), (True, False)):
+            chosen = ((frame["method"] == ALL) == is_all) & (frame["transfer"].isin(LEARNING) == is_source)
+            chosen &= (frame["limit"] == "") | (names[0] == "p_reversed")
+            own = frame.loc[chosen, names]
+            if own.empty:
+                continue
+            flat = own.to_numpy(float).ravel()
+            known = np.isfinite(flat)
+            adjusted = np.full(len(flat), math.nan)
+            if known.any():
+                adjusted[known] = multipletests(flat[known], method="holm")[1]
+            frame.loc[chosen, [f"{name}_holm" for name in names]] = adjusted.reshape(own.shape)
+    decided = [decide(row, alpha) for row in frame.to_dict("records")]
+    return frame.assign(verdict=[word for word, _ in decided], measure=[measure for _, measure in decided])
+
+
+def decide(row: Mapping[Any, Any], alpha: float = 0.05) -> tuple[str, str]:
+    """The verdict on a contrast by `RULE`, and the measure or limit that it rests on.
+
+    Args:
+        row: Of the table of `transfer_contrasts`.
+        alpha: Level of the tests.
+    """
+
+    def below(name: str) -> bool:
+        return bool(row.get(name, math.nan) < alpha)
+
+    # A score below 0 is the claim, and bears the correction; that the untrained model has none like it is a condition of it.
+    unlike = math.isnan(row["signed_difference"]) or (row["signed_difference"] < 0 and below("signed_p"))
+    if below("p_reversed_holm") and unlike:
+        return "reversed", "signed"
+    if row["limit"]:
+        return "uninformative", str(row["limit"])
+    differs, equal = below("p_holm"), below("p_equivalence_holm")
+    invalid = row.get("invalid", math.nan)
+    if differs and not equal:
+        vanishes = row["p_valid"] >= alpha and abs(row["difference_valid"]) < abs(row["difference"]) / 2
+        if vanishes and invalid > 0:
+            return "uninformative", "format"
+        return ("higher" if row["difference"] > 0 else "lower"), "success"
+    if below("signed_p_holm"):
+        return ("higher" if row["signed_difference"] > 0 else "lower"), "signed"
+    if invalid > 0.5:
+        return "uninformative", "format"
+    signed_same = below("signed_p_equivalence_holm") or math.isnan(row.get("signed_p_equivalence", math.nan))
+    return ("equivalent", "both") if equal and signed_same else ("inconclusive", "")
+
+
+def finding(row: Mapping[Any, Any]) -> str:
+    """A contrast in words: source, target, and what the verdict rests on.
+
+    Args:
+        row: Of the table of `transfer_contrasts`.
+    """
+    source = str(row["source"]) if row["method"] == ALL else f"{row['source']}, {name_of(str(row['method']))} only"
+    parts = []
+    if row["signed"] == row["signed"]:
+        parts.append(f"signed score {number(row['signed'])}{_than(row.get('signed_untrained'), number)}")
+    for name, label in (("d_prime", "d′"), ("direction_accuracy", "direction accuracy")):
+        if row.get(name, math.nan) == row.get(name, math.nan):
+            form = number if name == "d_prime" else partial(proportion, digits=2)
+            parts.append(f"{label} {form(row[name])}{_than(row.get(f'{name}_untrained'), form)}")
+    two = partial(proportion, digits=2)
+    parts.append(f"success {two(row['rate'])}{_than(row.get('untrained'), two)}")
+    return f"{source} → {row['target']}: {', '.join(parts)}; {int(row['n_runs'])} run{'s' * (row['n_runs'] != 1)}"
+
+
+def _than(value: float | None, form: Callable[[float], str]) -> str:
+    return "" if value is None or math.isnan(value) else f" (untrained {form(value)})"
+
+
+def chosen(found: Transfer, verdict: str) -> list[dict[str, Any]]:
+    """The transfer contrasts with a verdict: over methods, and those of single methods where that over methods is another.
+
+    Args:
+        found: Of `transfer_contrasts`.
+        verdict: One of `VERDICTS`.
+    """
+    table = found.table[~found.table["transfer"].isin(LEARNING)]
+    own = table[table["verdict"] == verdict]
+    joint = own[own["method"] == ALL]
+    known = set(zip(joint["model"], joint["source"], joint["target"], strict=True))
+    new = np.array(
+        [key not in known for key in zip(own["model"], own["source"], own["target"], strict=True)], dtype=bool
+    )
+    single = own[(own["method"] != ALL).to_numpy() & new]
+    return [{str(k): v for k, v in row.items()} for row in pd.concat([joint, single]).to_dict("records")]
+
+
+def before_correction(found: Transfer, alpha: float) -> list[dict[str, Any]]:
+    """Contrasts over methods of which a measure is told from the untrained model before Holm's correction, and not after it."""
+    table = found.table[(found.table["method"] == ALL) & ~found.table["transfer"].isin(LEARNING)]
+    small = (table["p"] < alpha) | (table["signed_p"] < alpha)
+    own = table[small & table["verdict"].isin(["inconclusive", "equivalent"])]
+    return [{str(k): v for k, v in row.items()} for row in own.to_dict("records")]
