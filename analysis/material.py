@@ -17,7 +17,6 @@ from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.ranges import SEED, Range, check_ranges, ranged, whole
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
-
 if TYPE_CHECKING:
     from vlm_probe.analysis.source_target import Transfer
 

@@ -101,7 +101,7 @@ def code(trials: pd.DataFrame) -> Coded:
 
 def _numbers(words: NDArray[Any], width: int = 0) -> Floats | None:
     """Numbers (n, components) of texts such as "-11" or "-11 20"; None if some text is none. With a width, those that do not fit are nan."""
-    rows = []
+    rows: list[list[float]] = []
     for word in words:
         parts = str(word).replace(",", " ").strip("()[] ").split() if word is not None else []
         try:

@@ -4,12 +4,10 @@ One row per source (tasks and regime of a training, over methods) and target (a 
 shifts are nested within it and share its weight. Two measures are compared with the untrained model: success, and the signed score of
 `vlm_probe.analysis.measures`, which is below 0 where answers are turned round.
 
-Tests. A contrast is a difference of means of runs, so that its variance is that of crossed random effects, runs + items - residual (Clark,
-1973; see `vlm_probe.analysis.run_means`), here with groups of foils and mirror images for items:
-
-- with at least `MANY_RUNS` runs, about trainings of the kind: t with Satterthwaite's degrees of freedom, at most as many as there are runs;
-- with fewer, about each of these runs: the largest p of the runs, each tested over items, and none if their signs differ. A conjunction of
-  tests needs no correction (Berger, 1982, Technometrics 24:295-300).
+Tests. A contrast is a difference of means of runs, so that its variance is that of crossed random effects, runs + items - residual (Clark, 1973; see
+`vlm_probe.analysis.run_means`), here with groups of foils and mirror images for items. The part between runs has as many degrees of freedom as there are
+runs beyond one of each kind; the whole has Satterthwaite's. Where every method was trained once, the methods are the runs of one kind; a
+single run is tested over items. Next to it stands the largest p of single runs over items: that of "each of these runs".
 
 Holm's correction is over all transfer contrasts of a model, both measures; so are those of reversals and of the equivalence tests. Learning of the
 source is a family of its own, and so are the contrasts of single methods.
@@ -42,8 +40,6 @@ from vlm_probe.analysis.tables import number, proportion
 from vlm_probe.analysis.transfer import with_names
 from vlm_probe.stimuli.errors import InvalidInput
 
-MANY_RUNS = 5
-"""Runs from which a test about trainings of the kind has a chance after correction."""
 ALL = "all"
 CONTROL = "demonstrations random"
 """Regime of the format-only control: trained on random legal answers."""
@@ -129,10 +125,6 @@ class Compared:
     of_runs: Floats
     runs_p: Floats
 
-    def p(self, n_runs: int) -> float:
-        """The p-value of record."""
-        return self.over_runs.p if n_runs == 1 or n_runs >= MANY_RUNS else self.each
-
 
 def compare(
     y: Floats, w: Floats, strata: NDArray[np.int64], clusters: NDArray[np.int64], a: Side, b: Side | None
@@ -182,7 +174,7 @@ def compare(
             residual += factor[kind][0] * float((moved**2).sum()) * small / (n - 1)
     runs = squares / df * sum(part for part, _ in factor.values())
     variance, freedom = crossed((runs, df), (items, n_clusters - 1), (residual, df * (n_clusters - 1)))
-    found = estimate(value, math.sqrt(float(variance)), min(float(freedom), float(n_varying)))
+    found = estimate(value, math.sqrt(float(variance)), float(freedom))
     return Compared(found, each, of_runs, runs_p)
 
 
@@ -295,22 +287,21 @@ def transfer_contrasts(
         raise InvalidInput(
             "none of the runs is of a trained model: transfer needs runs with adapters next to the base model"
         )
-    frames, runs, ratios = [], [], []
+    parts: list[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = []
     for (model,), own in cells(table, ["model"]):
         found = _of_model(own, baselines, bound, alpha)
         if measured is not None:
             found = (_with_measures(found[0], measured.table, found[1]), *found[1:])
-        for into, frame in zip((frames, runs, ratios), found, strict=True):
-            into.append(frame.assign(model=str(model)))
-    whole = pd.concat(frames, ignore_index=True)
+        table_, runs_, ratios_ = (frame.assign(model=str(model)) for frame in found)
+        parts.append((table_, runs_, ratios_))
+    whole, runs, ratios = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
     notes = []
     if not (table["method"].astype(str) == UNTRAINED).any():
         notes.append("there is no run of the untrained model: differences from it are unknown")
-    unlearned = pd.concat(runs, ignore_index=True)
-    missed = int((unlearned["learned"] == False).sum()) if len(unlearned) else 0  # noqa: E712 (None is not False)
+    missed = sum(learned is False for learned in runs["learned"])
     if missed:
         notes.append(
-            f"{missed} of {len(unlearned)} runs are not better than the untrained model on their own source (one-sided, p < {alpha:g}, over items):"
+            f"{missed} of {len(runs)} runs are not better than the untrained model on their own source (one-sided, p < {alpha:g}, over items):"
             " the contrasts without them are in the columns that end in “learned”"
         )
     return Transfer(
@@ -319,16 +310,16 @@ def transfer_contrasts(
         how=(
             "difference: of success rates; signed: mean signed score (hit rate minus false-alarm rate of the side of the truth), signed_difference: less"
             " that of the untrained model; tests of a task weighted alike, tasks nested over their shifts; methods weighted alike; variance: runs +"
-            " items - residual (Clark, 1973), groups of foils and mirror images as items; t with Satterthwaite's df, at most the number of runs; p:"
-            f" about trainings of the kind with {MANY_RUNS} runs or more, else the largest p of the runs (about says which); Holm over all"
+            " items - residual (Clark, 1973), groups of foils and mirror images as items; t with Satterthwaite's df from those"
+            " between runs and items (one run: items alone); p_each: the largest p of single runs over items; Holm over all"
             f" transfer contrasts of both measures, over all reversals, and over all equivalence tests (TOST within ±{bound:g}, signed score ±{2 * bound:g}), learning of"
             " sources and single methods apart; ruled_out: the smallest true"
             f" difference that the equivalence test had {POWER:.0%} power to rule out; {RULE}; alpha {alpha:g}; {len(table)} trials of"
             f" {table['run'].nunique()} runs"
         ),
         notes=tuple(notes),
-        runs=pd.concat(runs, ignore_index=True),
-        ratios=pd.concat(ratios, ignore_index=True),
+        runs=runs,
+        ratios=ratios,
         measures=measured,
     )
 
@@ -361,7 +352,7 @@ def _of_model(
         ],
     ).drop_duplicates("run")
     names = list(facts["run"])
-    blocks = {task: block_of(own, names) for (task,), own in cells(table, ["task"])}
+    blocks = {str(task): block_of(own, names) for (task,), own in cells(table, ["task"])}
     untrained = np.flatnonzero((facts["method"] == UNTRAINED).to_numpy())
     runs = _learned(facts, blocks, untrained, alpha)
     learned = dict(zip(runs["run"], runs["learned"], strict=True)) if len(runs) else {}
@@ -462,13 +453,6 @@ def _compared(
         "n_runs": len(own.runs),
         "n_learned": sum(learned.get(names[r]) is not False for r in own.runs),
     }
-    row["about"] = (
-        "trainings of the kind"
-        if len(own.runs) >= MANY_RUNS
-        else "each of these runs"
-        if len(own.runs) > 1
-        else "this run"
-    )
     if not len(own.runs):
         return row
     row["invalid"] = float(np.nanmean(block.invalid[own.runs]))
@@ -481,7 +465,7 @@ def _compared(
             row |= {
                 "signed_low": alone.over_runs.low,
                 "signed_high": alone.over_runs.high,
-                "p_reversed": _one_sided(alone, len(own.runs)),
+                "p_reversed": _one_sided(alone),
             }
         if base is None:
             continue
@@ -496,7 +480,8 @@ def _compared(
             f"{end}df": e.df,
         }
         row |= {
-            f"{end}p": found.p(len(own.runs)),
+            f"{end}p": e.p,
+            f"{end}p_each": found.each,
             f"{end}p_equivalence": equivalence(e.value, e.se, limit, e.df, alpha).p,
         }
         row |= {f"{end}ruled_out": _ruled_out(e, alpha)}
@@ -504,18 +489,18 @@ def _compared(
         if 0 < len(kept) < len(own.runs):
             part = Side(own.runs[kept], tuple(own.kinds[k] for k in kept))
             again = _contrast(block, measure, part, base)
-            row |= {f"{end}difference_learned": again.over_runs.value, f"{end}p_learned": again.p(len(kept))}
+            row |= {f"{end}difference_learned": again.over_runs.value, f"{end}p_learned": again.over_runs.p}
     if base is not None:
         valid = _contrast(block, "valid", own, base)
-        row |= {"difference_valid": valid.over_runs.value, "p_valid": valid.p(len(own.runs))}
+        row |= {"difference_valid": valid.over_runs.value, "p_valid": valid.over_runs.p}
     return row
 
 
-def _one_sided(alone: Compared, n_runs: int) -> float:
+def _one_sided(alone: Compared) -> float:
     """That the signed score is not below 0."""
     if alone.over_runs.value >= 0:
         return 1.0
-    return alone.p(n_runs) / 2
+    return alone.over_runs.p / 2
 
 
 def _ruled_out(e: Estimate, alpha: float) -> float:

@@ -61,7 +61,7 @@ def heatmap(cells: pd.DataFrame, stem: Path, label: str = "Difference from the u
                 )
                 if cell["within"]:
                     axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec="black", lw=1.1))
-        axes.set_xticks(range(len(columns)), [wrapped(test) for test in columns])
+        axes.set_xticks(range(len(columns)), [test if len(columns) > 9 else wrapped(test) for test in columns])
         if len(columns) > 9:
             axes.tick_params(axis="x", rotation=40)
             for tick in axes.get_xticklabels():

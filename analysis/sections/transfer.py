@@ -38,7 +38,7 @@ RATES = (
 )
 OF_MODEL = {f"estimate{end}": f"estimated_rate{end}" for end in ("", "_low", "_high")}
 SIZES = ("odds_ratio", "odds_low", "odds_high", "interval", "h", "best_baseline", "p_baseline", "p_baseline_holm")
-SOURCES = ("model", "source", "method", "target", "transfer", "verdict", "measure", "about", "n_runs", "n_learned")
+SOURCES = ("model", "source", "method", "target", "transfer", "verdict", "measure", "n_runs", "n_learned")
 SUCCESS = (
     *(
         "rate",
@@ -168,12 +168,18 @@ def _directed(found: Transfer, alpha: float) -> list[str]:
     return lines
 
 
+def _lines(source: str) -> str:
+    """A source over several lines, two tasks each."""
+    tasks = source.split("+")
+    return "\n+ ".join(" + ".join(tasks[i : i + 2]) for i in range(0, len(tasks), 2))
+
+
 def _signed_figure(table: pd.DataFrame, alpha: float) -> Figure:
     """The matrix of sources and targets, by the sign of what the answers say."""
     own = table[table["method"] == ALL]
     cells = pd.DataFrame(
         {
-            "training": own["source"].map(lambda name: name.replace("+", " + ")),
+            "training": own["source"].map(_lines),
             "test": own["target"],
             "rate": own["signed"],
             "difference": own["signed"],
