@@ -231,7 +231,7 @@ def _measures(rows: pd.DataFrame, coded: Coded, own: Ints, orders: Ints, classes
     valid = answer >= 0
     success = rows["success"].to_numpy(float)
     weights = balance(side)
-    signed = float((weights * coded.score[own]).mean())
+    signed = round(float((weights * coded.score[own]).mean()), 12) + 0.0
     onehot = np.eye(classes)[truth]
     answered = np.eye(classes)[np.where(valid, answer, 0)] * valid[:, None]
     observed = float(cramers_v(onehot.T @ answered))

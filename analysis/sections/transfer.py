@@ -57,6 +57,7 @@ SUCCESS = (
         "difference_learned",
         "p_learned",
         "invalid",
+        "invalid_untrained",
         "difference_valid",
         "p_valid",
         "best_baseline",
