@@ -359,10 +359,13 @@ def _of_model(
     limits = {task: _limit(block, sources, untrained, bound) for task, block in blocks.items()}
     rows, ratios = [], []
     for (source, method), side in sources.items():
-        tasks = tuple(str(facts["train_tasks"].iloc[side.runs[0]]).split("+"))
+        first = facts.iloc[side.runs[0]]
+        tasks = tuple(str(first["train_tasks"]).split("+"))
         for task, block in blocks.items():
             row = {
                 "source": source,
+                "train_tasks": str(first["train_tasks"]),
+                "regime": str(first["regime"]),
                 "method": method,
                 "target": task,
                 "transfer": _level(table, source, task, facts, side),

@@ -101,7 +101,7 @@ def section(material: Material) -> Section:
     directed = material.transfer
     models = list(dict.fromkeys(table["model"]))
     figures = (
-        *(_signed_figure(directed.table[directed.table["model"] == str(model)], settings.alpha) for model in models),
+        *(signed_figure(directed.table[directed.table["model"] == str(model)], settings.alpha) for model in models),
         *(_figure(table[table["model"] == model], settings.alpha) for model in models),
     )
     return Section(
@@ -175,7 +175,7 @@ def _lines(source: str) -> str:
     return "\n+ ".join(" + ".join(tasks[i : i + 2]) for i in range(0, len(tasks), 2))
 
 
-def _signed_figure(table: pd.DataFrame, alpha: float) -> Figure:
+def signed_figure(table: pd.DataFrame, alpha: float) -> Figure:
     """The matrix of sources and targets, by the sign of what the answers say."""
     own = table[table["method"] == ALL]
     cells = pd.DataFrame(
