@@ -19,7 +19,7 @@ from vlm_probe.paper.figures.matrix import matrix
 from vlm_probe.paper.latex import Rows, in_math, table, text
 from vlm_probe.paper.names import condition_keys, task_name, test_name, training_name
 from vlm_probe.paper.numbers import Numbers, interval, listed, records
-from vlm_probe.paper.part import Part
+from vlm_probe.paper.part import Draw, Part
 from vlm_probe.paper.study import Study
 from vlm_probe.paper.verdicts import verdict
 from vlm_probe.stimuli.tasks import FAMILIES, task_names
@@ -54,7 +54,7 @@ def part(study: Study) -> Part:
     directed = study.material.transfer
     _directed(numbers, directed, study.settings.alpha)
     first = directed.table[directed.table["model"] == directed.table["model"].iloc[0]]
-    figures = {
+    figures: dict[str, Draw] = {
         "matrix": partial(matrix, cells(found.table, plain, study.settings.alpha)),
         "signed": signed_figure(first, study.settings.alpha).draw,
     }
