@@ -36,19 +36,18 @@ from vlm_probe.analysis.run_means import crossed
 from vlm_probe.analysis.selection import Floats, cells, item_groups
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.tables import number, proportion
+from vlm_probe.analysis.training import RANDOM_ANSWERS
 from vlm_probe.analysis.transfer import with_names
 from vlm_probe.stimuli.errors import InvalidInput
 
 ALL = "all"
-CONTROL = "demonstrations random"
-"""Regime of the format-only control: trained on random legal answers."""
 POWER = 0.8
 LEARNING = ("within", "shifted")
 """Levels at which the target is the source itself."""
 VERDICTS = ("higher", "lower", "reversed", "equivalent", "inconclusive", "uninformative")
 RULE = (
     "verdict: reversed if the signed score is below 0 (Holm) and below that of the untrained model (p); uninformative at floor or ceiling (no condition is"
-    " farther from 0 or 1 than the bound) and where a difference vanishes among valid replies (format); else higher or lower if success differs, or"
+    " farther from 0 or 1 than the bound) and where a difference vanishes among valid replies, or next to training on random answers (format); else higher or lower if success differs, or"
     " else the signed score (measure says which); equivalent if both are shown to be within the bound; else inconclusive"
 )
 
@@ -517,10 +516,15 @@ def _against_control(
     block: Block, side: Side, sources: Mapping[tuple[str, str], Side], source: str, method: str
 ) -> dict[str, Any]:
     """The difference from adapters trained on random legal answers, where the study has them."""
-    if CONTROL in source or method != ALL:
+    if RANDOM_ANSWERS in source or method != ALL:
         return {}
     control = next(
-        (own for (name, of), own in sources.items() if of == ALL and CONTROL in name and name.startswith(source)), None
+        (
+            own
+            for (name, of), own in sources.items()
+            if of == ALL and RANDOM_ANSWERS in name and name.partition(" (")[0] == source.partition(" (")[0]
+        ),
+        None,
     )
     if control is None:
         return {}
@@ -692,7 +696,10 @@ def decide(row: Mapping[Any, Any], alpha: float = 0.05) -> tuple[str, str]:
     invalid = float(np.nanmax([row.get("invalid", 0.0), row.get("invalid_untrained", 0.0)]))
     if differs and not equal:
         vanishes = row["p_valid"] >= alpha and abs(row["difference_valid"]) < abs(row["difference"]) / 2
-        if vanishes and invalid > 0:
+        as_control = (
+            row.get("control_p", math.nan) >= alpha and abs(row["control_difference"]) < abs(row["difference"]) / 2
+        )
+        if as_control or (vanishes and invalid > 0):
             return "uninformative", "format"
         return ("higher" if row["difference"] > 0 else "lower"), "success"
     if below("signed_p_holm"):

@@ -19,6 +19,8 @@ from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 TRAINING = "training.json"
 UNKNOWN = "unknown"
 """Method of an adapter that nothing is known about."""
+RANDOM_ANSWERS = "demonstrations random"
+"""Regime of the format-only control, which learned random legal answers."""
 MEASURES = ("success", "reward", "parse_rate", "step", "tokens")
 """What curves are kept of, beside the samples seen."""
 CURVE_COLUMNS = ("run", "model", "method", "train_tasks", "train_family", "regime", "seed", "samples", *MEASURES)
@@ -141,6 +143,8 @@ def who(model: str, training: Training, sample: int, record: Mapping[str, Any]) 
 def _regime(facts: Mapping[str, Any]) -> str:
     """What was special about a training: everything but method, tasks, seed and budget that is not the default."""
     parts = []
+    if facts.get("demonstrations") == "random":
+        parts.append(RANDOM_ANSWERS)
     for name in ("shift", "curriculum", "auxiliary", "init"):
         value = facts.get(name)
         if value not in (None, "", "none", False, 0, [], {}):

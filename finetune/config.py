@@ -116,6 +116,7 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         gradient_checkpointing: Trade time for memory.
         init: Folder of an adapter to go on from: warm start, or learning a second task.
+        demonstrations: "expert", or "random": legal answers at random, the control for what learning the form of answers does (SFT).
         curriculum: "none", "easy-to-hard", "hard-to-easy" or "adaptive" (to success).
         attempts: Attempts per scene (closed loop; SFT: the expert answers after up to one fewer that failed).
         memory: "none", "last-k" or "all" earlier attempts in the context.
@@ -176,6 +177,7 @@ class TrainConfig:
     device: str = "auto"
     gradient_checkpointing: bool = False
     init: str = ""
+    demonstrations: str = "expert"
     curriculum: str = "none"
     attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
@@ -313,6 +315,7 @@ def _check(config: TrainConfig) -> None:
         ("style", ("direct", "think")),
         ("dtype", ("auto", "float32", "bfloat16", "float16")),
         ("report_to", TRACKERS),
+        ("demonstrations", ("expert", "random")),
     )
     for name, values in choices:
         if getattr(config, name) not in values:
@@ -340,6 +343,10 @@ def _check(config: TrainConfig) -> None:
         raise TrainingError(
             f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"
             " acted; leave it out"
+        )
+    if config.demonstrations == "random" and (config.reinforced or config.attempts > 1):
+        raise TrainingError(
+            "--demonstrations random replaces an expert's answers to first attempts: use it with --method sft, and without --attempts"
         )
     if config.method == "sft" and config.style == "think":
         raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")

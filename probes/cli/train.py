@@ -60,6 +60,7 @@ def train(
     device: str | None = None,
     gradient_checkpointing: bool | None = None,
     init: str | None = None,
+    demonstrations: Literal["expert", "random"] | None = None,
     curriculum: str | None = None,
     attempts: int | None = None,
     memory: str | None = None,
@@ -124,6 +125,7 @@ def train(
         device: `cpu` or `cuda`; by default a GPU, if there is one.
         gradient_checkpointing: Trade time for memory.
         init: Adapter to go on from.
+        demonstrations: `expert`, or `random`: legal answers at random, the control for what learning the form of answers does (sft).
         curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.
         attempts: Attempts per scene (closed loop).
         memory: `none`, `last-k` or `all` earlier attempts in the context.

@@ -179,6 +179,15 @@ def test_a_loss_of_format_is_no_loss_of_physics() -> None:
     assert decide(row | {"p_valid": 0.001, "difference_valid": -0.25}) == ("lower", "success")
 
 
+def test_a_gain_that_random_answers_give_as_well_is_one_of_format() -> None:
+    gained = study(0.85)
+    control = study(0.85, seed=1).query("method == 'sft'")
+    control = control.assign(run="c" + control["run"], regime="demonstrations random")
+    row = on_target(pd.concat([gained, control], ignore_index=True))
+    assert (row["verdict"], row["measure"]) == ("uninformative", "format") and np.isfinite(float(str(row["control_p"])))
+    assert on_target(gained)["verdict"] == "higher"
+
+
 def test_without_a_trained_model_there_is_no_transfer() -> None:
     trials = study(0.5)
     with pytest.raises(InvalidInput, match="runs with adapters"):
