@@ -209,10 +209,10 @@ def _by_cluster(values: Floats, clusters: NDArray[np.int64], n: int) -> Floats:
 
 
 def block_of(trials: pd.DataFrame, runs: Sequence[str]) -> Block:
-    """The answers to the items of one tested task, from a table of `with_names`.
+    """The answers to the items of one tested task or several, from a table of `with_names`.
 
     Args:
-        trials: Of one task; shifted tests of it are nested within.
+        trials: Of the tasks; shifted tests are nested within them.
         runs: The runs of all blocks, in their order.
     """
     data = trials.assign(run=trials["run"].astype(str), invalid=0.0, score=math.nan)
@@ -227,7 +227,7 @@ def block_of(trials: pd.DataFrame, runs: Sequence[str]) -> Block:
             sides.loc[own.index] = coded.side
             sided |= coded.kind == "sides"
     data = data.assign(side=sides, cluster=item_groups(data))
-    items = data.groupby(["test", "item"], sort=False)[["side", "cluster"]].first().reset_index()
+    items = data.groupby(["test", "item"], sort=False)[["side", "cluster", "task"]].first().reset_index()
     place = {name: index for index, name in enumerate(items["item"])}
     found = {}
     for name in ("success", "score", "invalid"):
@@ -235,8 +235,9 @@ def block_of(trials: pd.DataFrame, runs: Sequence[str]) -> Block:
         found[name] = table.reindex(index=list(runs), columns=list(place)).to_numpy(float)
     test = pd.factorize(items["test"])[0].astype(np.int64)
     n_tests = int(test.max()) + 1
-    size = np.bincount(test)[test]
-    even = 1 / n_tests / size
+    # Tasks weigh the same, tests of a task within it, and items of a test within that.
+    task = pd.factorize(items["task"])[0][np.unique(test, return_index=True)[1]]
+    even = (1 / (int(task.max()) + 1) / np.bincount(task)[task])[test] / np.bincount(test)[test]
     side = items["side"].to_numpy(float)
     balanced = np.concatenate([balance(side[test == k]) for k in range(n_tests)])[
         np.argsort(np.argsort(test, kind="stable"))
@@ -335,6 +336,91 @@ def _with_measures(frame: pd.DataFrame, measured: pd.DataFrame, runs: pd.DataFra
         base = untrained.loc[target] if target in untrained.index else pd.Series(math.nan, names)
         rows.append(found | {f"{name}_untrained": base[name] for name in names})
     return pd.concat([frame, pd.DataFrame(rows, index=frame.index)], axis=1)
+
+
+def condition_contrasts(
+    trials: pd.DataFrame,
+    wanted: Sequence[tuple[str, tuple[str, str], tuple[str, str], str]],
+    bound: float = 0.1,
+    alpha: float = 0.05,
+) -> Result:
+    """Compare any two training conditions at a level of transfer, over the methods that both have.
+
+    Args:
+        trials: A trial table.
+        wanted: Name, (train_tasks, regime) of either side, and the level, which is that of the first side's tests.
+        bound: As for `transfer_contrasts`.
+        alpha: Level of the tests.
+    """
+    table = with_names(trials)
+    rows, notes = [], []
+    for (model,), of_model in cells(table, ["model"]):
+        for name, left, right, level in wanted:
+            row = _condition_row(of_model, left, right, level, bound, alpha)
+            if row is None:
+                notes.append(
+                    f"{name} ({level}): no test was taken by runs of both conditions with a method that both have"
+                )
+            else:
+                rows.append({"model": str(model), "contrast": name, "transfer": level, **row})
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        frame = _corrected(frame.assign(method=ALL, limit=""), alpha).drop(columns=["method", "limit"])
+    return Result(
+        title="Contrasts of training conditions, with 95 % intervals",
+        table=frame,
+        how=(
+            "difference: of mean success rates, tasks weighted alike; signed: of mean signed scores; variance: runs + items - residual (Clark, 1973), t with"
+            f" Satterthwaite's df; Holm over all contrasts of both measures; equivalence: TOST within ±{bound:g} (signed score: ±{2 * bound:g}); {RULE}; alpha {alpha:g}"
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _condition_row(
+    table: pd.DataFrame, left: tuple[str, str], right: tuple[str, str], level: str, bound: float, alpha: float
+) -> dict[str, Any] | None:
+    """One contrast of conditions; None where they have nothing in common."""
+    of = pd.Series(list(zip(table["train_tasks"].astype(str), table["regime"].astype(str), strict=True)), table.index)
+    own, other = table[of == left], table[of == right]
+    methods = set(own["method"].astype(str)) & set(other["method"].astype(str))
+    tests = set(own.loc[own["transfer"].astype(str) == level, "test"]) & set(other["test"])
+    both = pd.concat([own, other])
+    both = both[both["test"].isin(tests) & both["method"].astype(str).isin(methods)]
+    if both.empty:
+        return None
+    facts = both.assign(run=both["run"].astype(str)).drop_duplicates("run")
+    block = block_of(both, list(facts["run"]))
+    kind = facts["method"].astype(str).to_numpy()
+    is_left = of.loc[facts.index].map(lambda pair: pair == left).to_numpy(bool)
+    a, b = (_asked(block, Side(np.flatnonzero(mask), tuple(kind[mask]))) for mask in (is_left, ~is_left))
+    if not len(a.runs) or not len(b.runs):
+        return None
+    row: dict[str, Any] = {"n_targets": both["task"].nunique(), "n_runs": len(a.runs), "n_runs_other": len(b.runs)}
+    row["invalid"] = float(np.nanmean(block.invalid[a.runs]))
+    row["invalid_untrained"] = float(np.nanmean(block.invalid[b.runs]))
+    for measure, end in (("success", ""), ("signed", "signed_")):
+        if np.isfinite(block.values[measure]).all():
+            row |= _difference(
+                _contrast(block, measure, a, b), end, bound if measure == "success" else 2 * bound, alpha
+            )
+    valid = _contrast(block, "valid", a, b).over_runs
+    return row | {"difference_valid": valid.value, "p_valid": valid.p}
+
+
+def _difference(found: Compared, end: str, bound: float, alpha: float) -> dict[str, Any]:
+    """A difference with its tests, as columns."""
+    e = found.over_runs
+    return {
+        f"{end}difference": e.value,
+        f"{end}difference_low": e.low,
+        f"{end}difference_high": e.high,
+        f"{end}df": e.df,
+        f"{end}p": e.p,
+        f"{end}p_each": found.each,
+        f"{end}p_equivalence": equivalence(e.value, e.se, bound, e.df, alpha).p,
+        f"{end}ruled_out": _ruled_out(e, alpha),
+    }
 
 
 def _of_model(
@@ -471,21 +557,8 @@ def _compared(
         if base is None:
             continue
         found = _contrast(block, measure, own, base)
-        e = found.over_runs
-        limit = bound if measure == "success" else 2 * bound
-        row |= {f"{end}untrained": float(e.value * -1 + alone.over_runs.value)}
-        row |= {
-            f"{end}difference": e.value,
-            f"{end}difference_low": e.low,
-            f"{end}difference_high": e.high,
-            f"{end}df": e.df,
-        }
-        row |= {
-            f"{end}p": e.p,
-            f"{end}p_each": found.each,
-            f"{end}p_equivalence": equivalence(e.value, e.se, limit, e.df, alpha).p,
-        }
-        row |= {f"{end}ruled_out": _ruled_out(e, alpha)}
+        row |= {f"{end}untrained": alone.over_runs.value - found.over_runs.value}
+        row |= _difference(found, end, bound if measure == "success" else 2 * bound, alpha)
         kept = [r for r in range(len(own.runs)) if learned.get(names[own.runs[r]]) is not False]
         if 0 < len(kept) < len(own.runs):
             part = Side(own.runs[kept], tuple(own.kinds[k] for k in kept))

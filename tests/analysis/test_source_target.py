@@ -16,6 +16,7 @@ from vlm_probe.analysis.source_target import (
     Side,
     chosen,
     compare,
+    condition_contrasts,
     decide,
     fieller,
     finding,
@@ -186,6 +187,29 @@ def test_a_gain_that_random_answers_give_as_well_is_one_of_format() -> None:
     row = on_target(pd.concat([gained, control], ignore_index=True))
     assert (row["verdict"], row["measure"]) == ("uninformative", "format") and np.isfinite(float(str(row["control_p"])))
     assert on_target(gained)["verdict"] == "higher"
+
+
+def test_any_two_conditions_are_compared_at_a_level() -> None:
+    plain = study(0.85)
+    other = study(0.5, seed=1).query("method == 'sft'")
+    other = other.assign(run="c" + other["run"], regime="curriculum easy-to-hard")
+    wanted = [("plain − curriculum", (A, ""), (A, "curriculum easy-to-hard"), "cross-task")]
+    both = pd.concat([plain, other], ignore_index=True)
+    row = condition_contrasts(both, wanted).table.iloc[0]
+    assert row["difference"] == pytest.approx(0.35, abs=0.08) and row["verdict"] == "higher"
+    assert (row["n_runs"], row["n_runs_other"], row["n_targets"]) == (6, 6, 1)
+    turned = condition_contrasts(both, [("turned", wanted[0][2], wanted[0][1], "cross-task")]).table.iloc[0]
+    assert turned["difference"] == pytest.approx(-row["difference"]) and turned["p"] == pytest.approx(row["p"])
+    nothing = condition_contrasts(both, [("none", (A, ""), (C, ""), "within")])
+    assert nothing.table.empty and "both conditions" in nothing.notes[0]
+
+
+def test_shifted_copies_share_the_weight_of_their_task() -> None:
+    whole = study(0.5)
+    copy = whole[whole["test_task"] == B].assign(shift="camera", shift_level=1, success=1)
+    row = on_target(pd.concat([whole, copy], ignore_index=True))
+    trained = whole[(whole["method"] == "sft") & (whole["test_task"] == B)]
+    assert row["rate"] == pytest.approx((trained["success"].mean() + 1) / 2)
 
 
 def test_without_a_trained_model_there_is_no_transfer() -> None:
