@@ -4,10 +4,10 @@
 
 Runs differ by the seed of their training. The untrained model has none: it is one fixed thing that all are compared with, so
 that it takes no part in the variance between runs. Tests of few seeds reject far too often with z; so contrasts have a t distribution with the
-degrees of freedom that there are between runs, or more by Satterthwaite's rule where much of the variance is not between runs (as
-it is against the untrained model, whose own error is one of items alone):
+degrees of freedom that there are between runs, at most as many as runs carry the contrast, or more by Satterthwaite's rule where much of the
+variance is one of items (as it is against the untrained model):
 
-    df = df between runs x (variance of the contrast / its part between runs)^2
+    df = variance^2 / (part between runs^2 / df between runs + part of items^2 / (items - 1))
 
 Deterministic items. Where items are (quasi-)separated, as at temperature 0 when runs of a training answer alike, the variance of items has no
 estimate on the scale of log odds that the Laplace approximation would hold for, and three equal runs must not count as three. The log odds of
@@ -114,6 +114,7 @@ class Cells:
         counts: Their trials, (cells,).
         rates: Their success rates, (cells,).
         run_proportions: Which part of their trials is from which trained run, (runs, cells).
+        items: Which items they have, (cells, items).
         design_effects: By how much answers that repeat make their variance larger, (cells,); 1 as a rule.
     """
 
@@ -122,6 +123,7 @@ class Cells:
     counts: Floats
     rates: Floats
     run_proportions: Floats
+    items: NDArray[np.bool_]
     design_effects: Floats
 
     @property
@@ -320,7 +322,7 @@ class CellModel:
         return np.array([weights.get(name, 0.0) for name in self.cells])
 
     def _df(self, weights: Floats, variance: float) -> float:
-        """Satterthwaite's degrees of freedom of a sum of log odds: of its variance, only the part between runs is uncertain."""
+        """Satterthwaite's degrees of freedom of a sum of log odds."""
         trained, proportions = self.table.trained, self.table.run_proportions
         if not np.any(weights[trained]) or math.isinf(self.df):
             return math.inf
@@ -330,7 +332,12 @@ class CellModel:
         of_test = test_sd**2 * float(((proportions * weights) ** 2).sum())
         chance = float((weights**2 / (self.table.counts * p * (1 - p)))[trained].sum())
         between = of_run + of_test + chance
-        return self.df * max(1.0, variance / between) ** 2
+        carrying = int((proportions @ np.abs(weights) > 0).sum())
+        n_items = int(self.table.items[weights != 0].any(0).sum())
+        df, rest = min(self.df, float(carrying)), max(variance - between, 0.0)
+        if not rest:
+            return df
+        return variance**2 / (between**2 / df + rest**2 / max(n_items - 1, 1))
 
     @cached_property
     def _run_sds(self) -> tuple[float, float]:
@@ -410,6 +417,7 @@ def _cells(data: pd.DataFrame, deterministic: bool) -> Cells:
         counts=counts,
         rates=by_cell["success"].mean().reindex(names).to_numpy(float),
         run_proportions=of_runs / counts,
+        items=pd.crosstab(data["cell"].astype(str), data["item"]).reindex(names).to_numpy() > 0,
         design_effects=np.array(effects),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -62,3 +63,16 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which "seed 2" comes before "seed 10", and "5to7cm" before "11to13cm"."""
     parts = re.split(r"(\d{1,18})", name, flags=re.ASCII)
     return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts if part]
+
+
+def task_of(test: str) -> str:
+    """The task of a test as `test_name` writes it, with its stimulus set if it names one: shifts are nested within it."""
+    return re.sub(r"@\S*", "", test)
+
+
+def test_shares(tests: Iterable[str]) -> dict[str, float]:
+    """Test -> its weight in a mean over tests: tasks weigh the same, and so do tests of a task within it."""
+    tasks: dict[str, list[str]] = {}
+    for test in dict.fromkeys(tests):
+        tasks.setdefault(task_of(test), []).append(test)
+    return {test: 1 / len(tasks) / len(own) for own in tasks.values() for test in own}

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vlm_probe.analysis.cell_model import UNTRAINED, Estimate, estimate
+from vlm_probe.analysis.labels import test_shares
 from vlm_probe.analysis.selection import Floats
 
 TRAINING = ["method", "training"]
@@ -77,7 +78,7 @@ def per_item(tested: pd.DataFrame) -> pd.DataFrame:
 def contrast_of_means(answers: pd.DataFrame, weights: Mapping[str, float]) -> MeansTests:
     """Test a contrast of the methods' mean success rates.
 
-    A run counts with its mean over tests. Trainings of a method on different tasks are different kinds of run: they
+    A run counts with its mean over tests, in which tasks weigh the same. Trainings of a method on different tasks are different kinds of run: they
     count equally, and the variance between runs is pooled within them, over all methods that are there.
 
     Args:
@@ -131,10 +132,10 @@ def crossed(
 def _weights(answers: pd.DataFrame, trained: npt.NDArray[np.bool_], weights: Mapping[str, float]) -> Floats:
     """What every answer counts in the contrast."""
     items = answers.groupby(["run", "test"])["y"].transform("size")
-    tests = answers.groupby("run")["test"].transform("nunique")
+    tests = answers.groupby("run")["test"].transform(lambda own: own.map(test_shares(own)))
     runs = answers.groupby(TRAINING)["run"].transform("nunique")
     kinds = answers.groupby("method")["training"].transform("nunique")
-    share = answers["method"].map(lambda name: weights.get(name, 0.0)) / kinds / runs / tests / items
+    share = answers["method"].map(lambda name: weights.get(name, 0.0)) / kinds / runs * tests / items
     found: Floats = share.to_numpy(float).copy()
     found[~trained] = 0.0
     if UNTRAINED in weights:
@@ -154,7 +155,8 @@ def _between_runs(
     base = rates[rates["method"] == UNTRAINED].groupby("test")["y"].mean()
     own = rates[rates["method"] != UNTRAINED]
     start = own["test"].map(base) if UNTRAINED in weights else 0.0
-    values = own.assign(value=own["y"] - start).groupby([*TRAINING, "run"])["value"].mean()
+    shares = own.groupby("run")["test"].transform(lambda tests: tests.map(test_shares(tests)))
+    values = own.assign(value=(own["y"] - start) * shares.astype(float)).groupby([*TRAINING, "run"])["value"].sum()
     groups = values.groupby(TRAINING)
     mean, size = groups.mean(), groups.size()
     squares = float(((values - groups.transform("mean")) ** 2).sum())

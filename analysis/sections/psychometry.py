@@ -96,9 +96,10 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
     read = pd.concat(sided)
     read = read[read["_said"].notna() & read["margin_bin"].notna()]
     rows = []
-    for key, own in cells(read, [*CELL, "signal", "margin_bin"]):
+    columns = [*present(read, CELL), "signal", "margin_bin"]
+    for key, own in cells(read, columns):
         rate = wilson(float(own["_said"].sum()), len(own))
-        cell = dict(zip((*CELL, "signal", "margin_bin"), key, strict=True))
+        cell = dict(zip(columns, key, strict=True))
         others = sorted(set(own["truth"].dropna().astype(str)) - {str(cell["signal"])})
         rows.append(
             cell

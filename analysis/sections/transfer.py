@@ -18,7 +18,7 @@ from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.tables import number
 from vlm_probe.analysis.transfer import transfer_matrix
 
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "transfer")
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "test_set", "transfer")
 RATES = (
     "rate",
     "estimated_rate",

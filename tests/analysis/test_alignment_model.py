@@ -78,7 +78,14 @@ def dissenting(k: int, seed: int, n_people: int = 30, n_items: int = 25) -> tupl
     said = np.where(np.isin(np.arange(n_items), rng.choice(n_items, k, replace=False)), "left", "right")
     truth = np.where(np.arange(n_items) % 2 == 0, "left", "right")
     trials = pd.DataFrame(
-        {"run": "r", "model": "m", "method": "none", "test_task": "towers-direction", "item_id": items, "signal": "left"}
+        {
+            "run": "r",
+            "model": "m",
+            "method": "none",
+            "test_task": "towers-direction",
+            "item_id": items,
+            "signal": "left",
+        }
     ).assign(truth=truth, answer=said, success=(said == truth).astype(int))
     responses = pd.DataFrame(
         [(item, f"p{person}", str(rng.choice(["left", "right"]))) for item in items for person in range(n_people)],

@@ -40,7 +40,10 @@ def test_what_is_declared_is_read(read):
 
 def test_two_conditions_are_compared_by_name(read):
     text = GOOD.replace("compare: rl - none", "compare: joint - topblock").replace("cross-task]}", "cross-family]}")
-    assert read(text).contrasts == (Contrast("joint", "topblock", "within"), Contrast("joint", "topblock", "cross-family"))
+    assert read(text).contrasts == (
+        Contrast("joint", "topblock", "within"),
+        Contrast("joint", "topblock", "cross-family"),
+    )
 
 
 @pytest.mark.parametrize(
