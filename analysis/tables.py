@@ -56,6 +56,7 @@ HEADERS = {
     "p_baseline": "p (best baseline)",
     "p_baseline_holm": "p (best baseline, Holm)",
     "best_baseline": "Best baseline",
+    "test_set": "Set",
     "source": "Source",
     "target": "Target",
     "measure": "By",

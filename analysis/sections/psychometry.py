@@ -14,7 +14,7 @@ from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.proportions import wilson
 from vlm_probe.analysis.psychometric import psychometric
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
-from vlm_probe.analysis.selection import CELL, cells, said_signal, signed_margin
+from vlm_probe.analysis.selection import CELL, cells, present, said_signal, signed_margin
 from vlm_probe.analysis.style import name_of
 
 
