@@ -16,10 +16,8 @@ source is a family of its own, and so are the contrasts of single methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,31 +25,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from vlm_probe.analysis.cell_model import UNTRAINED, Estimate, estimate
+from vlm_probe.analysis.cell_model import UNTRAINED, Estimate
 from vlm_probe.analysis.equivalence import equivalence
 from vlm_probe.analysis.labels import trained_on
 from vlm_probe.analysis.measures import balance, code, measure_cells
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.run_means import crossed
+from vlm_probe.analysis.run_means import Compared, Side, compare, fieller
 from vlm_probe.analysis.selection import Floats, cells, item_groups
-from vlm_probe.analysis.style import name_of
-from vlm_probe.analysis.tables import number, proportion
 from vlm_probe.analysis.training import RANDOM_ANSWERS
 from vlm_probe.analysis.transfer import with_names
+from vlm_probe.analysis.transfer_verdicts import ALL, RULE, corrected
 from vlm_probe.stimuli.errors import InvalidInput
 
-ALL = "all"
 POWER = 0.8
-LEARNING = ("within", "shifted")
-"""Levels at which the target is the source itself."""
-VERDICTS = ("higher", "lower", "reversed", "equivalent", "inconclusive", "uninformative")
-RULE = (
-    "verdict: reversed if the signed score is below 0 (Holm) and below that of the untrained model (p); uninformative at floor or ceiling (no condition is"
-    " farther from 0 or 1 than the bound) and where a difference vanishes among valid replies, or next to training on random answers (format); else higher or lower if success differs, or"
-    " else the signed score (measure says which); equivalent if both are shown to be within the bound; else inconclusive"
-)
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,124 +74,8 @@ class Block:
     strata: Mapping[str, NDArray[np.int64]]
     clusters: NDArray[np.int64]
     invalid: Floats
-    asked: Mask
+    asked: NDArray[np.bool_]
     sided: bool
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a contrast.
-
-    Attributes:
-        runs: Their places.
-        kinds: The kind of training of each; runs of a kind differ in their seed.
-        fixed: Whether they are one fixed thing, as the untrained model is.
-    """
-
-    runs: NDArray[np.int64]
-    kinds: tuple[str, ...]
-    fixed: bool = False
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A difference of two sides on one measure.
-
-    Attributes:
-        over_runs: About trainings of the kind and items of the kind; about items alone if there is one run.
-        each: Largest p of single runs tested over items; nan where the signs differ, or there are none.
-        of_runs: The difference of every run of the first side.
-        runs_p: One-sided p of every run of the first side, upwards.
-    """
-
-    over_runs: Estimate
-    each: float
-    of_runs: Floats
-    runs_p: Floats
-
-
-def compare(
-    y: Floats, w: Floats, strata: NDArray[np.int64], clusters: NDArray[np.int64], a: Side, b: Side | None
-) -> Compared:
-    """Compare two sides by the mean over runs and items.
-
-    Args:
-        y: Values (runs, items).
-        w: Weight of every item; they sum to 1.
-        strata: Items are centred within these.
-        clusters: Items that depend on each other.
-        a: Side whose mean is positive.
-        b: Side that is subtracted; None for a comparison with 0.
-    """
-    share, kinds, weights = _shares(a, b)
-    places = np.concatenate([a.runs, *([b.runs] if b is not None else [])])
-    own = y[places]
-    means = own @ w
-    n_clusters = int(clusters.max()) + 1
-    of_cluster = _by_cluster(_centred(own, w, strata) * w, clusters, n_clusters)
-    small = n_clusters / max(n_clusters - 1, 1)
-    least = (0.5 / (len(w) + 1)) ** 2  # items that all agree leave the doubt of half an observation
-    n_a = len(a.runs)
-    items = max(float(((weights @ of_cluster) ** 2).sum()) * small, least)
-    value = float(weights @ means)
-    base = np.zeros(n_clusters) if b is None else -weights[n_a:] @ of_cluster[n_a:]
-    start = 0.0 if b is None else float(-weights[n_a:] @ means[n_a:])
-    single = np.sqrt(np.maximum(((of_cluster[:n_a] - base) ** 2).sum(1) * small, least))
-    of_runs = means[:n_a] - start
-    runs_p = student.sf(of_runs / single, n_clusters - 1)
-    same_sign = bool((np.sign(of_runs) == np.sign(of_runs[0])).all() and of_runs[0] != 0)
-    each = float((2 * np.minimum(runs_p, 1 - runs_p)).max()) if same_sign else 1.0
-    varying = share > 0
-    n_varying, n_kinds = int(varying.sum()), len(set(np.asarray(kinds)[varying]))
-    df = n_varying - n_kinds
-    if n_varying < 2 or df < 1:
-        return Compared(estimate(value, math.sqrt(items), n_clusters - 1), each, of_runs, runs_p)
-    squares, residual = 0.0, 0.0
-    factor: dict[str, tuple[float, int]] = {}
-    for kind in set(np.asarray(kinds)[varying]):
-        inside = varying & (np.asarray(kinds) == kind)
-        n = int(inside.sum())
-        factor[kind] = (float(weights[inside].sum()) ** 2 / n, n)
-        squares += float(((means[inside] - means[inside].mean()) ** 2).sum())
-        if n > 1:
-            moved = of_cluster[inside] - of_cluster[inside].mean(0)
-            residual += factor[kind][0] * float((moved**2).sum()) * small / (n - 1)
-    runs = squares / df * sum(part for part, _ in factor.values())
-    variance, freedom = crossed((runs, df), (items, n_clusters - 1), (residual, df * (n_clusters - 1)))
-    found = estimate(value, math.sqrt(float(variance)), float(freedom))
-    return Compared(found, each, of_runs, runs_p)
-
-
-def _shares(a: Side, b: Side | None) -> tuple[Floats, list[str], Floats]:
-    """For every run of both sides: 1 if it varies (0 if fixed), its kind, and its signed weight. Kinds of a side count the same."""
-    share: list[float] = []
-    kinds: list[str] = []
-    weights: list[float] = []
-    for name, side, sign in (("a", a, 1.0), ("b", b, -1.0)):
-        if side is None:
-            continue
-        own = list(side.kinds)
-        n_kinds = len(set(own))
-        weights += [sign / n_kinds / own.count(kind) for kind in own]
-        # One run of every kind: the kinds are the replications.
-        alone = n_kinds == len(own)
-        kinds += [f"{name} {'' if alone else kind}" for kind in own]
-        share += [0.0 if side.fixed else 1.0] * len(own)
-    return np.array(share), kinds, np.array(weights)
-
-
-def _centred(y: Floats, w: Floats, strata: NDArray[np.int64]) -> Floats:
-    """Values less the weighted mean of their stratum, by run."""
-    member = np.eye(int(strata.max()) + 1)[strata]
-    total = w @ member
-    means = (y * w) @ member / np.where(total > 0, total, 1.0)
-    return np.asarray(y - means[:, strata])
-
-
-def _by_cluster(values: Floats, clusters: NDArray[np.int64], n: int) -> Floats:
-    found = np.zeros((n, len(values)))
-    np.add.at(found, clusters, values.T)
-    return np.asarray(found.T)
 
 
 def block_of(trials: pd.DataFrame, runs: Sequence[str]) -> Block:
@@ -365,7 +235,7 @@ def condition_contrasts(
                 rows.append({"model": str(model), "contrast": name, "transfer": level, **row})
     frame = pd.DataFrame(rows)
     if len(frame):
-        frame = _corrected(frame.assign(method=ALL, limit=""), alpha).drop(columns=["method", "limit"])
+        frame = corrected(frame.assign(method=ALL, limit=""), alpha).drop(columns=["method", "limit"])
     return Result(
         title="Contrasts of training conditions, with 95 % intervals",
         table=frame,
@@ -465,7 +335,7 @@ def _of_model(
                     | _ratio([blocks[t] for t in tasks if t in blocks], block, side, untrained)
                 )
     frame = pd.DataFrame(rows)
-    frame = _corrected(frame, alpha)
+    frame = corrected(frame, alpha)
     return frame, runs, pd.DataFrame(ratios)
 
 
@@ -680,153 +550,3 @@ def _ratio(origin: Sequence[Block], target: Block, side: Side, untrained: NDArra
         "df": df,
         "n_runs": len(asked),
     }
-
-
-def fieller(
-    a: float, b: float, v_a: float, v_b: float, c: float, df: float, level: float = 0.95
-) -> tuple[float, float]:
-    """The interval of a ratio a / b of two estimates (Fieller, 1954, J R Stat Soc B 16:175-185); nan where it is unbounded.
-
-    Args:
-        a, b: The estimates.
-        v_a, v_b, c: Their variances, and their covariance.
-        df: Degrees of freedom.
-        level: Of confidence.
-    """
-    critical = float(student.ppf((1 + level) / 2, df)) ** 2 if df > 0 else math.nan
-    lead = b * b - critical * v_b
-    root = (a * b - critical * c) ** 2 - (a * a - critical * v_a) * lead
-    if not lead > 0 or root < 0:
-        return math.nan, math.nan
-    half = math.sqrt(root)
-    return (a * b - critical * c - half) / lead, (a * b - critical * c + half) / lead
-
-
-def holm(p: Floats) -> Floats:
-    """Holm's corrected p-values. That of statsmodels collects garbage at every call, which takes longer than all else here."""
-    order = np.argsort(p)
-    found = np.empty(len(p))
-    found[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return found
-
-
-def _corrected(frame: pd.DataFrame, alpha: float) -> pd.DataFrame:
-    """With Holm's corrections and verdicts.
-
-    Families: transfer to other targets, and learning of the source itself, each over methods and for single methods. Targets at floor or
-    ceiling are tested for reversal only.
-    """
-    columns = [
-        "p",
-        "signed_p",
-        "p_reversed",
-        "p_equivalence",
-        "signed_p_equivalence",
-        "difference_valid",
-        "p_valid",
-        "difference",
-        "signed_difference",
-        "invalid",
-        "signed",
-    ]
-    frame = frame.assign(**{name: math.nan for name in columns if name not in frame})
-    families = [["p", "signed_p"], ["p_reversed"], ["p_equivalence", "signed_p_equivalence"]]
-    for names in families:
-        for is_all, is_source in product((True, False), (True, False)):
-            chosen = ((frame["method"] == ALL) == is_all) & (frame["transfer"].isin(LEARNING) == is_source)
-            chosen &= (frame["limit"] == "") | (names[0] == "p_reversed")
-            own = frame.loc[chosen, names]
-            if own.empty:
-                continue
-            flat = own.to_numpy(float).ravel()
-            known = np.isfinite(flat)
-            adjusted = np.full(len(flat), math.nan)
-            if known.any():
-                adjusted[known] = holm(flat[known])
-            frame.loc[chosen, [f"{name}_holm" for name in names]] = adjusted.reshape(own.shape)
-    decided = [decide(row, alpha) for row in frame.to_dict("records")]
-    return frame.assign(verdict=[word for word, _ in decided], measure=[measure for _, measure in decided])
-
-
-def decide(row: Mapping[Any, Any], alpha: float = 0.05) -> tuple[str, str]:
-    """The verdict on a contrast by `RULE`, and the measure or limit that it rests on.
-
-    Args:
-        row: Of the table of `transfer_contrasts`.
-        alpha: Level of the tests.
-    """
-
-    def below(name: str) -> bool:
-        return bool(row.get(name, math.nan) < alpha)
-
-    # A score below 0 is the claim, and bears the correction; that the untrained model has none like it is a condition of it.
-    unlike = math.isnan(row["signed_difference"]) or (row["signed_difference"] < 0 and below("signed_p"))
-    if below("p_reversed_holm") and unlike:
-        return "reversed", "signed"
-    if row["limit"]:
-        return "uninformative", str(row["limit"])
-    differs, equal = below("p_holm"), below("p_equivalence_holm")
-    invalid = float(np.nanmax([row.get("invalid", 0.0), row.get("invalid_untrained", 0.0)]))
-    if differs and not equal:
-        vanishes = row["p_valid"] >= alpha and abs(row["difference_valid"]) < abs(row["difference"]) / 2
-        as_control = (
-            row.get("control_p", math.nan) >= alpha and abs(row["control_difference"]) < abs(row["difference"]) / 2
-        )
-        if as_control or (vanishes and invalid > 0):
-            return "uninformative", "format"
-        return ("higher" if row["difference"] > 0 else "lower"), "success"
-    if below("signed_p_holm"):
-        return ("higher" if row["signed_difference"] > 0 else "lower"), "signed"
-    if invalid > 0.5:
-        return "uninformative", "format"
-    signed_same = below("signed_p_equivalence_holm") or math.isnan(row.get("signed_p_equivalence", math.nan))
-    return ("equivalent", "both") if equal and signed_same else ("inconclusive", "")
-
-
-def finding(row: Mapping[Any, Any]) -> str:
-    """A contrast in words: source, target, and what the verdict rests on.
-
-    Args:
-        row: Of the table of `transfer_contrasts`.
-    """
-    source = str(row["source"]) if row["method"] == ALL else f"{row['source']}, {name_of(str(row['method']))} only"
-    parts = []
-    if row["signed"] == row["signed"]:
-        parts.append(f"signed score {number(row['signed'])}{_than(row.get('signed_untrained'), number)}")
-    for name, label in (("d_prime", "d′"), ("direction_accuracy", "direction accuracy")):
-        if row.get(name, math.nan) == row.get(name, math.nan):
-            form = number if name == "d_prime" else partial(proportion, digits=2)
-            parts.append(f"{label} {form(row[name])}{_than(row.get(f'{name}_untrained'), form)}")
-    two = partial(proportion, digits=2)
-    parts.append(f"success {two(row['rate'])}{_than(row.get('untrained'), two)}")
-    return f"{source} → {row['target']}: {', '.join(parts)}; {int(row['n_runs'])} run{'s' * (row['n_runs'] != 1)}"
-
-
-def _than(value: float | None, form: Callable[[float], str]) -> str:
-    return "" if value is None or math.isnan(value) else f" (untrained {form(value)})"
-
-
-def chosen(found: Transfer, verdict: str) -> list[dict[str, Any]]:
-    """The transfer contrasts with a verdict: over methods, and those of single methods where that over methods is another.
-
-    Args:
-        found: Of `transfer_contrasts`.
-        verdict: One of `VERDICTS`.
-    """
-    table = found.table[~found.table["transfer"].isin(LEARNING)]
-    own = table[table["verdict"] == verdict]
-    joint = own[own["method"] == ALL]
-    known = set(zip(joint["model"], joint["source"], joint["target"], strict=True))
-    new = np.array(
-        [key not in known for key in zip(own["model"], own["source"], own["target"], strict=True)], dtype=bool
-    )
-    single = own[(own["method"] != ALL).to_numpy() & new]
-    return [{str(k): v for k, v in row.items()} for row in pd.concat([joint, single]).to_dict("records")]
-
-
-def before_correction(found: Transfer, alpha: float) -> list[dict[str, Any]]:
-    """Contrasts over methods of which a measure is told from the untrained model before Holm's correction, and not after it."""
-    table = found.table[(found.table["method"] == ALL) & ~found.table["transfer"].isin(LEARNING)]
-    small = (table["p"] < alpha) | (table["signed_p"] < alpha)
-    own = table[small & table["verdict"].isin(["inconclusive", "equivalent"])]
-    return [{str(k): v for k, v in row.items()} for row in own.to_dict("records")]

@@ -20,7 +20,8 @@ from scipy.special import expit
 
 from vlm_probe.analysis.effect_sizes import log_odds_of
 from vlm_probe.analysis.equivalence import equivalence
-from vlm_probe.analysis.source_target import Side, compare, transfer_contrasts
+from vlm_probe.analysis.run_means import Side, compare
+from vlm_probe.analysis.source_target import transfer_contrasts
 
 KINDS = {"usual": (0.3, 0.7, 0.2), "wide": (0.3, 2.0, 1.0), "near deterministic": (0.5, 4.0, 3.0)}
 DESIGNS = {

@@ -13,10 +13,11 @@ from vlm_probe.analysis.labels import file_part, joined, span, training_name, wi
 from vlm_probe.analysis.levels import TRANSFER
 from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.section import Figure, Section, Unanswerable, some_columns
-from vlm_probe.analysis.source_target import ALL, LEARNING, Transfer, before_correction, chosen, finding
+from vlm_probe.analysis.source_target import Transfer
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.tables import number
 from vlm_probe.analysis.transfer import transfer_matrix
+from vlm_probe.analysis.transfer_verdicts import ALL, LEARNING, before_correction, chosen, finding
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "test_set", "transfer")
 RATES = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_probe.analysis.source_target import chosen
 from vlm_probe.analysis.tables import proportion
+from vlm_probe.analysis.transfer_verdicts import chosen
 from vlm_probe.paper.latex import Rows, in_math, table
 from vlm_probe.paper.names import LEVELS, contrast_sides, side_name
 from vlm_probe.paper.numbers import Numbers, interval

@@ -11,10 +11,11 @@ from vlm_probe.analysis.frame import METHODS
 from vlm_probe.analysis.levels import TRANSFER, family_of
 from vlm_probe.analysis.section import Unanswerable
 from vlm_probe.analysis.sections.transfer import signed_figure
-from vlm_probe.analysis.source_target import ALL, LEARNING, Transfer, before_correction, chosen
+from vlm_probe.analysis.source_target import Transfer
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.tables import proportion
 from vlm_probe.analysis.transfer import transfer_matrix
+from vlm_probe.analysis.transfer_verdicts import ALL, LEARNING, before_correction, chosen
 from vlm_probe.paper.figures.matrix import matrix
 from vlm_probe.paper.latex import Rows, in_math, table, text
 from vlm_probe.paper.names import condition_keys, task_name, test_name, training_name

@@ -9,21 +9,10 @@ import pytest
 from scipy.special import expit
 from statsmodels.stats.multitest import multipletests
 
-from vlm_probe.analysis.run_means import contrast_of_means, per_item
-from vlm_probe.analysis.source_target import (
-    ALL,
-    VERDICTS,
-    Side,
-    chosen,
-    compare,
-    condition_contrasts,
-    decide,
-    fieller,
-    finding,
-    holm,
-    transfer_contrasts,
-)
+from vlm_probe.analysis.run_means import Side, compare, contrast_of_means, fieller, per_item
+from vlm_probe.analysis.source_target import condition_contrasts, transfer_contrasts
 from vlm_probe.analysis.transfer import with_names
+from vlm_probe.analysis.transfer_verdicts import ALL, VERDICTS, chosen, decide, finding, holm
 from vlm_probe.stimuli.errors import InvalidInput
 
 Make = Callable[..., pd.DataFrame]
