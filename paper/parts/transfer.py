@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -106,8 +107,8 @@ def _table(found: Transfer) -> str:
             [
                 _pair(row),
                 _two(row["rate"]),
-                f"{_two(row.get('difference'))} {interval(row['difference_low'], row['difference_high'])}",
-                f"{_two(row['signed'])} {interval(row['signed_low'], row['signed_high'])}",
+                f"{_two(row.get('difference'))} {_interval(row, 'difference')}",
+                f"{_two(row['signed'])} {_interval(row, 'signed')}",
                 _two(row.get("information")),
                 _two(row.get("ruled_out")),
                 str(row["n_runs"]),
@@ -159,3 +160,9 @@ def cells(found: pd.DataFrame, plain: pd.DataFrame, alpha: float) -> pd.DataFram
 
 def _verdict(row: dict[str, Any], alpha: float) -> str:
     return verdict(row["difference"], row["p_holm"], row["p_equivalence"], alpha)
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    """The interval of a column, where it has one."""
+    low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+    return interval(low, high) if low == low and high == high else ""
