@@ -12,7 +12,6 @@ from vlm_probe.analysis.selection import CELL, cells, present
 
 TRIED = ("memory", "attempts")
 """What several attempts differ in, besides the cell of the design."""
-"""Columns that make a cell here."""
 
 
 def section(material: Material) -> Section:
