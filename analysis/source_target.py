@@ -119,7 +119,9 @@ def block_of(trials: pd.DataFrame, runs: Sequence[str]) -> Block:
         here = test == k
         counts = np.isfinite(valid[:, here]).sum(1, keepdims=True)
         mean = np.nansum(valid[:, here], 1, keepdims=True) / np.where(counts > 0, counts, np.nan)
-        valid[:, here] = np.where(np.isfinite(valid[:, here]), valid[:, here], mean)
+        # Left out: at the mean of the valid ones, whose deviations weigh as much more as there are fewer of them.
+        more = (valid[:, here] - mean) * here.sum() / np.where(counts > 0, counts, 1)
+        valid[:, here] = mean + np.where(np.isfinite(more), more, 0.0)
     return Block(
         values={"success": found["success"], "signed": found["score"], "valid": valid},
         weights={"success": even, "signed": even * balanced, "valid": even},
