@@ -30,6 +30,13 @@ from vlm_probe.analysis.selection import (
 
 FEWEST = 3
 """Items with a readable answer below which a run is not compared with people."""
+LARGEST_SHARE = 0.25
+"""Part of the variance of a run's answers over items that one item may carry: above it agreement is a matter of that item alone."""
+
+
+THIN = "one item carries more than a quarter of the variation of its answers, so that agreement item by item cannot be told"
+OF_ITEMS = ("r", "r_low", "r_high", "spearman", "r_single", "kappa_low", "kappa_high")
+"""What is withheld then."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +99,9 @@ def alignment(
                 notes.append(f"{run} on {task}: it gave a readable answer to {known} of the items, too few to compare")
                 continue
             row = _compared(model, people, among, resamples, rng)
+            if model["_p"].nunique() > 1 and largest_share(model["_p"].to_numpy(float)) > LARGEST_SHARE:
+                notes.append(f"{run} on {task}: {THIN}")
+                row |= dict.fromkeys(OF_ITEMS, math.nan)
             rows.append({**dict(zip(columns, cell, strict=True)), "run": run, **row})
             points.append(
                 pd.DataFrame(
@@ -111,7 +121,7 @@ def alignment(
         title="Agreement of models with people, item by item, with 95 % intervals",
         table=pd.DataFrame(rows),
         how=(
-            "r, rmse: P(signal) of the run against the share of people; kappa: mean Cohen's kappa with single people; percentile bootstrap"
+            "r, rmse: P(signal) of the run against the share of people; kappa: mean Cohen's kappa with single people (of counts without an interval); majority_success: of the majority vote, ties counting half; percentile bootstrap"
             f" over {'answers' if counted else 'participants'} and items, {resamples} samples, seed {seed}; r_single: mean correlation with"
             " single people, to be compared with the noise ceiling (leave-one-out below, rater included above);"
             f" {len(found)} trials"
@@ -121,6 +131,17 @@ def alignment(
         kappas=kappas,
         items=pd.concat(points, ignore_index=True),
     )
+
+
+def largest_share(values: Floats) -> float:
+    """The largest part of the sum of squares about the mean that one item carries: 1 / k, about, where k items dissent from the rest.
+
+    Args:
+        values: A run's answers to the items; nan where there is none.
+    """
+    known = values[np.isfinite(values)]
+    squares = (known - known.mean()) ** 2 if len(known) else known
+    return float(squares.max() / squares.sum()) if len(known) and squares.sum() > 0 else 1.0
 
 
 def _compared(
@@ -141,7 +162,7 @@ def _compared(
     single = _single_correlations(graded, people)
     kappa, pairs = kappas_with_each(said, people), among[np.isfinite(among)]
     row: dict[str, Any] = {
-        "success": float(model["success"].to_numpy(float)[kept].mean()),
+        "success": float(model["success"].mean()),  # over all items that were asked: an invalid reply is wrong
         "r": float(_pearson(p[None], human[None])[0]),
         "spearman": float(_pearson(rankdata(p)[None], rankdata(human)[None])[0]),
         "rmse": float(np.sqrt(np.mean((p - human) ** 2))),
@@ -152,7 +173,9 @@ def _compared(
     }
     for name, values in (("r", r), ("rmse", rmse)):
         row[f"{name}_low"], row[f"{name}_high"] = _interval(values)
-    row["kappa_low"], row["kappa_high"] = _interval(kappas_of_samples(said, people, resamples, rng))
+    # Of counts, whose people are not known, there is nothing to draw anew.
+    drawn_kappas = np.empty(0) if people.counted else kappas_of_samples(said, people, resamples, rng)
+    row["kappa_low"], row["kappa_high"] = _interval(drawn_kappas)
     return row | {"n_items": len(kept), "n_people": len(people.participants), "n_responses": int(people.n.sum())}
 
 
@@ -175,6 +198,7 @@ def _ceiling(people: Humans, among: Floats, truth: Floats) -> dict[str, Any]:
     share_right = np.where(truth == 1, p, 1 - p)
     return {
         "human_success": float(share_right.mean()),
+        "majority_success": float(((share_right > 0.5) + 0.5 * (share_right == 0.5)).mean()),
         "reliability": reliability,
         "r_ceiling": math.sqrt(reliability) if reliability == reliability else math.nan,
         "rmse_floor": math.sqrt(noise) if noise == noise else math.nan,

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vlm_probe.analysis.alignment import LARGEST_SHARE, THIN, largest_share
 from vlm_probe.analysis.effect_sizes import odds_of
 from vlm_probe.analysis.humans import of_the_same_items
 from vlm_probe.analysis.mixed_effects import FitError, FitResult, FitWarning, fit
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.selection import (
     CELL,
+    Floats,
     cells,
     judgements,
     plain_trials,
@@ -55,6 +57,9 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
         if item["_p"].nunique() < 2:
             notes.append(f"{run}: it said the same about every item, from which nothing can be predicted")
             continue
+        if largest_share(_log_odds(item)) > LARGEST_SHARE:
+            notes.append(f"{run}: {THIN}")
+            continue
         data = _data(people, item, str(own["signal"].iloc[0]))
         for predictors in ("model", "model + truth"):
             row = {**dict(zip(columns, cell, strict=True)), "run": run, "predictors": predictors}
@@ -63,6 +68,7 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
             except FitError as error:
                 notes.append(f"{run}, {predictors}: {error}")
                 continue
+            notes += [f"{run}, {predictors}: {text}" for text in fitted.warnings if not text.startswith("singular")]
             if "model" not in fitted.coefficients.index:
                 notes.append(f"{run}, {predictors}: the run says nothing beyond the truth that could be told from it")
                 continue
@@ -89,7 +95,7 @@ def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
             + ", ".join(RANDOM)
             + f" that is not singular; Wald intervals and t tests with df between participants or items; {len(found)} trials"
         ),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -105,8 +111,7 @@ def _data(people: pd.DataFrame, item: pd.DataFrame, signal: str) -> pd.DataFrame
             "truth": own["_t"].to_numpy(float) - 0.5,
         }
     )
-    p = np.clip(item["_p"].to_numpy(float), CERTAINTY, 1 - CERTAINTY)
-    log_odds = np.log(p / (1 - p))
+    log_odds = _log_odds(item)
     spread = float(log_odds.std()) or 1.0
     scaled: dict[Any, float] = dict(zip(item.index, (log_odds - log_odds.mean()) / spread, strict=True))
     data["model"] = data["item"].map(scaled)
@@ -115,6 +120,12 @@ def _data(people: pd.DataFrame, item: pd.DataFrame, signal: str) -> pd.DataFrame
     if known:
         return data.assign(participant=kept["participant"].astype(str).to_numpy())
     return data.groupby("item").agg({"said": "sum", "n": "sum", "truth": "first", "model": "first"}).reset_index()
+
+
+def _log_odds(item: pd.DataFrame) -> Floats:
+    """Of the run's P(signal) by item, kept away from infinity."""
+    p = np.clip(item["_p"].to_numpy(float), CERTAINTY, 1 - CERTAINTY)
+    return np.asarray(np.log(p / (1 - p)))
 
 
 def _fit(predictors: str, data: pd.DataFrame) -> FitResult:

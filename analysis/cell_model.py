@@ -4,19 +4,27 @@
 
 Runs differ by the seed of their training. The untrained model has none: it is one fixed thing that all are compared with, so
 that it takes no part in the variance between runs. Tests of few seeds reject far too often with z; so contrasts have a t distribution with the
-degrees of freedom that there are between runs, or more by Satterthwaite's rule where much of the variance is not between runs (as
-it is against the untrained model, whose own error is one of items alone):
+degrees of freedom that there are between runs, at most as many as runs carry the contrast, or more by Satterthwaite's rule where much of the
+variance is one of items (as it is against the untrained model):
 
-    df = df between runs x (variance of the contrast / its part between runs)^2
+    df = variance^2 / (part between runs^2 / df between runs + part of items^2 / (items - 1))
 
-Where items settle answers, as at temperature 0 when runs of a training answer alike, the model cannot hold the variance of items, and
-three equal runs must not count as three: standard errors are then those of the rates over items and runs (`vlm_probe.analysis.settled`). In cells
-without variation, to which these do not apply, standard errors are widened by the design effect of answers that repeat,
-1 + (runs - 1) x their intraclass correlation (Kish, 1965, Survey sampling).
+Deterministic items. Where items are (quasi-)separated, as at temperature 0 when runs of a training answer alike, the variance of items has no
+estimate on the scale of log odds that the Laplace approximation would hold for, and three equal runs must not count as three. The log odds of
+cells are then those of their rates over all items, and their covariance is that of the rates over crossed items and runs (as
+`vlm_probe.analysis.run_means`, for all cells at once):
+
+- items: from what every item adds to the rate of each cell (a sandwich with items as clusters; Liang & Zeger, 1986, Biometrika
+  73:13-22), so that cells with the same items are compared item by item, with half an observation added to each cell of such
+  a comparison (Agresti & Min, 2005, Stat Med 24:729-740): items that all agree leave some doubt;
+- runs: what they vary by beyond chance, in log odds, pooled over cells by least squares; 0 at least.
+
+In cells without variation, to which this does not apply, standard errors are multiplied by the root of the design effect of answers that
+repeat, 1 + (runs - 1) x their intraclass correlation (Kish, 1965, Survey sampling).
 
 Where a cell has nothing but right or nothing but wrong answers, as at the ceiling, its standard error says next to nothing. Contrasts with such
 cells are tested by the signed root of the likelihood ratio at the variances that were estimated, and have profile intervals; the
-root is divided by what the standard error is widened by (Rao & Scott, 1984, Ann Stat 12:46-60). All others are Wald's.
+root is divided by what the standard error is multiplied by (Rao & Scott, 1984, Ann Stat 12:46-60). All others are Wald's.
 """
 
 from __future__ import annotations
@@ -34,16 +42,17 @@ from scipy.stats import t as student
 
 from vlm_probe.analysis.effect_sizes import log_odds_of, rate_of, rate_slope
 from vlm_probe.analysis.mixed_effects import FitResult
-from vlm_probe.analysis.mixed_effects.fitting import solve
-from vlm_probe.analysis.mixed_effects.profile import Profile
-from vlm_probe.analysis.random_effects import choose, standard_deviation
+from vlm_probe.analysis.mixed_effects.estimation import solve
+from vlm_probe.analysis.mixed_effects.profile import Profile, ProfiledModel
+from vlm_probe.analysis.random_effects import Chosen, choose, standard_deviation
 from vlm_probe.analysis.selection import Floats
-from vlm_probe.analysis.settled import Spread, spread
 
 TERMS = ("(0 + trained | run)", "(0 + trained | run:test)", "(1 | item)", "(1 | item:training)")
 UNTRAINED = "none"
 FEW = 10
 """Independent answers of a cell below which a likelihood ratio is too sure of itself, and Wald's test stays."""
+ADDED = 0.5
+"""Observations added to each of the four cells of a comparison of two cells by item."""
 INTERVALS = (
     "intervals and tests of log odds: Wald's, or, where all answers of a cell are alike, those of the profile likelihood (interval"
     " says which)"
@@ -96,50 +105,92 @@ def estimate(value: float, se: float, df: float) -> Estimate:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The cells of a design, one entry each.
+
+    Attributes:
+        names: Their names.
+        trained: Whether they belong to trained runs, (cells,).
+        counts: Their trials, (cells,).
+        rates: Their success rates, (cells,).
+        run_proportions: Which part of their trials is from which trained run, (runs, cells).
+        items: Which items they have, (cells, items).
+        design_effects: By how much answers that repeat make their variance larger, (cells,); 1 as a rule.
+    """
+
+    names: tuple[str, ...]
+    trained: NDArray[np.bool_]
+    counts: Floats
+    rates: Floats
+    run_proportions: Floats
+    items: NDArray[np.bool_]
+    design_effects: Floats
+
+    @property
+    def all_alike(self) -> NDArray[np.bool_]:
+        """Whether all answers are right or all wrong, (cells,)."""
+        return np.isin(self.rates, (0.0, 1.0))
+
+    @property
+    def profiled(self) -> NDArray[np.bool_]:
+        """Whether they are, and there are enough of them for a likelihood ratio: at least `FEW` independent ones, (cells,)."""
+        return np.asarray(self.all_alike & (self.counts / self.design_effects >= FEW))
+
+
+@dataclass(frozen=True)
+class RateVariance:
+    """How rates of cells vary where items are deterministic.
+
+    Attributes:
+        items: Covariance of the cells' rates over items, (cells, cells).
+        run_sd: Standard deviation of runs in log odds.
+    """
+
+    items: Floats
+    run_sd: float
+
+
+@dataclass(frozen=True)
 class CellModel:
     """Log odds of success by cell, with everything that contrasts of them need.
 
     Attributes:
-        fit: The mixed-effects model.
-        cells: Names of the cells.
-        trained: Whether each cell belongs to trained runs.
+        chosen: The mixed-effects model, and how its random effects were chosen.
+        table: The cells.
         df: Degrees of freedom between trained runs, the least of a contrast; inf if there are none, and tests are about
             items alone.
-        steps: How the random effects were reduced.
-        regularised: Whether estimates are drawn to 0 by a weak prior.
-        shares: Which part of a cell's trials is from which trained run (runs, cells).
-        counts: Trials of every cell (cells,).
-        widening: What standard errors of the fit are multiplied by, because answers repeat (cells,); 1 as a rule.
-        fixed: Whether all answers of a cell are right or all wrong (cells,).
-        constant: Whether, and there are enough of them for a likelihood ratio: at least `FEW` independent ones (cells,).
-        settled: How rates vary, where items settle the answers; None as a rule.
+        rate_variance: How rates vary, where items are deterministic; None as a rule.
     """
 
-    fit: FitResult
-    cells: tuple[str, ...]
-    trained: dict[str, bool]
+    chosen: Chosen
+    table: Cells
     df: float
-    steps: tuple[str, ...]
-    regularised: bool
-    shares: Floats
-    counts: Floats
-    widening: Floats
-    fixed: NDArray[np.bool_]
-    constant: NDArray[np.bool_]
-    settled: Spread | None = None
+    rate_variance: RateVariance | None = None
+
+    @property
+    def fit(self) -> FitResult:
+        """The mixed-effects model."""
+        return self.chosen.fit
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Names of the cells."""
+        return self.table.names
 
     @cached_property
     def covariance(self) -> Floats:
         """Of the log odds (cells, cells)."""
-        own: Floats = np.asarray(self.fit.solution.covariance * np.outer(self.widening, self.widening))
-        if self.settled is None:
+        roots = np.sqrt(self.table.design_effects)
+        own: Floats = np.asarray(self.fit.solution.covariance * np.outer(roots, roots))
+        if self.rate_variance is None:
             return own
         slopes = [rate_slope(eta, self._sd(name)) for name, eta in zip(self.cells, self.log_odds, strict=True)]
-        found: Floats = self.settled.items / np.outer(slopes, slopes)
-        found += self.settled.run_sd**2 * self.shares.T @ self.shares
+        found: Floats = self.rate_variance.items / np.outer(slopes, slopes)
+        found += self.rate_variance.run_sd**2 * self.table.run_proportions.T @ self.table.run_proportions
         # Answers that never vary say nothing of how they would: the fit does, or its prior.
-        found[self.fixed, :] = found[:, self.fixed] = 0.0
-        found[self.fixed, self.fixed] = np.diag(own)[self.fixed]
+        alike = self.table.all_alike
+        found[alike, :] = found[:, alike] = 0.0
+        found[alike, alike] = np.diag(own)[alike]
         return found
 
     @property
@@ -151,11 +202,11 @@ class CellModel:
             "no variance between levels of run",
             "answers repeat:",
         )
-        steps = list(self.steps)
-        if self.settled is not None:
+        steps = list(self.chosen.steps)
+        if self.rate_variance is not None:
             steps.append(
-                "items settle most answers: log odds are those of the rates over these items, not of an item in the middle, and standard"
-                " errors are those of rates over items and runs"
+                "most items are (quasi-)separated: log odds are those of the rates over these items, not of an item in the middle, and"
+                " standard errors are those of rates over items and runs"
             )
         return (*steps, *(text for text in self.fit.warnings if text.startswith(doubts)))
 
@@ -180,23 +231,33 @@ class CellModel:
         variance = float(vector @ self.covariance @ vector)
         value, df = float(vector @ self.log_odds) - null, self._df(vector, variance)
         found = estimate(value, math.sqrt(max(variance, 0.0)), df)
-        if not self.constant[vector != 0].any() or not math.isfinite(found.p):
+        if not self.table.profiled[vector != 0].any() or not math.isfinite(found.p):
             return found
-        profile = Profile(self.fit, vector, free=False)
+        profile = self._profile(vector)
         stretch = math.sqrt(variance / float(vector @ self.fit.solution.covariance @ vector))
         statistic = profile.root(null) / stretch
         low, high = profile.interval(float(student.ppf(0.975, df)) * stretch)
         p = 2 * float(student.sf(abs(statistic), df))
         return Estimate(value, found.se, df, low - null, high - null, p, statistic, "profile")
 
+    def _profile(self, vector: Floats) -> Profile:
+        """The profile likelihood of a weighted sum; one that was asked for before knows its values still."""
+        key = vector.tobytes()
+        if key not in self._profiles:
+            self._profiles[key] = self._profiled_model.along(vector)
+        return self._profiles[key]
+
     @cached_property
-    def _own(self) -> dict[str, Estimate]:
-        """The log odds of every cell."""
-        return {name: self._estimate(row) for name, row in zip(self.cells, np.eye(len(self.cells)), strict=True)}
+    def _profiles(self) -> dict[bytes, Profile]:
+        return {}
+
+    @cached_property
+    def _profiled_model(self) -> ProfiledModel:
+        return ProfiledModel(self.fit, free=False)
 
     def rate(self, cell: str) -> Estimate:
         """Success rate of a cell over runs and items; the interval is that of the log odds, carried over."""
-        own, sd = self._own[cell], self._sd(cell)
+        own, sd = self.contrast({cell: 1.0}), self._sd(cell)
         low, high = (float(rate_of(end, sd)) for end in (own.low, own.high))
         return replace(
             own,
@@ -252,7 +313,7 @@ class CellModel:
     def restricted(self, basis: Floats) -> float:
         """Log-likelihood with the log odds of cells confined to the columns of `basis` (cells, k), the random effects alike."""
         design = self.fit.design
-        return solve(replace(design, x=design.x @ basis), reml=False).log_likelihood
+        return solve(replace(design, x=design.x @ basis), reml=False, derivatives=False).log_likelihood
 
     def _vector(self, weights: Mapping[str, float]) -> Floats:
         unknown = set(weights) - set(self.cells)
@@ -261,21 +322,37 @@ class CellModel:
         return np.array([weights.get(name, 0.0) for name in self.cells])
 
     def _df(self, weights: Floats, variance: float) -> float:
-        """Satterthwaite's degrees of freedom of a sum of log odds: of its variance, only the part between runs is uncertain."""
-        trained = np.array([self.trained[name] for name in self.cells])
+        """Satterthwaite's degrees of freedom of a sum of log odds."""
+        trained, proportions = self.table.trained, self.table.run_proportions
         if not np.any(weights[trained]) or math.isinf(self.df):
             return math.inf
         p = expit(self.log_odds)
-        run_sd = standard_deviation(self.fit, ["run"]) if self.settled is None else self.settled.run_sd
-        of_run = run_sd**2 * float(((self.shares @ weights) ** 2).sum())
-        of_test = standard_deviation(self.fit, ["run:test"]) ** 2 * float(((self.shares * weights) ** 2).sum())
-        chance = float((weights**2 / (self.counts * p * (1 - p)))[trained].sum())
+        run_sd, test_sd = self._run_sds
+        of_run = run_sd**2 * float(((proportions @ weights) ** 2).sum())
+        of_test = test_sd**2 * float(((proportions * weights) ** 2).sum())
+        chance = float((weights**2 / (self.table.counts * p * (1 - p)))[trained].sum())
         between = of_run + of_test + chance
-        return self.df * max(1.0, variance / between) ** 2
+        carrying = int((proportions @ np.abs(weights) > 0).sum())
+        n_items = int(self.table.items[weights != 0].any(0).sum())
+        df, rest = min(self.df, float(carrying)), max(variance - between, 0.0)
+        if not rest:
+            return df
+        return variance**2 / (between**2 / df + rest**2 / max(n_items - 1, 1))
+
+    @cached_property
+    def _run_sds(self) -> tuple[float, float]:
+        """Standard deviations of runs, and of runs by tests."""
+        of_runs = standard_deviation(self.fit, ["run"]) if self.rate_variance is None else self.rate_variance.run_sd
+        return of_runs, standard_deviation(self.fit, ["run:test"])
+
+    @cached_property
+    def _sds(self) -> tuple[float, float]:
+        """Standard deviations of all random effects, for cells of the untrained model and for others."""
+        items, runs = ["item", "item:training"], ["run", "run:test"]
+        return standard_deviation(self.fit, items), standard_deviation(self.fit, [*items, *runs])
 
     def _sd(self, cell: str) -> float:
-        groups = ["item", "item:training", *(["run", "run:test"] if self.trained[cell] else [])]
-        return standard_deviation(self.fit, groups)
+        return self._sds[int(self.table.trained[self.cells.index(cell)])]
 
 
 def fit_cells(
@@ -314,42 +391,35 @@ def fit_cells(
     terms = [term for term in terms if not allowed or term in allowed]
     fixed = "success ~ 0 + cell" if data["cell"].nunique() > 1 else "success ~ 1"
     chosen = choose(fixed, terms, data, keep)
-    if "item:training" in chosen.settled and "item" in chosen.fit.n_groups:
+    if "item:training" in chosen.separated and "item" in chosen.fit.n_groups:
         # What repeats within a training would pass for a variance of items, and make contrasts over the same items certain.
         without = choose(fixed, [term for term in terms if term not in TERMS[2:]], data, keep)
         steps = (
             *chosen.steps,
             f"{TERMS[2]} dropped: answers that repeat within a training would pass for its variance",
         )
-        chosen = replace(without, steps=(*steps, *without.steps), settled=chosen.settled)
-    order = tuple(data["cell"].cat.categories)
-    of_cell = data.groupby("cell", observed=True)["trained"].max()
-    counts: Floats = np.asarray(data["cell"].value_counts().reindex(list(order)), dtype=float)
+        chosen = replace(without, steps=(*steps, *without.steps), separated=chosen.separated)
+    deterministic = bool(set(chosen.separated) & {"item", "item:training"})
+    return CellModel(chosen, _cells(data, deterministic), df, _rate_variance(data) if deterministic else None)
+
+
+def _cells(data: pd.DataFrame, deterministic: bool) -> Cells:
+    """The cells of the data, in the order of their categories."""
+    names = list(data["cell"].cat.categories)
+    by_cell = data.groupby("cell", observed=True)
+    counts: Floats = np.asarray(by_cell.size().reindex(names), dtype=float)
     runs = data[data["trained"] == 1]
-    shown = pd.crosstab(runs["run"], runs["cell"].astype(str)).reindex(columns=list(order), fill_value=0)
-    shares = shown.to_numpy(float) / counts
-    repeats = bool(set(chosen.settled) & {"item", "item:training"})
-    widening = _widening(data, order) if repeats else np.ones(len(order))
-    rates = data.groupby("cell", observed=True)["success"].mean().reindex(list(order)).to_numpy()
-    return CellModel(
-        chosen.fit,
-        order,
-        {name: bool(of_cell[name]) for name in order},
-        df,
-        chosen.steps,
-        chosen.regularised,
-        shares,
-        counts,
-        widening,
-        np.isin(rates, (0.0, 1.0)),
-        np.isin(rates, (0.0, 1.0)) & (counts / widening**2 >= FEW),
-        spread(data) if repeats else None,
+    of_runs = pd.crosstab(runs["run"], runs["cell"].astype(str)).reindex(columns=names, fill_value=0).to_numpy(float)
+    effects = [_design_effect(own) if deterministic else 1.0 for _, own in by_cell]
+    return Cells(
+        names=tuple(names),
+        trained=by_cell["trained"].max().reindex(names).to_numpy(bool),
+        counts=counts,
+        rates=by_cell["success"].mean().reindex(names).to_numpy(float),
+        run_proportions=of_runs / counts,
+        items=pd.crosstab(data["cell"].astype(str), data["item"]).reindex(names).to_numpy() > 0,
+        design_effects=np.array(effects),
     )
-
-
-def _widening(data: pd.DataFrame, order: Sequence[str]) -> Floats:
-    """Square roots of the design effects of answers that repeat within items, by cell."""
-    return np.array([math.sqrt(_design_effect(data[data["cell"] == name])) for name in order])
 
 
 def _design_effect(own: pd.DataFrame) -> float:
@@ -366,6 +436,43 @@ def _design_effect(own: pd.DataFrame) -> float:
     of_groups, of_rows = between / (q - 1), within / (n - q)
     correlation = (of_groups - of_rows) / (of_groups + (typical - 1) * of_rows)
     return 1 + (size - 1) * min(max(correlation, 0.0), 1.0)
+
+
+def _rate_variance(data: pd.DataFrame) -> RateVariance:
+    """How rates of cells vary over items and runs.
+
+    Args:
+        data: `success`, `cell` (a categorical), `trained`, `run`, `test`, `item` and `training`, one row per trial.
+    """
+    order = list(data["cell"].cat.categories)
+    of_cell = data.groupby("cell", observed=True)["success"]
+    moved = (data["success"] - of_cell.transform("mean")) / of_cell.transform("size")
+    table = moved.groupby([data["test"], data["item"], data["cell"]], observed=True).sum().unstack("cell")
+    asked = table.notna().sum().reindex(order).to_numpy(float)
+    added = table.fillna(0.0).reindex(columns=order)
+    n = added.groupby(level="test").transform("size").to_numpy(float)
+    u = added.to_numpy(float) * np.sqrt(n / np.maximum(n - 1, 1))[:, None]
+    covariance: Floats = u.T @ u + np.diag(ADDED / asked**2)
+    return RateVariance(covariance, _run_sd(data[data["trained"] == 1]))
+
+
+def _run_sd(trained: pd.DataFrame) -> float:
+    """Standard deviation of runs of a training in log odds, beyond chance in single answers."""
+    cell = ["training", "cell"]
+    numerator = denominator = 0.0
+    for _, own in trained.groupby(cell, observed=True):
+        answers = own.pivot_table(index="item", columns="run", values="success", observed=True).dropna()
+        items, runs = answers.shape
+        if runs < 2 or items < 2:
+            continue
+        y = answers.to_numpy(float)
+        of_run, of_item = y.mean(0), y.mean(1, keepdims=True)
+        chance = float(((y - of_run - of_item + y.mean()) ** 2).sum()) / ((runs - 1) * (items - 1))
+        excess = float(of_run.var(ddof=1)) - chance / items
+        slope = float(y.mean() * (1 - y.mean())) ** 2
+        numerator += (runs - 1) * slope * excess
+        denominator += (runs - 1) * slope**2
+    return float(np.sqrt(max(numerator / denominator, 0.0))) if denominator > 0 else 0.0
 
 
 def _between(data: pd.DataFrame) -> float:

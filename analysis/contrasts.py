@@ -15,6 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from vlm_probe.analysis.cell_model import INTERVALS, UNTRAINED, CellModel, Estimate, fit_cells
 from vlm_probe.analysis.effect_sizes import cohen_h, odds_of
 from vlm_probe.analysis.equivalence import VERDICT, BayesFactor, at_odds, bic_bayes_factor, equivalence, jzs, verdicts
+from vlm_probe.analysis.labels import test_shares
 from vlm_probe.analysis.levels import TRANSFER
 from vlm_probe.analysis.mixed_effects import FitError
 from vlm_probe.analysis.random_effects import RULE
@@ -60,7 +61,7 @@ def planned_contrasts(
 
     Within each level (within-task, shifted, cross-task, cross-family, zero-shot): every method against the untrained model, and
     the mean of the reinforcement methods against imitation (SFT). Contrasts are means over the tests on which both sides
-    were tested, each with the same weight. The p-value of record is that of the mixed-effects model with t between runs. Holm's
+    were tested: tasks have the same weight, and tests of a task under shifts share it. The p-value of record is that of the mixed-effects model with t between runs. Holm's
     correction is over the contrasts of a model and level: the family of one hypothesis.
 
     Tests on means, which assume nothing about log odds, stand beside it (`vlm_probe.analysis.run_means`): over runs and items, which is
@@ -138,7 +139,7 @@ def planned_contrasts(
         how=(
             "; ".join(dict.fromkeys(formulas))
             + f"; Laplace approximation, t with Satterthwaite's df from those between runs; {INTERVALS}; {RULE}; cells are methods by tests, contrasts means over the tests of"
-            f" both sides; Holm within model and level; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); {HOW}; bf01: JZS Bayes factor"
+            f" both sides, tasks weighing the same and shifted tests of a task sharing its weight; Holm within model and level; difference: of rates, with intervals from those of the rates (Zou & Donner, 2008); {HOW}; bf01: JZS Bayes factor"
             f" of p_means' t for no difference, Cauchy prior .707; bf01_bic: that of the mixed model, BIC approximation with the squared t for the likelihood ratio and n = runs; equivalence: TOST within +-{bound:g}, alpha {alpha:g}, on the two sides of the interval of the difference; {VERDICT}; h: Cohen's, of the counted rates;"
             f" {len(table)} trials of {table['run'].nunique()} runs"
         ),
@@ -173,7 +174,8 @@ def _tested(
     tests = _common_tests(per_run, weights)
     row: dict[str, Any] = {}
     if fitted is not None and tests:
-        over = {f"{method} | {test}": weight / len(tests) for method, weight in weights.items() for test in tests}
+        shares = test_shares(tests)
+        over = {f"{method} | {test}": weight * shares[test] for method, weight in weights.items() for test in tests}
         log_odds, rates = fitted.contrast(over), fitted.rate_contrast(over)
         same = equivalence(rates.value, rates.sides, bound, rates.df, alpha)
         row["interval"] = log_odds.interval
@@ -196,10 +198,7 @@ def _tested(
     if both.p == both.p and means.runs == means.runs:
         factor = jzs(both.statistic, both.df, means.runs)
     positive, negative = ([m for m, w in weights.items() if (w > 0) == up] for up in (True, False))
-    counted = [
-        float(own[own["method"].isin(side)].groupby(["method", "test"])["rate"].mean().mean())
-        for side in (positive, negative)
-    ]
+    counted = [_mean_of_tests(own[own["method"].isin(side)]) for side in (positive, negative)]
     return row | {
         "run_difference": both.value,
         "means_se": both.se,
@@ -215,6 +214,14 @@ def _tested(
         "n_tests": len(tests),
         "n_runs": int(own.loc[own["method"].isin(set(weights) - {UNTRAINED}), "run"].nunique()),
     }
+
+
+def _mean_of_tests(own: pd.DataFrame) -> float:
+    """The mean rate of methods over tests, tasks weighing the same."""
+    rates = own.groupby(["method", "test"])["rate"].mean()
+    shares = test_shares(rates.index.get_level_values("test"))
+    weights = rates.index.get_level_values("test").map(shares).to_numpy(float)
+    return float(np.average(rates.to_numpy(float), weights=weights)) if len(rates) else math.nan
 
 
 def _unread(tested: pd.DataFrame) -> list[str]:
@@ -264,7 +271,7 @@ def _omnibus(fitted: CellModel, tested: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"chi2": math.nan, "df": math.nan, "p": math.nan}
     tests = [name.partition(" | ")[2] for name in fitted.cells]
     parameters = len(tests) - len(set(tests))
-    if not fitted.regularised and parameters and fitted.settled is None:
+    if not fitted.chosen.regularised and parameters and fitted.rate_variance is None:
         of_test = np.array([[float(own == test) for test in dict.fromkeys(tests)] for own in tests])
         statistic = 2 * (fitted.fit.log_likelihood - fitted.restricted(of_test))
         row |= {"chi2": max(0.0, statistic), "df": parameters, "p": float(chi2.sf(statistic, parameters))}

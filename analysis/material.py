@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from vlm_probe.analysis.frame import Trials
 from vlm_probe.analysis.registration import Registration
-from vlm_probe.analysis.selection import plain_trials
+from vlm_probe.analysis.selection import TEST, plain_trials, present, with_sets
 from vlm_probe.analysis.sets import find_sets
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.ranges import SEED, Range, check_ranges, ranged, whole
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
+
+if TYPE_CHECKING:
+    from vlm_probe.analysis.source_target import Transfer
 
 
 @dataclass(frozen=True)
@@ -74,32 +77,48 @@ class Material:
         """The stimulus sets that are still there, by the first digits of their hash."""
         return find_sets(self.trials)
 
+    @cached_property
+    def transfer(self) -> Transfer:
+        """The contrasts of sources and targets; raises InvalidInput if nothing was trained."""
+        from vlm_probe.analysis.source_target import transfer_contrasts
+
+        settings = self.settings
+        return transfer_contrasts(self.plain, self.baselines(), settings.bound, settings.alpha, settings.seed)
+
     def baselines(self) -> pd.DataFrame:
-        """What needs no physics, by stimulus set: chance, the best constant answer, and the best rule of the audit."""
+        """What needs no physics, by test: chance, the best constant answer, the best rule of the audit, and the best of the three, named."""
         sets: dict[str, Mapping[str, Any]] = {}
         for source in self.trials.sources:
             if source.baselines:
                 sets.setdefault(source.stimuli[:12], source.baselines)
         rows = []
-        tested = self.plain[["test_task", "shift", "shift_level", "stimuli"]].drop_duplicates()
-        for task, shift, level, stimuli in tested.sort_values(list(tested.columns)).itertuples(index=False):
-            found = sets.get(str(stimuli))
+        tested = self.plain[[*present(self.plain, TEST), "stimuli"]].drop_duplicates()
+        for test in tested.sort_values(list(tested.columns)).to_dict("records"):
+            found = sets.get(str(test["stimuli"]))
             if found is None:
                 continue
             rules = dict(found.get("shortcuts") or {})
             best = max(sorted(rules), key=lambda name: rules[name], default=None)
             constant = found.get("constant") or {}
+            answer = None if constant.get("answer") is None else str(constant["answer"])
+            named = {
+                "chance": found.get("chance"),
+                f"always {answer}": constant.get("score"),
+                **({} if best is None else {best: rules[best]}),
+            }
+            known = {name: float(score) for name, score in named.items() if score is not None}
+            bar = max(known, key=lambda name: known[name], default=None)
             rows.append(
-                {
-                    "test_task": task,
-                    "shift": shift,
-                    "shift_level": level,
+                test
+                | {
                     "chance": found.get("chance"),
                     "constant": constant.get("score"),
-                    "constant_answer": None if constant.get("answer") is None else str(constant["answer"]),
+                    "constant_answer": answer,
                     "best_shortcut": None if best is None else rules[best],
                     "shortcut": best,
-                    "stimuli": str(stimuli),
+                    "best_baseline": None if bar is None else known[bar],
+                    "baseline": bar,
+                    "stimuli": str(test["stimuli"]),
                 }
             )
         return pd.DataFrame(rows)
@@ -117,8 +136,8 @@ def select(trials: Trials, settings: Settings, registration: Registration | None
         settings: What a reader can change.
         registration: What was planned beforehand, if anything was.
     """
-    table = trials.table
-    choices: list[str] = []
+    table = with_sets(trials.table)
+    choices: list[str] = _pooled(table)
     kind = table["test_task"].map(kind_of).astype(object)
     plain = pd.Series(table.index.isin(plain_trials(table).index), index=table.index)
     observer = table["observer"] == 1
@@ -158,6 +177,20 @@ def select(trials: Trials, settings: Settings, registration: Registration | None
         settings=settings,
         registration=registration,
     )
+
+
+def _pooled(table: pd.DataFrame) -> list[str]:
+    """Tests that were asked with several stimulus sets, and how far apart success on them is."""
+    if "test_set" not in table:
+        return []
+    several = table[table["test_set"] != ""]
+    found = []
+    for test, own in several.groupby("test_task", observed=True):
+        rates = ", ".join(f"{name} {rate:.3f}" for name, rate in own.groupby("test_set")["success"].mean().items())
+        found.append(
+            f"{test} was asked with several stimulus sets, which are tests of their own (mean success: {rates})."
+        )
+    return found
 
 
 @lru_cache(maxsize=512)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from vlm_probe.analysis.mixed_effects import FitError, FitResult, FitWarning, SeparationError, fit
-from vlm_probe.analysis.mixed_effects.guards import WIDE
+from vlm_probe.analysis.mixed_effects.diagnostics import WIDE
 
 RULE = (
     "random effects: all that the design allows; those with one level or one row per level are left out, and those whose variance"
@@ -28,13 +28,13 @@ class Chosen:
         fit: The fit that the rule arrives at.
         steps: What was left out or added and why, in order; empty if the maximal model stands.
         regularised: Whether a weak prior was needed.
-        settled: Grouping factors that were dropped because their levels settle the answers, all of them or almost.
+        separated: Grouping factors that were dropped because their levels are (quasi-)separated: all answers of a level alike, or almost.
     """
 
     fit: FitResult
     steps: tuple[str, ...]
     regularised: bool
-    settled: tuple[str, ...] = ()
+    separated: tuple[str, ...] = ()
 
 
 def group_of(term: str) -> str:
@@ -58,7 +58,7 @@ def choose(
         FitError: If not even the kept terms can be fitted.
     """
     steps: list[str] = []
-    settled: list[str] = []
+    separated: list[str] = []
     left = []
     for term in terms:
         reason = _impossible(group_of(term), data)
@@ -72,7 +72,7 @@ def choose(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                found = fit(formula, data, family=family, prior_sd=prior)
+                found = fit(formula, data, family=family, prior_sd=prior, calc_derivs=False)
         except SeparationError as error:
             if prior is not None:
                 raise
@@ -90,7 +90,7 @@ def choose(
             if not named:
                 raise
             left.remove(named[-1])
-            settled += [group_of(named[-1])] if "are the same" in str(error) else []
+            separated += [group_of(named[-1])] if "are the same" in str(error) else []
             steps.append(f"{named[-1]} left out: {str(error).partition(';')[0]}")
             continue
         sds = found.variance_components.groupby("group")["sd"].min()
@@ -102,11 +102,11 @@ def choose(
         sds = found.variance_components.groupby("group")["sd"].max()
         wide = [term for term in left if term not in keep and sds.get(group_of(term), 0.0) > WIDE]
         if family == "gaussian" or not wide:
-            return Chosen(found, tuple(steps), prior is not None, tuple(settled))
+            return Chosen(found.with_derivatives(), tuple(steps), prior is not None, tuple(separated))
         left.remove(wide[-1])
-        settled.append(group_of(wide[-1]))
+        separated.append(group_of(wide[-1]))
         steps.append(
-            f"{wide[-1]} dropped: its levels all but settle the answers (standard deviation {sds[group_of(wide[-1])]:.0f} log odds)"
+            f"{wide[-1]} dropped: its levels are (quasi-)separated (standard deviation {sds[group_of(wide[-1])]:.0f} log odds)"
         )
 
 

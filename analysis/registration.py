@@ -15,6 +15,8 @@ import pandas as pd
 
 from vlm_probe.analysis.cell_model import UNTRAINED
 from vlm_probe.analysis.contrasts import REINFORCEMENT, Contrasts, planned_contrasts
+from vlm_probe.analysis.result import Result
+from vlm_probe.analysis.source_target import condition_contrasts
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.training import read_facts
 from vlm_probe.probes.trials import RunError
@@ -70,6 +72,19 @@ class Registration:
     sets: frozenset[str]
     bound: float
     done_before: tuple[str, ...]
+
+    @property
+    def method_contrasts(self) -> tuple[Mapping[str, str], ...]:
+        """The contrasts of methods."""
+        return tuple(entry for entry in self.contrasts if not self._is_of_conditions(entry))
+
+    @property
+    def condition_contrasts(self) -> tuple[Mapping[str, str], ...]:
+        """The contrasts of two training conditions."""
+        return tuple(entry for entry in self.contrasts if self._is_of_conditions(entry))
+
+    def _is_of_conditions(self, entry: Mapping[str, str]) -> bool:
+        return {entry["positive"], entry["negative"]} <= {condition.name for condition in self.conditions}
 
     def covers(self, table: pd.DataFrame) -> pd.Series[bool]:
         """Which trials of a tidy table were planned: of a registered set, by a registered training or no training at all."""
@@ -138,9 +153,9 @@ def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha:
             f"{len(plain) - len(covered)} plain trials are not of the registered design, and enter no test here"
         )
     found: list[Contrasts] = []
-    for name in dict.fromkeys(entry["training"] for entry in registration.contrasts):
+    for name in dict.fromkeys(entry["training"] for entry in registration.method_contrasts):
         conditions = [c for c in registration.conditions if (c.name == name if name else c.is_plain)]
-        wanted = [entry for entry in registration.contrasts if entry["training"] == name]
+        wanted = [entry for entry in registration.method_contrasts if entry["training"] == name]
         regime = conditions[0].regime if conditions else ""
         tasks = [condition.train_tasks for condition in conditions if condition.regime == regime]
         method = covered["method"].astype(str)
@@ -181,6 +196,27 @@ def registered_contrasts(plain: pd.DataFrame, registration: Registration, alpha:
         omnibus=pd.concat([one.omnibus for one in found], ignore_index=True),
         run_means=pd.concat([one.run_means for one in found], ignore_index=True),
     )
+
+
+def registered_conditions(plain: pd.DataFrame, registration: Registration, alpha: float = 0.05) -> Result:
+    """Test the registered contrasts of two training conditions, on the trials that were registered.
+
+    Args:
+        plain: Plain trials of models.
+        registration: The registration.
+        alpha: Level of the tests.
+    """
+    facts = {c.name: (c.train_tasks, c.regime) for c in registration.conditions}
+    wanted = [
+        (
+            f"{entry['positive']} − {entry['negative']}",
+            facts[entry["positive"]],
+            facts[entry["negative"]],
+            entry["level"],
+        )
+        for entry in registration.condition_contrasts
+    ]
+    return condition_contrasts(plain[registration.covers(plain)], wanted, registration.bound, alpha)
 
 
 def _weights(wanted: Sequence[Mapping[str, str]], there: set[str]) -> dict[str, dict[str, dict[str, float]]]:

@@ -57,7 +57,8 @@ PACKAGES = ("vlm-probe", "numpy", "scipy", "pandas", "statsmodels", "matplotlib"
 
 DEFAULTS = Settings()
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str], None]
+"""Told what is done next, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def analyse(
         paths: As for `vlm_probe.analysis.frame.load`.
         out: Folder; made if it is not there.
         settings: What a reader can change.
-        progress: Told how many steps are done, and how many there are.
+        progress: Told what is done next, one section after the other.
         registration: What was planned beforehand; everything else is then called exploratory.
 
     Raises:
@@ -102,61 +103,53 @@ def analyse(
         OutputError: If `out` holds something else than a report, another process is writing to it, or it cannot be written.
         RunError: If a folder holds no run.
     """
-    step = _Steps(progress, 2 * len(SECTIONS) + 1)
+    tell = progress or _quiet
     with claim(out, KIND) as folder:
         folder.check()
         material = select(load(paths), settings, registration)
-        step()
-        sections, failed = answer(material, step)
+        sections, failed = answer(material, tell)
         data = _data(sections, material)
-        _write(folder, sections, data, step)
+        tell("writing figures and tables")
+        _write(folder, sections, data)
     return Report(tuple(sections), tuple(failed), data, out)
 
 
-def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any], step: Callable[[], None]) -> None:
+def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any]) -> None:
     """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
     with folder.scratch() as made:
         shown = []
         for section in sections:
             shown.append(_drawn(section, made / FIGURES))
             _write_tables(section, made / TABLES)
-            step()
         (made / DATA).write_text(dumps(data, indent=1) + "\n", encoding="utf-8")
         (made / REPORT).write_text(_markdown(shown, data), encoding="utf-8")
         folder.replace_all(made, last=REPORT)
 
 
-def answer(material: Material, step: Callable[[], None] = lambda: None) -> tuple[list[Section], list[str]]:
+def _quiet(now: str) -> None:
+    """Nobody wants to know."""
+
+
+def answer(material: Material, progress: Progress = _quiet) -> tuple[list[Section], list[str]]:
     """All sections, and the keys of those that could not be computed although they should.
 
     Args:
         material: What the report is about.
-        step: Called after every section.
+        progress: Told the title of every section before it is computed.
     """
-    sections, failed = [], []
+    wanted = list(SECTIONS)
     is_registered = material.registration is not None
-    for key, title in SECTIONS:
-        if is_registered and key == BEFORE:
-            section, worked = _section(*REGISTERED, material)
-            sections.append(section)
-            failed += [] if worked else [REGISTERED[0]]
+    if is_registered:
+        wanted.insert([key for key, _ in SECTIONS].index(BEFORE), REGISTERED)
+    sections, failed = [], []
+    for number, (key, title) in enumerate(wanted, 1):
+        progress(f"{title} ({number} of {len(wanted)})")
         section, worked = _section(key, title, material)
         if is_registered and key not in NEVER_EXPLORATORY:
             section = replace(section, title=f"{section.title} (exploratory)")
         sections.append(section)
         failed += [] if worked else [key]
-        step()
     return sections, failed
-
-
-class _Steps:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._done, self._total = progress, 0, total
-
-    def __call__(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-P_VALUES = re.compile(r"^p(_(holm|adjusted|runs|means|difference|equivalence|slope|shortcut))*$|_p(_holm)?$")
+P_VALUES = re.compile(
+    r"^p(_(holm|adjusted|runs|means|difference|equivalence|slope|baseline|each|learned|valid|reversed|information|signed))*$|_p(_holm|_each|_equivalence|_equivalence_holm)?$"
+)
 """Names of columns that are p-values, and are printed as such."""
 
 

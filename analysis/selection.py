@@ -12,7 +12,9 @@ from vlm_probe.stimuli.errors import InvalidInput
 
 Floats = npt.NDArray[np.float64]
 
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level")
+TEST = ("test_task", "shift", "shift_level", "test_set")
+"""Columns that say what was tested; `test_set` is there if a test was asked with several stimulus sets (see `with_sets`)."""
+CELL = ("model", "method", "train_tasks", "regime", *TEST)
 """Columns that say what was trained and what was tested; runs of one cell differ in the seed alone."""
 
 
@@ -130,3 +132,18 @@ def signed_margin(trials: pd.DataFrame) -> Floats:
             f"the sign of the margin does not say which answer of {task} is right: a psychometric function needs that"
         )
     return margin if agree > 0.5 else -margin
+
+
+def with_sets(trials: pd.DataFrame) -> pd.DataFrame:
+    """The table with `test_set` where a task under a shift was asked with several stimulus sets: they are different tests.
+
+    Args:
+        trials: A trial table; one whose tests have one set each is returned as it is.
+    """
+    if "stimuli" not in trials.columns or "test_set" in trials.columns:
+        return trials
+    keys = [trials[name].astype(str) for name in present(trials, TEST)]
+    several = trials["stimuli"].astype(str).groupby(keys).transform("nunique") > 1
+    if not several.any():
+        return trials
+    return trials.assign(test_set=trials["stimuli"].astype(str).where(several, ""))

@@ -53,8 +53,21 @@ HEADERS = {
     "h": "h",
     "difference": "Difference",
     "rate": "Rate",
-    "p_shortcut": "p (shortcut)",
-    "p_shortcut_holm": "p (shortcut, Holm)",
+    "p_baseline": "p (best baseline)",
+    "p_baseline_holm": "p (best baseline, Holm)",
+    "best_baseline": "Best baseline",
+    "test_set": "Set",
+    "source": "Source",
+    "target": "Target",
+    "measure": "By",
+    "signed": "Signed score",
+    "signed_difference": "Difference (signed)",
+    "p_each": "p (each run)",
+    "p_equivalence_holm": "p (equivalence, Holm)",
+    "ruled_out": "Ruled out",
+    "information": "V",
+    "ratio": "Ratio",
+    "invalid": "Invalid",
     "bf01_bic": "BF₀₁ (BIC)",
     "sd": "SD",
     "correlation": "r",
@@ -78,7 +91,7 @@ HEADERS = {
 }
 PROPORTIONS = re.compile(
     r"accuracy|probability|proportion|rate|share|chance|constant|shortcut|lapse|kappa|^r$|correlation|r_squared|success|ceiling"
-    r"|_right$|^same_answer$|^net$|^adjusted$|^where_|^p_at|^area|^final$|confidence|calibration_error|brier"
+    r"|_right$|invalid|baseline$|ruled_out$|information|^same_answer$|^net$|^adjusted$|^where_|^p_at|^area|^final$|confidence|calibration_error|brier"
 )
 DEGREES = re.compile(r"^df(_|$)|_df$")
 MINUS, EMPTY = "−", "–"

@@ -19,6 +19,10 @@ from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 TRAINING = "training.json"
 UNKNOWN = "unknown"
 """Method of an adapter that nothing is known about."""
+RANDOM_ANSWERS = "demonstrations random"
+"""Regime of the format-only control, which learned random legal answers."""
+AFTER = "after "
+"""How the regime of a training begins that went on from an adapter."""
 MEASURES = ("success", "reward", "parse_rate", "step", "tokens")
 """What curves are kept of, beside the samples seen."""
 CURVE_COLUMNS = ("run", "model", "method", "train_tasks", "train_family", "regime", "seed", "samples", *MEASURES)
@@ -138,13 +142,26 @@ def who(model: str, training: Training, sample: int, record: Mapping[str, Any]) 
     return {"run": run, "identity": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
 
 
+def _start(facts: Mapping[str, Any]) -> str:
+    """What an adapter was that training went on from: what it had learned, so that seeds are runs of one kind, or else its hash."""
+    before = facts.get("lineage") or ()
+    if not before:
+        return f"init {str(facts['init'])[:8]}"
+    steps = [f"{step.get('method', UNKNOWN)} on {'+'.join(step.get('tasks') or [UNKNOWN])}" for step in before]
+    return AFTER + ", then ".join(steps)
+
+
 def _regime(facts: Mapping[str, Any]) -> str:
     """What was special about a training: everything but method, tasks, seed and budget that is not the default."""
     parts = []
-    for name in ("shift", "curriculum", "auxiliary", "init"):
+    if facts.get("demonstrations") == "random":
+        parts.append(RANDOM_ANSWERS)
+    for name in ("shift", "curriculum", "auxiliary"):
         value = facts.get(name)
         if value not in (None, "", "none", False, 0, [], {}):
-            parts.append(f"{name} {str(value)[:8] if name == 'init' else value}")
+            parts.append(f"{name} {value}")
+    if facts.get("init"):
+        parts.append(_start(facts))
     if int(facts.get("attempts") or 1) > 1:
         memory = facts.get("memory")
         parts.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,17 +16,16 @@ from vlm_probe.analysis.labels import with_test
 from vlm_probe.analysis.mixed_effects import FitError
 from vlm_probe.analysis.random_effects import RULE
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.selection import cells, need, plain_trials
+from vlm_probe.analysis.selection import TEST, cells, need, plain_trials, present, with_sets
 
 TRAINING = ("method", "train_tasks", "regime")
-TEST = ("test_task", "shift", "shift_level")
 DEFAULTS: dict[str, Any] = {"model": "", "train_tasks": UNTRAINED, "regime": "", "shift": "none", "shift_level": 0}
 
 
 def with_names(trials: pd.DataFrame) -> pd.DataFrame:
     """Plain trials with the columns that `vlm_probe.analysis.cell_model` takes: `training`, `test` and `item` in words."""
     need(trials, "run", "method", "test_task", "item_id", "success")
-    table = plain_trials(trials)
+    table = with_sets(plain_trials(trials))
     if "observer" in table.columns:
         table = table[table["observer"] == 0]
     table = table.assign(**{name: value for name, value in DEFAULTS.items() if name not in table.columns})
@@ -34,8 +34,11 @@ def with_names(trials: pd.DataFrame) -> pd.DataFrame:
         training = training + " " + table[name].astype(str)
     training = training.str.strip()
     table = with_test(table)
+    # Shifts are nested within a task; stimulus sets of one task are different tasks.
+    sets = table["test_set"] if "test_set" in table else pd.Series("", table.index)
+    task = table["test_task"].astype(str) + sets.map(lambda name: f" (set {name})" if name else "").astype(str)
     # Shifted items keep the id of what they show; each test has items of its own.
-    return table.assign(training=training, item=table["test"] + " " + table["item_id"].astype(str))
+    return table.assign(training=training, task=task, item=table["test"] + " " + table["item_id"].astype(str))
 
 
 def transfer_matrix(
@@ -48,7 +51,7 @@ def transfer_matrix(
 
     Args:
         trials: A trial table; observers and trials that are not plain are left out.
-        baselines: `test_task`, `shift`, `shift_level`, `best_shortcut`: what the best shortcut rule scores.
+        baselines: `test_task`, `shift`, `shift_level`, `best_baseline`: the best score without physics.
         bound: Difference in success rate below which a training makes no difference that matters.
         alpha: Level of the equivalence tests.
 
@@ -60,7 +63,8 @@ def transfer_matrix(
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     formulas: dict[str, list[str]] = {}
-    for (model, *test), members in cells(table, ["model", *TEST]):
+    tested = present(table, TEST)
+    for (model, *test), members in cells(table, ["model", *tested]):
         name = str(members["test"].iloc[0])
         try:
             fitted = fit_cells(members, ["training"])
@@ -70,19 +74,19 @@ def transfer_matrix(
         if fitted is not None:
             formulas.setdefault(fitted.fit.formula, []).append(name)
             notes += [f"{model} on {name}: {note}" for note in fitted.notes]
-        shortcut = _shortcut(baselines, test)
+        bar = _best_baseline(baselines, dict(zip(tested, test, strict=True)))
         base = members.loc[members["method"].astype(str) == UNTRAINED, "training"]
         against = str(base.iloc[0]) if len(base) else None
         for training in dict.fromkeys(members["training"]):
             own = members[members["training"] == training]
             first = own.iloc[0]
-            row = {"model": model, **{key: first[key] for key in TRAINING}, **dict(zip(TEST, test, strict=True))}
+            row = {"model": model, **{key: first[key] for key in TRAINING}, **dict(zip(tested, test, strict=True))}
             row |= {"transfer": first.get("transfer"), "rate": _mean_of_runs(own)}
             other = members[members["training"] == against] if against is not None and training != against else None
-            row |= _numbers(fitted, training, own, against, other, shortcut, bound, alpha)
+            row |= _numbers(fitted, training, own, against, other, bar, bound, alpha)
             rows.append(row | {"n_runs": own["run"].nunique(), "n_trials": len(own)})
     frame = pd.DataFrame(rows)
-    for name in ("p", "p_shortcut"):
+    for name in ("p", "p_baseline"):
         frame[f"{name}_holm"] = math.nan
         for model in dict.fromkeys(frame["model"]):
             chosen = (frame["model"] == model) & frame[name].notna()
@@ -115,7 +119,7 @@ def _numbers(
     own: pd.DataFrame,
     against: str | None,
     other: pd.DataFrame | None,
-    shortcut: float,
+    bar: float,
     bound: float,
     alpha: float,
 ) -> dict[str, Any]:
@@ -128,16 +132,16 @@ def _numbers(
         "verdict": None,
         "interval": None,
     }
-    row |= {"best_shortcut": shortcut, "p_shortcut": math.nan}
+    row |= {"best_baseline": bar, "p_baseline": math.nan}
     if fitted is None:
         return row
     rate = fitted.rate(training)
     row |= {"estimate": rate.value, "estimate_low": rate.low, "estimate_high": rate.high, "df": rate.df}
     row["interval"] = rate.interval
-    if 0 < shortcut < 1:
-        # One-sided: the claim is that the model does better than the shortcut.
-        test = fitted.against_rate(training, shortcut)
-        row["p_shortcut"] = test.p / 2 if test.value > 0 else 1 - test.p / 2
+    if 0 < bar < 1:
+        # One-sided: the claim is that the model does better than the best baseline.
+        test = fitted.against_rate(training, bar)
+        row["p_baseline"] = test.p / 2 if test.value > 0 else 1 - test.p / 2
     if other is None or against is None:
         return row
     weights = {training: 1.0, against: -1.0}
@@ -162,12 +166,12 @@ def _mean_of_runs(trials: pd.DataFrame) -> float:
     return float(trials.groupby("run", observed=True)["success"].mean().mean())
 
 
-def _shortcut(baselines: pd.DataFrame | None, test: list[Any]) -> float:
-    if baselines is None or baselines.empty or "best_shortcut" not in baselines:
+def _best_baseline(baselines: pd.DataFrame | None, test: Mapping[str, Any]) -> float:
+    if baselines is None or baselines.empty or "best_baseline" not in baselines:
         return math.nan
     chosen = baselines
-    for name, value in zip(TEST, test, strict=True):
+    for name, value in test.items():
         if name in chosen:
             chosen = chosen[chosen[name].astype(str) == str(value)]
-    known = pd.to_numeric(chosen["best_shortcut"], errors="coerce").dropna()
+    known = pd.to_numeric(chosen["best_baseline"], errors="coerce").dropna()
     return float(known.iloc[0]) if len(known) else math.nan

@@ -74,7 +74,24 @@ def counts(rng: np.random.Generator) -> pd.DataFrame:
     return table
 
 
-HARD = {"unbalanced": unbalanced, "nested": nested, "counts": counts}
+def visits(rng: np.random.Generator) -> pd.DataFrame:
+    """Patients at up to seven visits, as in the toenail trial (De Backer et al., 1998): patients differ so much that most answer alike
+    at all visits, and the Laplace approximation errs. Yes or no, counts out of 1 to 4, and counts of events.
+    """
+    patient = np.repeat(np.arange(150), 7)
+    table = pd.DataFrame({"id": patient, "month": np.tile([0.0, 1, 2, 3, 6, 9, 12], 150)})
+    table["trt"] = rng.integers(0, 2, 150)[patient]
+    level = rng.normal(0, 3.5, 150)[patient]
+    predictor = -1.5 - 0.15 * table["trt"] - 0.35 * table["month"] - 0.15 * table["trt"] * table["month"] + level
+    table["y"] = rng.binomial(1, expit(predictor))
+    table["N"] = rng.integers(1, 5, len(table))
+    table["k"] = rng.binomial(table["N"], expit(-1 - 0.2 * table["month"] + level / 2))
+    table["events"] = rng.poisson(np.exp(-0.5 - 0.1 * table["month"] + level / 3))
+    table["dose"] = rng.uniform(0.5, 2, len(table)).round(3)
+    return table[rng.random(len(table)) > 0.1].reset_index(drop=True)
+
+
+HARD = {"unbalanced": unbalanced, "nested": nested, "counts": counts, "visits": visits}
 
 
 def simulate(name: str) -> pd.DataFrame:

@@ -53,9 +53,17 @@ models <- list(
                      family = binomial),
   hard_shares = list(data = hard("counts"), formula = k / N ~ x + I(x^2) + factor(year) + (1 | site), family = binomial, weights = "N"),
   hard_poisson = list(data = hard("counts"), formula = events ~ x + offset(log(e)) + (1 | site) + (1 | obs), family = poisson),
+  visits_laplace = list(data = hard("visits"), formula = y ~ trt * month + (1 | id), family = binomial),
+  visits_5 = list(data = hard("visits"), formula = y ~ trt * month + (1 | id), family = binomial, nodes = 5),
+  visits_15 = list(data = hard("visits"), formula = y ~ trt * month + (1 | id), family = binomial, nodes = 15),
+  visits_slope = list(data = hard("visits"), formula = y ~ trt + (0 + dose | id), family = binomial, nodes = 11),
+  visits_counts = list(data = hard("visits"), formula = cbind(k, N - k) ~ month + (1 | id), family = binomial, nodes = 9),
+  visits_events = list(data = hard("visits"), formula = events ~ month + trt + (1 | id), family = poisson, nodes = 9),
   trials_logistic = list(data = NULL, formula = correct ~ method * shift + margin + (1 | run) + (1 | run:family) + (1 + margin | item),
                          family = binomial, means = ~ method | shift)
 )
+
+nodes <- function(model) if (is.null(model$nodes)) 1L else as.integer(model$nodes)
 
 tight <- function(fit, model, data) {
   if (is.null(model$family)) {
@@ -64,7 +72,7 @@ tight <- function(fit, model, data) {
     engine(model$formula, data, weights = .w, REML = model$reml, control = control, start = getME(fit, "theta"))
   } else {
     control <- glmerControl(optimizer = "bobyqa", optCtrl = list(rhobeg = 1e-3, rhoend = 1e-8, maxfun = 1e5), tolPwrss = 1e-13)
-    glmer(model$formula, data, weights = .w, family = model$family, control = control,
+    glmer(model$formula, data, weights = .w, family = model$family, control = control, nAGQ = nodes(model),
           start = list(theta = getME(fit, "theta"), fixef = fixef(fit)))
   }
 }
@@ -77,7 +85,7 @@ for (name in if (length(arguments) > 1) arguments[-1] else names(models)) {
   linear <- is.null(model$family)
   seconds <- system.time(
     default <- if (linear) lme4::lmer(model$formula, data, weights = .w, REML = model$reml) else
-      glmer(model$formula, data, weights = .w, family = model$family)
+      glmer(model$formula, data, weights = .w, family = model$family, nAGQ = nodes(model))
   )[["user.self"]]
   best <- tight(default, model, data)
   if (!linear && logLik(default) > logLik(best)) best <- default

@@ -159,6 +159,7 @@ class TrainConfig:
         device: `cpu` or `cuda`; by default a GPU, if there is one.
         gradient_checkpointing: Recompute activations to save memory.
         init: Adapter to start from: a warm start, or learning a second task.
+        demonstrations: What sft learns: an expert's answers, or legal answers at random (a control for what learning the form of answers does).
         curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.
         attempts: Attempts per scene (sft: the expert answers after up to one fewer that failed).
         memory: Earlier attempts in the context: `none`, `last-k` or `all`.
@@ -225,6 +226,7 @@ class TrainConfig:
     device: Annotated[str, Loaded] = "auto"
     gradient_checkpointing: Annotated[bool, Loaded] = False
     init: Annotated[str, Essential] = ""
+    demonstrations: Annotated[Literal["expert", "random"], Data] = "expert"
     curriculum: Annotated[str, Data] = "none"
     attempts: Annotated[int, Data] = ranged(1, ATTEMPTS)
     memory: Annotated[str, Data] = "all"
@@ -418,6 +420,10 @@ def _check(config: TrainConfig) -> None:
     _check_attempts(config)
     if config.reinforced:
         _check_groups(config)
+    if config.demonstrations == "random" and (config.reinforced or config.attempts > 1):
+        raise TrainingError(
+            "--demonstrations random replaces an expert's answers to first attempts: use it with --method sft, and without --attempts"
+        )
     if config.reinforced and config.dropout:
         raise TrainingError(
             f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"

@@ -37,6 +37,8 @@ from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
 FIRST_SEED = 1_000_000
 """Seeds of training sets are counted from here, those of test sets from 0: their scenes are drawn from other numbers."""
+RANDOM_ANSWERS = 7
+"""Stream of the random numbers that draw random demonstrations, apart from others of the same seed."""
 MAX_ATTEMPTS = 30
 """Draws per group before a condition counts as impossible."""
 
@@ -184,8 +186,26 @@ def rows(data: TrainingSet, config: TrainConfig) -> Any:
     }
     if not config.reinforced:
         features["completion"] = turn
-        columns["completion"] = [[{"role": "assistant", "content": e.demonstration}] for e in data.examples]
+        columns["completion"] = [[{"role": "assistant", "content": text}] for text in demonstrations(data, config)]
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def demonstrations(data: TrainingSet, config: TrainConfig) -> list[str]:
+    """The replies that are learned, item by item: an expert's, or, as a control of what the form of answers does, random legal ones.
+
+    Args:
+        data: The items.
+        config: `demonstrations` and `seed` count.
+    """
+    if config.demonstrations == "expert":
+        return [example.demonstration for example in data.examples]
+    rng = np.random.default_rng([config.seed, RANDOM_ANSWERS])
+    replies = []
+    for example in data.examples:
+        question = example.item.question
+        legal = question.grammar.candidates()
+        replies.append(question.reply(legal[int(rng.integers(len(legal)))][1]))
+    return replies
 
 
 def scene_hashes(examples: Iterable[Example]) -> Iterator[tuple[str, str]]:

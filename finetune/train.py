@@ -461,6 +461,7 @@ def _result(
         "attempts": config.attempts,
         "memory": config.memory,
         "init": adapter_hash(Path(config.init)) if config.init else None,
+        "demonstrations": config.demonstrations,
         "curriculum": config.curriculum,
         "auxiliary": config.auxiliary,
         "diversity": config.diversity,

@@ -72,7 +72,7 @@ class Study:
         """
         if self.plain["transfer"].isna().all():
             raise Unanswerable("no trained model was tested")
-        if self.registration is None or not self.registration.contrasts:
+        if self.registration is None or not self.registration.method_contrasts:
             found = planned_contrasts(self.plain, self.settings.bound, self.settings.alpha)
             return replace(found, table=found.table.assign(training=OVER_ALL))
         return registered_contrasts(self.plain, self.registration, self.settings.alpha)

@@ -17,13 +17,14 @@ NARROW = 5
 """Tests that fit into one column."""
 
 
-def heatmap(cells: pd.DataFrame, stem: Path) -> None:
+def heatmap(cells: pd.DataFrame, stem: Path, label: str = "Difference from the untrained model") -> None:
     """Numbers are success rates; bold where they differ from the untrained model, framed where task and test are the same.
 
     Args:
         cells: `training` and `test` (labels, in their order), `rate`, `difference` (to the untrained model; nan: unknown),
             `reliable` (whether the difference is told from 0) and `within` (the task that was trained).
         stem: Where to write, without suffix.
+        label: What the colours show.
     """
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
@@ -60,12 +61,12 @@ def heatmap(cells: pd.DataFrame, stem: Path) -> None:
                 )
                 if cell["within"]:
                     axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec="black", lw=1.1))
-        axes.set_xticks(range(len(columns)), [wrapped(test) for test in columns])
+        axes.set_xticks(range(len(columns)), [test if len(columns) > 9 else wrapped(test) for test in columns])
         if len(columns) > 9:
             axes.tick_params(axis="x", rotation=40)
-            for label in axes.get_xticklabels():
-                label.set_horizontalalignment("right")
-                label.set_rotation_mode("anchor")
+            for tick in axes.get_xticklabels():
+                tick.set_horizontalalignment("right")
+                tick.set_rotation_mode("anchor")
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(length=0)
         for spine in axes.spines.values():
@@ -73,6 +74,6 @@ def heatmap(cells: pd.DataFrame, stem: Path) -> None:
         bar = figure.colorbar(
             image, ax=axes, orientation="horizontal", location="top", fraction=4 * MM, aspect=40, pad=0.03
         )
-        bar.set_label("Difference from the untrained model", fontsize=7)
+        bar.set_label(label, fontsize=7)
         bar.outline.set_edgecolor(GREY)
         bar.outline.set_linewidth(0.5)

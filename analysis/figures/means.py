@@ -14,7 +14,7 @@ from vlm_probe.analysis.style import COLUMN_MM, GREY, LIGHT, PAGE_MM, drawing, l
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BASELINES = (("chance", LIGHT, (0, (1, 1.5))), ("best_shortcut", GREY, (0, (4, 1.5))))
+BASELINES = (("chance", LIGHT, (0, (1, 1.5))), ("best_baseline", GREY, (0, (4, 1.5))))
 FEW = 4
 """Tests that fit into one column."""
 
@@ -102,7 +102,7 @@ def _reference(axes: Axes, baselines: pd.DataFrame, tests: Sequence[str]) -> Non
         if column not in baselines:
             continue
         known = baselines.dropna(subset=[column]).drop_duplicates("test")
-        label = {"chance": "chance", "best_shortcut": "best shortcut"}[column]
+        label = {"chance": "chance", "best_baseline": "best baseline"}[column]
         for test, level in zip(known["test"], known[column].astype(float), strict=True):
             if test in tests:
                 at = tests.index(test)

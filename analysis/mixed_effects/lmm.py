@@ -14,9 +14,9 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from vlm_probe.analysis.mixed_effects.elimination import Factorisation, Layout
-from vlm_probe.analysis.mixed_effects.optimise import Optimum, minimise
-from vlm_probe.analysis.mixed_effects.solution import Solution, in_data_units
+from vlm_probe.analysis.mixed_effects.blocked_cholesky import Factorisation, Layout
+from vlm_probe.analysis.mixed_effects.fitted import Solution, in_data_units
+from vlm_probe.analysis.mixed_effects.optimise import Optimum, polish, search, unpolished
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm, diagonal_mask, split
 
 Array = NDArray[Any]
@@ -107,8 +107,8 @@ class LinearMixedModel:
             if self.reml:
                 of_h = of_h - np.einsum("lap,pr,lbr->ab", design, inverse, solved, optimize=True)
             of_square = residual.T @ u
-            determinant.append(2 * of_h[term.rows, term.columns])
-            square.append(-2 * of_square[term.rows, term.columns])
+            determinant.append(2 * of_h[term.at])
+            square.append(-2 * of_square[term.at])
         return np.concatenate(determinant), np.concatenate(square)
 
     def objective(self, theta: Array) -> tuple[float, Array]:
@@ -129,11 +129,21 @@ class LinearMixedModel:
         state = self._state(theta)
         return expected_curvature(self.layout, state.factors, state.factorisation)
 
-    def fit(self) -> Solution:
-        """Find the optimum, and what inference about it needs."""
+    def fit(self, *, derivatives: bool = True, start: Array | None = None) -> Solution:
+        """Find the optimum.
+
+        Args:
+            derivatives: Whether to take the second derivatives that degrees of freedom need.
+            start: Variance parameters to begin with, (d,).
+        """
         diagonal = diagonal_mask(self.layout.terms)
-        optimum = minimise(self.objective, np.where(diagonal, 1.0, 0.0), self._curvature, diagonal)
-        return self._solution(optimum)
+        theta = (
+            np.where(diagonal, 1.0, 0.0) if start is None else np.where(diagonal & (np.abs(start) < 0.1), 0.1, start)
+        )
+        found = search(self.objective, theta, self._curvature, diagonal)
+        if not derivatives:
+            return self._solution(unpolished(self.objective, found, self._curvature))
+        return self._solution(polish(self.objective, found, self._curvature, exact=True))
 
     def _solution(self, optimum: Optimum) -> Solution:
         state = self._state(np.where(optimum.fixed, 0.0, optimum.x))
@@ -149,10 +159,12 @@ class LinearMixedModel:
         ]
         modes = self.layout.parts(self.layout.scale(state.factors, state.u))
         in_units = in_data_units(self.layout.terms, factors, modes, blocks, sigma)
+        covariance = variance * to_beta @ inverse @ to_beta.T
         return Solution(
             self.layout.terms,
             to_beta @ (self._ols + state.beta),
-            variance * to_beta @ inverse @ to_beta.T,
+            covariance,
+            covariance,
             *in_units,
             sigma=sigma,
             log_likelihood=-optimum.value,

@@ -28,8 +28,14 @@ ROUGH = 1e-2
 NEARLY_ZERO = 1e-2
 BETTER = 1e-6
 """By how much a log-likelihood must be higher for another optimum to be preferred."""
-STEP = 1e-2
-"""Step of differences, in coordinates of unit curvature."""
+STEP, SHORT_STEP = 1e-2, 1e-3
+"""Steps of differences, in coordinates of unit curvature; short ones where gradients are exact."""
+NEAR, EXACT = 1e-3, 1e-8
+"""Distances in standard errors from which second derivatives count as those at the optimum, and at which nothing is left to gain."""
+ROUNDS, STEPS = 4, 10
+"""How often second derivatives are taken at most, and how many steps with each."""
+ROUNDING = 1e-10
+"""Relative error of a log-likelihood: what is higher by less may be as low."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,28 @@ class Optimum:
         return bool(self.distance < 0.005)
 
 
-def minimise(
-    objective: Objective,
-    start: Array,
-    curvature: Callable[[Array], Array],
-    diagonal: NDArray[np.bool_],
-) -> Optimum:
-    """Find the minimum of an objective, from more than one start if the first ends at a variance of 0.
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended.
+
+    Attributes:
+        x: Parameters.
+        fixed: Which parameters are fixed at the boundary, at 0.
+        evaluations, starts: As in `Optimum`.
+    """
+
+    x: Array
+    fixed: NDArray[np.bool_]
+    evaluations: int
+    starts: int
+
+
+def search(
+    objective: Objective, start: Array, curvature: Callable[[Array], Array], diagonal: NDArray[np.bool_]
+) -> Found:
+    """Quasi-Newton steps to the minimum of an objective, with the variances that are 0 fixed there.
+
+    If the first search ends at a variance of 0, there is another from elsewhere.
 
     Args:
         objective: From parameters to value and gradient.
@@ -86,8 +107,7 @@ def minimise(
         if its_value < value - BETTER:
             x, value = descend(counter, other, curvature(other))
     x, value = _snap(counter, x, value, diagonal)
-    fixed = diagonal & (np.abs(x) < ZERO)
-    return _polish(counter, x, curvature, fixed, starts)
+    return Found(x, diagonal & (np.abs(x) < ZERO), counter.calls, starts)
 
 
 class Counter:
@@ -148,43 +168,75 @@ def _snap(objective: Counter, x: Array, value: float, diagonal: NDArray[np.bool_
     return x, value
 
 
-def _polish(
-    objective: Counter, x: Array, curvature: Callable[[Array], Array], fixed: NDArray[np.bool_], starts: int
-) -> Optimum:
-    """Newton steps with the Hessian from differences of gradients, until there is nothing to gain."""
-    free = np.flatnonzero(~fixed)
-    value, gradient = objective(x)
+def unpolished(objective: Objective, found: Found, curvature: Callable[[Array], Array]) -> Optimum:
+    """Where a search ended, with approximate second derivatives; arguments as in `polish`."""
+    value, gradient = objective(found.x)
+    free = ~found.fixed
+    hessian = curvature(found.x) * np.outer(free, free)
+    step = np.linalg.lstsq(hessian[np.ix_(free, free)], gradient[free], rcond=None)[0]
+    distance = float(np.sqrt(max(gradient[free] @ step, 0.0)))
+    return Optimum(found.x, value, hessian, found.fixed, distance, found.evaluations + 1, found.starts)
+
+
+def polish(objective: Objective, found: Found, curvature: Callable[[Array], Array], exact: bool) -> Optimum:
+    """Newton steps with second derivatives from differences of gradients, until those are the derivatives at the optimum.
+
+    Args:
+        objective: From parameters to value and gradient.
+        found: Where to begin.
+        curvature: From parameters to approximate second derivatives (P, P), positive definite.
+        exact: Whether gradients are exact to rounding, so that second derivatives can be taken to many digits.
+    """
+    counter = Counter(objective)
+    x, free = found.x, np.flatnonzero(~found.fixed)
+    value, gradient = counter(x)
     hessian = np.zeros((len(x), len(x)))
-    distance = np.inf
-    for _ in range(3):
-        if not len(free):
-            distance = 0.0
-            break
-        inner = differentiate(objective, x, free, curvature(x))
-        hessian = np.zeros((len(x), len(x)))
+    distance = np.inf if len(free) else 0.0
+    guess = curvature(x) if len(free) else hessian
+    for _ in range(ROUNDS if len(free) else 0):
+        inner = differentiate(counter, x, free, guess, exact)
+        hessian = np.zeros_like(hessian)
         hessian[np.ix_(free, free)] = inner
-        step, distance = _newton(inner, gradient[free])
-        if distance < 1e-3:
+        guess = np.where(np.eye(len(x)) * hessian > 0, hessian, guess)
+        x, value, gradient, before, distance = _newton(counter, x, value, gradient, free, inner)
+        if before < (EXACT if exact else NEAR) or not distance < before:
+            break
+    return Optimum(x, value, hessian, found.fixed, float(distance), found.evaluations + counter.calls, found.starts)
+
+
+def _newton(
+    objective: Counter, x: Array, value: float, gradient: Array, free: Array, hessian: Array
+) -> tuple[Array, float, Array, float, float]:
+    """Newton steps with the same second derivatives, as long as each brings the optimum much nearer.
+
+    Returns:
+        Parameters, value and gradient at the end, and the distances to the optimum before and after, in standard errors.
+    """
+    try:
+        factor = scipy.linalg.cho_factor(hessian)
+    except np.linalg.LinAlgError:
+        return x, value, gradient, np.inf, np.inf
+
+    def newton_step(gradient: Array) -> tuple[Array, float]:
+        step = scipy.linalg.cho_solve(factor, gradient[free])
+        return step, float(np.sqrt(max(gradient[free] @ step, 0.0)))
+
+    step, distance = newton_step(gradient)
+    before = distance
+    for _ in range(STEPS):
+        if distance < EXACT:
             break
         other = x.copy()
         other[free] -= step
         its_value, its_gradient = objective(other)
-        if not its_value < value:
+        its_step, its_distance = newton_step(its_gradient)
+        if not (its_distance < distance / 2 and its_value <= value + ROUNDING * (1 + abs(value))):
             break
-        x, value, gradient = other, its_value, its_gradient
-    return Optimum(x, value, hessian, fixed, float(distance), objective.calls, starts)
+        x, value, gradient, step, distance = other, its_value, its_gradient, its_step, its_distance
+    return x, value, gradient, before, distance
 
 
-def _newton(hessian: Array, gradient: Array) -> tuple[Array, float]:
-    try:
-        factor = scipy.linalg.cho_factor(hessian)
-    except np.linalg.LinAlgError:
-        return np.zeros_like(gradient), np.inf
-    step = scipy.linalg.cho_solve(factor, gradient)
-    return step, float(np.sqrt(max(gradient @ step, 0.0)))
-
-
-def differentiate(objective: Objective, x: Array, free: Array, curvature: Array) -> Array:
+def differentiate(objective: Objective, x: Array, free: Array, curvature: Array, exact: bool = False) -> Array:
     """Second derivatives with respect to the parameters `free`, by central differences of the gradient.
 
     Args:
@@ -192,17 +244,22 @@ def differentiate(objective: Objective, x: Array, free: Array, curvature: Array)
         x: Where, (P,).
         free: Places of the parameters, (d,).
         curvature: Approximate second derivatives, (P, P), which say how long steps are.
+        exact: Whether to take shorter steps, and twice as many, so that errors are of the fourth order of a step (Richardson).
 
     Returns:
         The second derivatives, (d, d), symmetric.
     """
 
-    def row(place: int, own: float) -> Array:
-        step = STEP / np.sqrt(max(own, 1e-8))
+    def slope(place: int, step: float) -> Array:
         ahead, behind = x.copy(), x.copy()
         ahead[place] += step
         behind[place] -= step
         return np.asarray((objective(ahead)[1] - objective(behind)[1])[free] / (2 * step))
+
+    def row(place: int, own: float) -> Array:
+        step = (SHORT_STEP if exact else STEP) / np.sqrt(max(own, 1e-8))
+        found = slope(place, step)
+        return (4 * found - slope(place, 2 * step)) / 3 if exact else found
 
     rows = []
     for number, place in enumerate(free):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    from vlm_probe.analysis.mixed_effects.result import FitResult
+from vlm_probe.analysis.mixed_effects.fitted import FittedModel
+from vlm_probe.analysis.mixed_effects.inference import coefficient_table
 
 NAMES = {
     "satterthwaite": "Satterthwaite",
@@ -18,9 +18,9 @@ NAMES = {
 }
 
 
-def to_text(result: FitResult) -> str:
+def to_text(result: FittedModel) -> str:
     """The table that a paper would show, with what its note has to say."""
-    table = result.coefficients
+    table = coefficient_table(result)
     finite = np.isfinite(table["df"])
     head = "t" if finite.all() else "z" if not finite.any() else "t/z"
     ratio = {"binomial": "odds ratio", "poisson": "rate ratio"}.get(result.family)
@@ -50,18 +50,23 @@ def to_text(result: FitResult) -> str:
     return "\n".join(lines)
 
 
-def title(result: FitResult) -> str:
+def title(result: FittedModel) -> str:
     """What kind of model it is, in words."""
     kind = {"gaussian": "Linear", "binomial": "Logistic", "poisson": "Poisson"}[result.family]
     mixed = " mixed-effects" if result.design.terms else ""
     if result.family == "gaussian":
         how = ("restricted maximum likelihood" if result.reml else "maximum likelihood") if mixed else "least squares"
     else:
-        how = "maximum likelihood, Laplace approximation" if mixed else "maximum likelihood"
+        integral = (
+            "Laplace approximation"
+            if result.n_nodes == 1
+            else f"adaptive Gauss-Hermite quadrature, {result.n_nodes} nodes"
+        )
+        how = f"maximum likelihood, {integral}" if mixed else "maximum likelihood"
     return f"{kind}{mixed} model ({how})"
 
 
-def notes(result: FitResult) -> list[str]:
+def notes(result: FittedModel) -> list[str]:
     """What belongs under the table."""
     groups = "; ".join(f"{name} {count}" for name, count in result.n_groups.items())
     r2 = result.r_squared
@@ -72,7 +77,7 @@ def notes(result: FitResult) -> list[str]:
     )
     success = result.design.success
     lines = [
-        *([f"{result.design.formula.response[0]} = {success} counts as success"] if success else []),
+        *([f"{result.design.formula.response_name} = {success} counts as success"] if success else []),
         f"n = {result.n_rows:,} rows"
         + (f"; levels: {groups}" if groups else "")
         + (f"; {result.n_dropped:,} rows left out" if result.n_dropped else ""),
@@ -101,7 +106,7 @@ def _aligned(rows: list[list[str]], left: int = 1) -> list[str]:
     ]
 
 
-def to_dict(result: FitResult) -> dict[str, Any]:
+def to_dict(result: FittedModel) -> dict[str, Any]:
     """All numbers of a fit as plain data; what is not finite is None."""
     return {
         "formula": result.formula,
@@ -114,7 +119,7 @@ def to_dict(result: FitResult) -> dict[str, Any]:
         "n_dropped": result.n_dropped,
         "dropped": result.dropped,
         "n_groups": result.n_groups,
-        "coefficients": records(result.coefficients.reset_index()),
+        "coefficients": records(coefficient_table(result).reset_index()),
         "variance_components": records(result.variance_components),
         "df_method": result.df_method,
         "interval": "Wald, 95 %",
@@ -126,6 +131,7 @@ def to_dict(result: FitResult) -> dict[str, Any]:
         "converged": result.converged,
         "singular": result.singular,
         "prior_sd": result.prior_sd,
+        "nAGQ": result.n_nodes,
         "warnings": list(result.warnings),
     }
 

@@ -1,98 +1,121 @@
-"""What is predicted: responses, numbers of trials, weights and offsets of rows, from columns and expressions of columns."""
+"""Responses: their distributions, each with its canonical link, for which Newton's method is exact; and whether data are such responses."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit, gammaln, log1p
 
 from vlm_probe.analysis.mixed_effects.errors import FitError
-from vlm_probe.analysis.mixed_effects.families import Family
 
 Array = NDArray[Any]
-Column = str | Sequence[float] | Array | pd.Series | None
-"""A column's name, or one value per row."""
 
 
-def given_column(frame: pd.DataFrame, name: str, value: Column) -> Array:
-    """The values of an argument, (n,); one number is that of all rows.
+@dataclass(frozen=True)
+class Moments:
+    """What Newton's method needs of a family at one linear predictor.
+
+    Attributes:
+        mean: Expected responses, (n,).
+        weight: Their variances, which are the derivatives of the mean, (n,).
+        weight_slope: Derivatives of the weights, (n,).
+        log_likelihood: Without the constant that depends on the responses alone.
+    """
+
+    mean: Array
+    weight: Array
+    weight_slope: Array
+    log_likelihood: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """One distribution with its canonical link.
+
+    Attributes:
+        name: "gaussian", "binomial" or "poisson".
+        link: The link's name.
+        inverse_link: From the linear predictor to the mean (of one trial).
+        inverse_link_slope: Its derivative.
+    """
+
+    name: str
+    link: str
+    inverse_link: Callable[[Array], Array]
+    inverse_link_slope: Callable[[Array], Array]
+
+    def moments(self, response: Array, trials: Array, predictor: Array) -> Moments:
+        """Mean, weight, its slope, and the log-likelihood at a linear predictor (binomial and Poisson).
+
+        Args:
+            response: Successes, or counts, (n,).
+            trials: Numbers of trials, (n,).
+            predictor: The linear predictor, (n,).
+        """
+        if self.name == "binomial":
+            # One exponential, which cannot overflow, gives the rate and log(1 + exp(eta)).
+            small = np.exp(-np.abs(predictor))
+            p = np.where(predictor >= 0, 1.0, small) / (1.0 + small)
+            weight = trials * p * (1 - p)
+            value = float(response @ predictor - trials @ (np.maximum(predictor, 0) + log1p(small)))
+            return Moments(trials * p, weight, weight * (1 - 2 * p), value)
+        mean = np.exp(np.minimum(predictor, 50.0))
+        return Moments(mean, mean, mean, float(response @ predictor - mean.sum()))
+
+    def log_density(self, response: Array, trials: Array, predictor: Array) -> Array:
+        """The log-likelihood of `moments`, row by row, (n,)."""
+        if self.name == "binomial":
+            return np.asarray(response * predictor - trials * np.logaddexp(0, predictor))
+        predictor = np.minimum(predictor, 50.0)
+        return np.asarray(response * predictor - np.exp(predictor))
+
+    def constant(self, response: Array, trials: Array) -> float:
+        """The part of the log-likelihood that depends on the responses alone.
+
+        Args:
+            response: Successes, or counts, (n,).
+            trials: Numbers of trials, (n,).
+        """
+        if self.name == "binomial":
+            return float(np.sum(gammaln(trials + 1) - gammaln(response + 1) - gammaln(trials - response + 1)))
+        return float(-np.sum(gammaln(response + 1)))
+
+
+def _expit_slope(predictor: Array) -> Array:
+    p = expit(predictor)
+    return p * (1 - p)
+
+
+GAUSSIAN = Family("gaussian", "identity", lambda x: x, np.ones_like)
+BINOMIAL = Family("binomial", "logit", expit, _expit_slope)
+POISSON = Family("poisson", "log", np.exp, np.exp)
+FAMILIES = {family.name: family for family in (GAUSSIAN, BINOMIAL, POISSON)}
+
+
+def of_two_names(values: pd.Series) -> tuple[Array | None, str]:
+    """A response of two names as 0 and 1, what is missing as nan, and the name that is 1: the second, as in R.
 
     Args:
-        frame: The data.
-        name: What the argument is called, for errors.
-        value: A column's name, one value per row, or one number.
+        values: The response.
 
-    Raises:
-        FitError: If there is no such column, or not one value per row.
+    Returns:
+        None and "" if it does not hold two names.
     """
-    if isinstance(value, str) and value not in frame.columns:
-        raise FitError(f"{name}={value!r}: the data have no such column")
-    values: Array = np.asarray(frame[value] if isinstance(value, str) else value, dtype=float)
-    if values.ndim == 0:
-        values = np.full(len(frame), float(values))
-    if values.shape != (len(frame),):
-        raise FitError(f"{name} has {values.size} values for {len(frame)} rows: give one per row")
-    return values
-
-
-def of_two_names(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
-    """The data with a response of two names as 0 and 1, and the name that is 1: the second, as in R.
-
-    Args:
-        frame: The data.
-        name: Column of the response; one that does not hold two names is left as it is.
-    """
-    if name not in frame.columns:
-        return frame, ""
-    values = frame[name]
     if isinstance(values.dtype, pd.CategoricalDtype):
         levels = list(values.cat.remove_unused_categories().cat.categories)
-    elif pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
-        return frame, ""
-    else:
+    elif pd.api.types.is_object_dtype(values) or pd.api.types.is_string_dtype(values):
         levels = sorted(values.dropna().unique(), key=str)
+    else:
+        return None, ""
     if len(levels) != 2 or not all(isinstance(level, str) for level in levels):
-        return frame, ""
-    numbers = values.astype(object).map({levels[0]: 0.0, levels[1]: 1.0}).astype(float)
-    return frame.assign(**{name: numbers}), levels[1]
-
-
-def evaluate(frame: pd.DataFrame, expression: str, what: str = "response") -> Array:
-    """The values (n,) of a response or an offset.
-
-    Args:
-        frame: The data.
-        expression: A column, or an expression of columns.
-        what: What the values are, for errors.
-
-    Raises:
-        FitError: If it cannot be evaluated, or is not numeric.
-    """
-    name = expression.strip("`")
-    if name in frame.columns:
-        values = frame[name]
-        if isinstance(values.dtype, pd.CategoricalDtype) or not (
-            pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
-        ):
-            seen = ", ".join(repr(value) for value in list(pd.unique(values))[:4])
-            try:
-                return pd.to_numeric(values.astype(object)).to_numpy(dtype=float)
-            except (TypeError, ValueError):
-                fix = "make it 0 and 1, or True and False; two names will do for family='binomial'"
-                raise FitError(
-                    f"the {what} {name!r} is not numeric (it has {seen}): {fix if what == 'response' else 'make it numbers'}"
-                ) from None
-        return values.to_numpy(dtype=float, na_value=np.nan)
-    try:
-        # pandas knows log, exp and sqrt by their own names.
-        evaluated = frame.eval(re.sub(r"\bnp\.", "", expression), engine="python")
-    except Exception as error:
-        raise FitError(f"{expression!r} cannot be evaluated ({error})") from error
-    return np.broadcast_to(np.asarray(evaluated, dtype=float), (len(frame),)).copy()
+        return None, ""
+    found = values.astype(object).map({levels[0]: 0.0, levels[1]: 1.0}).to_numpy(dtype=float, na_value=np.nan)
+    return found, levels[1]
 
 
 def checked_response(

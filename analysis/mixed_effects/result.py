@@ -1,98 +1,37 @@
-"""The result of a fit: named numbers, further questions as methods, and a print that is the table of a paper."""
+"""The result of a fit: named numbers, further questions as methods, and a print that is the table of a paper; and `fit`, which makes it."""
 
 from __future__ import annotations
 
+import warnings as python_warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vlm_probe.analysis.mixed_effects import marginal_means
-from vlm_probe.analysis.mixed_effects.degrees_of_freedom import Stratum
-from vlm_probe.analysis.mixed_effects.design import Design
-from vlm_probe.analysis.mixed_effects.errors import FitError
-from vlm_probe.analysis.mixed_effects.inference import estimates, with_odds_ratios
-from vlm_probe.analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects import comparison, emmeans, printing, profile
+from vlm_probe.analysis.mixed_effects.design import Column, build
+from vlm_probe.analysis.mixed_effects.diagnostics import (
+    check_design,
+    check_nodes,
+    check_repeats,
+    check_solution,
+    check_strata,
+    check_terms,
+)
+from vlm_probe.analysis.mixed_effects.emmeans import Weights
+from vlm_probe.analysis.mixed_effects.errors import FitError, FitWarning
+from vlm_probe.analysis.mixed_effects.estimation import engine, prior_precision, solve
+from vlm_probe.analysis.mixed_effects.fitted import FittedModel
+from vlm_probe.analysis.mixed_effects.inference import coefficient_table, strata
+from vlm_probe.analysis.mixed_effects.separation import check_separation
 
 
 @dataclass(frozen=True, repr=False)
-class FitResult:
-    """A fitted model.
-
-    Attributes:
-        design: The model and its data.
-        solution: Estimates, and what inference needs.
-        df_method: "satterthwaite", "between-within", "residual" or "asymptotic".
-        reml: Whether the likelihood is restricted.
-        contrasts: The coding of factors, as it was asked for.
-        warnings: What a reader of the numbers has to know.
-        strata: Between the levels of which grouping factor each fixed effect varies.
-        prior_sd: Standard deviation of the weak prior on standardised effects, or None.
-    """
-
-    design: Design
-    solution: Solution
-    df_method: str
-    reml: bool
-    contrasts: str | Mapping[str, Any]
-    warnings: tuple[str, ...]
-    strata: tuple[Stratum, ...]
-    prior_sd: float | None = None
-
-    # -- what was fitted
-
-    @property
-    def formula(self) -> str:
-        """The formula."""
-        return self.design.formula.text
-
-    @property
-    def family(self) -> str:
-        """Distribution of the response."""
-        return self.design.family.name
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows used."""
-        return self.design.n
-
-    @property
-    def n_dropped(self) -> int:
-        """Number of rows left out; `dropped` says why."""
-        return sum(self.design.dropped.values())
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Reason -> number of rows left out for it."""
-        return dict(self.design.dropped)
-
-    @property
-    def n_groups(self) -> dict[str, int]:
-        """Grouping factor -> number of its levels."""
-        return {term.group: term.q for term in self.design.terms}
-
-    @property
-    def optimizer(self) -> str:
-        """How the optimum was found."""
-        found = self.solution
-        return (
-            f"{found.optimizer}; {found.evaluations} evaluations, {found.starts} start{'s' if found.starts > 1 else ''}"
-        )
-
-    @property
-    def converged(self) -> bool:
-        """Whether the optimum was reached, to 0.005 standard errors."""
-        return self.solution.converged
-
-    @property
-    def singular(self) -> bool:
-        """Whether a variance is 0 or a correlation perfect."""
-        return any(warning.startswith("singular") for warning in self.warnings)
-
-    # -- what was found
+class FitResult(FittedModel):
+    """A fitted model, and what can be asked of it."""
 
     @cached_property
     def coefficients(self) -> pd.DataFrame:
@@ -106,9 +45,7 @@ class FitResult:
             level: Coverage of the Wald intervals.
             df: Method of the degrees of freedom; None for the fit's own.
         """
-        table = estimates(self, np.eye(len(self.design.names)), level=level, df=df)
-        table.index = pd.Index(self.design.names, name="term")
-        return with_odds_ratios(table, self.family)
+        return coefficient_table(self, level, df)
 
     def profile(
         self, of: Mapping[str, float] | None = None, *, level: float = 0.95, df: str | None = None
@@ -127,127 +64,9 @@ class FitResult:
         Raises:
             FitError: If the model is an ordinary linear one, whose Wald intervals are exact, or has no such coefficient.
         """
-        from vlm_probe.analysis.mixed_effects.profile import profile_table
+        return profile.profile_table(self, of, level, df)
 
-        if of is None:
-            return profile_table(self, np.eye(len(self.design.names)), list(self.design.names), level, df)
-        label, weights = marginal_means.of_coefficients(self, of)
-        return profile_table(self, weights, [label], level, df)
-
-    @cached_property
-    def variance_components(self) -> pd.DataFrame:
-        """Standard deviations of random effects: group, name, sd, correlation (with the first effect of the group)."""
-        rows: list[dict[str, Any]] = []
-        for term, factor in zip(self.solution.terms, self.solution.factors, strict=True):
-            covariance = factor @ factor.T
-            sds = np.sqrt(np.diag(covariance))
-            correlated = {i for i, j in term.free if i != j}
-            for i, name in enumerate(term.names):
-                known = i in correlated and sds[0] > 0 and sds[i] > 0
-                correlation = float(covariance[0, i] / (sds[0] * sds[i])) if known else np.nan
-                rows.append({"group": term.group, "name": name, "sd": float(sds[i]), "correlation": correlation})
-        order = [term.group for term in self.design.terms]
-        rows.sort(key=lambda row: order.index(row["group"]))
-        if self.family == "gaussian":
-            rows.append({"group": "Residual", "name": "", "sd": self.solution.sigma, "correlation": np.nan})
-        return pd.DataFrame(rows, columns=["group", "name", "sd", "correlation"])
-
-    def correlations(self, group: str) -> pd.DataFrame:
-        """Correlations of all random effects of a grouping factor, (k, k); NaN with an effect whose variance is 0.
-
-        Raises:
-            FitError: If the model has no such grouping factor.
-        """
-        for term, factor in zip(self.solution.terms, self.solution.factors, strict=True):
-            if term.group == group:
-                covariance = factor @ factor.T
-                sds = np.sqrt(np.diag(covariance))
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    matrix = covariance / np.outer(sds, sds)
-                return pd.DataFrame(matrix, index=list(term.names), columns=list(term.names))
-        raise FitError(f"{group!r} is no grouping factor of {self.formula!r}; those are {', '.join(self.n_groups)}")
-
-    @property
-    def sigma(self) -> float:
-        """Residual standard deviation; 1 for families without one."""
-        return self.solution.sigma
-
-    @property
-    def log_likelihood(self) -> float:
-        """Log-likelihood; restricted if `reml`."""
-        return self.solution.log_likelihood
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of parameters: fixed effects, variances and correlations, residual variance."""
-        residual = self.family == "gaussian" and not self.design.terms
-        return len(self.solution.beta) + self.solution.n_variance_parameters + residual
-
-    @property
-    def aic(self) -> float:
-        """Akaike's information criterion."""
-        return 2 * self.n_parameters - 2 * self.log_likelihood
-
-    @property
-    def bic(self) -> float:
-        """Schwarz's information criterion, with the number of rows."""
-        return float(np.log(self.n_rows)) * self.n_parameters - 2 * self.log_likelihood
-
-    @cached_property
-    def covariance(self) -> pd.DataFrame:
-        """Covariance of the fixed effects."""
-        return pd.DataFrame(self.solution.covariance, index=list(self.design.names), columns=list(self.design.names))
-
-    @cached_property
-    def r_squared(self) -> dict[str, float]:
-        """Share of variance explained by fixed effects (`marginal`), and with the random ones (`conditional`).
-
-        Nakagawa, Johnson & Schielzeth (2017, J. R. Soc. Interface 14), with the mean variance of random slopes (Johnson,
-        2014). On the scale of the link, with pi^2 / 3 for the logit and log(1 + 1 / mean) for counts.
-        """
-        fixed = float(np.var(self.design.x @ self.solution.beta))
-        between = 0.0
-        for term, factor in zip(self.solution.terms, self.solution.factors, strict=True):
-            scaled = factor * term.scale[:, None]
-            between += float(np.einsum("na,ab,nb->", term.values, scaled @ scaled.T, term.values) / self.n_rows)
-        if self.family == "gaussian":
-            within = self.solution.sigma**2
-        elif self.family == "binomial":
-            within = float(np.pi**2 / 3)
-        else:
-            within = float(np.log1p(1 / np.exp(np.mean(self.design.x @ self.solution.beta) + between / 2)))
-        total = fixed + between + within
-        return {"marginal": fixed / total, "conditional": (fixed + between) / total}
-
-    @cached_property
-    def random_effects(self) -> pd.DataFrame:
-        """Conditional modes of all random effects, with conditional standard deviations: group, level, name, mode, sd."""
-        parts = []
-        for term, mode, covariance in zip(
-            self.solution.terms, self.solution.modes, self.solution.mode_covariances, strict=True
-        ):
-            sds = np.sqrt(np.maximum(np.einsum("qaa->qa", covariance), 0))
-            for i, name in enumerate(term.names):
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "group": term.group,
-                            "level": list(term.levels),
-                            "name": name,
-                            "mode": mode[:, i],
-                            "sd": sds[:, i],
-                        }
-                    )
-                )
-        return (
-            pd.concat(parts, ignore_index=True)
-            if parts
-            else pd.DataFrame(columns=["group", "level", "name", "mode", "sd"])
-        )
-
-    # -- what can be asked further
-
-    def means(
+    def emmeans(
         self,
         of: str | Sequence[str],
         by: str | Sequence[str] | None = None,
@@ -275,12 +94,12 @@ class FitResult:
         Raises:
             FitError: If one of the names is no fixed predictor.
         """
-        return marginal_means.means(self, of, by=by, at=at, level=level, df=df)
+        return emmeans.emmeans(self, of, by=by, at=at, level=level, df=df)
 
     def contrast(
         self,
         of: str | Sequence[str] | Mapping[str, float],
-        weights: str | marginal_means.Weights = "pairwise",
+        weights: str | Weights = "pairwise",
         by: str | Sequence[str] | None = None,
         *,
         at: Mapping[str, Any] | None = None,
@@ -307,12 +126,12 @@ class FitResult:
         Raises:
             FitError: If there is no such factor, level, coefficient, adjustment or kind of contrast.
         """
-        return marginal_means.contrast(self, of, weights, by=by, at=at, adjust=adjust, level=level, df=df)
+        return emmeans.contrast(self, of, weights, by=by, at=at, adjust=adjust, level=level, df=df)
 
     def group_means_contrast(
         self,
         of: str | Sequence[str],
-        weights: str | marginal_means.Weights = "pairwise",
+        weights: str | Weights = "pairwise",
         by: str | Sequence[str] | None = None,
         *,
         group: str | None = None,
@@ -336,9 +155,7 @@ class FitResult:
         Raises:
             FitError: If `of` varies within every group, or within the one that is named.
         """
-        from vlm_probe.analysis.mixed_effects.group_means import contrast_of_group_means
-
-        return contrast_of_group_means(self, of, weights, by, group, level)
+        return comparison.group_means_contrast(self, of, weights, by, group, level)
 
     def predict(self, data: pd.DataFrame | None = None, *, random: bool = True, scale: str = "response") -> np.ndarray:
         """Predictions for the rows of the fit, or of another table.
@@ -355,9 +172,7 @@ class FitResult:
         Raises:
             FitError: If rows lack a column or a value, or have a level of a predictor that was not in the data.
         """
-        from vlm_probe.analysis.mixed_effects.prediction import predict
-
-        return predict(self, data, random=random, scale=scale)
+        return emmeans.predict(self, data, random=random, scale=scale)
 
     def compare(self, other: FitResult) -> pd.DataFrame:
         """Likelihood-ratio test of two nested models on the same rows. REML fits are refitted by ML.
@@ -371,9 +186,7 @@ class FitResult:
         Raises:
             FitError: If the models are of other rows or families, have a prior, or as many parameters.
         """
-        from vlm_probe.analysis.mixed_effects.comparison import compare
-
-        return compare(self, other)
+        return comparison.compare(self, other)
 
     def omnibus(self) -> pd.DataFrame:
         """Likelihood-ratio test of every term, against the model without it and the interactions that contain it.
@@ -384,9 +197,7 @@ class FitResult:
         Raises:
             FitError: If the fit has a prior.
         """
-        from vlm_probe.analysis.mixed_effects.comparison import omnibus
-
-        return omnibus(self)
+        return comparison.omnibus(self)
 
     def cross_check(self) -> pd.DataFrame:
         """The same numbers by statsmodels' MixedLM, for small linear models with one grouping factor.
@@ -397,9 +208,7 @@ class FitResult:
         Raises:
             FitError: If it is another model.
         """
-        from vlm_probe.analysis.mixed_effects.second_opinions import mixedlm
-
-        return mixedlm(self)
+        return comparison.cross_check(self)
 
     def gee(self, group: str | None = None) -> pd.DataFrame:
         """A sensitivity analysis without random effects: generalised estimating equations by statsmodels.
@@ -417,19 +226,112 @@ class FitResult:
         Raises:
             FitError: If there is no such grouping factor, or rows are counts or have weights.
         """
-        from vlm_probe.analysis.mixed_effects.second_opinions import gee
+        return comparison.gee(self, group)
 
-        return gee(self, group)
+    def with_derivatives(self) -> FitResult:
+        """The same fit of a logistic or Poisson mixed model with the second derivatives that `calc_derivs=False` left out."""
+        if self.family == "gaussian" or not self.design.terms:
+            return self
+        precision = prior_precision(self.design, self.prior_sd)
+        solution = engine(self.design, precision, self.n_nodes).completed(self.solution)
+        before = check_solution(self.design, self.solution, self.n_nodes)
+        kept = (warning for warning in self.warnings if warning not in before)
+        return replace(
+            self,
+            solution=solution,
+            warnings=(*kept, *check_solution(self.design, solution, self.n_nodes)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain data, for JSON."""
-        from vlm_probe.analysis.mixed_effects.printing import to_dict
-
-        return to_dict(self)
+        return printing.to_dict(self)
 
     def __str__(self) -> str:
-        from vlm_probe.analysis.mixed_effects.printing import to_text
-
-        return to_text(self)
+        return printing.to_text(self)
 
     __repr__ = __str__
+
+
+def fit(
+    formula: str,
+    data: pd.DataFrame,
+    *,
+    family: str = "gaussian",
+    reml: bool = True,
+    contrasts: str | Mapping[str, Any] = "treatment",
+    trials: Column = None,
+    offset: Column = None,
+    weights: Column = None,
+    df: str | None = None,
+    prior_sd: float | None = None,
+    nAGQ: int = 1,
+    calc_derivs: bool = True,
+) -> FitResult:
+    """Fit a mixed-effects model.
+
+    Linear models by (restricted) maximum likelihood, logistic and Poisson ones by maximum likelihood with the Laplace
+    approximation. A formula without random effects is an ordinary (generalised) linear model.
+
+    Args:
+        formula: In the notation of lme4: `correct ~ method*shift + (1 + margin | run) + (1 | item)`. The fixed part has the
+            grammar of formulaic; the response is a column, an expression, or `cbind(successes, failures)`.
+        data: One row per trial, or per cell of counts. Text, booleans and categoricals are factors; categoricals keep the
+            order of their levels, of which the first is the reference level.
+        family: "gaussian", "binomial" (logit link) or "poisson" (log link).
+        reml: For linear models, whether to restrict the likelihood, so that variances are not too small.
+        contrasts: Coding of factors: "treatment", "sum", "helmert", "poly", "sequential"; or by factor, where planned
+            contrasts are `{name: {level: weight}}`.
+        trials: Binomial: number of trials of each row, of which the response is the number of successes (or the share).
+        offset: Known part of the linear predictor.
+        weights: Linear models: a row's residual variance is `sigma^2 / weight`. Binomial: the same as `trials`, for shares.
+        df: Degrees of freedom: None for "satterthwaite" in linear mixed models, "between-within" in others; "asymptotic".
+        prior_sd: For separated data: a normal prior with this standard deviation on the effect (log-odds) of every
+            fixed effect per standard deviation of its column, but the intercept's (Gelman et al., 2008, suggest 2.5).
+        nAGQ: Logistic and Poisson models with one effect of one grouping factor, `(1 | person)`: nodes of adaptive Gauss-Hermite
+            quadrature, as in lme4; 1 is the Laplace approximation. It errs where levels have few answers and differ much.
+        calc_derivs: Logistic and Poisson mixed models: whether to take second derivatives, as lme4's control has it. Without, standard
+            errors are those at the variances that were estimated, which takes a fraction of the time where fixed effects are many, and
+            does for a choice between models; `with_derivatives()` adds them.
+
+    Returns:
+        The result. Its `warnings`, which are raised as `FitWarning` too, say what a reader has to know.
+
+    Raises:
+        SeparationError: If an estimate is infinite.
+        FitError: If the model cannot be fitted to these data; the message names the column, factor or cell.
+    """
+    design = build(formula, data, family=family, contrasts=contrasts, offset=offset, trials=trials, weights=weights)
+    found = check_design(design, prior_sd)
+    check_nodes(design, nAGQ)
+    if prior_sd is None:
+        # Before the grouping factors: answers that a predictor settles do not vary within runs either.
+        check_separation(design)
+    elif family == "gaussian":
+        raise FitError("prior_sd is for family='binomial' and 'poisson': linear models have finite estimates")
+    elif not prior_sd > 0:
+        raise FitError(f"prior_sd is {prior_sd}: give a positive number, such as 2.5")
+    else:
+        found.append(
+            f"estimates are drawn towards 0 by a normal prior with standard deviation {prior_sd:g} per standard deviation"
+            " of a predictor: they are no maximum likelihood estimates"
+        )
+    columns = strata(design)
+    found += [*check_terms(design), *check_strata(design, columns), *check_repeats(design, data)]
+    solution = solve(design, reml=reml, prior_sd=prior_sd, n_nodes=nAGQ, derivatives=calc_derivs)
+    found += check_solution(design, solution, nAGQ)
+    for text in found:
+        python_warnings.warn(text, FitWarning, stacklevel=2)
+    if df is None:
+        mixed = bool(design.terms)
+        df = ("satterthwaite" if mixed else "residual") if family == "gaussian" else "between-within"
+    return FitResult(
+        design,
+        solution,
+        df,
+        reml and family == "gaussian" and bool(design.terms),
+        contrasts,
+        tuple(found),
+        columns,
+        prior_sd,
+        nAGQ,
+    )

@@ -1,7 +1,8 @@
-"""Separation: predictors that foretell binary answers perfectly, so that maximum likelihood estimates are infinite.
+"""Separation: predictors that foretell answers or counts of 0 perfectly, so that maximum likelihood estimates are infinite.
 
-Found before a mixed model is fitted (Albert & Anderson, 1984; Konis, 2007). If a combination of fixed effects separates
-right from wrong answers, the likelihood rises along it for any value of the random effects.
+Found before a mixed model is fitted (Albert & Anderson, 1984; Konis, 2007; for counts Correia, Guimaraes & Zylkin, 2019). If a combination
+of fixed effects separates right from wrong answers, or counts of 0 from others, the likelihood rises along it for any value of the random
+effects.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import numpy as np
 import pandas as pd
 import scipy.optimize
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from vlm_probe.analysis.mixed_effects.design import Design
 from vlm_probe.analysis.mixed_effects.errors import SeparationError
 
+Floats = NDArray[np.float64]
+
 CERTAIN = 15.0
-"""Log-odds beyond which an estimate without random effects raises suspicion, to be settled by a linear programme."""
+"""Log-odds, or logarithms of means, beyond which an estimate without random effects raises suspicion, to be settled by a linear programme."""
 EXIT = (
     "merge or leave out levels, report such cells as counts with exact intervals, or give prior_sd=2.5 for estimates"
     " with a weak prior"
@@ -31,84 +33,84 @@ def check_separation(design: Design) -> None:
     Raises:
         SeparationError: If there is one, with the cell or the predictors.
     """
-    if design.family.name != "binomial" or _settled(design):
+    if design.family.name == "gaussian" or _settled(design):
         return
-    x, successes, failures = _distinct(design)
-    direction = _separating(x, successes, failures)
+    margins, held = _margins(design)
+    direction = _separating(margins, held)
     if direction is None:
         return
-    kind = "complete" if _strict(_margins(x, successes, failures)) else "quasi-complete"
+    kind = "complete" if not len(held) and _strict(margins) else "quasi-complete"
     cell = _constant_cell(design)
     if cell:
-        raise SeparationError(f"{kind} separation: {cell}, so that its log-odds are infinite; {EXIT}")
+        raise SeparationError(f"{kind} separation: {cell}; {EXIT}")
     parts = [
         name for name, weight in zip(design.names, direction, strict=True) if abs(weight) > 1e-7 and name != "Intercept"
     ]
+    what = "the response" if design.family.name == "binomial" else "counts of 0"
     raise SeparationError(
-        f"{kind} separation: {' and '.join(parts or design.names)} foretell{'s' if len(parts) == 1 else ''} the"
-        f" response without error, so that the estimate is infinite; {EXIT}"
+        f"{kind} separation: {' and '.join(parts or design.names)} foretell{'s' if len(parts) == 1 else ''} {what} without error, so"
+        f" that the estimate is infinite; {EXIT}"
     )
 
 
 def _settled(design: Design) -> bool:
-    """Whether the logistic regression without random effects has a finite optimum, which excludes separation."""
-    q, _ = np.linalg.qr(design.x)
-    gamma = np.zeros(q.shape[1])
+    """Whether the regression without random effects has a finite optimum, which excludes separation."""
+    q, _ = design.distinct.orthonormal()
+    gamma = np.zeros(q.rows.shape[1])
+    if (
+        design.family.name == "poisson"
+    ):  # a first step of iteratively reweighted least squares: Newton's would go too far
+        gamma = q.transposed_times(np.log(design.y + 0.5) - design.offset)
     for _ in range(12):
-        predictor = q @ gamma + design.offset
-        p = expit(predictor)
-        weight = design.trials * p * (1 - p)
-        information = q.T @ (weight[:, None] * q)
-        gradient = q.T @ (design.y - design.trials * p)
+        moments = design.family.moments(design.y, design.trials, q.times(gamma) + design.offset)
+        information = q.gram(moments.weight)
+        gradient = q.transposed_times(design.y - moments.mean)
         try:
             step = np.linalg.solve(information, gradient)
         except np.linalg.LinAlgError:
             return False
         gamma = gamma + step
-        if not np.isfinite(gamma).all() or np.abs(q @ gamma).max() > CERTAIN:
+        if not np.isfinite(gamma).all() or np.abs(q.rows @ gamma).max() > CERTAIN:
             return False
         if gradient @ step < 1e-8:
             return True
     return False
 
 
-def _distinct(design: Design) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Distinct rows of the design, with their numbers of successes and failures."""
-    x, index = np.unique(design.x, axis=0, return_inverse=True)
-    index = index.ravel()
-    return x, np.bincount(index, design.y).astype(float), np.bincount(index, design.trials - design.y).astype(float)
-
-
-def _separating(
-    x: NDArray[np.float64], successes: NDArray[np.float64], failures: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
-    """A direction along which successes are never lower, failures never higher, and something is strictly so.
-
-    Maximises the sum of the margins of all answers within a box, which is 0 if and only if there is none.
+def _margins(design: Design) -> tuple[Floats, Floats]:
+    """Distinct rows, with columns of a largest value of 1: those whose product with a separating direction is at least 0, and at least
+    once above it (the direction foretells the answer, or the 0), and those whose product is 0.
     """
-    margins = _margins(x, successes, failures)
+    x = design.distinct.rows
+    scaled = x / np.maximum(np.abs(x).max(axis=0), 1e-300)
+    successes = design.distinct.totals(design.y)
+    if design.family.name == "poisson":
+        return -scaled[successes == 0], scaled[successes > 0]
+    failures = design.distinct.totals(design.trials - design.y)
+    return np.vstack([scaled[successes > 0], -scaled[failures > 0]]), np.zeros((0, x.shape[1]))
+
+
+def _separating(margins: Floats, held: Floats) -> Floats | None:
+    """A direction along which all margins are at least 0 and one is above it, and along which nothing moves that is held.
+
+    Maximises the sum of the margins within a box, which is 0 if and only if there is none.
+    """
     total = margins.sum(axis=0)
     found = scipy.optimize.linprog(
-        -total / max(np.abs(total).max(), 1e-300),
+        -total / max(np.abs(total).max(initial=0.0), 1e-300),
         A_ub=-margins,
         b_ub=np.zeros(len(margins)),
-        bounds=[(-1, 1)] * x.shape[1],
+        A_eq=held,
+        b_eq=np.zeros(len(held)),
+        bounds=[(-1, 1)] * margins.shape[1],
         method="highs",
     )
-    if found.status != 0 or (margins @ found.x).max() < 1e-6:
+    if found.status != 0 or (margins @ found.x).max(initial=0.0) < 1e-6:
         return None
     return np.asarray(found.x)
 
 
-def _margins(
-    x: NDArray[np.float64], successes: NDArray[np.float64], failures: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Rows, with columns of a largest value of 1, whose product with a direction is positive where it foretells the answer."""
-    scaled = x / np.maximum(np.abs(x).max(axis=0), 1e-300)
-    return np.vstack([scaled[successes > 0], -scaled[failures > 0]])
-
-
-def _strict(margins: NDArray[np.float64]) -> bool:
+def _strict(margins: Floats) -> bool:
     """Whether a direction foretells every single answer: the largest smallest margin within a box is above 0."""
     rows, columns = margins.shape
     found = scipy.optimize.linprog(
@@ -122,7 +124,7 @@ def _strict(margins: NDArray[np.float64]) -> bool:
 
 
 def _constant_cell(design: Design) -> str:
-    """The smallest cell of factor levels whose answers are all right or all wrong, in words."""
+    """The smallest cell of factor levels whose answers are all right or all wrong, or whose counts are all 0, in words."""
     factors = list(design.matrix.factors)
     for size in range(1, len(factors) + 1):
         for names in combinations(factors, size):
@@ -132,9 +134,12 @@ def _constant_cell(design: Design) -> str:
                 .sum()
             )
             for level, row in table.iterrows():
-                if row["right"] in (0, row["of"]):
-                    levels = level if isinstance(level, tuple) else (level,)
-                    cell = ", ".join(f"{name} = {value}" for name, value in zip(names, levels, strict=True))
+                levels = level if isinstance(level, tuple) else (level,)
+                cell = ", ".join(f"{name} = {value}" for name, value in zip(names, levels, strict=True))
+                if design.family.name == "poisson" and row["right"] == 0:
+                    return f"all {row['of']:.0f} counts of the cell {cell} are 0, so that the logarithm of their mean is infinite"
+                if design.family.name == "binomial" and row["right"] in (0, row["of"]):
                     kind = "1" if row["right"] else "0"
-                    return f"the response is {kind} in all {row['of']:.0f} answers of the cell {cell}"
+                    of = f"in all {row['of']:.0f} answers of the cell {cell}"
+                    return f"the response is {kind} {of}, so that its log-odds are infinite"
     return ""

@@ -222,7 +222,7 @@ def _transfer(trials: Trials) -> dict[str, Any] | None:
     result = transfer_matrix(table, material.baselines())
     rows = []
     for row in result.table.to_dict("records"):
-        test = test_name(row["test_task"], row["shift"], row["shift_level"])
+        test = test_name(row["test_task"], row["shift"], row["shift_level"], row.get("test_set", ""))
         rows.append({name: plain(row[name]) for name in CELLS} | {"training": _training(row, trials), "test": test})
     return {"rows": rows, "how": result.how, "notes": list(result.notes)}
 

@@ -12,7 +12,7 @@ from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.rates import HOW, by_cell, by_run
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
-from vlm_probe.analysis.selection import CELL
+from vlm_probe.analysis.selection import CELL, TEST, present
 from vlm_probe.analysis.style import name_of
 
 LEGAL = 0.95
@@ -31,11 +31,13 @@ def section(material: Material) -> Section:
     table, runs = by_cell(plain, CELL), by_run(plain, CELL)
     if "status" in plain:
         read = plain.assign(parse_rate=plain["status"].astype(str) == "ok")
-        table = table.merge(read.groupby(list(CELL), observed=True)["parse_rate"].mean().reset_index(), on=list(CELL))
+        keys = present(plain, CELL)
+        table = table.merge(read.groupby(keys, observed=True)["parse_rate"].mean().reset_index(), on=keys)
     baselines = material.baselines()
     if len(baselines):
-        of_test = baselines.drop_duplicates(["test_task", "shift", "shift_level"]).drop(columns="stimuli")
-        table = table.merge(of_test, on=["test_task", "shift", "shift_level"], how="left")
+        tests = present(baselines, TEST)
+        of_test = baselines.drop_duplicates(tests).drop(columns="stimuli")
+        table = table.merge(of_test, on=tests, how="left")
     how = f"{HOW}; {len(plain)} trials of {plain['run'].nunique()} runs"
     notes = (TWO_RUNS,) if (table["n_runs"] == 2).any() else ()
     results = {
@@ -45,7 +47,7 @@ def section(material: Material) -> Section:
         "runs": Result(title="Success rate of every run, with 95 % Wilson intervals", table=runs, how=how),
     }
     if len(material.observers):
-        watched = by_cell(material.observers, ("model", "test_task", "shift", "shift_level"))
+        watched = by_cell(material.observers, ("model", *TEST))
         results["observers"] = Result(title="Success rate of observers, with 95 % intervals", table=watched, how=HOW)
     figures = [_figure(table, runs, baselines, model) for model in dict.fromkeys(table["model"])]
     return Section(
@@ -68,7 +70,7 @@ def _figure(table: pd.DataFrame, runs: pd.DataFrame, baselines: pd.DataFrame, mo
     caption = (
         f"Success rate of {model} by test and method. Large symbols: means over runs with 95 % intervals (runs: {counts};"
         f" {int(single['n_trials'].sum())} trials; see “how” of the table). Small dots: runs. Dotted: chance; dashed: the best"
-        " shortcut rule of the audit, where it is known."
+        " baseline without physics (constant answer or shortcut rule), where it is known."
     )
     reference = with_test(baselines) if len(baselines) else pd.DataFrame({"test": []})
     name = f"means-{file_part(str(model))}" if several else "means"
@@ -92,16 +94,16 @@ def _unread(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _answer(table: pd.DataFrame) -> tuple[str, ...]:
-    if "best_shortcut" not in table or table["best_shortcut"].isna().all():
+    if "best_baseline" not in table or table["best_baseline"].isna().all():
         return ()
-    known = table[table["best_shortcut"].notna()]
-    above = known[known["rate_low"] > known["best_shortcut"].astype(float)]
+    known = table[table["best_baseline"].notna()]
+    above = known[known["rate_low"] > known["best_baseline"].astype(float)]
     return (
-        f"The interval lies above the best shortcut rule in {len(above)} of {len(known)} cells"
+        f"The interval lies above the best baseline without physics (chance, constant answer or shortcut rule) in {len(above)} of {len(known)} cells"
         + (
             ": "
             + "; ".join(
-                f"{name_of(str(r.method))} trained on {r.train_tasks}, tested on {r.test_task}"
+                f"{name_of(str(r.method))} trained on {r.train_tasks}, tested on {r.test_task} ({r.baseline}: {r.best_baseline:.3f})"
                 for r in above.itertuples()
             )
             + "."

@@ -8,10 +8,10 @@ from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.rates import HOW, by_cell
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.section import Section, Unanswerable
-from vlm_probe.analysis.selection import CELL, cells
+from vlm_probe.analysis.selection import CELL, cells, present
 
-TRIED = (*CELL, "memory", "attempts")
-"""Columns that make a cell here."""
+TRIED = ("memory", "attempts")
+"""What several attempts differ in, besides the cell of the design."""
 
 
 def section(material: Material) -> Section:
@@ -21,7 +21,8 @@ def section(material: Material) -> Section:
     if tried.empty:
         raise Unanswerable("every item was tried once: add runs of an action with `probe run --attempts 3`")
     rows = []
-    for key, own in cells(tried, TRIED):
+    columns = [*present(tried, CELL), *TRIED]
+    for key, own in cells(tried, columns):
         most = int(str(key[-1]))
         items = _items(own)
         single = None
@@ -33,7 +34,7 @@ def section(material: Material) -> Section:
             rate = by_cell(known.assign(success=(known["solved"] <= within).astype(int), cell=0), ["cell"]).iloc[0]
             single = float(rate["rate"]) if single is None else single
             rows.append(
-                dict(zip(TRIED, key, strict=True))
+                dict(zip(columns, key, strict=True))
                 | {"within": within}
                 | {name: rate[name] for name in ("rate", "rate_low", "rate_high")}
                 | {

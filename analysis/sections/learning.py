@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +16,8 @@ from vlm_probe.analysis.material import Material, Settings
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
 from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.tables import number, p_value
+from vlm_probe.analysis.training import AFTER
 
 WINDOW = 5
 """Logged points over which the success of training batches is averaged: a batch is small."""
@@ -67,6 +70,7 @@ def _add(
     results[name] = found
     results[f"{name}_runs"] = Result(title=f"{found.title}: every run", table=found.runs, how=found.how)
     if len(found.comparisons):
+        answer += _savings(found.comparisons)
         results[f"{name}_compared"] = Result(
             title="Learning compared between kinds of training",
             table=found.comparisons,
@@ -101,6 +105,32 @@ def _add(
             f"{name_of(row['method'])} on {row['panel']} ({name}): {row['n_reached']} of {row['n_runs']} runs reach"
             f" {settings.criterion:g}; mean success over training {row['area']:.2f}."
         )
+
+
+def _savings(comparisons: pd.DataFrame) -> list[str]:
+    """What starting from an adapter that had learned something else saves, against starting from the base."""
+    lines = []
+    for row in comparisons.to_dict("records"):
+        warm, cold, ratio = str(row["first"]), str(row["second"]), float(row["samples_ratio"])
+        if AFTER in cold:
+            warm, cold, ratio = cold, warm, 1 / ratio
+        if AFTER not in warm or AFTER in cold or not warm.startswith(cold):
+            continue
+        needs = (
+            f"{number(ratio)} times as many samples"
+            if math.isfinite(ratio)
+            else "no ratio of samples, since not every run got there"
+        )
+        lines.append(
+            f"Savings on {row['train_tasks']}: {warm}, compared with {cold} from the base, takes {needs} to the criterion"
+            f" (p {_equals(row['samples_p'])}, permutation test)."
+        )
+    return lines
+
+
+def _equals(p: float) -> str:
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _with_panel(table: pd.DataFrame, *, several_models: bool) -> pd.DataFrame:

@@ -97,7 +97,10 @@ def _results(fitted: CellModel, model: str) -> dict[str, Result]:
         ("optimiser", fit.optimizer),
         ("converged", "yes" if fit.converged else "NO"),
         ("singular", "yes" if fit.singular else "no"),
-        ("weak prior", f"sd {fit.prior_sd:g} per standard deviation of a predictor" if fitted.regularised else "none"),
+        (
+            "weak prior",
+            f"sd {fit.prior_sd:g} per standard deviation of a predictor" if fitted.chosen.regularised else "none",
+        ),
         ("warnings", "; ".join(fit.warnings) or "none"),
     ]
     return {

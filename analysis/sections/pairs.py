@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pandas as pd
 
+from vlm_probe.analysis.contrasts import REINFORCEMENT
 from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.minimal_pairs import pairs
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.section import Section, Unanswerable
 from vlm_probe.analysis.selection import CELL, cells
-from vlm_probe.analysis.shortcut_rules import adjusted_success, item_rules
+from vlm_probe.analysis.shortcut_rules import adjusted_success, cue_reliance, item_rules, reliance_by_method
+from vlm_probe.stimuli.errors import InvalidInput
 
 
 def section(material: Material) -> Section:
@@ -38,6 +43,17 @@ def section(material: Material) -> Section:
             f"Success stays above one half whichever single rule is adjusted for in {int((above > 0.5).sum())} of {len(above)}"
             " cells with two answers (95 % intervals)."
         )
+    relied = _reliance(material)
+    if relied is not None:
+        results["reliance"] = relied
+        methods = reliance_by_method(relied, REINFORCEMENT)
+        if len(methods.table):
+            results["reliance_rl_sft"] = methods
+            told = methods.table[(methods.table["p"] < material.settings.alpha) & (methods.table["cue"] != "margin")]
+            answer.append(
+                f"After RL, answers follow a shortcut cue more or less than after SFT in {len(told)} of"
+                f" {int((methods.table['cue'] != 'margin').sum())} comparisons (p < {material.settings.alpha:g}, not corrected)."
+            )
     return Section(
         "pairs",
         "Minimal pairs and shortcuts",
@@ -45,6 +61,22 @@ def section(material: Material) -> Section:
         tuple(answer),
         results,
     )
+
+
+def _reliance(material: Material) -> Result | None:
+    """Weights of margin and cues in the answers to judgements, of the sets that are still there; None if none can be told."""
+    judged = material.plain[material.plain["signal"].notna()]
+    found = []
+    for (code,), own in cells(judged, ["stimuli"]):
+        stimuli = material.sets.get(str(code))
+        rules = item_rules(stimuli.path) if stimuli is not None else pd.DataFrame(columns=["item_id"])
+        if rules.shape[1] < 2:
+            continue
+        with suppress(InvalidInput):  # whose margin does not say which answer is right
+            found.append(cue_reliance(own, rules, by=CELL))
+    if not found:
+        return None
+    return replace(found[0], table=pd.concat([one.table for one in found], ignore_index=True))
 
 
 def _adjusted(material: Material) -> Result | None:

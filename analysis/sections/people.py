@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlm_probe.analysis.alignment import alignment
+from vlm_probe.analysis.alignment import THIN, alignment
 from vlm_probe.analysis.alignment_model import alignment_model
 from vlm_probe.analysis.kappa import FEWEST_SHARED
 from vlm_probe.analysis.material import Material
@@ -57,7 +57,7 @@ def in_words(row: Mapping[Any, Any], items: pd.DataFrame) -> str:
         r = "r with the share of people is undefined" + (
             f" ({' and '.join(same)} said the same about every item, and a correlation needs both to vary)"
             if same
-            else ""
+            else f" ({THIN})"
         )
     if math.isnan(row["kappa"]):
         kappa = (

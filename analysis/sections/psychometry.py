@@ -14,7 +14,7 @@ from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.proportions import wilson
 from vlm_probe.analysis.psychometric import psychometric
 from vlm_probe.analysis.section import Figure, Section, Unanswerable
-from vlm_probe.analysis.selection import CELL, cells, said_signal, signed_margin
+from vlm_probe.analysis.selection import CELL, cells, present, said_signal, signed_margin
 from vlm_probe.analysis.style import name_of
 
 
@@ -96,9 +96,10 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
     read = pd.concat(sided)
     read = read[read["_said"].notna() & read["margin_bin"].notna()]
     rows = []
-    for key, own in cells(read, [*CELL, "signal", "margin_bin"]):
+    columns = [*present(read, CELL), "signal", "margin_bin"]
+    for key, own in cells(read, columns):
         rate = wilson(float(own["_said"].sum()), len(own))
-        cell = dict(zip((*CELL, "signal", "margin_bin"), key, strict=True))
+        cell = dict(zip(columns, key, strict=True))
         others = sorted(set(own["truth"].dropna().astype(str)) - {str(cell["signal"])})
         rows.append(
             cell

@@ -13,9 +13,13 @@ from vlm_probe.analysis.labels import file_part, joined, span, training_name, wi
 from vlm_probe.analysis.levels import TRANSFER
 from vlm_probe.analysis.material import Material
 from vlm_probe.analysis.section import Figure, Section, Unanswerable, some_columns
+from vlm_probe.analysis.source_target import Transfer
+from vlm_probe.analysis.style import name_of
+from vlm_probe.analysis.tables import number
 from vlm_probe.analysis.transfer import transfer_matrix
+from vlm_probe.analysis.transfer_verdicts import ALL, LEARNING, before_correction, chosen, finding
 
-CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "transfer")
+CELL = ("model", "method", "train_tasks", "regime", "test_task", "shift", "shift_level", "test_set", "transfer")
 RATES = (
     "rate",
     "estimated_rate",
@@ -34,7 +38,55 @@ RATES = (
     "n_trials",
 )
 OF_MODEL = {f"estimate{end}": f"estimated_rate{end}" for end in ("", "_low", "_high")}
-SIZES = ("odds_ratio", "odds_low", "odds_high", "interval", "h", "best_shortcut", "p_shortcut", "p_shortcut_holm")
+SIZES = ("odds_ratio", "odds_low", "odds_high", "interval", "h", "best_baseline", "p_baseline", "p_baseline_holm")
+SOURCES = ("model", "source", "method", "target", "transfer", "verdict", "measure", "n_runs", "n_learned")
+SUCCESS = (
+    *(
+        "rate",
+        "untrained",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "df",
+        "p",
+        "p_holm",
+        "p_equivalence",
+        "p_equivalence_holm",
+    ),
+    *(
+        "ruled_out",
+        "difference_learned",
+        "p_learned",
+        "invalid",
+        "invalid_untrained",
+        "difference_valid",
+        "p_valid",
+        "best_baseline",
+        "baseline",
+    ),
+    *("control_difference", "control_low", "control_high", "control_p"),
+)
+SIGNED = (
+    *("signed", "signed_low", "signed_high", "p_reversed", "p_reversed_holm", "signed_untrained", "signed_difference"),
+    *(
+        "signed_difference_low",
+        "signed_difference_high",
+        "signed_df",
+        "signed_p",
+        "signed_p_holm",
+        "signed_p_equivalence",
+    ),
+    *(
+        "signed_ruled_out",
+        "information",
+        "information_untrained",
+        "d_prime",
+        "d_prime_untrained",
+        "correlation",
+        "correlation_untrained",
+    ),
+    *("direction_accuracy", "direction_accuracy_untrained"),
+)
 
 
 def section(material: Material) -> Section:
@@ -47,20 +99,114 @@ def section(material: Material) -> Section:
     found = transfer_matrix(plain, material.baselines(), settings.bound, settings.alpha)
     table = found.table
     trained = table[table["method"].astype(str) != "none"]
-    figures = tuple(_figure(table[table["model"] == model], settings.alpha) for model in dict.fromkeys(table["model"]))
+    directed = material.transfer
+    models = list(dict.fromkeys(table["model"]))
+    figures = (
+        *(signed_figure(directed.table[directed.table["model"] == str(model)], settings.alpha) for model in models),
+        *(_figure(table[table["model"] == model], settings.alpha) for model in models),
+    )
     return Section(
         "transfer",
         "Transfer",
         "What does each training change, on the trained task and beyond it?",
-        tuple(_answer(trained, settings.alpha)),
+        (*_directed(directed, settings.alpha), *_answer(trained, settings.alpha)),
         {
+            "sources": some_columns(directed, [*SOURCES, *SUCCESS], directed.title),
+            "signed": some_columns(
+                directed,
+                [*SOURCES, *SIGNED],
+                "The same: signed score, below 0 where answers are reversed, and information",
+            ),
+            "ratios": replace(
+                directed,
+                table=directed.ratios,
+                title="Transfer ratio: gain on the target / gain on the source, with 95 % Fieller intervals (empty: unbounded)",
+            ),
+            "learned": replace(
+                directed,
+                table=directed.runs,
+                title="Whether every run is better than the untrained model on its own source",
+            ),
+            **({} if directed.measures is None else {"measures": directed.measures}),
             # A rate here, where `estimate` in all other tables is on the scale of log odds.
             "matrix": some_columns(replace(found, table=table.rename(columns=OF_MODEL)), [*CELL, *RATES], found.title),
             "sizes": some_columns(
-                found, [*CELL, *SIZES], "The same: odds ratios, effect sizes, and the best shortcut rule"
+                found, [*CELL, *SIZES], "The same: odds ratios, effect sizes, and the best baseline without physics"
             ),
         },
         figures,
+    )
+
+
+def _directed(found: Transfer, alpha: float) -> list[str]:
+    """Which transfers there are, by verdict."""
+    lines = []
+    words = {"reversed": "Reversed transfer", "higher": "Positive transfer", "lower": "Loss"}
+    for verdict, title in words.items():
+        own = chosen(found, verdict)
+        if own:
+            lines.append(f"{title} (Holm, p < {alpha:g}): {'; '.join(map(finding, own))}.")
+    early = before_correction(found, alpha)
+    if early:
+        lines.append(
+            f"Told from the untrained model before correction for all contrasts, and not after it: {'; '.join(map(finding, early))}."
+        )
+    table = found.table[(found.table["method"] == ALL) & ~found.table["transfer"].isin(LEARNING)]
+    same = table[table["verdict"] == "equivalent"]
+    if len(same):
+        pairs = "; ".join(
+            f"{row['source']} → {row['target']} ({number(row['ruled_out'])})" for row in same.to_dict("records")
+        )
+        lines.append(
+            f"Equivalent, with the smallest true difference in success that there was 80 % power to rule out: {pairs}."
+        )
+    limited = table[table["verdict"] == "uninformative"]
+    if len(limited):
+        named = dict.fromkeys(f"{row['target']} ({row['measure']})" for row in limited.to_dict("records"))
+        lines.append(f"Uninformative: {', '.join(named)}.")
+    lines.append(
+        f"Inconclusive: {int((table['verdict'] == 'inconclusive').sum())} of {len(table)} contrasts of sources and targets."
+    )
+    return lines
+
+
+def _lines(source: str) -> str:
+    """A source over several lines, two tasks each."""
+    tasks = source.split("+")
+    return "\n+ ".join(" + ".join(tasks[i : i + 2]) for i in range(0, len(tasks), 2))
+
+
+def signed_figure(table: pd.DataFrame, alpha: float) -> Figure:
+    """The matrix of sources and targets, by the sign of what the answers say."""
+    own = table[table["method"] == ALL]
+    cells = pd.DataFrame(
+        {
+            "training": own["source"].map(_lines),
+            "test": own["target"],
+            "rate": own["signed"],
+            "difference": own["signed"],
+            "reliable": own["verdict"].isin(["higher", "lower", "reversed"]),
+            "within": own["transfer"] == "within",
+        }
+    )
+    base = own.drop_duplicates("target")
+    untrained = pd.DataFrame(
+        {
+            "training": name_of("none"),
+            "test": base["target"],
+            "rate": base.get("signed_untrained"),
+            "difference": base.get("signed_untrained"),
+        }
+    ).assign(reliable=False, within=False)
+    model = str(own["model"].iloc[0])
+    caption = (
+        f"What training on a source (rows) makes the answers of {model} to a target (columns) say about the truth: signed score, the hit rate minus the"
+        " false-alarm rate of the side of the truth (1: always right, 0: no information, -1: always reversed), mean over methods and runs."
+        f" Bold: higher, lower or reversed (see the table; Holm, p < {alpha:g}); framed: the source itself. {span(own['n_runs'])} runs a source."
+    )
+    shown = pd.concat([untrained, cells]).reset_index(drop=True)
+    return Figure(
+        joined("signed", file_part(model)), caption, partial(heatmap, shown, label="Signed score (below 0: reversed)")
     )
 
 

@@ -96,7 +96,7 @@ def _effect(row: dict[str, Any], study: Study) -> str:
 
 def status(study: Study) -> str:
     """Whether the contrasts were planned beforehand."""
-    return "registered" if study.registration is not None and study.registration.contrasts else "exploratory"
+    return "registered" if study.registration is not None and study.registration.method_contrasts else "exploratory"
 
 
 def put(numbers: Numbers, name: str, row: dict[str, Any], alpha: float) -> None:
@@ -165,7 +165,7 @@ def not_run(study: Study) -> list[dict[str, str]]:
     if study.registration is None:
         return []
     there = {(row["transfer"], _key(study, row)) for row in study.contrasts_over_all}
-    planned = [dict(c) for c in study.registration.contrasts if not c["training"]]
+    planned = [dict(c) for c in study.registration.method_contrasts if not c["training"]]
     return [c for c in planned if (c["level"], f"{c['positive']}-{c['negative']}") not in there]
 
 

@@ -45,7 +45,7 @@ def part(study: Study) -> Part:
         numbers.rate(name, row["rate"], row["rate_low"], row["rate_high"])
         numbers.count(f"{name}.runs", row["n_runs"])
     for row in records(references):
-        for column in ("chance", "constant", "best_shortcut"):
+        for column in ("chance", "constant", "best_shortcut", "best_baseline"):
             numbers.rate(f"{column.replace('_', '-')}.{row['test_task']}", _number(row.get(column)))
         if row.get("shortcut"):
             numbers.phrase(f"best-shortcut.{row['test_task']}.name", str(row["shortcut"]))
@@ -70,10 +70,10 @@ def within(study: Study) -> pd.DataFrame:
 
 
 def _beyond(cells: pd.DataFrame, references: pd.DataFrame) -> str:
-    """Whether trained models do better than the best rule of the audit: the lower end of the interval lies above it."""
-    if references.empty or references["best_shortcut"].isna().all():
+    """Whether trained models do better than the best baseline without physics: the lower end of the interval lies above it."""
+    if references.empty or references["best_baseline"].isna().all():
         return "unknown"
-    best = dict(zip(references["test_task"].astype(str), references["best_shortcut"].astype(float), strict=True))
+    best = dict(zip(references["test_task"].astype(str), references["best_baseline"].astype(float), strict=True))
     trained = records(cells[cells["method"] != "none"])
     above = [row["rate_low"] > best.get(str(row["test_task"]), math.nan) for row in trained]
     return "all" if all(above) else "some" if any(above) else "none"
@@ -88,10 +88,10 @@ def _table(cells: pd.DataFrame, references: pd.DataFrame, tasks: list[str], stud
         for method in methods:
             own = cells[(cells["test_task"] == task) & (cells["method"] == method)]
             row.append(latex.rate(records(own)[0]) if len(own) else "--")
-        for column in ("chance", "best_shortcut"):
+        for column in ("chance", "best_baseline"):
             row.append(latex.in_math(tables.proportion(_number(by_task.get(task, {}).get(column)), 2)))
         rows.append(row)
-    header = ["Task", *(name_of(m) if m == "none" else latex.text(name_of(m)) for m in methods), "Chance", "Shortcut"]
+    header = ["Task", *(name_of(m) if m == "none" else latex.text(name_of(m)) for m in methods), "Chance", "Baseline"]
     return latex.table("l" + "l" * len(methods) + "rr", header, [latex.Rows("", rows)])
 
 

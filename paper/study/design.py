@@ -131,7 +131,7 @@ class Contrast:
     """A planned comparison of success rates.
 
     Attributes:
-        positive, negative: Methods, or "rl" for the mean of the reinforcement methods.
+        positive, negative: Methods ("rl": the mean of the reinforcement methods), or two training conditions.
         level: Level of transfer.
         training: A training condition that is tested by itself; empty: over all that have nothing special.
     """
@@ -388,14 +388,7 @@ def _contrasts(top: Fields, methods: tuple[str, ...], trainings: tuple[Training,
     found = []
     for number, entry in enumerate(given, 1):
         fields = Fields(entry, top.at(f"contrasts.{number}"), ("compare", "at", "training"))
-        sides = [side.strip().lower() for side in fields.text("compare").replace("−", "-").split("-")]
-        if len(sides) != 2 or sides[0] == sides[1]:
-            raise StudyError(
-                f"{fields.at('compare')} must name two methods, as in ppo - none; got {entry['compare']!r}"
-            )
-        reinforced = {REINFORCEMENT} if {"ppo", "grpo", "rloo"} & set(methods) else set()
-        for side in sides:
-            one_of(side, [*methods, *sorted(reinforced)], fields.at("compare"), "method")
+        sides = _sides(fields, entry, methods, [t.name for t in trainings])
         training = fields.text("training", "")
         if training:
             one_of(training, [t.name for t in trainings], fields.at("training"), "training condition")
@@ -405,6 +398,27 @@ def _contrasts(top: Fields, methods: tuple[str, ...], trainings: tuple[Training,
                 Contrast(positive, negative, one_of(level, LEVELS, fields.at("at"), "level of transfer"), training)
             )
     return tuple(dict.fromkeys(found))
+
+
+def _sides(fields: Fields, entry: Any, methods: tuple[str, ...], trainings: list[str]) -> list[str]:
+    """The two sides of a contrast: two methods, or two training conditions, whose names may have hyphens (so that " - " comes first)."""
+    text = fields.text("compare").replace("−", "-")
+    sides = [side.strip() for side in (text.split(" - ") if " - " in text else text.split("-"))]
+    if len(sides) != 2 or sides[0] == sides[1]:
+        raise StudyError(
+            f"{fields.at('compare')} must name two methods, as in ppo - none, or two training conditions; got {entry['compare']!r}"
+        )
+    if all(side in trainings for side in sides):
+        if fields.text("training", ""):
+            raise StudyError(
+                f"{fields.at('training')}: a contrast of two training conditions is not about a third: leave it out"
+            )
+        return sides
+    reinforced = [REINFORCEMENT] if {"ppo", "grpo", "rloo"} & set(methods) else []
+    sides = [side.lower() for side in sides]
+    for side in sides:
+        one_of(side, [*methods, *reinforced], fields.at("compare"), "method")
+    return sides
 
 
 def _name(text: str, where: str) -> str:

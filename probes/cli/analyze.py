@@ -42,12 +42,11 @@ def analyze(
     from vlm_probe.analysis.material import Settings
     from vlm_probe.analysis.registration import read_registration
     from vlm_probe.analysis.report import analyse
-    from vlm_probe.probes.cli.console import progress, show, show_json, tell
+    from vlm_probe.probes.cli.console import show, show_json, tell
     from vlm_probe.probes.cli.errors import FAILURE, SUCCESS
 
     plan = None if registered is None else read_registration(registered)
-    with progress("analysing") as step:
-        report = analyse(runs, out, Settings(seed=seed, bound=bound), step, plan)
+    report = analyse(runs, out, Settings(seed=seed, bound=bound), lambda now: tell(f"analysing: {now}"), plan)
     if json:
         show_json(report.data)
     else:

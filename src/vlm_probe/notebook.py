@@ -165,10 +165,9 @@ def analyze(*runs: RunReport | Place, out: Place = "analysis", bound: float = 0.
     """
     from vlm_probe.analysis.material import Settings
     from vlm_probe.analysis.report import analyse
-    from vlm_probe.probes.cli.console import progress
+    from vlm_probe.probes.cli.console import tell
 
-    with progress("analysing") as step:
-        return analyse(_folders(runs), Path(out), Settings(seed=seed, bound=bound), step)
+    return analyse(_folders(runs), Path(out), Settings(seed=seed, bound=bound), lambda now: tell(f"analysing: {now}"))
 
 
 def trials(*runs: RunReport | Place) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.special import expit
 
+from vlm_probe.analysis.alignment import alignment
 from vlm_probe.analysis.alignment_model import alignment_model
 
 Make = Callable[..., pd.DataFrame]
@@ -68,3 +69,43 @@ def test_counts_have_item_effects_alone(both: tuple[pd.DataFrame, pd.DataFrame])
 def test_items_without_responses_are_refused(both: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     with pytest.raises(ValueError, match="none of the judged items"):
         alignment_model(both[0], both[1].assign(item_id="x"))
+
+
+def dissenting(k: int, seed: int, n_people: int = 30, n_items: int = 25) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """People who answer at random, and a run that says "left" of k items and "right" of the others."""
+    rng = np.random.default_rng(seed)
+    items = [f"i{i:02d}" for i in range(n_items)]
+    said = np.where(np.isin(np.arange(n_items), rng.choice(n_items, k, replace=False)), "left", "right")
+    truth = np.where(np.arange(n_items) % 2 == 0, "left", "right")
+    trials = pd.DataFrame(
+        {
+            "run": "r",
+            "model": "m",
+            "method": "none",
+            "test_task": "towers-direction",
+            "item_id": items,
+            "signal": "left",
+        }
+    ).assign(truth=truth, answer=said, success=(said == truth).astype(int))
+    responses = pd.DataFrame(
+        [(item, f"p{person}", str(rng.choice(["left", "right"]))) for item in items for person in range(n_people)],
+        columns=["item_id", "participant", "response"],
+    )
+    return trials, responses
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_few_dissenting_items_are_no_agreement(k: int) -> None:
+    for seed in range(5):
+        trials, responses = dissenting(k, seed)
+        model, plain = alignment_model(trials, responses), alignment(trials, responses, resamples=50)
+        assert model.table.empty and "cannot be told" in model.notes[0]
+        row = plain.table.iloc[0]
+        assert row[["r", "r_low", "r_high", "spearman"]].isna().all() and np.isfinite(row["rmse"])
+        assert any("cannot be told" in note for note in plain.notes)
+
+
+def test_enough_dissenting_items_are_compared() -> None:
+    trials, responses = dissenting(6, 0)
+    assert len(alignment_model(trials, responses).table) == 2
+    assert np.isfinite(alignment(trials, responses, resamples=50).table["r"].iloc[0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,9 @@ from scipy.stats import permutation_test, ttest_ind
 from statsmodels.duration.survfunc import SurvfuncRight
 
 from vlm_probe.analysis.learning import KIND, TEST, curves_from_trials, learning, permutation_p
+from vlm_probe.analysis.material import Settings
+from vlm_probe.analysis.sections.learning import section
+from vlm_probe.analysis.training import read_facts
 
 
 def straight(method: str, slopes: list[float], end: float = 100, step: float = 10, **columns: str) -> pd.DataFrame:
@@ -136,3 +140,32 @@ def test_measures_that_are_no_shares_have_intervals_around_their_means() -> None
     tokens["tokens"] = 100 * tokens["success"]
     row = learning(tokens, criterion=60, measure="tokens").table.iloc[0]
     assert 1 < row["area_low"] < row["area"] < row["area_high"]
+
+
+def test_savings_are_samples_to_criterion_from_an_adapter_against_from_the_base() -> None:
+    facts = {
+        "method": "grpo",
+        "tasks": ["towers-topblock"],
+        "init": "f" * 64,
+        "lineage": [{"method": "sft", "tasks": ["towers-stability"]}],
+    }
+    warm = read_facts(facts).regime
+    assert warm == "after sft on towers-stability" and read_facts({**facts, "lineage": []}).regime == "init ffffffff"
+    x = np.arange(0, 1001, 50)
+    parts = []
+    for regime, needed in (("", 800), (warm, 400)):
+        for seed in range(4):
+            y = np.clip(x / (needed + 10 * seed), 0, 1)
+            run = {
+                "run": f"{regime} {seed}",
+                "model": "tiny",
+                "train_tasks": "towers-topblock",
+                "method": "grpo",
+                "regime": regime,
+            }
+            parts.append(pd.DataFrame({**run, "samples": x, "success": y}))
+    columns = ["method", "regime", "model", "train_tasks", "seed", "samples"]
+    trials = SimpleNamespace(curves=pd.concat(parts, ignore_index=True))
+    material = SimpleNamespace(trials=trials, plain=pd.DataFrame(columns=columns), settings=Settings(criterion=0.8))
+    (line,) = [line for line in section(material).answer if line.startswith("Savings")]  # type: ignore[arg-type]
+    assert "grpo after sft on towers-stability, compared with grpo from the base, takes 0.5" in line and ".029" in line

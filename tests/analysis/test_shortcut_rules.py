@@ -8,10 +8,11 @@ import pytest
 import statsmodels.api as sm
 
 from tests.analysis.conftest import saying
-from vlm_probe.analysis.shortcut_rules import adjusted_success, item_rules
+from vlm_probe.analysis.shortcut_rules import adjusted_success, cue_reliance, item_rules, reliance_by_method
 from vlm_probe.stimuli.dataset import StimulusSet
 
 Make = Callable[..., pd.DataFrame]
+A = "towers-stability"
 BASE = {("none", "none", "towers-stability"): 0.0}
 TRAINED = {("sft", "towers-stability", "towers-stability"): 1.5}
 
@@ -66,3 +67,23 @@ def test_rules_of_other_items_are_refused(simulated: Make) -> None:
     trials = simulated(BASE, items=20)
     with pytest.raises(ValueError, match="none of the items"):
         adjusted_success(trials, pd.DataFrame({"item_id": ["x"], "rule": [True]}))
+
+
+def test_weights_tell_who_follows_a_cue_from_who_follows_the_margin(simulated: Make) -> None:
+    trials = simulated({("sft", A, A): 0.0, ("grpo", A, A): 0.0}, runs=3, items=200)
+    rules = rules_of(trials, 0.7).drop_duplicates("item_id")
+    right = trials["item_id"].map(rules.set_index("item_id")["neighbour"]).to_numpy(bool)
+    other = np.where(trials["truth"] == "stands", "falls", "stands")
+    of_rule = np.where(right, trials["truth"], other)
+    follows = (trials["method"] == "grpo").to_numpy(bool)
+    noise = np.random.default_rng(0).random(len(trials)) < 0.1
+    given = np.where(follows, of_rule, trials["truth"])
+    found = cue_reliance(saying(trials, np.where(noise, "stands", given)), rules)
+    weight = found.table.set_index(["method", "cue"])["weight"]
+    assert weight["grpo", "neighbour"] > 0.8 and abs(weight["grpo", "margin"]) < 0.15
+    assert weight["sft", "margin"] > 0.4 and weight["sft", "neighbour"] < weight["grpo", "neighbour"] - 0.4
+    methods = reliance_by_method(found, ("ppo", "grpo")).table.set_index("cue")
+    assert methods.loc["neighbour", "difference"] == pytest.approx(
+        weight["grpo", "neighbour"] - weight["sft", "neighbour"]
+    )
+    assert methods.loc["neighbour", "p"] < 0.01 and methods.loc["neighbour", "difference_low"] > 0

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from vlm_probe.finetune.config import TrainConfig, TrainingError
-from vlm_probe.finetune.data import check_tasks, rows, training_set
+from vlm_probe.finetune.data import check_tasks, demonstrations, rows, training_set
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.scene import mirror
@@ -62,6 +62,22 @@ def test_a_row_holds_what_is_needed_to_rebuild_the_scene(stability_items):
     assert row["completion"] == [{"role": "assistant", "content": item.question.reply(item.answer)}]
     assert row["images"][0].size == (48, 48)
     assert "completion" not in rows(stability_items, settings(method="ppo")).column_names
+
+
+def test_random_demonstrations_are_legal_repeatable_and_of_no_item(stability_items):
+    config = settings(demonstrations="random")
+    replies = demonstrations(stability_items, config)
+    assert replies == demonstrations(stability_items, config) != demonstrations(stability_items, settings())
+    pairs = list(zip(replies, stability_items.examples, strict=True))
+    assert all(e.item.question.parse(reply).status == "ok" for reply, e in pairs)
+    assert 0 < sum(e.item.question.parse(reply).value == e.item.answer for reply, e in pairs) < len(pairs)
+    assert rows(stability_items, config)[2]["completion"][0]["content"] == replies[2]
+
+
+@pytest.mark.parametrize("wrong", [{"method": "ppo"}, {"tasks": ("towers-topblock",), "attempts": 3}])
+def test_random_demonstrations_are_for_first_attempts_of_sft(wrong):
+    with pytest.raises(TrainingError, match="--demonstrations random"):
+        settings(demonstrations="random", **wrong)
 
 
 def test_a_scene_of_a_named_test_set_is_refused_and_so_is_its_mirror_image(stability_items, tmp_path):

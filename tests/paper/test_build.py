@@ -15,8 +15,8 @@ import pytest
 from vlm_probe.paper.tex import lacking, typeset
 from vlm_probe.probes.cli import main
 
-FIGURES = ["contrasts", "decoding", "learning", "matrix", "psychometric", "stimuli", "trained"]
-TABLES = ["conditions", "contrasts", "controls", "grounding", "hypotheses", "trained"]
+FIGURES = ["contrasts", "decoding", "learning", "matrix", "psychometric", "signed", "stimuli", "trained"]
+TABLES = ["conditions", "contrasts", "controls", "directed", "grounding", "hypotheses", "trained"]
 
 FEW = [("towers-topblock", ""), ("towers-stability", "")]
 

@@ -33,7 +33,7 @@ def draw_means(stem: Path) -> None:
             who = {"method": method, "trained_on": trained, "test": test}
             cells.append(who | {"rate": rate, "rate_low": rate - 0.1, "rate_high": min(1.0, rate + 0.1)})
             runs += [who | {"run": f"{method} {k}", "rate": rate + 0.03 * k} for k in range(1 if number == 0 else 3)]
-    baselines = pd.DataFrame({"test": TESTS, "chance": 0.5, "best_shortcut": [0.76, 0.76, None, 0.6]})
+    baselines = pd.DataFrame({"test": TESTS, "chance": 0.5, "best_baseline": [0.76, 0.76, None, 0.6]})
     means(pd.DataFrame(cells), pd.DataFrame(runs), baselines, stem)
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from vlm_probe.analysis.mixed_effects import elimination
-from vlm_probe.analysis.mixed_effects.elimination import Layout
-from vlm_probe.analysis.mixed_effects.families import BINOMIAL, POISSON
+from vlm_probe.analysis.mixed_effects import blocked_cholesky
+from vlm_probe.analysis.mixed_effects.blocked_cholesky import Layout
 from vlm_probe.analysis.mixed_effects.glmm import GeneralizedMixedModel
 from vlm_probe.analysis.mixed_effects.lmm import LinearMixedModel
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.optimise import differentiate
+from vlm_probe.analysis.mixed_effects.response import BINOMIAL, POISSON
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 
@@ -17,16 +18,22 @@ def term(name, codes, slope=None, correlated=True):
     k = values.shape[1]
     free = tuple((i, j) for j in range(k) for i in range(j, k) if correlated or i == j)
     names = ("Intercept", "x")[:k]
-    return RandomTerm(name, names, codes, tuple(range(codes.max() + 1)), values, np.ones(k), free)
+    return RandomTerm((name,), names, codes, tuple(range(codes.max() + 1)), values, np.ones(k), free)
 
 
 def crossed_terms(rng, n=400):
     a, b, x = rng.integers(0, 60, n), rng.integers(0, 30, n), rng.normal(size=n)
     within = np.unique(np.column_stack([a, b % 3]), axis=0, return_inverse=True)[1]
+    # Levels of "items" 0..59 occur with six "runs" each, and with the "runs by tests" of one test in four.
+    item = np.repeat(np.arange(60), 6)
+    run, item = np.r_[np.tile(np.arange(6), 60), b[:40] % 6], np.r_[item, a[:40]]
+    run_by_test = run * 4 + item % 4
     return x, {
         "nested": (term("a", a), term("a:c", within)),
         "nested beside others": (term("a", a), term("a:c", within, x), term("b", b), term("d", b // 5, x)),
         "nested slopes": (term("a", a, x), term("a:c", within), term("b", b, x, correlated=False)),
+        "patterns": (term("item", item), term("run", run), term("run:test", run_by_test)),
+        "patterns and slopes": (term("item", item, x), term("run:test", run_by_test), term("run", run, x)),
         "one": (term("a", a),),
         "crossed": (term("a", a), term("b", b)),
         "slopes": (term("a", a, x), term("b", b), term("c", b // 5, x, correlated=False)),
@@ -34,19 +41,31 @@ def crossed_terms(rng, n=400):
     }
 
 
-CASES = ["one", "crossed", "slopes", "small slopes", "nested", "nested beside others", "nested slopes"]
+CASES = [
+    "patterns",
+    "patterns and slopes",
+    "one",
+    "crossed",
+    "slopes",
+    "small slopes",
+    "nested",
+    "nested beside others",
+    "nested slopes",
+]
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_factorisation(monkeypatch, case, sparse):
-    monkeypatch.setattr(elimination, "NESTED_FROM", 10)
-    monkeypatch.setattr(elimination, "SPARSE_BELOW", 2.0 if sparse else 0.0)
-    monkeypatch.setattr(elimination, "CHUNK", 100)
+    monkeypatch.setattr(blocked_cholesky, "NESTED_FROM", 10)
+    monkeypatch.setattr(blocked_cholesky, "SPARSE_BELOW", 2.0 if sparse else 0.0)
+    monkeypatch.setattr(blocked_cholesky, "CHUNK", 100)
     rng = np.random.default_rng(0)
     _, cases = crossed_terms(rng)
     layout = Layout(cases[case])
     assert (layout.nesting is not None) == case.startswith("nested")
+    if case.startswith("patterns"):
+        assert layout.sparse == (sparse or case == "patterns") and len(layout.patterns) == 4 * layout.sparse
     weights = rng.random(400)
     factors = [np.tril(rng.normal(size=(t.k, t.k))) for t in layout.terms]
     z, scale = np.zeros((400, layout.size)), np.zeros((layout.size, layout.size))
@@ -76,7 +95,7 @@ def test_factorisation(monkeypatch, case, sparse):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["reml", "ml", "binomial", "poisson"])
 def test_gradients(monkeypatch, case, kind):
-    monkeypatch.setattr(elimination, "NESTED_FROM", 10)
+    monkeypatch.setattr(blocked_cholesky, "NESTED_FROM", 10)
     rng = np.random.default_rng(1)
     x, cases = crossed_terms(rng)
     terms, design = cases[case], np.column_stack([np.ones(400), x])
@@ -88,7 +107,7 @@ def test_gradients(monkeypatch, case, kind):
         family = BINOMIAL if kind == "binomial" else POISSON
         trials = rng.integers(1, 4, 400).astype(float) if kind == "binomial" else np.ones(400)
         y = rng.binomial(trials.astype(int), 0.6).astype(float)
-        model = GeneralizedMixedModel(family, y, trials, design, terms, 0.1 * x, np.array([0.0, 0.3]))
+        model = GeneralizedMixedModel(family, y, trials, DistinctRows.of(design), terms, 0.1 * x, np.array([0.0, 0.3]))
         size = sum(len(t.free) for t in terms) + 2
     at = rng.uniform(0.3, 0.9, size)
     gradient = model.objective(at)[1]
@@ -98,6 +117,41 @@ def test_gradients(monkeypatch, case, kind):
             2 * step
         )
         assert gradient[place] == pytest.approx(difference, rel=2e-4, abs=5e-4)
+
+
+@pytest.mark.parametrize("family", [BINOMIAL, POISSON])
+@pytest.mark.parametrize("slope", [False, True])
+@pytest.mark.parametrize("factor", [False, True])
+@pytest.mark.parametrize("nodes", [1, 2, 9])
+def test_gradients_by_quadrature(family, slope, factor, nodes):
+    rng = np.random.default_rng(3)
+    a, x = rng.integers(0, 60, 400), rng.normal(size=400)
+    own = RandomTerm(("a",), ("x" if slope else "Intercept",), a, tuple(range(60)), (x if slope else np.ones(400))[:, None],
+                     np.ones(1), ((0, 0),))  # fmt: skip
+    design = DistinctRows.of(np.column_stack([np.ones(400), x > 0 if factor else x]))
+    assert design.is_plain != factor
+    trials = rng.integers(1, 4, 400).astype(float) if family is BINOMIAL else np.ones(400)
+    y = rng.binomial(trials.astype(int), 0.6).astype(float)
+    model = GeneralizedMixedModel(family, y, trials, design, (own,), 0.1 * x, np.array([0.0, 0.3]), nodes)
+    at, step = np.array([0.9, 0.3, 0.4]), 1e-5
+    gradient = model.objective(at)[1]
+    for place, direction in enumerate(np.eye(3)):
+        ends = [model.objective(at + sign * step * direction)[0] for sign in (1, -1)]
+        assert gradient[place] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=2e-4, abs=5e-4)
+
+
+def test_distinct_rows_multiply_as_all_rows_do():
+    rng = np.random.default_rng(2)
+    for matrix in (rng.integers(0, 2, (300, 4)).astype(float), rng.normal(size=(300, 4)), np.ones((300, 1))):
+        rows, v, w = DistinctRows.of(matrix), rng.normal(size=300), rng.random(300)
+        assert len(rows.rows) <= (16 if len(np.unique(matrix)) == 2 else 300)
+        b = rng.normal(size=matrix.shape[1])
+        np.testing.assert_allclose(rows.times(b), matrix @ b, atol=1e-12)
+        np.testing.assert_allclose(rows.transposed_times(v), matrix.T @ v, atol=1e-12)
+        np.testing.assert_allclose(rows.gram(w), matrix.T @ (w[:, None] * matrix), atol=1e-10)
+        q, r = rows.orthonormal()
+        np.testing.assert_allclose(q.times(r @ b), matrix @ b, atol=1e-10)
+        np.testing.assert_allclose(q.gram(np.ones(300)), np.eye(matrix.shape[1]), atol=1e-10)
 
 
 def test_second_derivatives_are_right_where_the_curvature_was_guessed_too_low():

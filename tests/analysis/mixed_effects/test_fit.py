@@ -30,13 +30,13 @@ def test_method_is_tested_between_runs_and_margin_between_items(logistic, linear
 
 
 def test_means_are_on_both_scales_and_contrasts_are_their_differences(logistic):
-    means = logistic.means("method").set_index("method")
+    means = logistic.emmeans("method").set_index("method")
     contrast = logistic.contrast("method", "treatment").set_index("contrast")
     difference = means.loc["ppo", "estimate"] - means.loc["none", "estimate"]
     assert contrast.loc["ppo - none", "estimate"] == pytest.approx(difference)
     assert contrast.loc["ppo - none", "odds_ratio"] == pytest.approx(np.exp(difference))
     np.testing.assert_allclose(means["response"], expit(means["estimate"]))
-    at = logistic.means("method", at={"margin": [0.0, 0.5]}, by="margin")
+    at = logistic.emmeans("method", at={"margin": [0.0, 0.5]}, by="margin")
     assert list(at["margin"]) == [0.0] * 3 + [0.5] * 3
     assert at["estimate"].iloc[0] == pytest.approx(logistic.coefficients.loc["Intercept", "estimate"])
 
@@ -133,7 +133,7 @@ def test_ordered_categoricals_keep_their_order(trials):
     table = trials.assign(method=trials["method"].cat.reorder_categories(order, ordered=True))
     result = quietly("rt ~ method + (1|run)", table)
     assert list(result.coefficients.index) == ["Intercept", "method[T.none]", "method[T.sft]"]
-    assert list(result.means("method")["method"]) == order
+    assert list(result.emmeans("method")["method"]) == order
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_numbers_can_be_names(trials):
     table = trials.assign(method=trials["method"].cat.codes * 10)
     numbered = quietly("rt ~ C(method) + (1|run)", table)
     assert list(numbered.coefficients.index) == ["Intercept", "method[T.10]", "method[T.20]"]
-    assert list(numbered.means("method")["method"]) == [0, 10, 20]
+    assert list(numbered.emmeans("method")["method"]) == [0, 10, 20]
 
 
 def test_transformations_take_columns_of_any_name(trials):

@@ -77,7 +77,7 @@ def test_the_unit_and_the_zero_of_the_response(exponent, shift):
 def test_the_coding_of_factors(family):
     coded = quietly(FORMULAS[family], SMALL, family=family, contrasts="sum")
     assert coded.log_likelihood == pytest.approx(BASE[family].log_likelihood, abs=1e-5 if family == "binomial" else 10)
-    for table in ("means", "contrast"):
+    for table in ("emmeans", "contrast"):
         np.testing.assert_allclose(
             getattr(coded, table)("method")["estimate"], getattr(BASE[family], table)("method")["estimate"], atol=1e-3
         )

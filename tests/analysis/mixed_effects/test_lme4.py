@@ -50,7 +50,7 @@ def test_stored_results(agreement, table, name):
     for group, effect, sd in theirs["random"]:
         assert components.loc[(group, effect), "sd"] == pytest.approx(sd, rel=0.01, abs=1e-4)
     means = pd.DataFrame(theirs["means"])
-    own = result.means("method", by="shift").astype({"method": str, "shift": str})
+    own = result.emmeans("method", by="shift").astype({"method": str, "shift": str})
     both = own.merge(means, on=["method", "shift"], suffixes=("", "_r"))
     assert len(both) == 9
     np.testing.assert_allclose(both["estimate"], both["estimate_r"], atol=0.005 * both["se_r"].max())
@@ -61,7 +61,17 @@ def test_stored_results(agreement, table, name):
 @pytest.mark.skipif(shutil.which("Rscript") is None, reason="R is not installed")
 @pytest.mark.parametrize(
     "name",
-    ["sleepstudy", "sleepstudy_uncorrelated", "penicillin", "pastes", "cbpp", "verbagg", "grouseticks", "insteval"],
+    [
+        "sleepstudy",
+        "sleepstudy_uncorrelated",
+        "penicillin",
+        "pastes",
+        "cbpp",
+        "verbagg",
+        "grouseticks",
+        "insteval",
+        "visits_15",
+    ],
 )
 def test_lme4_itself(name):
     found = subprocess.run(

@@ -56,7 +56,7 @@ def test_levels_with_colons_in_them_are_not_mixed_up():
     ("formula", "change", "told"),
     [
         ("rt ~ 1 + (0 + shift | run)", {"shift": "dark"}, "shift has no level 'dark'"),
-        ("rt ~ 1 + (0 + C(level) | run)", {"level": 9}, "cannot be evaluated"),
+        ("rt ~ 1 + (0 + C(level) | run)", {"level": 9}, "level has no level 9"),
         ("rt ~ margin + (bs(margin, df=3) | run)", {"margin": 9.0}, "beyond upper"),
         ("rt ~ bs(margin, df=3) + (1 | run)", {"margin": 9.0}, "beyond upper"),
         ("rt ~ 1 + (margin | run)", {"margin": np.nan}, "missing values"),

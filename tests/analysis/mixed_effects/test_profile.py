@@ -7,11 +7,14 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import brentq
+from scipy.linalg import null_space
+from scipy.optimize import brentq, minimize
 from scipy.stats import binom, chi2, norm
 
 from tests.analysis.mixed_effects.conftest import quietly
 from vlm_probe.analysis import FitError
+from vlm_probe.analysis.mixed_effects.estimation import engine, prior_precision
+from vlm_probe.analysis.mixed_effects.profile import ProfiledModel
 
 
 def test_limits_are_where_a_fit_with_the_effect_held_loses_192(trials):
@@ -56,6 +59,35 @@ def test_it_finds_what_wald_cannot_near_the_ceiling():
     found = quietly("cbind(right, wrong) ~ trained", table.loc[[0, 1, 1]].iloc[:2].pipe(lambda t: pd.concat([t] * 2)).assign(
         right=[15, 29, 15, 30], wrong=[15, 1, 15, 0]), family="binomial")  # fmt: skip
     assert found.profile().loc["trained", "statistic"] > found.coefficients.loc["trained", "statistic"] + 2
+
+
+@pytest.mark.parametrize("prior", [None, 2.5])
+def test_at_given_variances_it_is_what_a_general_search_finds(trials, prior):
+    # The profile of one cell of a model with nothing but cells: the other cells at their best, variances as they were estimated.
+    table = trials.assign(correct=trials["correct"] | (trials["method"] == "ppo")) if prior else trials
+    fitted = quietly("correct ~ 0 + method + (1|run) + (1|item)", table, family="binomial", prior_sd=prior)
+    model = ProfiledModel(fitted, free=False)
+    weights = np.array([0.5, 0.5, -1.0])
+    profile = model.along(weights)
+    engine_ = engine(fitted.design, prior_precision(fitted.design, prior), 1)
+    to_gamma, theta = engine_._r, fitted.solution.theta
+    within = null_space(weights[None])
+    low, high = profile.interval(1.96)
+    for value in (low, high, 0.0, profile.estimate + 0.3):
+        start = model.beta + weights * (value - profile.estimate) / (weights @ weights)
+
+        def loss(moved, start=start):
+            at = np.concatenate([theta, to_gamma @ (start + within @ moved)])
+            return engine_.objective(at)[0]
+
+        best = -minimize(
+            loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 4000}
+        ).fun
+        root = math.copysign(math.sqrt(max(2 * (model.log_likelihood - best), 0)), profile.estimate - value)
+        assert profile.root(value) == pytest.approx(root, abs=2e-5)
+    assert (profile.root(low), profile.root(high)) == pytest.approx((1.96, -1.96), abs=1e-4)
+    wald = profile.estimate + 1.96 * profile.se * np.array([-1, 1])
+    assert (low, high) != pytest.approx(tuple(wald), abs=1e-3)
 
 
 def test_ordinary_linear_models_need_none(trials):

@@ -38,6 +38,14 @@ def test_what_is_declared_is_read(read):
     assert given == {"items": 32, "rollout": 64, "batch": 64, "beta": 0.1, "seed": 3}
 
 
+def test_two_conditions_are_compared_by_name(read):
+    text = GOOD.replace("compare: rl - none", "compare: joint - topblock").replace("cross-task]}", "cross-family]}")
+    assert read(text).contrasts == (
+        Contrast("joint", "topblock", "within"),
+        Contrast("joint", "topblock", "cross-family"),
+    )
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

@@ -33,6 +33,9 @@ def test_a_report_is_written_and_summed_up(observed: Path, tmp_path: Path, capsy
     assert "The data: 24 trials of 1 run on 1 test, from 1 log or table" in told.out and "not answered" in told.out
     assert str(tmp_path / "out" / "report.md") in told.out.replace("\n", "")
     assert (tmp_path / "out" / "report.md").is_file()
+    lines = told.err.splitlines()
+    assert "analysing: Planned contrasts (4 of 15)" in lines and lines[-1] == "analysing: writing figures and tables"
+    assert len(lines) == 16  # one per section
     assert call(observed, "--out", tmp_path / "out", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "analysis.json").read_text())
 
@@ -56,5 +59,5 @@ def test_bad_input_is_one_clear_line(
     (tmp_path / "table.csv").write_text("run,correct\na,1\n")
     assert call(*arguments(tmp_path), "--out", tmp_path / "out") in (1, 2)
     told = capsys.readouterr().err.strip()
-    assert message in told and "Traceback" not in told
+    assert message in told and "Traceback" not in told and "analysing" not in told
     assert not (tmp_path / "out").exists()

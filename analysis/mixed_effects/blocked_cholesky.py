@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
+from vlm_probe.analysis.mixed_effects.model_matrix import DistinctRows
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
-
-if TYPE_CHECKING:
-    from vlm_probe.analysis.mixed_effects.nesting import Nesting
 
 Array = NDArray[Any]
 
@@ -31,6 +29,11 @@ CHUNK = 2**22
 """Numbers that are worked on at once where all of them would need too much memory."""
 SPARSE_BELOW = 0.08
 """Share of nonzeros below which a block of `H` is kept sparse: there, fewer products win over faster ones."""
+
+SPARSE_PATTERNS_BELOW = 0.5
+"""The same where levels come in few patterns, so that products of their blocks are as fast as those of whole matrices."""
+PATTERN_FROM = 8
+"""Levels of the leading term that occur with the same other effects, from which they are worked on as one matrix."""
 
 NESTED_FROM = 64
 """Effects of a term from which it pays not to treat those of the terms nested in it as crossed with it."""
@@ -72,6 +75,19 @@ class Bundle:
         return self.columns[:, :, None] * self.rest + self.columns[:, None, :]
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """Levels of the leading term that occur together with the same `c` other effects, as items of a test do with its runs.
+
+    Attributes:
+        entries: Places of their blocks among the nonzeros, (m k, c).
+        columns: Those other effects, (c,).
+    """
+
+    entries: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
 class Layout:
     """Where the blocks of `H` are: worked out once for a design, and used for every factorisation.
 
@@ -88,7 +104,10 @@ class Layout:
         leading = self.terms[0].size
         self.rest = self.size - leading
         entries = sum(len(pair.rows) * self.terms[0].k * self.terms[pair.second].k for pair in self.leading_pairs)
-        self.sparse = self.rest > 0 and entries < SPARSE_BELOW * leading * self.rest
+        share = entries / max(leading * self.rest, 1)
+        self.sparse = self.rest > 0 and share < SPARSE_BELOW
+        self.patterns: list[Pattern] = []
+        self.bundles: list[Bundle] = []
         # Nested: each level of the leading term occurs with one of the second, so that the second stays block diagonal too.
         if (
             nest
@@ -96,13 +115,13 @@ class Layout:
             and len(self.pairs[0].rows) == self.terms[0].q
             and self.terms[1].size >= NESTED_FROM
         ):
-            from vlm_probe.analysis.mixed_effects.nesting import Nesting  # which is made of layouts itself
-
             self.nesting: Nesting | None = Nesting(self)
         else:
             self.nesting = None
-            if self.sparse:
+            if self.sparse or 0 < share < SPARSE_PATTERNS_BELOW:
                 self._prepare_sparse()
+                # Levels without a pattern of their own are slow to work on one by one where they have many entries.
+                self.sparse = self.sparse or not self.bundles
 
     @cached_property
     def leading_pairs(self) -> list[Pair]:
@@ -122,18 +141,54 @@ class Layout:
         self.csr_order = np.lexsort((column, row))
         self.csr_columns = column[self.csr_order]
         self.csr_starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=self.terms[0].size))])
-        # Levels of the leading term with the same number of entries are worked on together.
         k = self.terms[0].k
         lengths = np.diff(self.csr_starts)[::k]
-        self.bundles = []
-        for c in np.unique(lengths[lengths > 0]):
-            levels = np.flatnonzero(lengths == c)
+        self.patterns, alone = self._find_patterns(lengths)
+        # Other levels of the leading term are worked on together with those that have as many entries.
+        for c in np.unique(lengths[alone]):
+            levels = alone[lengths[alone] == c]
             for some in np.array_split(levels, -(-len(levels) * int(c) ** 2 // CHUNK)):
-                entries = self.csr_starts[some[:, None] * k + np.arange(k)][:, :, None] + np.arange(c)
+                entries = self._entries(some, int(c))
                 self.bundles.append(Bundle(entries, self.csr_columns[entries[:, 0]], self.rest))
+
+    def _entries(self, levels: NDArray[np.int64], c: int) -> NDArray[np.int64]:
+        """Places of the blocks of some leading levels among the nonzeros, (m, k, c)."""
+        k = self.terms[0].k
+        return np.asarray(self.csr_starts[levels[:, None] * k + np.arange(k)][:, :, None] + np.arange(c))
+
+    def _find_patterns(self, lengths: NDArray[np.int64]) -> tuple[list[Pattern], NDArray[np.int64]]:
+        """Levels of the leading term by the other effects that they occur with; and those levels that share them with few."""
+        k = self.terms[0].k
+        level = np.repeat(np.arange(len(lengths)), lengths)
+        first_rows = np.concatenate(
+            [np.arange(s, e) for s, e in zip(self.csr_starts[:-1:k], self.csr_starts[1::k], strict=True)]
+        )
+        # Sums of random numbers tell sets apart; whether sets are equal is then looked at, not believed.
+        marks = np.bincount(
+            level, np.random.default_rng(0).random(self.rest)[self.csr_columns[first_rows]], len(lengths)
+        )
+        _, group, sizes = np.unique(marks, return_inverse=True, return_counts=True)
+        patterns, alone = [], [np.flatnonzero((sizes[group] < PATTERN_FROM) & (lengths > 0))]
+        for number in np.flatnonzero(sizes >= PATTERN_FROM):
+            levels = np.flatnonzero(group == number)
+            c = int(lengths[levels[0]])
+            entries = self._entries(levels, c) if (lengths[levels] == c).all() else np.zeros((0, k, 0), dtype=np.int64)
+            columns = self.csr_columns[entries[:, 0]]
+            if c and len(entries) and (columns == columns[0]).all():
+                patterns.append(Pattern(entries.reshape(-1, c), columns[0]))
+            elif c:
+                alone.append(levels)
+        return patterns, np.sort(np.concatenate(alone))
 
     def places(self, pair: Pair) -> tuple[Array, Array]:
         """Row and column in `H` of every entry of a pair's blocks, `(m, k_first, k_second)` each."""
+        return self._places[pair.first, pair.second]
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, int], tuple[Array, Array]]:
+        return {(pair.first, pair.second): self._places_of(pair) for pair in self.pairs}
+
+    def _places_of(self, pair: Pair) -> tuple[Array, Array]:
         a, b = self.terms[pair.first], self.terms[pair.second]
         rows = self.offsets[pair.first] + pair.rows[:, None, None] * a.k + np.arange(a.k)[:, None]
         columns = self.offsets[pair.second] + pair.columns[:, None, None] * b.k + np.arange(b.k)
@@ -161,6 +216,22 @@ class Layout:
     def project(self, vector: Array) -> Array:
         """`Z'v`, (size,), for a vector (n,)."""
         return np.concatenate([term.transposed_product(vector).ravel() for term in self.terms])
+
+    def project_rows(self, matrix: DistinctRows, weights: Array) -> Array:
+        """`Z'W X`, (size, p), for a matrix (n, p) and weights (n,)."""
+        if matrix.is_plain:
+            return np.column_stack([self.project(weights * column) for column in matrix.rows.T])
+        m, found = len(matrix.rows), []
+        for term in self.terms:
+            places = term.codes * m + matrix.index
+            columns = [
+                np.bincount(places, weights if term.constant(a) else weights * term.values[:, a], term.q * m).reshape(
+                    term.q, m
+                )
+                for a in range(term.k)
+            ]
+            found.append((np.stack(columns, axis=1).reshape(term.size, m)) @ matrix.rows)
+        return np.vstack(found)
 
     def expand(self, effects: Array) -> Array:
         """`Z b`, (n,), for effects (size,)."""
@@ -217,8 +288,6 @@ class CrossProducts:
             for pair, block in zip(self.layout.pairs, self.pairs, strict=True)
         ]
         if self.layout.nesting is not None:
-            from vlm_probe.analysis.mixed_effects.nesting import NestedFactorisation
-
             return NestedFactorisation(self.layout, diagonal, pairs)
         return Factorisation(self.layout, diagonal, pairs)
 
@@ -270,6 +339,9 @@ class Factorisation:
         if not self.layout.sparse:
             schur -= leading.T @ self._weights
             return
+        for pattern in self.layout.patterns:
+            left, right = leading.data[pattern.entries], self._weights.data[pattern.entries]
+            schur[np.ix_(pattern.columns, pattern.columns)] -= left.T @ right
         flat = schur.ravel()
         places: list[Array] = []
         values: list[Array] = []
@@ -339,6 +411,9 @@ class Factorisation:
         layout, inverse = self.layout, self.rest_inverse
         if layout.sparse:
             found = np.empty_like(self._weights.data)
+            for pattern in layout.patterns:
+                squares = inverse[np.ix_(pattern.columns, pattern.columns)]
+                found[pattern.entries] = self._weights.data[pattern.entries] @ squares
             for bundle in layout.bundles:
                 squares = np.take(inverse.ravel(), bundle.squares())
                 found[bundle.entries] = np.matmul(self._weights.data[bundle.entries], squares)
@@ -408,6 +483,133 @@ def _add_forms(total: Array, a: RandomTerm, b: RandomTerm, blocks: Array, index:
             if not b.constant(j):
                 form *= b.values[:, j]
             total += form
+
+
+class Nesting:
+    """Where the effects of a nested leading term go: worked out once for a design.
+
+    Args:
+        layout: Of a design whose leading term is nested in the second one.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.inner = Layout(layout.terms[1:], nest=False)
+        self.parent = layout.leading_pairs[0].columns  # of each level of the leading term
+        self.others = layout.leading_pairs[1:]
+        self.start = int(layout.terms[1].size)  # of the other terms, within the rest
+        second = layout.terms[1]
+        count = layout.terms[0].q
+        ones = np.ones(count)
+        self.sum = scipy.sparse.csr_matrix((ones, (self.parent, np.arange(count))), shape=(second.q, count))
+        # Of every pair of a leading level with one of another term, that of its parent, which occurs in the same rows.
+        of_parent = [pair for pair in layout.pairs if pair.first == 1]
+        self.places = [self._places(pair, mine, layout) for pair, mine in zip(self.others, of_parent, strict=True)]
+        cells = [layout.places(pair) for pair in self.others]
+        self.shape = (layout.terms[0].size, layout.rest - self.start)
+        if cells:
+            rows = np.concatenate([rows.ravel() for rows, _ in cells])
+            columns = np.concatenate([columns.ravel() for _, columns in cells]) - layout.terms[0].size - self.start
+            self.order = np.lexsort((columns, rows))
+            self.columns = columns[self.order]
+            self.starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=self.shape[0]))])
+
+    def _places(self, pair: Pair, mine: Pair, layout: Layout) -> NDArray[np.int64]:
+        q = layout.terms[pair.second].q
+        return np.searchsorted(mine.rows * q + mine.columns, self.parent[pair.rows] * q + pair.columns)
+
+    def border(self, blocks: list[Array]) -> Any:
+        """The blocks of the leading term with the other terms as one sparse matrix."""
+        values = np.concatenate([block.ravel() for block in blocks])[self.order]
+        return scipy.sparse.csr_matrix((values, self.columns, self.starts), shape=self.shape)
+
+
+class NestedFactorisation(Factorisation):
+    """`H`, factorised in two steps: the leading term, then everything else with the second term leading.
+
+    Args:
+        layout: Where the blocks are; its `nesting` must be there.
+        diagonal: Diagonal blocks (q, k, k) per term.
+        pairs: Blocks (m, k_first, k_second) per pair of terms.
+    """
+
+    def __init__(self, layout: Layout, diagonal: list[Array], pairs: list[Array]) -> None:
+        assert layout.nesting is not None
+        self.layout, self._nesting = layout, layout.nesting
+        self._lead = layout.terms[0].size
+        self._inverse, self.log_determinant = invert_blocks(diagonal[0])
+        leading = [block for pair, block in zip(layout.pairs, pairs, strict=True) if pair.first == 0]
+        rest = [block for pair, block in zip(layout.pairs, pairs, strict=True) if pair.first > 0]
+        self._eliminated = [
+            product(self._inverse[pair.rows], block) for pair, block in zip(layout.leading_pairs, leading, strict=True)
+        ]
+        to_parent = leading[0].transpose(0, 2, 1)
+        own = diagonal[1] - self._summed(product(to_parent, self._eliminated[0]))
+        for number, (pair, places) in enumerate(zip(self._nesting.others, self._nesting.places, strict=True)):
+            taken = product(to_parent[pair.rows], self._eliminated[1 + number])
+            rest[number] = rest[number] - _added(taken, places, len(rest[number]))
+        fill = None
+        if self._nesting.others:
+            self._border = self._nesting.border(self._eliminated[1:])  # D^-1 H_13
+            fill = (self._nesting.border(leading[1:]).T @ self._border).toarray()
+        self._inner = Factorisation(self._nesting.inner, [own, *diagonal[2:]], rest, fill)
+        self.log_determinant += self._inner.log_determinant
+
+    def _summed(self, blocks: Array) -> Array:
+        """Sums over the levels within each parent, (q_second, a, b), of blocks (q, a, b)."""
+        return np.asarray(self._nesting.sum @ blocks.reshape(len(blocks), -1)).reshape(-1, *blocks.shape[1:])
+
+    def solve(self, right: Array) -> Array:
+        """`H^-1 b`, for a vector (size,) or matrix (size, m)."""
+        columns = right.reshape(len(right), -1)
+        m = columns.shape[1]
+        first, second = self.layout.terms[:2]
+        start = self._nesting.start
+        head, tail = columns[: self._lead].reshape(first.q, first.k, m), columns[self._lead :].copy()
+        weights = self._eliminated[0]
+        tail[:start] -= self._summed(np.matmul(weights.transpose(0, 2, 1), head)).reshape(start, m)
+        if self._nesting.others:
+            tail[start:] -= self._border.T @ columns[: self._lead]
+        tail = self._inner.solve(tail)
+        of_parent = tail[:start].reshape(second.q, second.k, m)[self._nesting.parent]
+        solved = (np.matmul(self._inverse, head) - np.matmul(weights, of_parent)).reshape(self._lead, m)
+        if self._nesting.others:
+            solved -= self._border @ tail[start:]
+        return np.concatenate([solved, tail]).reshape(right.shape)
+
+    @cached_property
+    def _minus_leading_inverse(self) -> list[Array]:
+        nesting, weights = self._nesting, self._eliminated[0]
+        parent = nesting.parent
+        with_parent = product(weights, self._inner.inverse_diagonal[0][parent])
+        found = []
+        if nesting.others:
+            between = self._inner.inverse_pairs
+            across = self._border @ self._inner.rest_inverse
+            for number, (pair, places) in enumerate(zip(nesting.others, nesting.places, strict=True)):
+                inverse = between[number][places]
+                back = product(self._eliminated[1 + number], inverse.transpose(0, 2, 1))
+                with_parent = with_parent + _added(back, pair.rows, len(with_parent))
+                rows, columns = self.layout.places(pair)
+                direct = across[rows, columns - self._lead - nesting.start]
+                found.append(product(weights[pair.rows], inverse) + direct)
+        return [with_parent, *found]
+
+    @property
+    def _others_diagonal(self) -> list[Array]:
+        return self._inner.inverse_diagonal
+
+    @property
+    def _others_pairs(self) -> list[Array]:
+        return self._inner.inverse_pairs
+
+
+def _added(blocks: Array, places: NDArray[np.int64], count: int) -> Array:
+    """Sums of the blocks (m, a, b) with the same place, (count, a, b)."""
+    total = np.empty((count, *blocks.shape[1:]))
+    for i in range(blocks.shape[1]):
+        for j in range(blocks.shape[2]):
+            total[:, i, j] = np.bincount(places, blocks[:, i, j], count)
+    return total
 
 
 def product(left: Array, right: Array) -> Array:

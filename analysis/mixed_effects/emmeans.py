@@ -1,4 +1,4 @@
-"""Estimated marginal means and contrasts of them, on a balanced reference grid, as in emmeans.
+"""What a model expects: estimated marginal means and their contrasts, on a balanced reference grid as in emmeans; and predictions of rows.
 
 Factors that are not asked about are averaged over with equal weights, numeric predictors are held at their mean. Means
 are taken on the scale of the link; the response scale shows them transformed back.
@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vlm_probe.analysis.mixed_effects.design import named, taken
 from vlm_probe.analysis.mixed_effects.errors import FitError
+from vlm_probe.analysis.mixed_effects.expressions import values_of
+from vlm_probe.analysis.mixed_effects.fitted import FittedModel
 from vlm_probe.analysis.mixed_effects.inference import adjusted, estimates, with_odds_ratios
-
-if TYPE_CHECKING:
-    from vlm_probe.analysis.mixed_effects.result import FitResult
+from vlm_probe.analysis.mixed_effects.terms import codes_of
 
 Array = NDArray[Any]
 Weights = Mapping[str, Mapping[Any, float]]
@@ -43,7 +44,7 @@ def names_of(names: str | Sequence[str] | None) -> list[str]:
     return [] if names is None else [names] if isinstance(names, str) else list(names)
 
 
-def reference_grid(result: FitResult, names: Sequence[str], at: Mapping[str, Any] | None) -> Grid:
+def reference_grid(result: FittedModel, names: Sequence[str], at: Mapping[str, Any] | None) -> Grid:
     """The means of all combinations of levels of some predictors.
 
     Args:
@@ -65,7 +66,7 @@ def reference_grid(result: FitResult, names: Sequence[str], at: Mapping[str, Any
     values: dict[str, list[Any]] = {}
     for name, levels in matrix.factors.items():
         values[name] = _several(at[name]) if name in at else list(levels)
-    for name in matrix.numeric:
+    for name in (name for name in matrix.numeric if name not in values):
         values[name] = _several(at[name]) if name in at else [float(result.design.frame[name].mean())]
     order = [*names, *(name for name in values if name not in names)]
     rows = pd.DataFrame(list(product(*(values[name] for name in order))), columns=order)
@@ -85,7 +86,7 @@ def _several(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple, np.ndarray, pd.Series, pd.Index)) else [value]
 
 
-def _mark_inestimable(result: FitResult, full: Array) -> None:
+def _mark_inestimable(result: FittedModel, full: Array) -> None:
     """Put NaN into rows that are no combination of the rows of the data, where columns were left out."""
     kept = result.design.matrix.kept
     if kept.all():
@@ -97,8 +98,8 @@ def _mark_inestimable(result: FitResult, full: Array) -> None:
     full[off] = np.nan
 
 
-def means(
-    result: FitResult,
+def emmeans(
+    result: FittedModel,
     of: str | Sequence[str],
     *,
     by: str | Sequence[str] | None,
@@ -106,7 +107,7 @@ def means(
     level: float,
     df: str | None,
 ) -> pd.DataFrame:
-    """See `FitResult.means`."""
+    """See `FitResult.emmeans`."""
     grid = reference_grid(result, [*names_of(by), *names_of(of)], at)
     offset = float(result.design.offset.mean())
     table = estimates(result, grid.weights, level=level, df=df, offset=offset)
@@ -120,7 +121,7 @@ def means(
 
 
 def contrast(
-    result: FitResult,
+    result: FittedModel,
     of: str | Sequence[str] | Mapping[str, float],
     weights: str | Weights,
     *,
@@ -142,7 +143,7 @@ def contrast(
     return pd.concat([labels, table], axis=1)
 
 
-def of_coefficients(result: FitResult, of: Mapping[str, float]) -> tuple[str, Array]:
+def of_coefficients(result: FittedModel, of: Mapping[str, float]) -> tuple[str, Array]:
     """A combination of coefficients in words, and its weights (1, p).
 
     Args:
@@ -160,7 +161,7 @@ def of_coefficients(result: FitResult, of: Mapping[str, float]) -> tuple[str, Ar
 
 
 def _of_means(
-    result: FitResult, of: list[str], weights: str | Weights, by: list[str], at: Mapping[str, Any] | None
+    result: FittedModel, of: list[str], weights: str | Weights, by: list[str], at: Mapping[str, Any] | None
 ) -> tuple[pd.DataFrame, Array]:
     grid = reference_grid(result, [*by, *of], at)
     groups = grid.cells.groupby(by, sort=False, observed=True).indices if by else {(): np.arange(len(grid.cells))}
@@ -212,3 +213,52 @@ def contrast_weights(of: Sequence[str], levels: list[Any], weights: str | Weight
 
 def _label(level: Any) -> str:
     return ", ".join(map(str, level)) if isinstance(level, tuple) else str(level)
+
+
+def predict(result: FittedModel, data: pd.DataFrame | None, *, random: bool, scale: str) -> Array:
+    """See `FitResult.predict`."""
+    if scale not in ("response", "link"):
+        raise FitError(f"there is no scale {scale!r}: use 'response' or 'link'")
+    design, solution = result.design, result.solution
+    if data is None:
+        predictor = design.offset + design.x @ solution.beta
+        if random:
+            for term, modes in zip(solution.terms, solution.modes, strict=True):
+                predictor = predictor + term.product(modes * term.scale)
+    else:
+        predictor = _of_rows(result, named(data), random=random)
+    return predictor if scale == "link" else np.asarray(design.family.inverse_link(predictor))
+
+
+def _of_rows(result: FittedModel, rows: pd.DataFrame, *, random: bool) -> Array:
+    """The linear predictor of other rows, (n,)."""
+    design, solution = result.design, result.solution
+    if np.any(design.offset) and not design.formula.offsets:
+        raise FitError(
+            "the model has an offset: predict the rows of the fit (data=None), or write it into the formula, offset(log(x))"
+        )
+    symbols = design.formula.symbols
+    parts = [design.matrix.coded, *(one.coded for one in design.effects if random and one.coded is not None)]
+    predictors = list(dict.fromkeys(name for part in parts for name in part.columns))
+    groups = [name for one in design.effects if random for name in one.part.group]
+    offsets = symbols.columns(" ".join(design.formula.offsets))
+    needed = list(dict.fromkeys((*predictors, *groups, *offsets)))
+    missing = [name for name in needed if name not in rows.columns]
+    if missing:
+        raise FitError(f"the rows to predict lack the column {missing[0]!r}")
+    rows = taken(rows, needed)
+    if predictors and rows[predictors].isna().any(axis=None):
+        raise FitError("the rows to predict have missing values: leave them out first")
+    predictor = design.matrix.full(rows)[:, design.matrix.kept] @ solution.beta
+    for expression in design.formula.offsets:
+        predictor = predictor + values_of(expression, symbols, rows, "offset")
+    if not random:
+        return np.asarray(predictor)
+    modes = {term.columns: (term, mode) for term, mode in zip(solution.terms, solution.modes, strict=True)}
+    for one in design.effects:
+        term, mode = modes[one.part.group]
+        codes = codes_of(one.part.group, term, design.frame, rows)
+        known = codes >= 0
+        for name, column in zip(one.names, one.matrix(rows).T, strict=True):
+            predictor[known] += column[known] * mode[codes[known], term.names.index(name)]
+    return np.asarray(predictor)

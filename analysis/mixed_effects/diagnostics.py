@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from vlm_probe.analysis.mixed_effects.degrees_of_freedom import Stratum
 from vlm_probe.analysis.mixed_effects.design import Design
 from vlm_probe.analysis.mixed_effects.errors import FitError
-from vlm_probe.analysis.mixed_effects.solution import Solution
+from vlm_probe.analysis.mixed_effects.expressions import as_factor
+from vlm_probe.analysis.mixed_effects.fitted import Solution, Stratum
+from vlm_probe.analysis.mixed_effects.model_matrix import levels_in
 from vlm_probe.analysis.mixed_effects.terms import RandomTerm
 
 WIDE = 3.0
@@ -22,6 +23,8 @@ WIDE = 3.0
 thirds of levels then have rates from below .05 to above .95."""
 
 
+MOST_NODES = 100
+"""Nodes of a quadrature, of which 25 are plenty."""
 MANY = 1000
 """Levels of a factor beyond which they are not compared with each other."""
 FEW_ANSWERS = 10
@@ -48,24 +51,53 @@ def check_design(design: Design, prior_sd: float | None = None) -> list[str]:
         FitError: If there are too few rows, or responses do not vary.
     """
     found = [f"{_counted(count, 'row')} left out: {reason}" for reason, count in design.dropped.items()]
+    found += design.remarks
     for column, reason in design.matrix.aliased.items():
         found.append(_alias(design, column, reason))
+    many = [
+        f"{name} is a factor with {len(levels):,} levels in {design.n:,} rows: is it meant as numbers?"
+        for name, levels in design.matrix.factors.items()
+        if 2 * len(levels) > design.n
+    ]
+    found += many
     if design.n <= design.x.shape[1]:
         raise FitError(
             f"{_counted(design.n, 'row')} cannot tell {_counted(design.x.shape[1], 'coefficient')}: take more rows or fewer"
-            " predictors"
+            f" predictors{''.join(f' ({text})' for text in many)}"
         )
     drawn = prior_sd is not None and bool((design.x.std(axis=0) > 0).all())  # with a prior on each, all are finite
     share = design.y / design.trials
     # Counts out of several trials vary in themselves, unless all or none succeed.
     settled = design.family.name != "binomial" or share[0] in (0, 1)
     if np.ptp(share) == 0 and settled and not drawn:
-        raise FitError(f"the response {design.formula.response[0]!r} is {share[0]:g} in all rows")
+        raise FitError(f"the response {design.formula.response_name!r} is {share[0]:g} in all rows")
     if design.family.name == "gaussian" and set(np.unique(design.y)) <= {0.0, 1.0}:
         found.append(
-            f"the response {design.formula.response[0]!r} is 0 and 1 only: family='binomial' is the model for it"
+            f"the response {design.formula.response_name!r} is 0 and 1 only: family='binomial' is the model for it"
         )
     return found
+
+
+def check_nodes(design: Design, n_nodes: int) -> None:
+    """Whether a model's likelihood can be taken by quadrature with so many nodes.
+
+    Raises:
+        FitError: If it cannot.
+    """
+    if n_nodes == 1 and not isinstance(n_nodes, bool):
+        return
+    if isinstance(n_nodes, bool) or not isinstance(n_nodes, int) or not 1 <= n_nodes <= MOST_NODES:
+        raise FitError(f"nAGQ is {n_nodes!r}: give a whole number of nodes from 1 (Laplace) to {MOST_NODES}")
+    if design.family.name == "gaussian":
+        raise FitError(
+            "nAGQ is for family='binomial' and 'poisson': the likelihood of linear models is exact; leave it out"
+        )
+    if len(design.terms) != 1 or design.terms[0].k != 1:
+        effects = ", ".join(f"{name} by {term.group}" for term in design.terms for name in term.names)
+        raise FitError(
+            f"nAGQ is for one effect of one grouping factor, such as (1 | item), and this model has"
+            f" {effects or 'no random effects'}: leave it out for the Laplace approximation"
+        )
 
 
 def check_terms(design: Design) -> list[str]:
@@ -107,7 +139,7 @@ def _check_term(design: Design, term: RandomTerm) -> list[str]:
             f"the grouping factor {term.group!r} has one row per level, each one answer: its variance cannot be told"
             " from chance; leave it out, or take repeated answers"
         )
-    found = []
+    found = [text for pair in itertools.combinations(range(term.k), 2) if (text := _check_effects(term, *pair))]
     if counts.max() == 1 and design.family.name != "gaussian":
         found.append(
             f"{term.group} has one row per level: its variance is overdispersion, not a difference between levels"
@@ -116,6 +148,36 @@ def _check_term(design: Design, term: RandomTerm) -> list[str]:
         found.append(f"{term.group} has {term.q} levels only: its variance is hardly known")
     _check_variation(design, term)
     return found
+
+
+def _check_effects(term: RandomTerm, first: int, second: int) -> str:
+    """Whether two effects of a term can be told apart: a warning if not within levels; refused if not at all."""
+    names = term.names[first], term.names[second]
+    there = [np.bincount(term.codes, term.values[:, place] ** 2, term.q) > 0 for place in (first, second)]
+    both = there[0] & there[1]
+    if not both.any():
+        if (second, first) in term.free:
+            raise FitError(
+                f"no level of {term.group!r} has both {names[0]} and {names[1]}, so that their correlation cannot be estimated: write ||"
+                f" for |, or leave one of them out of the random effects of {term.group}"
+            )
+        return ""
+    multiples = term.multiples(first, term.values[:, second], both[term.codes])
+    if multiples is None:
+        return ""
+    constant = term.constant(first)
+    if both.all() and np.ptp(multiples) < 1e-8 * np.abs(multiples).max():
+        value = float(multiples[0] * term.scale[second] / term.scale[first])
+        is_like = f"is {value:.3g} in all rows" if constant else f"is a multiple of {names[0]}"
+        raise FitError(
+            f"{names[1]} {is_like}: its slope by {term.group!r} is {'the intercept' if constant else 'that of the other'}; leave it out of"
+            f" the random effects of {term.group}"
+        )
+    is_like = "does not vary" if constant else f"is a multiple of {names[0]}"
+    return (
+        f"{names[1]} {is_like} within any level of {term.group}: a slope by {term.group} says that their variance changes with"
+        f" {names[1]}, and not that levels differ in its effect; for effects that differ, vary {names[1]} within {term.group}"
+    )
 
 
 def _check_variation(design: Design, term: RandomTerm) -> None:
@@ -161,14 +223,14 @@ def check_strata(design: Design, columns: Sequence[Stratum]) -> list[str]:
     found = []
     for name in design.matrix.factors:
         for term in design.terms:
-            if name in term.group.split(":"):
+            if name in term.columns:
                 continue
-            pairs = pd.DataFrame({"group": term.codes, "level": design.frame[name].cat.codes}).drop_duplicates()
+            factor = as_factor(design.frame[name]).cat
+            pairs = pd.DataFrame({"group": term.codes, "level": factor.codes}).drop_duplicates()
             if len(pairs) != term.q:
                 continue  # the factor varies within the group
             counts = pairs["level"].value_counts()
-            levels = design.frame[name].cat.categories
-            alone = [str(levels[code]) for code in sorted(counts.index[counts == 1])]
+            alone = [str(factor.categories[code]) for code in sorted(counts.index[counts == 1])]
             if alone:
                 found.append(
                     f"{name} = {joined(alone)} {'has' if len(alone) == 1 else 'have'} one level of {term.group} only: how much"
@@ -250,12 +312,14 @@ def _equal_levels(design: Design, group: RandomTerm, other: RandomTerm) -> str:
 
 def _repeated_stimuli(design: Design, data: pd.DataFrame) -> list[str]:
     """Columns that name stimuli, are not in the formula, and settle every answer."""
-    used = {name for term in design.terms for name in term.group.split(":")} | set(design.frame.columns)
-    rows = data.reset_index(drop=True).loc[design.frame.index]
-    for name in data.columns:
-        if name in used or not any(word in str(name).lower() for word in STIMULI):
+    used = {name for term in design.terms for name in term.columns} | set(design.frame.columns)
+    for place, name in enumerate(map(str, data.columns)):
+        if name in used or not any(word in name.lower() for word in STIMULI):
             continue
-        codes = pd.factorize(rows[name])[0]
+        try:
+            codes = pd.factorize(data.iloc[:, place].to_numpy()[design.frame.index])[0]
+        except TypeError:  # of lists and the like, which are no names
+            continue
         counts = np.bincount(codes[codes >= 0])
         if not len(counts) or len(counts) < 2 or (counts > 1).mean() < 0.5:
             continue
@@ -268,12 +332,13 @@ def _repeated_stimuli(design: Design, data: pd.DataFrame) -> list[str]:
     return []
 
 
-def check_solution(design: Design, solution: Solution) -> list[str]:
+def check_solution(design: Design, solution: Solution, n_nodes: int = 1) -> list[str]:
     """Look at estimates after the fit.
 
     Args:
         design: The design.
         solution: Its estimates.
+        n_nodes: Nodes of the quadrature.
 
     Returns:
         Warnings.
@@ -284,7 +349,7 @@ def check_solution(design: Design, solution: Solution) -> list[str]:
     found = []
     if design.family.name == "gaussian" and solution.sigma < 1e-7 * float(np.std(design.y)):
         raise FitError(
-            f"the predictors give {design.formula.response[0]!r} exactly: no residual variance is left to test against;"
+            f"the predictors give {design.formula.response_name!r} exactly: no residual variance is left to test against;"
             " leave out what it was computed from"
         )
     if not solution.converged:
@@ -294,12 +359,13 @@ def check_solution(design: Design, solution: Solution) -> list[str]:
         )
     for term, factor in zip(solution.terms, solution.factors, strict=True):
         found += singular_effects(term, factor, solution.sigma)
-        if design.family.name == "binomial":
+        if design.family.name == "binomial" and n_nodes == 1:
+            better = "; give nAGQ=15" if len(design.terms) == term.k == 1 else ""
             for name, sd in zip(term.names, np.sqrt((factor**2).sum(axis=1)) * term.scale, strict=True):
                 if sd > WIDE:
                     found.append(
                         f"the standard deviation of {name} by {term.group} is {sd:.1f} in log-odds: many levels have"
-                        " nothing but right or nothing but wrong answers, and the Laplace approximation is poor"
+                        f" nothing but right or nothing but wrong answers, and the Laplace approximation is poor{better}"
                     )
     return found
 
@@ -334,11 +400,14 @@ def singular_effects(term: RandomTerm, factor: np.ndarray, sigma: float) -> list
 
 
 def _alias(design: Design, column: str, reason: str) -> str:
+    term = design.matrix.column_terms[design.matrix.names.index(column)]
     if reason == "0 in all rows":
-        cell = " and ".join(part.replace("[T.", " = ").replace("[S.", " = ").rstrip("]") for part in column.split(":"))
-        return f"{column} cannot be estimated and is left out: no row has {cell}"
+        cell = " and ".join(f"{name} = {level}" for name, level in levels_in(column, term).items())
+        return (
+            f"{column} cannot be estimated and is left out: {f'no row has {cell}' if cell else 'it is 0 in all rows'}"
+        )
     text = f"{column} cannot be estimated and is left out: it follows from {reason}"
-    empty = _empty_cells(design, [part.partition("[")[0] for part in column.split(":")])
+    empty = _empty_cells(design, term)
     return f"{text}; no row has {' or '.join(empty)}" if empty else text
 
 

@@ -101,7 +101,7 @@ def test_an_empty_cell_is_named_and_its_mean_is_not_estimated(trials):
     table = table[(table["method"] != "ppo") | (table["side"] == "left")]
     result = quietly("rt ~ method*side + (1|run)", table)
     assert any("no row has method = ppo and side = right" in warning for warning in result.warnings)
-    means = result.means(["method", "side"]).set_index(["method", "side"])["estimate"]
+    means = result.emmeans(["method", "side"]).set_index(["method", "side"])["estimate"]
     assert np.isnan(means["ppo", "right"])
     assert means.notna().sum() == 5
 
@@ -195,3 +195,103 @@ def test_counts_with_one_rate_can_be_fitted_unless_all_or_none_succeed(trials):
     found = quietly("cbind(right, wrong) ~ 1", table, family="binomial")
     assert found.coefficients["estimate"].iloc[0] == pytest.approx(np.log(9))
     refused("is 1 in all rows", "cbind(right, wrong) ~ 1", table.assign(wrong=0), family="binomial")
+
+
+# -- counts of 0
+
+
+@pytest.fixture(scope="module")
+def errors():
+    """Errors of 8 schools by 4 methods, none of which is made where `method` is both, nor by the young where it is new."""
+    rng = np.random.default_rng(2)
+    table = pd.DataFrame({"school": np.repeat(np.arange(8), 16), "method": np.tile(["both", "new", "none", "old"], 32)})
+    table["age"] = np.tile(np.repeat(["old", "young"], 4), 16)
+    table["errors"] = rng.poisson(3, 128) * (table["method"] != "both")
+    return table
+
+
+def test_counts_of_0_throughout_a_cell_are_separation(errors):
+    told = r"all 32 counts of the cell method = both are 0, so that the logarithm of their mean is infinite; .*prior_sd=2.5"
+    for formula in ("errors ~ method + (1 | school)", "errors ~ method", "errors ~ 0 + method + age + (1 | school)"):
+        with pytest.raises(SeparationError, match=told):
+            quietly(formula, errors, family="poisson")
+        with pytest.raises(SeparationError, match="method = both"):
+            quietly(formula, errors, family="poisson", offset=np.linspace(-4, 4, len(errors)))
+    number = errors.assign(both=(errors["method"] == "both") * 1.0)
+    refused("quasi-complete separation: both foretells counts of 0", "errors ~ both + age", number, family="poisson")
+    found = quietly("errors ~ method + (1 | school)", errors, family="poisson", prior_sd=2.5)
+    assert found.coefficients.loc["method[T.new]", "se"] < 3
+
+
+def test_a_zero_inflated_cell_of_two_factors_is_named(errors):
+    table = errors[errors["method"] != "both"]
+    table = table.assign(errors=table["errors"].where((table["method"] != "new") | (table["age"] != "young"), 0))
+    refused("method = new, age = young are 0", "errors ~ method*age + (1 | school)", table, family="poisson")
+    # Without the interaction, and with one error in the cell, nothing is infinite.
+    assert quietly("errors ~ method + age + (1 | school)", table, family="poisson").converged
+    some = table.copy()
+    some.loc[some.index[(some["method"] == "new") & (some["age"] == "young")][0], "errors"] = 1
+    found = quietly("errors ~ method*age + (1 | school)", some, family="poisson")
+    assert found.coefficients["se"].max() < 2
+
+
+@pytest.mark.parametrize("kind", ["cbind", "trials", "share"])
+@pytest.mark.parametrize("right", [0, 1])
+def test_counts_out_of_trials_are_separated_as_single_answers_are(errors, kind, right):
+    n = 2 + errors["school"] % 3
+    k = np.where(errors["method"] == "both", n * right, n // 2)
+    table = errors.assign(k=k, n=n, wrong=n - k, share=k / n)
+    formula, settings = {
+        "cbind": ("cbind(k, wrong) ~ method + (1 | school)", {}),
+        "trials": ("k ~ method + (1 | school)", {"trials": "n"}),
+        "share": ("share ~ method + (1 | school)", {"weights": "n"}),
+    }[kind]
+    refused(f"the response is {right} in all .* answers of the cell method = both", formula, table, **settings)
+
+
+def test_large_and_rare_counts_are_not_taken_for_separation(errors):
+    rng = np.random.default_rng(5)
+    for mean in (1e-2, 1e7):
+        table = errors.assign(errors=rng.poisson(mean * (1 + (errors["age"] == "young")), len(errors)))
+        table.loc[table.index[:8], "errors"] += 1
+        assert quietly("errors ~ age + (1 | school)", table, family="poisson").coefficients["se"].max() < 10
+
+
+# -- effects that cannot be told apart
+
+
+@pytest.mark.parametrize("bar", ["|", "||"])
+def test_a_slope_of_a_constant_is_refused(trials, bar):
+    refused(
+        r"gain is 0.5 in all rows: its slope by 'item' is the intercept",
+        f"correct ~ 1 + (gain {bar} item)",
+        trials.assign(gain=0.5),
+    )
+    refused(
+        "twice is a multiple of margin",
+        f"correct ~ 1 + (margin + twice {bar} run)",
+        trials.assign(twice=2 * trials["margin"]),
+    )
+    with pytest.raises(FitError, match="the factor 'one' has one level only"):
+        quietly(f"rt ~ 1 + (one {bar} item)", trials.assign(one="a"))
+    alone = quietly("rt ~ 1 + (0 + gain | item)", trials.assign(gain=0.5))  # a variance of its own, on another scale
+    assert alone.log_likelihood == pytest.approx(quietly("rt ~ 1 + (1 | item)", trials).log_likelihood, abs=1e-6)
+
+
+@pytest.mark.parametrize(("effects", "name"), [("margin", "margin"), ("method", r"method\[T.sft\]"), ("age", "age")])
+def test_a_slope_that_does_not_vary_within_levels_is_named(trials, effects, name):
+    table = trials.assign(age=trials["run"].astype("category").cat.codes % 7 + 20.0)
+    group = {"margin": "item"}.get(effects, "run")
+    with pytest.warns(FitWarning, match=f"^{name} does not vary within any level of {group}"):
+        fit(f"rt ~ 1 + ({effects} || {group})", table)
+    within = quietly("rt ~ 1 + (margin || run)", table)
+    assert not any("does not vary" in warning for warning in within.warnings)
+
+
+def test_correlations_of_effects_that_no_level_has_both_of_are_refused(trials):
+    refused(
+        r"no level of 'run' has both method\[none\] and method\[sft\].*write \|\| for \|",
+        "correct ~ 1 + (0 + method | run)",
+        trials,
+    )
+    assert quietly("correct ~ 1 + (0 + method || run)", trials, family="binomial").n_groups == {"run": 15}
