@@ -1,16 +1,17 @@
-"""What the toolkit costs around the bare engine when a stimulus set is made, for every family.
+"""What the toolkit costs around the bare engine and the bare renderer when a stimulus set is made, for every family.
 
-Baseline: pybullet alone, doing for every item what the physics and the picture need: build the same bodies and markers with the
-same contact settings, push what is pushed, draw with the same renderer at the same size as often as the picture has panels,
+Baseline: pybullet alone, doing for every item what the physics and the image need: build the same bodies and markers with the
+same contact settings, push what is pushed, draw with the same renderer at the same size as often as the image has panels,
 and take as many steps as the outcome took. Nothing is sampled, looked at, checked, hashed, encoded or written.
 
-    python benchmarks/stimuli.py [--families towers ...] [-n 240] [--size 224] [--rounds 3] [--memory]
+    python benchmarks/stimuli.py [--families towers ...] [-n 240] [--renderer engine] [--size 0] [--rounds 3] [--memory] [--images]
 
 Prints per family, for its headline judgement, as ratios within one run: CPU time per item on one process to the bare engine
 (target <= 1.2); the speed-up of two processes over one, start-up included (target >= 1.8), once by the wall clock and once by
 CPU time, one process's over that of the busier of two, which is what the wall clock shows where nothing else runs; and the
 simulated time per item as a share of a fixed simulation of two seconds (target < 0.5). With --memory, peak memory of 10,000
-small items against 1,000.
+small items against 1,000. With --images, how long the ray-casting renderer takes for an image (target <= 60 ms at 448 pixels), and
+its ratio to pybullet's own renderer on the same scenes at the same size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import numpy as np
 from vlm_probe.stimuli.dataset import StimulusSet
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.palettes import paint
-from vlm_probe.stimuli.picture import GAP, panel_poses
+from vlm_probe.stimuli.picture import GAP, RENDERERS, find_renderer, painter, panel_poses
 from vlm_probe.stimuli.scene import Body, Marker, Scene
 from vlm_probe.stimuli.shapes import cradle_boards, mesh
 from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Outcome, Poses, Simulator, get_simulator
@@ -89,8 +90,9 @@ def work_of(stimuli: StimulusSet) -> list[Work]:
     return found
 
 
-def bare_engine(work: list[Work], size: int) -> float:
-    """CPU seconds that pybullet alone takes to build, draw and step every scene."""
+def bare_engine(work: list[Work], size: int, renderer: str) -> float:
+    """CPU seconds that pybullet alone takes to build and step every scene, and the renderer to draw it."""
+    draws = painter(renderer)
     client = bullet.connect(bullet.DIRECT)
     start = time.process_time()
     for one in work:
@@ -101,7 +103,10 @@ def bare_engine(work: list[Work], size: int) -> float:
             if poses is not None:
                 for index, place, turn in zip(bodies, poses.positions, poses.orientations, strict=True):
                     bullet.resetBasePositionAndOrientation(index, place, turn, physicsClientId=client)
-            _photograph(scene, edge, client)
+            if renderer == "engine":
+                _photograph(scene, edge, client)
+            else:
+                draws.render(scene, edge, poses)
         if one.poses != [None]:  # back to the start
             for index, body in zip(bodies, scene.bodies, strict=True):
                 bullet.resetBasePositionAndOrientation(index, body.position, body.orientation, physicsClientId=client)
@@ -228,11 +233,11 @@ class Cost:
     cpu: float
 
 
-def made(task: str, n: int, size: int, jobs: int) -> Cost:
+def made(task: str, n: int, size: int, jobs: int, renderer: str) -> Cost:
     """Make a set of n items in this process, and in another one where there are two jobs."""
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu, others = time.perf_counter(), time.process_time(), _children()
-        make_set(task, n, 0, Path(folder) / "set", size=size, jobs=jobs)
+        make_set(task, n, 0, Path(folder) / "set", size=size, jobs=jobs, renderer=renderer)
         return Cost(time.perf_counter() - wall, max(time.process_time() - cpu, _children() - others))
 
 
@@ -252,15 +257,15 @@ def peak_memory(task: str, n: int) -> int:
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def compare(family: str, n: int, size: int, rounds: int, memory: bool) -> None:
+def compare(family: str, n: int, size: int, rounds: int, memory: bool, renderer: str) -> None:
     """Print one family's row."""
     task = FAMILIES[family]
     with tempfile.TemporaryDirectory() as folder:
-        work = work_of(make_set(task, n, 0, Path(folder) / "set", size=size))
+        work = work_of(make_set(task, n, 0, Path(folder) / "set", size=size, renderer=renderer))
     overhead, walls, cpus = [], [], []
     for _ in range(rounds):
-        bare = bare_engine(work, size)
-        one, two = made(task, n, size, 1), made(task, n, size, 2)
+        bare = bare_engine(work, size, renderer)
+        one, two = made(task, n, size, 1, renderer), made(task, n, size, 2, renderer)
         overhead.append(one.cpu / bare)  # CPU time: on a shared machine wall time says more about the neighbours
         walls.append(one.wall / two.wall)
         cpus.append(one.cpu / two.cpu)
@@ -272,17 +277,47 @@ def compare(family: str, n: int, size: int, rounds: int, memory: bool) -> None:
     print(text, flush=True)
 
 
+def images(family: str, n: int, size: int, rounds: int) -> None:
+    """Print how long images of a family take: milliseconds of CPU time by the ray-casting renderer, and the ratio to pybullet's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        items = make_set(FAMILIES[family], n, 0, Path(folder) / "set", size=64, renderer="raycast").items
+    scenes = [item.scene for item in items if item.scene is not None]
+    seconds: dict[str, list[float]] = {}
+    for renderer in ("raycast", "engine"):
+        draws = painter(renderer)
+        for scene in scenes:
+            taken = []
+            for _ in range(rounds):
+                start = time.process_time()
+                draws.render(scene, size)
+                taken.append(time.process_time() - start)
+            seconds.setdefault(renderer, []).append(statistics.median(taken))
+    ours, theirs = (np.array(seconds[name]) for name in ("raycast", "engine"))
+    ratio = ours.mean() / theirs.mean()
+    print(f"{FAMILIES[family]:20} {1000 * ours.mean():>15.1f} {1000 * ours.max():>15.1f} {ratio:>15.2f}", flush=True)
+
+
 def main() -> None:
     """Run the benchmark and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("-n", type=int, default=240)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--renderer", choices=[name for name in RENDERERS if name != "photoreal"], default="engine")
+    parser.add_argument("--size", type=int, default=0, help="pixels; 0: that of the renderer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--images", action="store_true")
     arguments = parser.parse_args()
+    if arguments.images:
+        size = arguments.size or find_renderer("raycast").size
+        print(f"{arguments.n} images of {size} px, load {os.getloadavg()[0]:.1f}")
+        print(f"{'':20} {'mean ms, CPU':>15} {'largest':>15} {'/ pybullet':>15}")
+        for family in arguments.families:
+            images(family, arguments.n, size, arguments.rounds)
+        return
+    renderer, size = arguments.renderer, arguments.size or find_renderer(arguments.renderer).size
     print(
-        f"{arguments.n} items, {arguments.size} px, median of {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
+        f"{arguments.n} items, {renderer}, {size} px, median of {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
     )
     heads = ("CPU / bare", "2 / 1, wall", "2 / 1, CPU"), ("<= 1.2", ">= 1.8", ">= 1.8")
     for name, columns, share, memory in zip(
@@ -291,7 +326,7 @@ def main() -> None:
         text = f"{name:20} {' '.join(f'{column:>15}' for column in columns)} {share:>16}"
         print(text + (f" {memory:>14}" if arguments.memory else ""))
     for family in arguments.families:
-        compare(family, arguments.n, arguments.size, arguments.rounds, arguments.memory)
+        compare(family, arguments.n, size, arguments.rounds, arguments.memory, renderer)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
-from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED, STANDARD_SIZE, cache_folder, resolve
+from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED, cache_folder, resolve
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
 FIRST_SEED = 1_000_000
@@ -203,7 +203,7 @@ def _test_sets(config: TrainConfig) -> list[StimulusSet]:
     for name in task_names():
         task = get_task(name)
         if task.family in families:
-            start = f"{task.name}_v{task.version}_n{STANDARD_N}_s{STANDARD_SEED}_{STANDARD_SIZE}px"
+            start = f"{task.name}_v{task.version}_n{STANDARD_N}_s{STANDARD_SEED}_"  # of any size, by any renderer
             found += [StimulusSet.load(folder) for folder in sorted((cache_folder() / "sets").glob(f"{start}*"))]
     return found
 

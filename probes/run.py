@@ -27,10 +27,12 @@ from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.errors import whole_text
 from vlm_probe.stimuli.output import OutputError, OutputFolder
+from vlm_probe.stimuli.picture import renderer_of
 from vlm_probe.stimuli.ranges import (
     AMOUNT,
     ATTEMPTS,
     BATCH,
+    IMAGE_SIZE,
     PROCESSES,
     REPLY_LENGTH,
     SEED,
@@ -79,6 +81,8 @@ class RunConfig:
         style: "direct" or "think"; empty for the items' own.
         attempts: How often an item of an action task may be tried, until it succeeds.
         memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
+        size: Edge of the images of a task's or family's standard set, pixels; 0 for that of the renderer.
+        renderer: That draws this set; empty for the default.
 
     Raises:
         OutOfRange: If a number is outside its range.
@@ -106,6 +110,8 @@ class RunConfig:
     style: str = ""
     attempts: int = ranged(1, ATTEMPTS)
     memory: str = "all"
+    size: int = ranged(0, whole(0, int(IMAGE_SIZE.most)))
+    renderer: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -198,7 +204,7 @@ def run(
         cues = [item_cues(get_task(item.task), item) for item in items]
         described["stimuli"]["guesses"] = guesses(cues, memory.attempts)
     with processes.open_log(out, described) as trials:
-        scorer, status = Scorer(), "failed"
+        scorer, status = Scorer(renderer_of(stimuli.card)), "failed"
         episodes = Episodes(
             scorer, key, trials.done, folder, model.needs_images, int(stimuli.card.get("image_size", 0))
         )

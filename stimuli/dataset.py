@@ -32,7 +32,15 @@ from vlm_probe.stimuli.scene import Scene
 METADATA, CARD = "metadata.jsonl", "card.json"
 KIND = "stimulus set"
 """What the manifest of a set's folder calls it."""
-CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}
+CARD_TYPES = {
+    "task": str,
+    "n": int,
+    "image_size": int,
+    "renderer": str,
+    "versions": dict,
+    "baselines": dict,
+    "checks": dict,
+}
 """Entries of a card that the program itself reads."""
 LONGEST_SHAPE = 50
 """Models scale the shorter edge to a size of theirs, and the longer one would be as many times as long."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.picture import staged
 from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import Shifts, apply_alike, shifted_condition
@@ -86,7 +87,11 @@ def plan(
 
 
 def members(
-    task: Task, group: Group, rng: np.random.Generator, shifting: np.random.Generator | None = None
+    task: Task,
+    group: Group,
+    rng: np.random.Generator,
+    shifting: np.random.Generator | None = None,
+    renderer: str = "",
 ) -> list[Member]:
     """The scenes of a group: base, foils, then the mirror image of each in the same order.
 
@@ -97,11 +102,12 @@ def members(
         group: The plan of the group.
         rng: Draws the scenes (`group_rng`).
         shifting: Decides what the shifts are within their levels (`shift_rng`); by default, `rng`.
+        renderer: What will draw them, which decides from where they are seen; empty for the default.
 
     Raises:
         Unsatisfiable: If this draw has no such scenes; the next attempt may.
     """
-    scenes = task.sample_matched(rng, group.condition)
+    scenes = staged(task.sample_matched(rng, group.condition), renderer)
     if group.condition.shifts:
         scenes = apply_alike(scenes, group.condition.shifts, shifting if shifting is not None else rng)
     foil = task.foil_condition(group.condition)

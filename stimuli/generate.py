@@ -24,12 +24,12 @@ from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
 from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.output import whole_folder, write_json
-from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.picture import DEFAULT_RENDERER, draw, find_renderer, painter
 from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.question import PARAPHRASES
 from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
 from vlm_probe.stimuli.shifts import Shifts, is_physical
-from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Simulator, get_simulator
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, body_states, get_simulator
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
 
 MAX_ATTEMPTS = 30
@@ -52,8 +52,14 @@ class Recipe:
     style: str = "direct"
     segmentation: bool = False
     depth: bool = False
+    state: bool = False
     shifts: Shifts = ()
-    renderer: str = ""
+    renderer: str = DEFAULT_RENDERER
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of a set beside its metadata."""
+        return ["images", *(name for name in ("segmentation", "depth", "state") if getattr(self, name))]
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -65,11 +71,12 @@ def make_set(
     seed: int,
     out: str | Path,
     *,
-    size: int = 224,
+    size: int = 0,
     jobs: int = 1,
     style: str = "direct",
     segmentation: bool = False,
     depth: bool = False,
+    state: bool = False,
     shifts: Shifts = (),
     renderer: str = "",
     progress: Progress | None = None,
@@ -81,14 +88,16 @@ def make_set(
         n: Number of items.
         seed: Seed of the whole set.
         out: Folder to make; it appears when it is whole.
-        size: Edge of the square pictures, pixels.
+        size: Edge of the square images, pixels; 0 for that of the renderer.
         jobs: Processes that make it, this one among them.
         style: "direct" or "think" (the wording of the answer format).
         segmentation: Also write segmentation masks, int32 (size, size) as .npy.
         depth: Also write depth maps, float32 metres (size, size) as .npy.
+        state: Also write the physical state of every scene's bodies, float32 (bodies, len(`STATE`)) as .npy, named after the scene's hash.
         shifts: Visual and physical shifts, from `vlm_probe.stimuli.shifts.parse_shifts`. With visual ones the scenes are those of the
             plain set of the same seed.
-        renderer: Empty for the engine's own, or "photoreal" (Blender's `bpy`; seconds per picture).
+        renderer: "engine" for the engine's own, "raycast" (exact edges, soft shadows, materials), "photoreal" (seconds per image);
+            empty for the default.
         progress: Called with (items done, n).
 
     Returns:
@@ -104,16 +113,17 @@ def make_set(
         ValueError: If there is no such style or renderer.
     """
     PROCESSES.check("jobs", jobs)
+    size = size or find_renderer(renderer).size
     if style not in ("direct", "think"):
         raise InvalidInput(f'style must be "direct" or "think", got {style!r}')
     the_task = get_task(task)
-    recipe = Recipe(task, n, seed, size, style, segmentation, depth, shifts, renderer)
-    _painter(recipe)
+    recipe = Recipe(task, n, seed, size, style, segmentation, depth, state, shifts, renderer or DEFAULT_RENDERER)
+    painter(recipe.renderer)  # before any work, and before the other processes start: it may have to be compiled
     shifting.check(the_task, shifts)
     folder = Path(out)
     try:
         with whole_folder(folder, KIND) as partial:
-            for sub in ("images", *(["segmentation"] if segmentation else []), *(["depth"] if depth else [])):
+            for sub in recipe.folders:
                 (partial / sub).mkdir()
             write_json(partial / CARD, _write(recipe, the_task, partial, jobs, progress))
     except BrokenProcessPool as error:
@@ -134,7 +144,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
     per_group = design.group_size(task)
     groups = -(-recipe.n // per_group)
     digest = hashlib.sha256()
-    cues, cut = CueTable(), set[str]()
+    cues, cut = CueTable(), set[tuple[str, str]]()
     rejected = resampled = 0
     with (folder / METADATA).open("w", encoding="utf-8") as metadata:
         for result in _results(recipe, folder, groups, jobs):
@@ -142,7 +152,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
             resampled += result.resampled
             for row, cue in zip(result.rows, result.cues, strict=True):
                 if len(cues) == recipe.n:
-                    cut.add(parse(row)["image_sha256"])
+                    cut.add(_hashes(row))
                     continue
                 metadata.write(row)
                 digest.update(row.encode())
@@ -160,6 +170,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         "n": recipe.n,
         "seed": recipe.seed,
         "image_size": recipe.size,
+        "renderer": recipe.renderer,
         "style": recipe.style,
         "shifts": dict(recipe.shifts),
         "paraphrases": PARAPHRASES,
@@ -176,7 +187,7 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
         "versions": {
             "vlm-probe": package_version(),
             "engine": get_simulator().version(),
-            "renderer": _painter(recipe).renderer,
+            "renderer": painter(recipe.renderer).renderer,
             "numpy": np.__version__,
             "pillow": version("pillow"),
         },
@@ -184,14 +195,21 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
     }
 
 
-def _remove_orphans(folder: Path, cut: set[str]) -> None:
-    """Delete the pictures of those items of the last group that did not fit into the set, unless others have them too."""
+def _hashes(row: str) -> tuple[str, str]:
+    """The hashes of image and scene, after which the files of an item are named."""
+    item = parse(row)
+    return item["image_sha256"], item["scene_sha256"]
+
+
+def _remove_orphans(folder: Path, cut: set[tuple[str, str]]) -> None:
+    """Delete the files of those items of the last group that did not fit into the set, unless others have them too."""
     with (folder / METADATA).open(encoding="utf-8") as metadata:
-        for row in metadata:
-            cut.discard(parse(row)["image_sha256"])
-    for image_hash in cut:
-        for name in (f"images/{image_hash}.png", f"segmentation/{image_hash}.npy", f"depth/{image_hash}.npy"):
+        kept = [_hashes(row) for row in metadata]
+    for image in {image for image, _ in cut} - {image for image, _ in kept}:
+        for name in (f"images/{image}.png", f"segmentation/{image}.npy", f"depth/{image}.npy"):
             (folder / name).unlink(missing_ok=True)
+    for scene in {scene for _, scene in cut} - {scene for _, scene in kept}:
+        (folder / "state" / f"{scene}.npy").unlink(missing_ok=True)
 
 
 def _results(recipe: Recipe, folder: Path, groups: int, jobs: int) -> Iterator[_GroupResult]:
@@ -232,7 +250,8 @@ def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult
     for attempt in range(MAX_ATTEMPTS):
         rng = design.group_rng(task, recipe.seed, plan.index, attempt)
         try:
-            group = design.members(task, plan, rng, design.shift_rng(task, recipe.seed, plan.index, attempt))
+            shifting = design.shift_rng(task, recipe.seed, plan.index, attempt)
+            group = design.members(task, plan, rng, shifting, recipe.renderer)
             items = [_item(recipe, task, plan, member, Path(folder)) for member in group]
         except _Disagreement:
             rejected += 1
@@ -254,17 +273,6 @@ class _Disagreement(Exception):
 
 class _Unaskable(Exception):
     """The question cannot be asked of this scene, no answer solves it, or a shift took it where it does not belong."""
-
-
-def _painter(recipe: Recipe) -> Simulator:
-    """What draws the pictures. Raises ValueError or ModuleNotFoundError if there is no such renderer."""
-    if not recipe.renderer:
-        return get_simulator()
-    if recipe.renderer != "photoreal":
-        raise InvalidInput(f'there is no renderer {recipe.renderer!r}: leave it out, or use "photoreal"')
-    from vlm_probe.stimuli.photoreal import get_photoreal
-
-    return get_photoreal()
 
 
 def shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32]) -> bool:
@@ -298,8 +306,9 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         raise _Unaskable from error
     # The engine builds the world once if it is simulated untouched: after one picture of the start, or before a strip.
     answer = task.solve(scene, question, simulator) if scene.panels else None
-    frame = draw(_painter(recipe), scene, recipe.size)
-    if recipe.shifts and not shifted_well(task, member, frame.segmentation):
+    frame = draw(painter(recipe.renderer), scene, recipe.size)
+    moved = recipe.shifts or find_renderer(recipe.renderer).raised
+    if moved and not shifted_well(task, member, frame.segmentation):
         raise _Unaskable
     if answer is None:
         answer = task.solve(scene, question, simulator)
@@ -312,7 +321,8 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
     ]:
         raise _Unaskable
     encoded = io.BytesIO()
-    Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=1)
+    # Shading takes more bytes than flat colours: there it is worth the time.
+    Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=1 if recipe.renderer == "engine" else 6)
     data = encoded.getvalue()
     image_hash = hashlib.sha256(data).hexdigest()
     (folder / "images" / f"{image_hash}.png").write_bytes(data)
@@ -320,6 +330,8 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         np.save(folder / "segmentation" / f"{image_hash}.npy", frame.segmentation)
     if recipe.depth:
         np.save(folder / "depth" / f"{image_hash}.npy", frame.depth)
+    if recipe.state:
+        np.save(folder / "state" / f"{scene.content_hash}.npy", body_states(scene))
     group_id = f"{task.name}_v{task.version}_s{recipe.seed}_g{plan.index:05d}"
     mirrored = "_mir" if member.condition.mirrored else ""
     return Item(

@@ -22,9 +22,8 @@ from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
 from vlm_probe.stimuli.shapes import bottom, corners
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable
-from vlm_probe.stimuli.tasks.grounding import MIN_SEPARATION
 from vlm_probe.stimuli.textures import ON_BODIES, ON_FLOORS, Texture
-from vlm_probe.stimuli.viewing import extent, fitted, project, shown, things
+from vlm_probe.stimuli.viewing import extent, fitted, project, shown, sides_kept, things
 
 Floats = npt.NDArray[np.float64]
 Scenes = tuple[Scene, ...]
@@ -278,19 +277,10 @@ def _camera(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
     camera = replace(old, pitch=lower if lower >= STEEPEST else higher, distance=round(old.distance * back, 3))
     for turn in (1.0, -1.0, 0.75, -0.75, 0.5, -0.5, 0.25, -0.25, 0.0):
         turned = replace(camera, yaw=round(old.yaw + turn * side * yaw, 1))
-        if all(_sides_kept(turned, scene) for scene in scenes):
+        if all(sides_kept(turned, scene) for scene in scenes):
             camera = turned
             break
     return _in_view(scenes, camera)
-
-
-def _sides_kept(camera: Camera, scene: Scene) -> bool:
-    """Whether left and right of any two bodies are the same in the picture as in the scene, where the old picture had them right."""
-    places = np.array([body.position for body in scene.bodies])
-    gaps = places[:, None, 0] - places[None, :, 0]
-    before, after = (u[:, None] - u[None, :] for u in (project(c, places)[:, 0] for c in (scene.camera, camera)))
-    asked = (gaps >= MIN_SEPARATION) & (before > 0)
-    return bool((after[asked] > 0).all())
 
 
 def _in_view(scenes: Scenes, camera: Camera) -> Scenes:

@@ -55,7 +55,7 @@ def test_imports_go_downward(path):
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("vlm_probe.stimuli.generate", {"torch", "transformers", "pandas", "matplotlib"}),
+        ("vlm_probe.stimuli.generate", {"torch", "transformers", "pandas", "matplotlib", "numba"}),
         ("vlm_probe.probes.run", {"torch", "transformers", "pandas"}),
         ("vlm_probe.probes.models.catalog", {"torch", "transformers", "pandas", "pybullet"}),
         ("vlm_probe.analysis.summary", {"torch", "transformers"}),

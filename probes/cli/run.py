@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json
+from vlm_probe.probes.cli.settings import Config, ImageSize, Jobs, Json, RendererName
 
 if TYPE_CHECKING:
     from vlm_probe.probes.run import RunConfig
@@ -35,6 +35,8 @@ def run(
     style: Literal["", "direct", "think"] = "",
     attempts: int = 1,
     memory: str = "all",
+    size: ImageSize = 0,
+    renderer: RendererName = "",
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -86,6 +88,7 @@ def run(
     from vlm_probe.probes.cli.grounding import ask_grounding
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
+        check_drawing,
         check_examples,
         check_model_name,
         check_run_folder,
@@ -120,6 +123,8 @@ def run(
         "style": style,
         "attempts": attempts,
         "memory": memory,
+        "size": size,
+        "renderer": renderer,
         "revision": revision,
         "dtype": dtype,
         "device": device,
@@ -138,19 +143,20 @@ def run(
     if base_url is None:
         check_model_name(model)
     task = check_stimuli_name(stimuli)
+    check_drawing(stimuli, size, renderer)
     _check_attempts(task, stimuli, attempts)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
         check_run_folder(folder, resume)
-        check_available(stimuli)
+        check_available(stimuli, size, renderer)
         if max(run_config.examples):
             check_examples(task, examples_from)
     saved = _portable(settings | {"examples": examples, "out": out, "references": references})
     check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = load(run_config)
-    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
+    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs, size, renderer))
     pool = None
     if max(run_config.examples):
         pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
@@ -203,7 +209,7 @@ def run_name(config: RunConfig, task: str) -> str:
     if config.base_url:
         parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
-    codes |= {"attempts": "attempts", "memory": "memory-"}
+    codes |= {"attempts": "attempts", "memory": "memory-", "size": "px"}
     names = (
         "revision",
         "dtype",
@@ -215,6 +221,8 @@ def run_name(config: RunConfig, task: str) -> str:
         "design",
         "style",
         "examples",
+        "size",
+        "renderer",
         *(("attempts", "memory") if config.attempts > 1 else ()),
     )
     defaults = {f.name: f.default for f in fields(config)}

@@ -29,13 +29,12 @@ from vlm_probe.stimuli.question import (
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.tasks import Score, Task, Unsatisfiable
+from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 About = dict[str, str | int]
 """What one question is about: the blanks of its wording."""
 Objects = Callable[[Scene], Sequence[Body]]
 
-MIN_SEPARATION = 0.015
-"""Metres between two centres from which left and right of each other are asked about, and must be the same in the picture."""
 LARGEST_COUNT = 6
 """The largest number that can be answered, unless there are more objects."""
 

@@ -79,7 +79,7 @@ def test_contact_sheet_shows_pairs(stability, tmp_path):
 
 
 def test_shift_sheet_shows_every_visible_shift(tmp_path):
-    shift_sheet("towers-stability", tmp_path / "shifts.png")
+    shift_sheet("towers-stability", tmp_path / "shifts.png", renderer="raycast")
     assert (tmp_path / "shifts.png").stat().st_size > 50_000
 
 

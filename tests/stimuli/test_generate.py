@@ -7,13 +7,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.output import MANIFEST, OutputError
+from vlm_probe.stimuli.raycast import get_raycast
+from vlm_probe.stimuli.scene import SHAPES
+from vlm_probe.stimuli.simulators import STATE
 from vlm_probe.stimuli.tasks import UnknownTask
 
 
@@ -52,11 +57,42 @@ def test_labels_are_balanced_in_every_cell_and_pairs_are_whole(stability):
     assert all(abs(item.margin) >= 0.1 for item in stability.items)
 
 
-def test_cut_off_sets_hold_no_orphaned_pictures(tmp_path):
-    cut = make_set("towers-stability", 5, 0, tmp_path / "cut", size=64, segmentation=True, depth=True)
+def test_cut_off_sets_hold_no_orphaned_files(tmp_path):
+    cut = make_set("towers-stability", 5, 0, tmp_path / "cut", size=64, segmentation=True, depth=True, state=True)
     assert len(cut.items) == len(cut) == 5
-    assert len(list((cut.path / "images").iterdir())) == 5
-    assert len(list((cut.path / "depth").iterdir())) >= 5
+    for folder in ("images", "segmentation", "depth", "state"):
+        assert len(list((cut.path / folder).iterdir())) == 5
+    item = cut.items[0]
+    assert item.scene is not None
+    state = np.load(cut.path / "state" / f"{item.scene_sha256}.npy")
+    assert state.shape == (len(item.scene.bodies), len(STATE))
+    for row, body in zip(state, item.scene.bodies, strict=True):
+        found = dict(zip(STATE, row.tolist(), strict=True))
+        assert (found["present"], SHAPES[int(found["shape"])]) == (1, body.shape)
+        assert [found[name] for name in ("x", "y", "z")] == pytest.approx(body.position)
+        assert [found["size_x"], found["mass"]] == pytest.approx([body.size[0], body.mass])
+    assert np.load(cut.path / "segmentation" / f"{item.image_sha256}.npy").max() == len(item.scene.bodies) - 1
+
+
+def test_a_ray_cast_set_is_the_same_on_two_processes(tmp_path):
+    one = make_set("balance-tilt", 14, 0, tmp_path / "one", size=64, renderer="raycast")
+    two = make_set("balance-tilt", 14, 0, tmp_path / "two", size=64, renderer="raycast", jobs=2)
+    assert digest(one.path) == digest(two.path)
+    assert one.card["renderer"] == "raycast"
+    assert one.card["versions"]["renderer"] == get_raycast().renderer
+    # The same scenes as those that the engine draws, from another point of view.
+    plain = make_set("balance-tilt", 14, 0, tmp_path / "plain", size=64)
+    assert plain.card["renderer"] == "engine"
+    for ours, theirs in zip(one.items, plain.items, strict=True):
+        assert ours.scene is not None and theirs.scene is not None
+        assert ours.scene.camera != theirs.scene.camera
+        assert replace(ours.scene, camera=theirs.scene.camera) == theirs.scene
+        assert (ours.item_id, ours.answer, ours.margin) == (theirs.item_id, theirs.answer, theirs.margin)
+
+
+@pytest.mark.parametrize(("renderer", "size"), [("", 224), ("engine", 224), ("raycast", 448)])
+def test_every_renderer_has_its_own_size(renderer, size, tmp_path):
+    assert make_set("towers-stability", 4, 0, tmp_path / "set", renderer=renderer).card["image_size"] == size
 
 
 @pytest.mark.parametrize("task", ["towers-direction", "towers-topblock", "towers-sideblock", "towers-grounding"])

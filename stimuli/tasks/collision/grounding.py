@@ -25,7 +25,6 @@ from vlm_probe.stimuli.tasks.collision.table import (
     plane,
 )
 from vlm_probe.stimuli.tasks.grounding import (
-    MIN_SEPARATION,
     About,
     Ask,
     GroundingTask,
@@ -35,6 +34,7 @@ from vlm_probe.stimuli.tasks.grounding import (
     nth_colour,
     words,
 )
+from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 APART = 0.13
 """Metres between the centres of any two balls at any moment shown."""
