@@ -1,7 +1,7 @@
 # make demo      install, ask the embedded model about 500 towers, write the summary and the figure
 # make test      lint, types, fast tests
 # make test-gpu  on a machine with an NVIDIA GPU: what differs there
-# make test-oldest    the fast tests with the oldest versions that pyproject.toml allows (about 10 minutes to install, 7 GB)
+# make test-oldest    the fast tests with the oldest versions that pyproject.toml allows, in an environment of their own (7 GB)
 # make test-newest    the same with the newest ones: what pip takes today without constraints.txt
 # make verify    recompute what the documents claim in numbers: claim, stated value, value now, verdict
 # make docs      the documentation as a site, in build/docs
