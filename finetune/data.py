@@ -298,9 +298,9 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
     Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=1)
     png = encoded.getvalue()
     digest = hashlib.sha256(png).hexdigest()
-    group_id = f"{task.name}_v{task.version}_s{recipe.seed}_g{plan.index:05d}"
+    ids = design.ids(task, recipe.seed, plan, member)
     item = Item(
-        item_id=f"{group_id}_{member.condition.code}_{member.role}",
+        item_id=ids.item,
         task=task.name,
         task_version=task.version,
         file_name="",
@@ -310,8 +310,8 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
         margin=round(task.margin(scene), 6),
         condition=member.condition,
         variant=plan.variant,
-        pair_id=group_id + ("_mir" if member.condition.mirrored else ""),
-        group_id=group_id,
+        pair_id=ids.pair,
+        group_id=ids.group,
         role=member.role,
         scene=scene,
         scene_sha256=scene.content_hash,

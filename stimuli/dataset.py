@@ -55,7 +55,7 @@ class Item:
     """One question about one picture.
 
     Attributes:
-        item_id: Unique in the set; spells out the factors.
+        item_id: Unique in the set, and opaque: it says nothing about the answer.
         task: Task name; `task_version` is the version that made it.
         file_name: Picture, relative to the set's folder.
         image_sha256: Hash of the picture's file.

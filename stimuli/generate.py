@@ -34,6 +34,8 @@ from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
 
 MAX_ATTEMPTS = 30
 """Draws per group before a condition counts as impossible."""
+MADE = "made.jsonl"
+"""The rows in the order in which they are made, until the set is shuffled."""
 QUEUED = 2
 """Groups that a worker has before it: one that it makes, and one so that it need not wait for the next."""
 
@@ -143,10 +145,9 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
     """Write pictures and metadata into the folder; returns the card."""
     per_group = design.group_size(task)
     groups = -(-recipe.n // per_group)
-    digest = hashlib.sha256()
-    cues, cut = CueTable(), set[tuple[str, str]]()
+    cues, cut, ends = CueTable(), set[tuple[str, str]](), [0]
     rejected = resampled = 0
-    with (folder / METADATA).open("w", encoding="utf-8") as metadata:
+    with (folder / MADE).open("wb") as made:
         for result in _results(recipe, folder, groups, jobs):
             rejected += result.rejected
             resampled += result.resampled
@@ -154,11 +155,11 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
                 if len(cues) == recipe.n:
                     cut.add(_hashes(row))
                     continue
-                metadata.write(row)
-                digest.update(row.encode())
+                ends.append(ends[-1] + made.write(row.encode()))
                 cues.add(cue)
             if progress is not None:
                 progress(len(cues), recipe.n)
+    content = _shuffle(folder, ends, design.order(task, recipe.seed, recipe.n))
     if cut:
         _remove_orphans(folder, cut)
     return {
@@ -191,8 +192,21 @@ def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progre
             "numpy": np.__version__,
             "pillow": version("pillow"),
         },
-        "content_sha256": digest.hexdigest(),
+        "content_sha256": content,
     }
+
+
+def _shuffle(folder: Path, ends: list[int], order: list[int]) -> str:
+    """Write the rows in their final order, one at a time since they may be many; returns the hash of the metadata."""
+    digest = hashlib.sha256()
+    with (folder / MADE).open("rb") as made, (folder / METADATA).open("wb") as metadata:
+        for index in order:
+            made.seek(ends[index])
+            row = made.read(ends[index + 1] - ends[index])
+            metadata.write(row)
+            digest.update(row)
+    (folder / MADE).unlink()
+    return digest.hexdigest()
 
 
 def _hashes(row: str) -> tuple[str, str]:
@@ -332,10 +346,9 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         np.save(folder / "depth" / f"{image_hash}.npy", frame.depth)
     if recipe.state:
         np.save(folder / "state" / f"{scene.content_hash}.npy", body_states(scene))
-    group_id = f"{task.name}_v{task.version}_s{recipe.seed}_g{plan.index:05d}"
-    mirrored = "_mir" if member.condition.mirrored else ""
+    ids = design.ids(task, recipe.seed, plan, member)
     return Item(
-        item_id=f"{group_id}_{member.condition.code}_{member.role}",
+        item_id=ids.item,
         task=task.name,
         task_version=task.version,
         file_name=f"images/{image_hash}.png",
@@ -345,8 +358,8 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         margin=round(task.margin(scene), 6),
         condition=member.condition,
         variant=plan.variant,
-        pair_id=f"{group_id}{mirrored}",
-        group_id=group_id,
+        pair_id=ids.pair,
+        group_id=ids.group,
         role=member.role,
         scene=scene,
         scene_sha256=scene.content_hash,

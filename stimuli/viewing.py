@@ -55,6 +55,19 @@ def project(camera: Camera, points: Floats) -> Floats:
     return np.stack([away @ right / half, away @ up / half, depth], axis=1)
 
 
+def across(scene: Scene, length: float, size: int) -> float:
+    """How many pixels a length from left to right takes in the picture, in the middle of the bodies.
+
+    Args:
+        scene: What is shown.
+        length: Metres.
+        size: Edge of the picture, pixels; of a strip of panels, the whole of it.
+    """
+    middle = np.mean([body.position for body in scene.bodies], axis=0)
+    ends = project(scene.camera, middle + np.array([[-0.5], [0.5]]) * length * np.array([1.0, 0.0, 0.0]))
+    return float(ends[1, 0] - ends[0, 0]) * (size / 2 if scene.panels else size) / 2
+
+
 def unproject(
     camera: Camera, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], depth: Floats, size: int
 ) -> Floats:

@@ -230,9 +230,13 @@ def audit(
         audited.plot(out)
         tell(f"figure: {out}")
     if json:
-        show_json(rows)
+        show_json({"shortcuts": rows, "visibility": [seen.row() for seen in audited.visibility]})
         return 0
     _show_table([{key: value for key, value in row.items() if key != "above limit"} for row in rows])
+    if audited.visibility:
+        show("\nHow large the margin is in the image (median): pixels, and visual tokens of common processors")
+        _show_table([seen.row() for seen in audited.visibility])
+        show("")
     if audited.limit is not None:
         for shortcut in audited.above:
             show(f"above {audited.limit:.0%}: {shortcut.name} ({shortcut.score:.3f}): {shortcut.reason}")

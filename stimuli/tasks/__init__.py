@@ -98,6 +98,16 @@ class Task(ABC):
     def margin(self, scene: Scene) -> float:
         """Signed physical margin, dimensionless; 0 is the boundary."""
 
+    def margin_length(self, scene: Scene) -> float | None:
+        """Metres from left to right that a margin of 1 is in the scene; None where the margin is no distance that can be seen.
+
+        From it the audit tells how many pixels decide about an item.
+
+        Args:
+            scene: What is shown.
+        """
+        return None
+
     @abstractmethod
     def question(self, scene: Scene, variant: Variant) -> Question:
         """What is asked about the scene, in that wording.

@@ -1,5 +1,7 @@
 """The audit finds planted shortcuts, and the designed set has none of those that it was designed against."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,25 @@ def test_a_planted_cue_is_found_and_noise_is_not():
     groups = [str(i // 4) for i in range(200)]
     assert cue_accuracy(np.array([1.0, 2.0] * 100), labels, groups) == 1.0
     assert cue_accuracy(rng.random(200), labels, groups) < 0.62
+
+
+def test_order_and_ids_are_audited_like_any_shortcut(stability, monkeypatch):
+    scores = {s.name: s.score for s in audit(stability).shortcuts if s.kind == "order"}
+    assert set(scores) == {"item id", "place in the set", "place within the group", "answer before"}
+    assert max(scores.values()) < 0.6
+    by_pair = sorted(stability.items, key=lambda item: (item.pair_id, str(item.answer)))
+    planted = [replace(item, item_id=f"{item.answer}{i}") for i, item in enumerate(by_pair)]
+    monkeypatch.setitem(stability.__dict__, "items", planted)
+    found = {s.name: s.score for s in audit(stability).shortcuts if s.kind == "order"}
+    assert found["item id"] == found["answer before"] == 1.0 > found["place in the set"]
+
+
+def test_margins_are_given_in_pixels_and_visual_tokens(stability, tmp_path):
+    seen = {one.bin: one for one in audit(stability).visibility}
+    # Half a block of 5 cm, seen at 0.94 m by a camera of 36 degrees, is 5.2 pixels of 64.
+    assert seen["0.4-0.7"].pixels == pytest.approx(0.55 * 5.2, abs=0.4)
+    assert seen["0.4-0.7"].tokens["LLaVA-1.5"] == pytest.approx(seen["0.4-0.7"].pixels * 336 / 64 / 14, abs=0.1)
+    assert audit(make_set("support-hold", 48, 0, tmp_path / "s", size=32)).visibility == ()
 
 
 def test_constant_answers_solve_few_action_items(tmp_path):

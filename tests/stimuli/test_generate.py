@@ -57,6 +57,17 @@ def test_labels_are_balanced_in_every_cell_and_pairs_are_whole(stability):
     assert all(abs(item.margin) >= 0.1 for item in stability.items)
 
 
+def test_neither_order_nor_ids_tell_the_answer(stability):
+    items = stability.items
+    assert len({item.item_id for item in items}) == len(items)
+    assert not any(item.condition.code in item.item_id or item.role in item.item_id for item in items)
+    # Members of a group are spread over the set, and no place in the group has one label.
+    firsts = {item.group_id: item for item in reversed(items)}
+    assert {item.answer for item in firsts.values()} == {"stands", "falls"}
+    places = [[i for i, item in enumerate(items) if item.group_id == group] for group in firsts]
+    assert np.mean([max(p) - min(p) for p in places]) > len(items) / 3
+
+
 def test_cut_off_sets_hold_no_orphaned_files(tmp_path):
     cut = make_set("towers-stability", 5, 0, tmp_path / "cut", size=64, segmentation=True, depth=True, state=True)
     assert len(cut.items) == len(cut) == 5

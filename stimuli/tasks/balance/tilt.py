@@ -25,6 +25,7 @@ from vlm_probe.stimuli.tasks.balance.seesaw import (
     Layout,
     Load,
     Look,
+    half_width,
     load_volume,
     outcome_side,
     scene_margin,
@@ -113,6 +114,10 @@ class BalanceTilt(Task):
     def margin(self, scene: Scene) -> float:
         """How far inside the edges of the fulcrum's top the common centre of mass lies, half widths; negative: it tilts."""
         return scene_margin(scene)
+
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of the fulcrum's top."""
+        return half_width(scene)
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Left, right or balanced, after what is to be known of the weights. Polarity does not apply."""

@@ -34,6 +34,7 @@ from vlm_probe.stimuli.tasks.towers.tower import (
     largest_step,
     tower_arrays,
     tower_margin,
+    width_cm,
 )
 
 DIRECTION_TEXTS = (
@@ -117,6 +118,10 @@ class TowersDirection(Task):
         """Signed overshoot of the centre of mass at the weakest interface, half widths; positive falls to the right."""
         return fall_side(scene)
 
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of a block."""
+        return width_cm(scene) / 200
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Left or right, as seen in the picture. Polarity does not apply."""
         options, clause = named_options((Option("left", "left"), Option("right", "right")), variant.order)
@@ -198,6 +203,10 @@ class TowersCount(Task):
     def margin(self, scene: Scene) -> float:
         """Signed stability margin of the tower, half widths."""
         return tower_margin(scene)
+
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of a block."""
+        return width_cm(scene) / 200
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """A number from 1 to 4, or to the number of blocks where there are more. Polarity and order do not apply."""

@@ -57,8 +57,10 @@ def test_a_set_is_shown(capsys: pytest.CaptureFixture[str], towers: Path, tmp_pa
 
 def test_a_set_is_audited(capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path) -> None:
     code, out, _ = call(capsys, "stimuli", "audit", towers, "--json", "--out", "audit.png")
-    names = {row["shortcut"] for row in json.loads(out)}
-    assert code == 0 and {"block count", "prompt alone", "neighbour rule"} <= names
+    found = json.loads(out)
+    names = {row["shortcut"] for row in found["shortcuts"]}
+    assert code == 0 and {"block count", "prompt alone", "neighbour rule", "item id", "answer before"} <= names
+    assert [row["|margin|"] for row in found["visibility"]] == ["0.1-0.2", "0.2-0.4", "0.4-0.7"]
     assert (tmp_path / "audit.png").stat().st_size > 5000
 
 
