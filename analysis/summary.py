@@ -239,6 +239,7 @@ UNREAD = {
     "out_of_range": "out of range",
     "not_whole": "not a whole number",
     "unfinished": "cut at the token limit or without a final answer",
+    "filtered": "withheld by a content filter or refused",
 }
 """Statuses of replies that could not be read, in words."""
 

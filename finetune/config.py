@@ -355,10 +355,15 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def _check_kinds(config: TrainConfig) -> None:
-    """Raise TrainingError if a value is of another type, as files of settings may have it, or is not finite."""
+    """Raise TrainingError if a value is of another type, as files of settings may have it, or is not finite.
+
+    Single numbers that have a range are left to it, since it names its bounds as well.
+    """
     for field in fields(config):
         value = getattr(config, field.name)
         kind, name = _KINDS.get(str(field.type), (tuple, "a list"))
+        if "range" in field.metadata and kind is not tuple:
+            continue
         is_kind = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
         if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
             raise TrainingError(f"--{_option(field.name)} must be {name}, got {str(value)[:40]!r}")

@@ -91,12 +91,8 @@ def _streamed(model: Any, pending: Sequence[Ask], readout: str, settings: Genera
             failed.extend(bad)
             yield from (trial for _, trial in ready)
 
-    name = "raw" if readout == "generate" else "logprobs"
     for trial, value, latency in model.stream(shown(), readout, settings):
-        given: dict[str, Any] = {"error": message_of(value)} if isinstance(value, Exception) else {name: value}
-        if isinstance(value, Reply):
-            given = {"raw": value.text, "ended": value.ended}
-        yield Answered(asks[trial.id], **given, latency_s=latency, ends_batch=True)
+        yield Answered(asks[trial.id], **_given(value, readout), latency_s=latency, ends_batch=True)
     yield from failed
 
 
@@ -152,8 +148,17 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
         return
     latency = round((time.perf_counter() - start) / len(trials), 6)
     for number, ((ask, _), value) in enumerate(zip(asked, given, strict=True), 1):
-        name = "raw" if readout == "generate" else "logprobs"
-        yield Answered(ask, **{name: value}, latency_s=latency, ends_batch=number == len(trials))
+        ends = number == len(trials)
+        yield Answered(ask, **_given(value, readout), latency_s=latency, ends_batch=ends)
+
+
+def _given(value: Any, readout: str) -> dict[str, Any]:
+    """What a model gave for a trial, as attributes of `Answered`."""
+    if isinstance(value, Exception):
+        return {"error": message_of(value)}
+    if isinstance(value, Reply):
+        return {"raw": value.text, "ended": value.ended}
+    return {"raw" if readout == "generate" else "logprobs": value}
 
 
 def message_of(error: BaseException) -> str:

@@ -76,7 +76,6 @@ def decode(
     from vlm_probe.stimuli.output import check_claim, claim
     from vlm_probe.stimuli.standard import check_available
 
-    check_available(stimuli)
     common: dict[str, Any] = {
         "model": model,
         "stimuli": stimuli,
@@ -97,6 +96,7 @@ def decode(
         "load_in_4bit": load_in_4bit,
     }
     wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
+    check_available(stimuli)
     check_model_name(model)
     task = check_stimuli_name(stimuli)
     folder = out or Path("decode") / _name(model, stimuli, task)

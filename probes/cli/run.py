@@ -98,7 +98,7 @@ def run(
         find_stimuli,
         shifted_name,
     )
-    from vlm_probe.probes.cli.results import warning_of, write_figure, write_summary
+    from vlm_probe.probes.cli.results import FIGURE, SUMMARY, warning_of, write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
     from vlm_probe.probes.run import RunConfig, load
     from vlm_probe.probes.run import run as ask
@@ -168,6 +168,7 @@ def run(
     with claim(folder, KIND) as output:
         if design == "controls":
             ask_grounding(run_config, items, folder, loaded, jobs)
+        output.check((SUMMARY, FIGURE))
         report = _ask(run_config, items, output, loaded, saved, pool, processes)
         processes.leave()
         is_readable = write_summary(output, json)

@@ -148,8 +148,8 @@ class Model(Protocol):
         """What exactly answers."""
         ...
 
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial.
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> Sequence[str | Reply]:
+        """One reply per trial: its text, or a `Reply` where it did not end by itself.
 
         Args:
             trials: What is asked.

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Trial
+from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Trial
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
@@ -156,8 +156,8 @@ class HuggingFaceModel:
         """Make the inputs of a batch that will be asked next. May be called from another thread."""
         self._ready[tuple(trial.id for trial in trials)] = self._make_inputs(trials)
 
-    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
-        """One reply text per trial, greedy unless `settings` has a temperature.
+    def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
+        """One reply per trial, greedy unless `settings` has a temperature; a `Reply` where it was cut at the token limit.
 
         Args:
             trials: What is asked.
@@ -176,7 +176,7 @@ class HuggingFaceModel:
         """
         return self._in_parts(trials, self._score)
 
-    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
+    def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
         inputs = self._inputs(trials)
         limits = [self._limit(trial, settings) for trial in trials]
         seen = _Seen()
@@ -195,7 +195,9 @@ class HuggingFaceModel:
         # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
         replies = [row[:limit] for row, limit in zip(tokens.tolist(), limits, strict=True)]
         self._check_finite("generation", seen.finite([self._prompter.length(reply) for reply in replies]))
-        return [self._prompter.decode(reply) for reply in replies]
+        texts = [self._prompter.decode(reply) for reply in replies]
+        ended = [self._prompter.is_ended(reply) for reply in replies]
+        return [text if whole else Reply(text, "unfinished") for text, whole in zip(texts, ended, strict=True)]
 
     def _check_finite(self, scoring: str, finite: Sequence[bool]) -> None:
         """Raise NonFiniteLogits if some trials of a batch had logits that are not finite."""

@@ -173,6 +173,10 @@ class Prompter:
         """Tokens of a reply up to the one that ends it."""
         return next((place for place, token in enumerate(reply, 1) if token in self._ends), len(reply))
 
+    def is_ended(self, reply: Sequence[int]) -> bool:
+        """Whether a reply holds the token that ends it, and was not cut at the limit."""
+        return any(token in self._ends for token in reply)
+
     def decode(self, tokens: Any) -> str:
         """The text of a reply, as generated but for special tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from vlm_probe.finetune.config import TrainConfig, TrainingError
 from vlm_probe.finetune.monitor import last_checkpoint
 from vlm_probe.finetune.policy import load_policy
-from vlm_probe.finetune.train import train
+from vlm_probe.finetune.train import KIND, train
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.tiny import WEIGHTS
-from vlm_probe.stimuli.output import OutputError
+from vlm_probe.stimuli.output import OutputError, claim
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "ppo", "grpo", "rloo")
@@ -128,6 +128,8 @@ def test_a_run_that_is_killed_goes_on_exactly_where_it_was(method, tmp_path):
 def test_a_damaged_record_of_a_training_is_one_line(tmp_path):
     config = settings("sft", micro_batch=16)
     stored = {"method": "sft", "model": "tiny", "tasks": [], "budget": {"samples": 64}, "curves": [{"samples": 16.0}]}
+    with claim(tmp_path, KIND) as output:
+        output.track("settings.json", "training.json")
     (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
     (tmp_path / "training.json").write_text(json.dumps(stored))
     assert train(config, tmp_path) == stored

@@ -270,7 +270,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"r": -1}, "positive"),
     ({"peft_type": "no such thing"}, "no such thing"),
     ({"layer_replication": [[0, 10**9]]}, "layer_replication"),
-    ({"base_model_name_or_path": "\ud83d"}, "surrogates"),
+    ({"base_model_name_or_path": "\ud83d"}, "half a character"),
 ]
 
 

@@ -95,7 +95,7 @@ def test_small_sets_cannot_be_audited(tmp_path):
 def test_contact_sheet_shows_pairs(stability, tmp_path):
     contact_sheet(stability, tmp_path / "sheet.png", n=12)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="at least one item"):
+    with pytest.raises(ValueError, match="must be a whole number from 1"):
         contact_sheet(stability, tmp_path / "none.png", n=0)
 
 

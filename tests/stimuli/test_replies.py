@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import time
@@ -365,6 +366,15 @@ def test_only_what_is_said_outside_of_thoughts_is_read(words: list[str], name: s
 
 @pytest.mark.parametrize("name", ["tilt", "shift", "pair"])
 def test_time_grows_with_the_length_and_no_faster(name: str) -> None:
+    gc.collect()
+    gc.disable()  # else a collection of all that other tests have left may fall into the shorter or the longer one
+    try:
+        _times_grow(name)
+    finally:
+        gc.enable()
+
+
+def _times_grow(name: str) -> None:
     for piece in HOSTILE:
         times = []
         for size in (2_000, 20_000):

@@ -12,7 +12,7 @@ from vlm_probe.probes.cli import app, main
 
 REACHED = {
     "run": ["--model", "chance", "--stimuli", "./none"],
-    "stimuli make": ["towers", "--out", "there"],
+    "stimuli make": ["towers", "--out", "file/below"],
     "stimuli show": ["./none"],
     "stimuli check": ["./none"],
     "stimuli audit": ["./none"],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from vlm_probe.probes.cli import main
 
@@ -133,10 +134,12 @@ def test_a_run_whose_trials_all_failed_says_so_first(
     capsys: pytest.CaptureFixture[str], towers: Path, llava: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(llava, tmp_path / "model")
-    (tmp_path / "model/chat_template.jinja").write_text("{% for", encoding="utf-8")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    name = next(name for name in tensors if name.endswith("norm.weight"))
+    save_file(tensors | {name: tensors[name] * float("nan")}, tmp_path / "model/model.safetensors", {"format": "pt"})
     arguments = ["run", "--model", "./model", "--stimuli", towers, "--limit", "4", "--out", "r"]
     code, out, err = run(capsys, *arguments)
-    assert code == 3 and out.startswith("all 4 trials failed: ModelError: the model's chat template failed")
+    assert code == 3 and out.startswith("all 4 trials failed: NonFiniteLogits: ")
     assert "nan" not in out and "Traceback" not in err
     assert not list((tmp_path / "r").glob("*.png")) and not (tmp_path / "cache/references").exists()
     assert json.loads((tmp_path / "r/summary.json").read_text())["problem"].startswith("all 4 trials failed: ")
