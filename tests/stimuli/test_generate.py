@@ -165,7 +165,7 @@ def test_damaged_sets_are_named(tmp_path):
     stimuli = make_set("towers-stability", 4, 0, tmp_path / "set", size=64)
     metadata = stimuli.path / "metadata.jsonl"
     whole = metadata.read_bytes()
-    metadata.write_bytes(whole[: len(whole) // 2])
+    metadata.write_bytes(whole[: len(whole) // 3])
     with pytest.raises(StimulusError, match=r"line \d+, is damaged"):
         StimulusSet.load(stimuli.path)
     metadata.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
