@@ -212,9 +212,8 @@ def cue_accuracy(
     """
     codes = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
     y = np.array([codes[label] for label in labels])
-    # Sorted, so that the order of the items in the set changes nothing.
-    order = {group: i for i, group in enumerate(sorted(set(groups)))}
-    fold = np.array([order[group] % FOLDS for group in groups])
+    # Numbered in sorted order, so that the order of the items in the set changes nothing.
+    fold = np.unique(np.asarray(groups), return_inverse=True)[1] % FOLDS
     hits = 0
     for held_out in range(FOLDS):
         train, test = fold != held_out, fold == held_out

@@ -22,7 +22,6 @@ from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import Shifts, apply_alike, shifted_condition
 from vlm_probe.stimuli.tasks import Task
 
-
 ID_DIGITS = 12
 """Hexadecimal digits that tell the items of a set apart: with 100,000 items, two are alike once in 50,000 sets."""
 

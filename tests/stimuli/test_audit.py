@@ -1,5 +1,6 @@
 """The audit finds planted shortcuts, and the designed set has none of those that it was designed against."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from vlm_probe.stimuli.dataset import StimulusError
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
 from vlm_probe.stimuli.standard import resolve
+from vlm_probe.stimuli.tasks import get_task
 from vlm_probe.stimuli.tasks.towers.stability import TowersStability
 
 
@@ -78,6 +80,28 @@ def test_margins_are_given_in_pixels_and_visual_tokens(stability, tmp_path):
     assert seen["0.4-0.7"].pixels == pytest.approx(0.55 * 5.2, abs=0.4)
     assert seen["0.4-0.7"].tokens["LLaVA-1.5"] == pytest.approx(seen["0.4-0.7"].pixels * 336 / 64 / 14, abs=0.1)
     assert audit(make_set("support-hold", 48, 0, tmp_path / "s", size=32)).visibility == ()
+
+
+def test_no_single_look_gives_the_side_of_a_fall():
+    task, right = get_task("towers-direction"), Counter()
+    conditions = [c for c in task.conditions() if c.count == 7 and c.margin_bin in ((0.1, 0.2), (-0.2, -0.1))]
+    scenes = {c: task.sample_matched(np.random.default_rng(1), c)[0] for c in dict.fromkeys(conditions)}
+    for condition in conditions:
+        scene = scenes[condition]
+        for name, rule in task.rules().items():
+            right[name] += rule(scene) == task.statics_answer(scene)
+    shares = {name: count / len(conditions) for name, count in right.items()}
+    assert shares.pop("side of the largest step") == pytest.approx(7 / 8)  # half of the physics, as the card says
+    assert len(shares) == 4 and set(shares.values()) == {9 / 16}
+
+
+@pytest.mark.slow
+def test_fitted_thresholds_do_not_give_the_side_of_a_fall_either(tmp_path):
+    result = audit(make_set("towers-direction", 256, 0, tmp_path / "d", size=64, jobs=2))
+    scores = {s.name: s.score for s in result.shortcuts}
+    for name in ("lean", "place of the top block", "top block from the one below", "centroid in the picture"):
+        assert scores[name] < 0.6
+    assert all("not explained" not in shortcut.reason for shortcut in result.above)
 
 
 def test_constant_answers_solve_few_action_items(tmp_path):
