@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from vlm_probe.stimuli.question import PARAPHRASES
 from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
 from vlm_probe.stimuli.shifts import Shifts, is_physical
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, body_states, get_simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks.grounding import GroundingTask
 
 MAX_ATTEMPTS = 30
 """Draws per group before a condition counts as impossible."""
@@ -131,6 +132,67 @@ def make_set(
     except BrokenProcessPool as error:
         raise StimulusError("a worker process died (out of memory?): try --jobs 1") from error
     return StimulusSet.load(folder)
+
+
+def make_matched(stimuli: StimulusSet, out: str | Path) -> StimulusSet:
+    """Make the matched grounding set: the images of a set, each with a question about the quantity that decides in it.
+
+    Items keep their ids, margins and conditions, so that the two answers to an image can be compared: is the physics wrong, or was the
+    quantity not seen? Images in which nothing can be asked for it are left out.
+
+    Args:
+        stimuli: A set of a judgement with a `Task.critical`.
+        out: Folder to make; it appears when it is whole.
+
+    Raises:
+        OutputError: If `out` exists or cannot be written.
+        StimulusError: If the set's task has no such question, or the set has no scenes.
+    """
+    task = get_task(stimuli.card["task"]) if stimuli.card["task"] in task_names() else None
+    asks = get_task(f"{task.family}-grounding") if task and f"{task.family}-grounding" in task_names() else None
+    items = [found for item in stimuli.items for found in _matched(task, asks, item)] if task and asks else []
+    if not isinstance(asks, GroundingTask) or not items:
+        raise StimulusError(
+            f"{stimuli.path}: nothing can be asked about what decides in a set of {stimuli.card['task']}: take one of "
+            + ", ".join(name for name in task_names() if type(get_task(name)).critical is not Task.critical)
+        )
+    cues, rows = CueTable(), "".join(dumps(item.to_row()) + "\n" for item in items)
+    with whole_folder(Path(out), KIND) as partial:
+        (partial / "images").mkdir()
+        for item in items:
+            (partial / item.file_name).write_bytes((stimuli.path / item.file_name).read_bytes())
+            cues.add(item_cues(asks, item))
+        (partial / METADATA).write_text(rows, encoding="utf-8")
+        own = {"task": asks.name, "task_version": asks.version, "kind": asks.kind, "held_out": asks.held_out}
+        facts = {"n": len(items), "labels": cues.labels(), "balance": cues.balance(), "baselines": cues.baselines(asks)}
+        facts |= {"matched": {"task": stimuli.card["task"], "content_sha256": stimuli.content_sha256}}
+        kept = {name: value for name, value in stimuli.card.items() if name not in ("agreement", "checks", "responses")}
+        digest = hashlib.sha256(rows.encode()).hexdigest()
+        write_json(partial / CARD, kept | own | facts | {"content_sha256": digest})
+    return StimulusSet.load(out)
+
+
+def _matched(task: Task, asks: Task, item: Item) -> list[Item]:
+    """The item that asks about what decides in the image of another; none if there is no such question."""
+    about = task.critical(item.scene) if item.scene is not None else {}
+    if item.scene is None or not about or not isinstance(asks, GroundingTask):
+        return []
+    variant = replace(item.variant, ask=str(about["ask"]))
+    try:
+        question = asks.ask_about(item.scene, about, variant)
+    except ValueError:
+        return []  # too near to call, say
+    return [
+        replace(
+            item,
+            task=asks.name,
+            task_version=asks.version,
+            question=question,
+            answer=asks.solve(item.scene, question),
+            variant=variant,
+            certificate={},
+        )
+    ]
 
 
 @dataclass(frozen=True)

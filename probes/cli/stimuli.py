@@ -115,6 +115,30 @@ def list_(*, json: Json = False, config: Config = None) -> int:
     return 0
 
 
+@app.command
+def matched(stimuli: SetName, /, *, out: Path, jobs: Jobs = None, json: Json = False, config: Config = None) -> int:
+    """Make the matched grounding set: the same images, each with a question about the quantity that decides in it.
+
+    Items keep their ids, so that a model's answers to the two questions about an image can be compared.
+
+    Args:
+        out: Folder to make.
+    """
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.generate import make_matched
+
+    found = find_stimuli(stimuli, jobs)
+    made = make_matched(found, out)
+    if json:
+        show_json({"path": str(made.path), **made.card})
+    else:
+        show(
+            f"{made.path}: {len(made)} of the {len(found)} images of {found.path}, with questions of {made.card['task']}"
+        )
+    return 0
+
+
 @app.command(name="show")
 def show_(
     stimuli: SetName,

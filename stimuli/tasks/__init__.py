@@ -215,6 +215,16 @@ class Task(ABC):
         """What the closed form says the answer is, to be compared with the simulation; None where there is none."""
         return None
 
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """What decides in the scene, as the family's grounding task asks for it: its kind of question ("ask") and its blanks.
+
+        Empty where that task has no such question. See `vlm_probe.stimuli.generate.make_matched`.
+
+        Args:
+            scene: What is shown.
+        """
+        return {}
+
     def cues(self) -> Mapping[str, Callable[[Scene], float]]:
         """Numbers that could stand in for physics, for baselines and the audit."""
         return {}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
-from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.generate import make_matched, make_set
 from vlm_probe.stimuli.output import MANIFEST, OutputError
 from vlm_probe.stimuli.raycast import get_raycast
 from vlm_probe.stimuli.scene import SHAPES
@@ -66,6 +66,37 @@ def test_neither_order_nor_ids_tell_the_answer(stability):
     assert {item.answer for item in firsts.values()} == {"stands", "falls"}
     places = [[i for i, item in enumerate(items) if item.group_id == group] for group in firsts]
     assert np.mean([max(p) - min(p) for p in places]) > len(items) / 3
+
+
+def test_the_matched_set_asks_what_decides_on_the_same_images(stability, tmp_path):
+    matched = make_matched(stability, tmp_path / "matched")
+    assert matched.card["task"] == "towers-grounding" and matched.card["kind"] == "grounding"
+    assert matched.card["matched"]["content_sha256"] == stability.content_sha256
+    theirs = {item.item_id: item for item in stability.items}
+    assert 0.8 * len(theirs) < len(matched.items) == len(matched) <= len(theirs)
+    for item in matched.items:
+        source, about = theirs[item.item_id], item.question.about
+        assert (item.image_sha256, item.margin) == (source.image_sha256, source.margin)
+        blocks = {body.colour: body for body in item.scene.bodies}
+        above, below = blocks[about["a"]], blocks[about["b"]]
+        assert above.position[2] - below.position[2] == pytest.approx(0.1)
+        assert item.answer == round(100 * (above.position[0] - below.position[0]))
+        assert matched.image(item).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [("balance-tilt", "distance"), ("collision-outcome", "left-right"), ("support-hold", "arrow-target")],
+)
+def test_every_headline_judgement_has_a_matched_question(name, ask, tmp_path):
+    matched = make_matched(make_set(name, 12, 0, tmp_path / "set", size=32), tmp_path / "matched")
+    assert {item.question.about["ask"] for item in matched.items} == {ask}
+
+
+def test_tasks_without_a_matched_question_say_which_have_one(topblock, tmp_path):
+    with pytest.raises(StimulusError, match=r"nothing can be asked .* towers-topblock: take one of towers-stability"):
+        make_matched(topblock, tmp_path / "matched")
+    assert not list(tmp_path.iterdir())
 
 
 def test_cut_off_sets_hold_no_orphaned_files(tmp_path):

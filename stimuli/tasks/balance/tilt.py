@@ -30,6 +30,7 @@ from vlm_probe.stimuli.tasks.balance.seesaw import (
     outcome_side,
     scene_margin,
     side_of,
+    standing,
     tilted,
     whole,
 )
@@ -118,6 +119,11 @@ class BalanceTilt(Task):
     def margin_length(self, scene: Scene) -> float:
         """Half the width of the fulcrum's top."""
         return half_width(scene)
+
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """How far the object that turns the plank most is from the support."""
+        turning = max(standing(scene), key=lambda thing: abs(thing.x) * thing.mass)
+        return {"ask": "distance", "a": turning.body.colour}
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Left, right or balanced, after what is to be known of the weights. Polarity does not apply."""

@@ -137,9 +137,9 @@ class CollisionGrounding(GroundingTask):
             Condition(number, build=ask, shown=shown) for ask in self.asks for number in (2, 3, 4) for shown in SHOWN
         )
 
-    def question(self, scene: Scene, variant: Variant) -> Question:
+    def ask_about(self, scene: Scene, about: Mapping[str, str | int], variant: Variant) -> Question:
         """As in every grounding task, with a sentence before it that says how the motion is shown."""
-        found = super().question(scene, variant)
+        found = super().ask_about(scene, about, variant)
         return Question(f"{SEEN[scene.shown]} {found.prompt}", found.grammar, found.style, found.about)
 
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:

@@ -124,6 +124,11 @@ class CollisionOutcome(Task):
         x = struck_crossing(scene)
         return float(gate_margin(np.array(x), gate_edges(scene)[0])) if not math.isnan(x) else -1.0
 
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """On which side of the other ball the moving one is, which decides on which side it strikes."""
+        cue, target = scene.body("cue"), scene.body("target")
+        return {"ask": "left-right", "a": cue.colour, "b": target.colour} if scene.shown != "strip" else {}
+
     def margin_length(self, scene: Scene) -> float:
         """Half the width of the middle gate."""
         return float(np.ptp(gate_edges(scene)[0][1:3])) / 2

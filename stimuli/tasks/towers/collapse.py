@@ -41,6 +41,7 @@ from vlm_probe.stimuli.tasks.towers.tower import (
     stacked,
     tower_arrays,
     tower_margin,
+    weakest_step,
     width_cm,
 )
 
@@ -166,6 +167,10 @@ class TowersDirection(Task):
         """Half the width of a block."""
         return width_cm(scene) / 200
 
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """How far the block above the weakest contact is displaced from the one below."""
+        return weakest_step(scene)
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Left or right, as seen in the picture. Polarity does not apply."""
         options, clause = named_options((Option("left", "left"), Option("right", "right")), variant.order)
@@ -264,6 +269,10 @@ class TowersCount(Task):
     def margin_length(self, scene: Scene) -> float:
         """Half the width of a block."""
         return width_cm(scene) / 200
+
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """How far the block above the weakest contact is displaced from the one below."""
+        return weakest_step(scene)
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """A number from 1 to 4, or to the number of blocks where there are more. Polarity and order do not apply."""

@@ -73,6 +73,18 @@ def fall_side(scene: Scene) -> float:
     return float(right[worst] if right[worst] >= left[worst] else -left[worst])
 
 
+def weakest_step(scene: Scene) -> dict[str, str | int]:
+    """The question of towers-grounding about the weakest contact; empty where colours do not name its two blocks."""
+    blocks = tower_blocks(scene)
+    if len(blocks) < 2:
+        return {}
+    left, right = stack_overshoot(*tower_arrays(scene))
+    below = int(np.maximum(left, right).argmax())
+    a, b = blocks[below + 1].colour, blocks[below].colour
+    colours = [block.colour for block in blocks]
+    return {"ask": "shift-between", "a": a, "b": b} if colours.count(a) == colours.count(b) == 1 else {}
+
+
 def largest_step(scene: Scene) -> float:
     """Largest shift between two neighbours, in blocks: what the neighbour rule looks at."""
     x, width, _ = tower_arrays(scene)
