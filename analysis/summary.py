@@ -64,6 +64,9 @@ class Summary:
         attempts: Success within 1, 2, ... attempts; empty if there was one only.
         memory: What of earlier attempts the model was told.
         guesses: What as many attempts score without looking (see `vlm_probe.stimuli.baselines.guesses`).
+        thinking: Whether the model thought before it answered, and who decided that; empty where there is nothing to say.
+        thoughts: Replies with a thought.
+        thoughts_cut: Those whose thought was cut before its end.
         problem: Why the run says nothing about the model: all trials failed, or no reply could be read; else empty.
     """
 
@@ -95,6 +98,9 @@ class Summary:
     attempts: list[Within] = field(default_factory=list)
     memory: str = "none"
     guesses: list[dict[str, Any]] = field(default_factory=list)
+    thinking: str = ""
+    thoughts: int = 0
+    thoughts_cut: int = 0
     problem: str = ""
 
     @property
@@ -123,6 +129,9 @@ class Summary:
             "yes_bias": _number(self.yes_bias),
             "parse_rate": _number(self.parse_rate),
             "statuses": self.statuses,
+            "thinking": self.thinking or None,
+            "thoughts": self.thoughts,
+            "thoughts_cut": self.thoughts_cut,
             "reward": _number(self.reward),
             "pair_accuracy": _number(self.pairs.value),
             "n_pairs": self.pairs.n,
@@ -228,6 +237,9 @@ def summarise_rows(rows: Sequence[Row], record: dict[str, Any], run: str = "") -
         attempts=within([row for row in every if manner_of(row) == manner_of(first)]),
         memory=str(first.get("memory") or "none"),
         guesses=list(stimuli.get("guesses") or []),
+        thinking=str(((record.get("model") or {}).get("details") or {}).get("thinking") or ""),
+        thoughts=sum(row.get("thought") is not None for row in every),
+        thoughts_cut=sum(map(_is_cut, every)),
         problem=_problem(every),
     )
 
@@ -244,6 +256,11 @@ UNREAD = {
 """Statuses of replies that could not be read, in words."""
 
 
+def _is_cut(row: Row) -> bool:
+    """Whether a trial ended within the model's thought."""
+    return row.get("thought") is not None and row.get("status") == "unfinished" and not row.get("raw")
+
+
 def _problem(rows: Sequence[Row]) -> str:
     """Why there is nothing to be learned from these trials, with the reasons and the fix; empty if there is something."""
     held = [row for row in rows if not failed(row)]
@@ -255,7 +272,8 @@ def _problem(rows: Sequence[Row]) -> str:
         return f"all {len(rows)} trials failed: {' '.join(reasons[0].split())}{others}"
     counts = Counter(str(row.get("status")) for row in held).most_common()
     why = ", ".join(f"{n} {UNREAD.get(status, status.replace('_', ' '))}" for status, n in counts)
-    fix = "; give a larger --max-new-tokens" if "unfinished" in dict(counts) else ""
+    option = "--max-thinking-tokens" if any(map(_is_cut, held)) else "--max-new-tokens"
+    fix = f"; give a larger {option}" if "unfinished" in dict(counts) else ""
     lost = f"; {len(rows) - len(held)} more trials failed" if len(held) < len(rows) else ""
     return f"none of the {len(held)} replies could be read: {why}{lost}{fix}"
 

@@ -64,6 +64,9 @@ def _measures(summary: Summary) -> Table:
         table.add_row("whole pairs right", f"{summary.pairs}  ({summary.pairs.n} pairs)")
     table.add_row("mean reward", _text(summary.reward))
     unread = {k: v for k, v in summary.statuses.items() if k != "ok"}
+    if summary.thinking or summary.thoughts:
+        table.add_row("thinking", summary.thinking or "by the model itself")
+        table.add_row("thoughts cut", f"{summary.thoughts_cut} of {summary.thoughts}")
     note = "  (" + ", ".join(f"{k} {v}" for k, v in unread.items()) + ")" if unread else ""
     table.add_row("parse rate", _text(summary.parse_rate) + note)
     return table

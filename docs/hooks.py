@@ -32,6 +32,19 @@ def page(package: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def source_map() -> str:
+    """Every module, package by package, with the first line of its docstring."""
+    parts = ["# Source map", "Imports go downward only: `paper` -> `analysis` and `finetune` -> `probes` -> `stimuli`."]
+    for package in [*packages(), Path("probes", "cli")]:
+        modules = {
+            path: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            for path in sorted((ROOT / package).glob("*.py"))
+        }
+        lines = [f"- `{path.name}`: {(said or '').splitlines()[0]}" for path, said in modules.items() if said]
+        parts += [f"## {package}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
 def address(package: Path) -> str:
     """Where the page of a package is."""
     return f"reference/{'.'.join(package.parts)}.md"
@@ -41,12 +54,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages into the navigation, after the command line."""
     assert config.nav is not None
     reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    reference += [{"Source map": "reference/source-map.md"}]
     reference += [{".".join(package.parts): address(package)} for package in packages()]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
+    files.append(File.generated(config, "reference/source-map.md", content=source_map()))
     for package in packages():
         files.append(File.generated(config, address(package), content=page(package)))
     return files

@@ -37,7 +37,6 @@ from vlm_probe.finetune.presentation import Results
 from vlm_probe.finetune.reward import Judge, Judged, RewardFunction
 from vlm_probe.probes.memory import Memory, Past
 from vlm_probe.probes.models import Trial
-from vlm_probe.probes.models.huggingface import end_tokens
 from vlm_probe.probes.models.prompting import Prompter, check_context, message
 from vlm_probe.stimuli.attempts import carry_out
 from vlm_probe.stimuli.dataset import Item
@@ -224,7 +223,7 @@ class Playing:
 
     def _attempt(self: Any, episode: Episode, trial: Trial, prompt: list[int], reply_ids: list[int]) -> None:
         """Carry out a reply."""
-        loop, item, reply = self.loop, trial.item, self.loop.prompter.decode(reply_ids)
+        loop, item, (reply,) = self.loop, trial.item, self.processing_class.batch_decode([reply_ids])
         (judged,) = loop.judge.judge([reply], [episode.index])
         episode.samples.append(Sample(episode.number, episode.index, trial, prompt, reply_ids, reply, judged))
         episode.over = judged.success or trial.attempt == loop.memory.attempts
@@ -357,9 +356,7 @@ def check_episodes(memory: Memory, policy: Policy, data: TrainingSet, reply_toke
     Raises:
         ModelError: If they do not.
     """
-    ends = end_tokens(policy.model, policy.processor.tokenizer, policy.name)
-    prompter = Prompter(policy.processor, ends, policy.name)
-    prompter.set_moment(policy.moment)
+    prompter = policy.prompter
     prompts = {example.item.question.prompt: example for example in data.examples}
     chosen = [prompts[prompt] for prompt in sorted(prompts, key=len)[-LONGEST:]]
     trials = [memory.longest(Trial(example.item, example.image)) for example in chosen]

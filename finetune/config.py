@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vlm_probe.finetune.curriculum import parse_curriculum
+from cyclopts import Parameter
+
 from vlm_probe.finetune.devices import DEVICES
-from vlm_probe.finetune.diversity import parse_diversity
 from vlm_probe.finetune.mixture import LARGEST_WEIGHT
-from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.options import (
+    DATA,
+    ESSENTIALS,
+    FLAG,
+    LOADING,
+    LORA,
+    OPTIMISATION,
+    OUTPUT,
+    PPO,
+    RL,
+    THOUGHT_LENGTH,
+    THOUGHT_TOKENS,
+    commas,
+    names,
+)
 from vlm_probe.stimuli.errors import ProbeError, is_installed
 from vlm_probe.stimuli.ranges import (
     AMOUNT,
@@ -23,16 +36,16 @@ from vlm_probe.stimuli.ranges import (
     REPLY_LENGTH,
     SEED,
     Range,
-    check_ranges,
+    check_settings,
     ranged,
     whole,
 )
 
+if TYPE_CHECKING:
+    from vlm_probe.probes.models.thinking import Thinking
+
 METHODS = ("sft", "ppo", "grpo", "rloo")
-PLACES = ("language", "vision", "projector", "all", "full")
 BUDGETS = ("samples", "steps", "tokens")
-SCHEDULES = ("constant", "linear", "cosine")
-TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 LONGEST = whole(1, 10**15)
 """Of a budget: samples, steps or tokens."""
 COUNT, FACTOR, SHARE = whole(1, 65_536), Range(0, 1000), Range(0, 1)
@@ -65,128 +78,139 @@ class Budget:
         return cls(kind, number)
 
 
+Essential, Data, Optimiser, Reinforced, ByPpo, Lora, Loaded, Kept = (
+    Parameter(group=group) for group in (ESSENTIALS, DATA, OPTIMISATION, RL, PPO, LORA, LOADING, OUTPUT)
+)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a run learns, apart from the versions of the software.
+    """Everything that decides what a run learns, except for the versions of the software.
 
     A *sample* is one answer that is learned from: a demonstration (SFT), or a generated reply with its reward (PPO, GRPO,
     RLOO). A *step* is one step of the optimiser.
 
     Attributes:
-        model: Short name, local folder or hub id of the base model.
-        tasks: Tasks to train on; judgements or actions.
-        weights: Share of each task, in their order; equal where left out.
-        method: "sft", "ppo", "grpo" or "rloo".
-        seed: Of the training items, of their order, of the adapter's initial weights and of sampled replies.
-        budget: `samples=N`, `steps=N` or `tokens=N`.
+        model: Short name (see `probe models`), local folder or hub id of the base model.
+        tasks: Tasks to train on, separated by commas, with weights if their shares differ: `towers-stability:2,balance-tilt`.
+        method: `sft`: an expert's answers. `ppo`, `grpo`, `rloo`: the model's own answers, rewarded by the simulator.
+        weights: Weight of each task, in their order; equal where left out.
+        seed: Seed of items, their order, the adapter's initial weights, and sampled replies.
+        budget: `samples=5000`, `steps=200` or `tokens=1e6`.
         items: Distinct training items; beyond them, items are seen again in another order.
-        size: Edge of the pictures, pixels.
-        shift: Domain randomisation: the shifts that are drawn for every training scene, with their highest levels, such as
-            `visual:2`.
-        diversity: Limits on the training set, such as `conditions=2,wordings=1`; empty: all that the designs have.
-        style: "direct", or "think" for prompts that ask for reasoning first (not for SFT, which has none to show).
+        size: Edge of the images, pixels.
+        shift: Shifts drawn for every training scene, with their highest levels: `visual:2` (domain randomisation).
+        diversity: Limits on the training set: `conditions=2`, `wordings=1`, or both; empty: all that the designs have.
+        style: Ask for the bare answer (`direct`), or for reasoning first (`think`; not for sft, which has none to show).
         batch: Samples per step of the optimiser, over all processes.
-        micro_batch: Samples per forward pass and process; 0: as many as the batch asks for. The loss of sft does not depend on it;
-            that of the other methods is a mean over the tokens of a micro-batch (TRL's "bnpo"), which differs a little from that
-            over the batch where replies differ in length.
-        learning_rate: Highest learning rate.
-        schedule: "constant", "linear" or "cosine" decay after the warm-up.
+        micro_batch: Samples per forward pass and process; 0 = the whole share of the batch.
+        learning_rate: Peak learning rate.
+        schedule: Decay of the learning rate after the warm-up.
         warmup: Share of the steps in which the learning rate rises.
         max_grad_norm: Norm to which gradients are clipped.
-        rollout: Replies generated between updates, over all processes (RL).
-        generations: Replies per prompt (GRPO, RLOO: the group; PPO: 1 is usual).
-        epochs: Passes over a rollout before the next one (RL).
-        temperature: Of sampled replies (RL).
-        max_new_tokens: Longest reply; 0: what the longest legal answer needs (RL).
-        beta: Weight of the KL divergence from the base model (RL).
-        clip: How far a probability ratio may move before its gradient is cut (RL).
-        entropy_bonus: Weight of the policy's entropy in the loss (RL).
-        success_reward: Learn from success alone (1 or 0) rather than from the task's graded reward (RL).
-        format_reward: Paid for a reply that can be read, beside the task's own reward, and logged apart; 0: none (RL).
-        target_kl: Steps of a rollout are skipped once the policy has moved so far from the one that generated it; 0: never (PPO).
-        adaptive_kl: Target of the KL divergence from the base model, nats per reply, towards which beta is steered; 0: fixed (PPO).
-        gamma, gae_lambda: Discount and the lambda of generalised advantage estimation, per token (PPO).
-        value_coefficient: Weight of the value loss (PPO).
-        value_clip: How far a value may move per rollout before its gradient is cut; 0: not cut (PPO).
-        value_learning_rate: Of the value head; 0: as the policy's (PPO).
-        rank, alpha, dropout: Of LoRA.
-        where: What is adapted: "language", "vision", "projector", "all" of them, or "full" for every weight without LoRA.
-        load_in_4bit: Quantise the base model (nf4, double quantisation).
-        dtype: "auto", "float32", "bfloat16" or "float16".
-        device: "auto", "cpu" or "cuda".
-        gradient_checkpointing: Trade time for memory.
-        init: Folder of an adapter to go on from: warm start, or learning a second task.
-        curriculum: "none", "easy-to-hard", "hard-to-easy" or "adaptive" (to success).
-        attempts: Attempts per scene (closed loop; SFT: the expert answers after up to one fewer that failed).
-        memory: "none", "last-k" or "all" earlier attempts in the context.
-        discount: Factor on what an episode comes to, for every further attempt that it takes.
-        auxiliary: Weight of the auxiliary loss on the physical state; 0: none.
-        auxiliary_target: Quantity that it predicts, as in `probe decode`.
-        auxiliary_layer: Language layer that it reads, from 1; 0: the middle one.
-        avoid: Test sets, by name or folder, none of whose scenes may be trained on, beside the standard sets of the tasks.
-        save_every: Samples between checkpoints; 0: a tenth of the run.
-        report_to: "none", "trackio", "wandb" or "tensorboard".
-        force: Train on a held-out task all the same.
+        rollout: Replies generated between updates, over all processes.
+        generations: Replies per prompt (grpo, rloo: the group; ppo: 1 is usual).
+        epochs: Passes over a rollout before the next one.
+        temperature: Sampling temperature.
+        max_new_tokens: Longest reply, tokens; 0 = as many as the longest legal answer needs.
+        beta: Weight of the KL divergence from the base model.
+        clip: Clip range of the probability ratios.
+        entropy_bonus: Weight of the policy's entropy in the loss.
+        success_reward: Reward success alone (1 or 0) instead of the task's graded reward.
+        format_reward: Additional reward for a valid reply, logged separately; 0 = none.
+        target_kl: Skip the remaining steps of a rollout once the policy has moved so far; 0 = never.
+        adaptive_kl: KL divergence per reply, nats, towards which beta is adapted; 0 = beta is fixed.
+        gamma: Discount per token.
+        gae_lambda: Lambda of generalised advantage estimation, per token.
+        value_coefficient: Weight of the value loss.
+        value_clip: Clip range of the values per rollout; 0 = no clipping.
+        value_learning_rate: Learning rate of the value head; 0 = the policy's.
+        rank: LoRA rank (r).
+        alpha: LoRA alpha.
+        dropout: LoRA dropout.
+        where: Parts of the model that are adapted; `full`: every weight, without LoRA.
+        load_in_4bit: Quantise the base model to four bits (nf4, double quantisation).
+        dtype: Number format of the weights.
+        device: `cpu` or `cuda`; by default a GPU, if there is one.
+        gradient_checkpointing: Recompute activations to save memory.
+        init: Adapter to start from: a warm start, or learning a second task.
+        curriculum: `none`, `easy-to-hard`, `hard-to-easy`, or `adaptive` to success.
+        attempts: Attempts per scene (sft: the expert answers after up to one fewer that failed).
+        memory: Earlier attempts in the context: `none`, `last-k` or `all`.
+        thinking: Whether a model that can think does so before it answers; `auto`: as its makers recommend, and off with sft.
+        chat_template_args: Further arguments of the model's chat template: `key=value`, separated by commas.
+        max_thinking_tokens: Longest thought, tokens; a longer one is cut, and its reply counts as unfinished.
+        discount: Factor on the reward for every further attempt.
+        auxiliary: Weight of the auxiliary loss on the physical state; 0 = none.
+        auxiliary_target: Quantity that it predicts: `margin`, or another number that `probe decode` knows.
+        auxiliary_layer: Language layer that it reads, from 1; 0 = the middle one.
+        avoid: Test sets whose scenes must not be trained on, separated by commas, in addition to the tasks' standard sets.
+        save_every: Samples between checkpoints; 0 = a tenth of the run.
+        report_to: Tracker that progress is reported to.
+        force: Allow training on a held-out task.
 
     Raises:
-        OutOfRange: If a number is outside its range.
-        TrainingError: If there is no such choice, or the settings do not go together.
+        OutOfRange: If a value is of another type, outside its range, or no choice that there is.
+        TrainingError: If the settings do not go together.
     """
 
-    model: str
-    tasks: tuple[str, ...]
-    method: str
-    weights: tuple[float, ...] = ranged((), Range(above=0, most=LARGEST_WEIGHT**2))
-    seed: int = ranged(0, SEED)
-    budget: str = "samples=5000"
-    items: int = ranged(3000, AMOUNT)
-    size: int = ranged(224, IMAGE_SIZE)
-    shift: str = ""
-    diversity: str = ""
-    style: str = "direct"
-    batch: int = ranged(32, COUNT)
-    micro_batch: int = ranged(0, BATCH)
-    learning_rate: float = ranged(5e-6, Range(above=0, most=1))
-    schedule: str = "cosine"
-    warmup: float = ranged(0.1, SHARE)
-    max_grad_norm: float = ranged(1.0, Range(above=0, most=1e9))
-    rollout: int = ranged(64, COUNT)
-    generations: int = ranged(16, COUNT)
-    epochs: int = ranged(1, whole(1, 1000))
-    temperature: float = ranged(1.0, Range(above=0, most=100))
-    max_new_tokens: int = ranged(0, REPLY_LENGTH)
-    beta: float = ranged(0.01, FACTOR)
-    clip: float = ranged(0.2, POSITIVE)
-    entropy_bonus: float = ranged(0.0, FACTOR)
-    success_reward: bool = False
-    format_reward: float = ranged(0.0, FACTOR)
-    target_kl: float = ranged(0.0, FACTOR)
-    adaptive_kl: float = ranged(0.0, FACTOR)
-    gamma: float = ranged(1.0, SHARE)
-    gae_lambda: float = ranged(0.95, SHARE)
-    value_coefficient: float = ranged(0.5, FACTOR)
-    value_clip: float = ranged(0.2, FACTOR)
-    value_learning_rate: float = ranged(0.0, Range(0, 1))
-    rank: int = ranged(16, RANK)
-    alpha: int = ranged(16, COUNT)
-    dropout: float = ranged(0.0, DROPOUT)
-    where: str = "language"
-    load_in_4bit: bool = False
-    dtype: str = "auto"
-    device: str = "auto"
-    gradient_checkpointing: bool = False
-    init: str = ""
-    curriculum: str = "none"
-    attempts: int = ranged(1, ATTEMPTS)
-    memory: str = "all"
-    discount: float = ranged(1.0, SHARE)
-    auxiliary: float = ranged(0.0, FACTOR)
-    auxiliary_target: str = "margin"
-    auxiliary_layer: int = ranged(0, whole(0, 10_000))
-    avoid: tuple[str, ...] = ()
-    save_every: int = ranged(0, whole(0, 10**15))
-    report_to: str = "none"
-    force: bool = False
+    model: Annotated[str, Essential, names("model", "model-name-or-path")]
+    tasks: Annotated[tuple[str, ...], Essential, commas()]
+    method: Annotated[Literal["sft", "ppo", "grpo", "rloo"], Essential]
+    weights: Annotated[tuple[float, ...], Parameter(parse=False)] = ranged((), Range(above=0, most=LARGEST_WEIGHT**2))
+    seed: Annotated[int, Essential] = ranged(0, SEED)
+    budget: Annotated[str, Essential] = "samples=5000"
+    items: Annotated[int, Data] = ranged(3000, AMOUNT)
+    size: Annotated[int, Data] = ranged(224, IMAGE_SIZE)
+    shift: Annotated[str, Data] = ""
+    diversity: Annotated[str, Data] = ""
+    style: Annotated[Literal["direct", "think"], Data] = "direct"
+    batch: Annotated[int, Optimiser] = ranged(32, COUNT)
+    micro_batch: Annotated[int, Optimiser] = ranged(0, BATCH)
+    learning_rate: Annotated[float, Optimiser] = ranged(5e-6, Range(above=0, most=1))
+    schedule: Annotated[Literal["cosine", "constant", "linear"], Optimiser] = "cosine"
+    warmup: Annotated[float, Optimiser] = ranged(0.1, SHARE)
+    max_grad_norm: Annotated[float, Optimiser] = ranged(1.0, Range(above=0, most=1e9))
+    rollout: Annotated[int, Reinforced] = ranged(64, COUNT)
+    generations: Annotated[int, Reinforced, names("generations", "num-generations")] = ranged(16, COUNT)
+    epochs: Annotated[int, Reinforced] = ranged(1, whole(1, 1000))
+    temperature: Annotated[float, Reinforced] = ranged(1.0, Range(above=0, most=100))
+    max_new_tokens: Annotated[int, Reinforced] = ranged(0, REPLY_LENGTH)
+    beta: Annotated[float, Reinforced] = ranged(0.01, FACTOR)
+    clip: Annotated[float, Reinforced] = ranged(0.2, POSITIVE)
+    entropy_bonus: Annotated[float, Reinforced] = ranged(0.0, FACTOR)
+    success_reward: Annotated[bool, Reinforced] = False
+    format_reward: Annotated[float, Reinforced] = ranged(0.0, FACTOR)
+    target_kl: Annotated[float, ByPpo] = ranged(0.0, FACTOR)
+    adaptive_kl: Annotated[float, ByPpo] = ranged(0.0, FACTOR)
+    gamma: Annotated[float, ByPpo] = ranged(1.0, SHARE)
+    gae_lambda: Annotated[float, ByPpo] = ranged(0.95, SHARE)
+    value_coefficient: Annotated[float, ByPpo] = ranged(0.5, FACTOR)
+    value_clip: Annotated[float, ByPpo] = ranged(0.2, FACTOR)
+    value_learning_rate: Annotated[float, ByPpo] = ranged(0.0, Range(0, 1))
+    rank: Annotated[int, Lora, names("rank", "lora-r")] = ranged(16, RANK)
+    alpha: Annotated[int, Lora, names("alpha", "lora-alpha")] = ranged(16, COUNT)
+    dropout: Annotated[float, Lora, names("dropout", "lora-dropout")] = ranged(0.0, DROPOUT)
+    where: Annotated[Literal["language", "vision", "projector", "all", "full"], Lora] = "language"
+    load_in_4bit: Annotated[bool, Loaded] = False
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Loaded] = "auto"
+    device: Annotated[str, Loaded] = "auto"
+    gradient_checkpointing: Annotated[bool, Loaded] = False
+    init: Annotated[str, Essential] = ""
+    curriculum: Annotated[str, Data] = "none"
+    attempts: Annotated[int, Data] = ranged(1, ATTEMPTS)
+    memory: Annotated[str, Data] = "all"
+    thinking: Annotated[Literal["auto", "off", "on"], Data] = "auto"
+    chat_template_args: Annotated[str, Data] = ""
+    max_thinking_tokens: Annotated[int, Reinforced] = ranged(THOUGHT_TOKENS, THOUGHT_LENGTH)
+    discount: Annotated[float, Reinforced] = ranged(1.0, SHARE)
+    auxiliary: Annotated[float, Optimiser] = ranged(0.0, FACTOR)
+    auxiliary_target: Annotated[str, Optimiser] = "margin"
+    auxiliary_layer: Annotated[int, Optimiser] = ranged(0, whole(0, 10_000))
+    avoid: Annotated[tuple[str, ...], Data, commas()] = ()
+    save_every: Annotated[int, Kept] = ranged(0, whole(0, 10**15))
+    report_to: Annotated[Literal["none", "trackio", "wandb", "tensorboard"], Kept] = "none"
+    force: Annotated[bool, Data, FLAG] = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -195,6 +219,21 @@ class TrainConfig:
     def reinforced(self) -> bool:
         """Whether the method learns from rewards rather than from demonstrations."""
         return self.method != "sft"
+
+    @property
+    def thoughts(self) -> Thinking:
+        """Whether the model is to think before it answers."""
+        from vlm_probe.probes.models.thinking import Thinking
+
+        mode: Any = "off" if self.method == "sft" else self.thinking
+        return Thinking(mode, self.chat_template_args, self.max_thinking_tokens)
+
+    @property
+    def images(self) -> int:
+        """Images in the longest prompt."""
+        from vlm_probe.stimuli.attempts import remembered
+
+        return 1 + min(remembered(self.memory, self.attempts), self.attempts - 1)
 
     @property
     def group(self) -> int:
@@ -303,20 +342,12 @@ def check_needs(config: TrainConfig) -> None:
 
 
 def _check(config: TrainConfig) -> None:
-    """Raise OutOfRange if a number is outside its range, and TrainingError if anything else is wrong."""
-    _check_kinds(config)
-    check_ranges(config)
-    choices = (
-        ("method", METHODS),
-        ("where", PLACES),
-        ("schedule", SCHEDULES),
-        ("style", ("direct", "think")),
-        ("dtype", ("auto", "float32", "bfloat16", "float16")),
-        ("report_to", TRACKERS),
-    )
-    for name, values in choices:
-        if getattr(config, name) not in values:
-            raise TrainingError(f"--{_option(name)} is {getattr(config, name)!r}: use {', '.join(values)}")
+    """Raise OutOfRange if a value is not as its field says, and TrainingError if anything else is wrong."""
+    # Imported here: help pages need the fields alone.
+    from vlm_probe.finetune.curriculum import parse_curriculum
+    from vlm_probe.finetune.diversity import parse_diversity
+
+    check_settings(config)
     if config.device not in DEVICES:
         which = (
             f" (for one GPU of several, CUDA_VISIBLE_DEVICES={config.device[5:]})"
@@ -341,32 +372,12 @@ def _check(config: TrainConfig) -> None:
             f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"
             " acted; leave it out"
         )
-    if config.method == "sft" and config.style == "think":
-        raise TrainingError("--style think cannot be trained by sft: demonstrations state answers and no reasons")
-
-
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a finite number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "a text"),
-}
-"""Types of settings as they are annotated, and in words."""
-
-
-def _check_kinds(config: TrainConfig) -> None:
-    """Raise TrainingError if a value is of another type, as files of settings may have it, or is not finite.
-
-    Single numbers that have a range are left to it, since it names its bounds as well.
-    """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        kind, name = _KINDS.get(str(field.type), (tuple, "a list"))
-        if "range" in field.metadata and kind is not tuple:
-            continue
-        is_kind = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
-        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
-            raise TrainingError(f"--{_option(field.name)} must be {name}, got {str(value)[:40]!r}")
+    if config.method == "sft" and "think" in (config.style, config.thinking == "on" and "think"):
+        option = "--style think" if config.style == "think" else "--thinking on"
+        raise TrainingError(
+            f"{option} cannot be trained by sft: demonstrations state answers and no reasons; leave it out"
+        )
+    config.thoughts  # noqa: B018
 
 
 def _check_tasks(config: TrainConfig) -> None:
@@ -381,11 +392,10 @@ def _check_tasks(config: TrainConfig) -> None:
 
 
 def _check_attempts(config: TrainConfig) -> None:
-    """Raise TrainingError if the method cannot learn from several attempts, or there is no such memory."""
-    try:
-        Memory(config.attempts, config.memory)
-    except ValueError as error:
-        raise TrainingError(f"--{error}") from error
+    """Raise TrainingError if the method cannot learn from several attempts, and OutOfRange if there is no such memory."""
+    from vlm_probe.probes.memory import Memory
+
+    Memory(config.attempts, config.memory)
     if config.attempts > 1 and config.method == "rloo":
         raise TrainingError(f"--attempts {config.attempts} goes with sft, ppo and grpo, not with {config.method}")
     if config.attempts > 1 and config.method == "sft" and config.memory == "none":

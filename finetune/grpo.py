@@ -16,6 +16,7 @@ from vlm_probe.finetune.monitor import Counting
 from vlm_probe.finetune.ppo import PPOConfig, PPOTrainer
 from vlm_probe.finetune.restoring import Restoring
 from vlm_probe.finetune.reward import RewardFunction
+from vlm_probe.probes.models.prompting import Prompter, turns_of
 
 
 class GroupTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
@@ -57,6 +58,50 @@ class LeaveOneOutTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, RLOOTrai
         return loss
 
 
+class AskedAlike:
+    """A processor by which TRL asks a model as `probe run` does: its prompts are the prompter's, and so is what a reply says.
+
+    Args:
+        processor: The model's; what is not about prompts and replies is left to it.
+        prompter: Makes the prompts.
+        reply_tokens: Tokens of an answer, beyond which nothing of it is read.
+        asked_to_think: Whether the questions ask for reasoning in the reply.
+    """
+
+    def __init__(self, processor: Any, prompter: Prompter, reply_tokens: int, *, asked_to_think: bool = False) -> None:
+        self._processor, self._prompter = processor, prompter
+        self._limit, self._asked_to_think = reply_tokens, asked_to_think
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *, text: Sequence[str], images: Sequence[Sequence[Any]], **_: Any) -> Any:
+        """The model's inputs for prompts that are written out."""
+        return self._prompter.process(text, [some or () for some in images])
+
+    def apply_chat_template(self, conversation: Sequence[Any], *, tokenize: bool = True, **_: Any) -> Any:
+        """The prompt of a conversation as text, or the inputs for several, their tokens as lists."""
+        if not tokenize:
+            return self._prompter.text(turns_of(conversation))
+        inputs = self._prompter.inputs([turns_of(turns) for turns in conversation])
+        seen = inputs.pop("attention_mask").bool()
+        return {**inputs, "input_ids": [ids[row].tolist() for ids, row in zip(inputs["input_ids"], seen, strict=True)]}
+
+    def batch_decode(self, replies: Sequence[Sequence[int]], **_: Any) -> list[str]:
+        """What replies say after their thoughts; an open tag, which no parser reads, if a thought is not closed."""
+        found = []
+        for reply in replies:
+            thinks = self._prompter.thinks and not (self._asked_to_think and self._prompter.tags is None)
+            end = (self._prompter.thought_end(reply) if thinks else 0) or 0
+            text, closed = self._prompter.said(
+                reply[: end + self._limit] if end else reply, asked_to_think=self._asked_to_think
+            )[1:]
+            found.append(text if closed else UNFINISHED)
+        return found
+
+
+UNFINISHED = "<think>"
+"""What stands for a reply that never left its thought."""
 TRAINERS: Mapping[str, Any] = {"ppo": PPOTrainer, "grpo": GroupTrainer, "rloo": LeaveOneOutTrainer}
 """The trainer of each method that learns from rewards, with one answer per scene."""
 
@@ -70,6 +115,7 @@ def make_reinforced(
     settings: dict[str, Any],
     callbacks: list[Any],
     *,
+    prompter: Prompter,
     reply_tokens: int,
     silent: Sequence[int],
     trainers: Mapping[str, Any] = TRAINERS,
@@ -84,7 +130,8 @@ def make_reinforced(
         rewards: Reward functions and their weights.
         settings: Settings that all methods share, by TRL's names.
         callbacks: The monitor, and others.
-        reply_tokens: Longest reply.
+        prompter: Makes the prompts.
+        reply_tokens: Longest reply, without a thought before it.
         silent: Tokens that are never sampled.
         trainers: The trainer of each method.
         further: Handed on to the trainer (an environment, say).
@@ -94,7 +141,7 @@ def make_reinforced(
         "generation_batch_size": config.rollout,
         "num_generations": config.generations,
         "num_iterations": config.epochs,
-        "max_completion_length": reply_tokens,
+        "max_completion_length": reply_tokens + prompter.thought_tokens,
         "temperature": config.temperature,
         "beta": config.beta,
         "epsilon": config.clip,
@@ -120,6 +167,9 @@ def make_reinforced(
         arguments = GRPOConfig(**shared, entropy_coef=config.entropy_bonus, loss_type="bnpo", scale_rewards="group")
     else:
         arguments = RLOOConfig(**shared)
+    for field in ("response_template", "response_schema"):  # by which TRL would take replies apart itself
+        if getattr(processor.tokenizer, field, None) is not None:
+            setattr(processor.tokenizer, field, None)
     trainer = trainers[config.method](
         model=model,
         reward_funcs=list(functions),
@@ -129,6 +179,7 @@ def make_reinforced(
         callbacks=callbacks,
         **further,
     )
+    trainer.processing_class = AskedAlike(processor, prompter, reply_tokens, asked_to_think=config.style == "think")
     if config.method == "rloo":
         trainer.entropy_bonus = config.entropy_bonus
     return trainer

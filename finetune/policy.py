@@ -21,7 +21,7 @@ from vlm_probe.probes.models.loading import find_weights
 from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
-from vlm_probe.probes.models.prompting import Prompter, fix_clock
+from vlm_probe.probes.models.prompting import Prompter
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.stimuli.question import Question
 
@@ -39,7 +39,8 @@ class Policy:
         model: The network; a PEFT model unless all its weights are trained.
         processor: Its processor, padding on the left.
         name, revision, weights_sha256, files: Of the base model (`vlm_probe.probes.models.Identity`).
-        moment: Date and time that its chat template writes into every prompt; empty if it writes none.
+        prompter: Makes its prompts.
+        generation: The generation settings that the checkpoint came with. Nothing is sampled with them.
         lineage: The trainings that this one goes on from, the earliest first.
         capacity: Where the adapter is and how large, as it really is.
     """
@@ -50,7 +51,8 @@ class Policy:
     revision: str
     weights_sha256: str
     files: dict[str, str]
-    moment: str
+    prompter: Prompter
+    generation: Any
     lineage: list[dict[str, Any]]
     capacity: dict[str, Any]
 
@@ -81,14 +83,16 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     network, processor, _ = load_network(
         folder, config.model, dtype=dtype, device=device, load_in_4bit=config.load_in_4bit
     )
-    prompter = Prompter(processor, end_tokens(network, processor.tokenizer, config.model), config.model)
+    ends = end_tokens(network, processor.tokenizer, config.model)
+    prompter = Prompter(processor, ends, config.model, config.thoughts)
     if prompter.template is None:
         raise TrainingError(
             f"{config.model} has no chat template, which training needs: use an instruction-tuned variant"
         )
+    prompter.check_images(config.images)
     prompter.set_moment(moment)
-    if prompter.moment:
-        fix_clock(prompter.template, prompter.moment)
+    # What a checkpoint's own settings do to sampling (penalties, beams, ...) is in the replies, but not in their likelihood.
+    generation, network.generation_config = network.generation_config, prompter.sampling()
     inputs = prompter.inputs([[made_up()]]).to(network.device, network.dtype)
     with torch.no_grad():
         if not torch.isfinite(network(**inputs).logits[:, -1]).any():
@@ -105,7 +109,16 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     )
     revision = folder.name if entry.kind == "hub" else ""
     return Policy(
-        model, processor, config.model, revision, weights, files, prompter.moment, ancestors, size | asdict(counted)
+        model,
+        processor,
+        config.model,
+        revision,
+        weights,
+        files,
+        prompter,
+        generation,
+        ancestors,
+        size | asdict(counted),
     )
 
 

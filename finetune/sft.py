@@ -10,11 +10,11 @@ from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
 from vlm_probe.finetune.auxiliary import WithAuxiliary
-from vlm_probe.finetune.config import TrainingError
 from vlm_probe.finetune.devices import on_one_gpu
 from vlm_probe.finetune.monitor import Counting, by_task
 from vlm_probe.finetune.presentation import Results
 from vlm_probe.finetune.restoring import Restoring
+from vlm_probe.probes.models.prompting import Prompter, turns_of, with_tokens
 
 
 class DemonstrationTrainer(WithAuxiliary, Counting, Restoring, SFTTrainer):
@@ -68,6 +68,7 @@ def make_sft(
     dataset: Any,
     settings: dict[str, Any],
     callbacks: list[Any],
+    prompter: Prompter,
     shown: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> SFTTrainer:
     """The trainer of demonstrations in the form of prompt and completion, where the completion alone is learned.
@@ -77,10 +78,8 @@ def make_sft(
         dataset: Rows in the order in which they are to be seen.
         settings: Settings that all methods share, by TRL's names.
         callbacks: The monitor, and others.
+        prompter: Makes the prompts.
         shown: What becomes of a row when it is shown; with several attempts, earlier ones come into its prompt.
-
-    Raises:
-        TrainingError: If a row has no label to learn.
     """
     # No limit of length: a row that is cut would lose its answer, and be learned from with a loss of exactly 0.
     arguments = SFTConfig(
@@ -93,28 +92,33 @@ def make_sft(
         processing_class=processor,
         callbacks=callbacks,
     )
-    trainer.data_collator = _Labelled(trainer.data_collator, shown)
+    trainer.data_collator = Labelled(prompter, shown)
     return trainer
 
 
-class _Labelled:
-    """A collator that makes sure that every row has something to learn, and says which item each shows, and at which place.
+class Labelled:
+    """Makes batches of demonstrations: the prompts are those of `probe run`, the labels the answer and the token that ends it.
 
     Args:
-        collate: TRL's collator.
+        prompter: Makes the prompts.
         shown: What becomes of a row beforehand.
     """
 
-    def __init__(self, collate: Any, shown: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
-        self._collate, self._shown = collate, shown
+    def __init__(self, prompter: Prompter, shown: Callable[[Mapping[str, Any]], dict[str, Any]] = dict) -> None:
+        self._prompter, self._shown = prompter, shown
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch. Raises TrainingError if a row has no label."""
-        batch: dict[str, Any] = self._collate([self._shown(row) for row in rows])
-        labelled = (batch["labels"] != -100).any(dim=1)
-        if not bool(labelled.all()):
-            raise TrainingError(
-                f"{int((~labelled).sum())} of {len(rows)} demonstrations have no label: the model's chat template writes"
-                " the answer where the prompt ends otherwise; use another model, or mend its template"
-            )
-        return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("index", "place")}
+        """The batch, which also says which item each row shows, and at which place."""
+        told = [self._shown(row) for row in rows]
+        conversations = [turns_of(row["prompt"], row["images"]) for row in told]
+        replies = [
+            self._prompter.reply_tokens(turns, (str(row["completion"][-1]["content"]),))[0]
+            for turns, row in zip(conversations, told, strict=True)
+        ]
+        batch = with_tokens(self._prompter.inputs(conversations), replies, self._prompter.pad_token, side="right")
+        labels = torch.full_like(batch["input_ids"], -100)
+        for row, reply in enumerate(replies):
+            end = int(batch["attention_mask"][row].sum())
+            labels[row, end - len(reply) : end] = torch.tensor(reply)
+        numbers = {name: torch.tensor([row[name] for row in rows]) for name in ("index", "place")}
+        return {**batch, "labels": labels, **numbers}

@@ -42,8 +42,10 @@ from vlm_probe.finetune.reward import Judge, reward_functions
 from vlm_probe.finetune.sft import make_sft
 from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.memory import Memory
+from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.adapter_folder import CONFIG, TRAINING, WEIGHTS, adapter_hash
 from vlm_probe.probes.models.device import choose_device
+from vlm_probe.probes.models.prompting import Prompter
 from vlm_probe.probes.provenance import origin
 from vlm_probe.stimuli.errors import reading, reason_of
 from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
@@ -167,14 +169,16 @@ def _train(
     with state.main_process_first():
         data = training_set(config, jobs=jobs if state.is_main_process else 1, progress=progress)
     table = make_rows(data, config)
-    lengths = _sample_tokens(policy.processor, data)
+    lengths = _sample_tokens(policy.prompter, data)
     planned = plan(config, lengths)
     check_room(folder, policy.model, CHECKPOINTS_KEPT)
     monitor = Monitor(
         config, planned.samples_per_step, planned.token_budget, progress if state.is_main_process else None
     )
     if output is not None:
-        output.write_json(SETTINGS, config.to_dict() | {"base_files": policy.files, "moment": policy.moment}, indent=1)
+        output.write_json(
+            SETTINGS, config.to_dict() | {"base_files": policy.files, "moment": policy.prompter.moment}, indent=1
+        )
         output.track(*STRAY)
         first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         upcoming = [name for step, name in _checkpoints(planned).items() if step > first]
@@ -206,6 +210,7 @@ def _train(
             result["adapter_sha256"] = adapter_hash(made)
         else:
             policy.processor.save_pretrained(made)
+            policy.generation.save_pretrained(made)
             kept = [path for path in sorted(made.rglob("*")) if path.is_file() and path.name not in NOT_KEPT]
         for path in kept:
             output.place(path, path.relative_to(made).as_posix())
@@ -278,15 +283,14 @@ def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     return _result_of(folder / TRAINING) if (folder / TRAINING).is_file() else None
 
 
-def _sample_tokens(processor: Any, data: TrainingSet, n: int = 8) -> float:
+def _sample_tokens(prompter: Prompter, data: TrainingSet, n: int = 8) -> float:
     """Tokens of a prompt with its picture and of the expert's reply: the mean over a few items."""
     total = 0
     some = data.examples[:: max(1, len(data) // n)][:n]
     for example in some:
-        content = [{"type": "image", "image": example.image}, {"type": "text", "text": example.item.question.prompt}]
-        turns = [{"role": "user", "content": content}]
-        ids = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
-        total += len(ids["input_ids"][0]) + len(processor.tokenizer(example.demonstration)["input_ids"])
+        turns = Trial(example.item, example.image).turns
+        (reply,) = prompter.reply_tokens(turns, (example.demonstration,))
+        total += int(prompter.inputs([turns])["input_ids"].shape[1]) + len(reply)
     return total / len(some)
 
 
@@ -333,7 +337,7 @@ def _trainer(
             memory = Memory(config.attempts, config.memory)
             check_episodes(memory, policy, data, longest_reply)
             shown = Corrections(data.examples, memory, config.seed)
-        watching = make_sft(policy.model, policy.processor, rows, settings, callbacks, shown)
+        watching = make_sft(policy.model, policy.processor, rows, settings, callbacks, policy.prompter, shown)
         watching.auxiliary, watching.results = course.objective, course.results
         watching.tasks = [example.item.task for example in data.examples] if len(config.tasks) > 1 else ()
         return watching
@@ -347,6 +351,7 @@ def _trainer(
         reward_functions(judge, config, course.results) if loop is None else loop_rewards(loop, config),
         settings,
         callbacks,
+        prompter=policy.prompter,
         reply_tokens=longest_reply,
         silent=silent_tokens(policy.model, policy.processor),
         trainers=TRAINERS if loop is None else PLAYERS,
@@ -378,7 +383,8 @@ def _result(
             "weights_sha256": policy.weights_sha256,
             "files": policy.files,
         },
-        "moment": policy.moment,
+        "moment": policy.prompter.moment,
+        "thinking": policy.prompter.thinking_used,
         "tasks": list(config.tasks),
         "weights": list(config.shares()),
         "seed": config.seed,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_probe.probes.episodes import Ask
-from vlm_probe.probes.models import Ended, Generation, Model, Reply, Trial
+from vlm_probe.probes.models import Ended, Generation, Model, Reply, Scored, Trial
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Answered:
         ask: What was asked.
         raw: The reply; None with the options readout, or if the trial failed.
         ended: How the reply ended, if not by itself (see `vlm_probe.probes.models.Reply`).
+        thought: What the model thought before it answered; None if it did not.
         logprobs: Of every legal answer, nats; None with the other readout, or if the trial failed.
         error: "Type: message" if the trial failed, else None.
         latency_s: Seconds, the batch's time shared evenly.
@@ -36,6 +37,7 @@ class Answered:
     ask: Ask
     raw: str | None = None
     ended: Ended = ""
+    thought: str | None = None
     logprobs: Any = None
     error: str | None = None
     latency_s: float = 0.0
@@ -133,9 +135,7 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
     trials = [trial for _, trial in asked]
     start = time.perf_counter()
     try:
-        given: Sequence[Any] = (
-            model.generate(trials, settings) if readout == "generate" else model.score_options(trials)
-        )
+        given = _answers(model, trials, readout, settings)
         if len(given) != len(trials):
             raise ValueError(f"the model gave {len(given)} answers to {len(trials)} trials")
     except Exception as error:  # a trial that fails is a row in the log
@@ -152,12 +152,22 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
         yield Answered(ask, **_given(value, readout), latency_s=latency, ends_batch=ends)
 
 
+def _answers(model: Any, trials: Sequence[Trial], readout: str, settings: Generation) -> Sequence[Any]:
+    """What a model gives for some trials, with thoughts where it can tell them."""
+    if readout == "generate":
+        return list(model.generate(trials, settings))
+    score = getattr(model, "score", None)
+    return list(model.score_options(trials) if score is None else score(trials, settings))
+
+
 def _given(value: Any, readout: str) -> dict[str, Any]:
     """What a model gave for a trial, as attributes of `Answered`."""
     if isinstance(value, Exception):
         return {"error": message_of(value)}
     if isinstance(value, Reply):
-        return {"raw": value.text, "ended": value.ended}
+        return {"raw": value.text, "ended": value.ended, "thought": value.thought}
+    if isinstance(value, Scored):
+        return {"logprobs": value.logprobs, "ended": value.ended, "thought": value.thought}
     return {"raw" if readout == "generate" else "logprobs": value}
 
 

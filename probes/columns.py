@@ -182,7 +182,8 @@ COLUMNS = (
         "memory", "what of earlier attempts the model is told", log="text", table="text", default="none", later=True
     ),
     Column("sample", "seed of a sampled reply; 0 for greedy ones", table="whole", range=NATURAL, default=0),
-    Column("raw", "the reply as it came", log="text"),
+    Column("raw", "the reply as it came, without the thought before it", log="text"),
+    Column("thought", "what the model thought before it answered; empty if it did not", log="text", later=True),
     Column("answer", "what the reply means; empty if it could not be read", log="answer", table="text"),
     Column("answer_text", "the answer in the words of the question", log="text"),
     Column("logprobs", "log-probabilities of the legal answers, in their order", log="numbers"),
@@ -264,7 +265,7 @@ LOG = tuple(
             "pair_id",
             "group_id",
         ),
-        *("role", "image_sha256", "scene_sha256", "latency_s", "error", "time"),
+        *("role", "image_sha256", "scene_sha256", "thought", "latency_s", "error", "time"),
     )
 )
 """Those of a row of a log, in the order of a line, which is part of the format: archives give logs back byte for byte."""

@@ -80,7 +80,11 @@ class Scorer:
         Raises:
             ValueError: If there is not one finite log-probability per legal answer.
         """
-        return self.reply(item, raw, ended) if raw is not None else self.options(item, np.array(logprobs, dtype=float))
+        if raw is not None:
+            return self.reply(item, raw, ended)
+        if logprobs is None and ended:  # a thought that was cut off, so that no answer was scored
+            return UNANSWERED | {"status": ended}
+        return self.options(item, np.array(logprobs, dtype=float))
 
     def reply(self, item: Item, raw: str, ended: Ended = "") -> Columns:
         """The columns that follow from a reply.

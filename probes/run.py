@@ -8,39 +8,25 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.episodes import Ask, Episodes, check, groups
-from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models import Generation, Model, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.models.reply_limits import THINKING_TOKENS
 from vlm_probe.probes.presentation import HIDES_PICTURE, PresentationError, Presenter, manners
 from vlm_probe.probes.provenance import origin, training_facts
 from vlm_probe.probes.readout import UNANSWERED, Columns, Scorer
+from vlm_probe.probes.run_config import RunConfig as RunConfig
 from vlm_probe.probes.sharding import ALONE, Processes
 from vlm_probe.probes.trials import RUN, RunError, is_run, read_run, trials_hash
-from vlm_probe.stimuli.attempts import remembered
 from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.errors import whole_text
 from vlm_probe.stimuli.output import OutputError, OutputFolder
 from vlm_probe.stimuli.picture import renderer_of
-from vlm_probe.stimuli.ranges import (
-    AMOUNT,
-    ATTEMPTS,
-    BATCH,
-    IMAGE_SIZE,
-    PROCESSES,
-    REPLY_LENGTH,
-    SEED,
-    TEMPERATURE,
-    check_ranges,
-    ranged,
-    whole,
-)
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
@@ -49,88 +35,8 @@ Progress = Callable[[int, int], None]
 """Told how many trials are done, and how many there are."""
 TRIED = 2
 """Of the longest requests, so many are tried at a server that refuses: one may be refused for what its image shows."""
-EXAMPLES = whole(0, 100)
-"""Worked examples before a question."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What is asked of whom, and how.
-
-    Attributes:
-        model: Alias, folder or hub id; of a served model, its id at the server.
-        stimuli: The set as the user named it.
-        readout: "generate" (a reply, parsed) or "options" (log-probabilities of all legal answers).
-        batch_size: Trials per call of the model; 0 = what suits it. Answers do not depend on it.
-        limit: Only the first so many items; None = all.
-        temperature: 0 = greedy.
-        max_new_tokens: 0 = as many as the answers need.
-        seed: Of sampled replies.
-        revision: Hub revision; None = the default.
-        dtype: "auto", "float32", "bfloat16" or "float16".
-        device: "auto", "cpu", "cuda", ...
-        adapter: Folder of a LoRA adapter; of a served model, the adapter's id at the server.
-        load_in_4bit: Quantise the weights to 4 bits on loading.
-        base_url: Of the server of a served model; None = the model is loaded here.
-        concurrency: Trials that a served model is asked at a time.
-        design: "plain", "controls", "variants", or names of control conditions (see `vlm_probe.probes.presentation`).
-        examples: Numbers of worked examples before the question; every item is asked with each.
-        examples_from: The set that they come from, as the user named it.
-        style: "direct" or "think"; empty for the items' own.
-        attempts: How often an item of an action task may be tried, until it succeeds.
-        memory: What of earlier attempts the model is told: "none", "last-1", "last-2", ..., or "all".
-        size: Edge of the images of a task's or family's standard set, pixels; 0 for that of the renderer.
-        renderer: That draws this set; empty for the default.
-
-    Raises:
-        OutOfRange: If a number is outside its range.
-        RunError: If there is no such readout or memory.
-    """
-
-    model: str
-    stimuli: str
-    readout: Literal["generate", "options"] = "generate"
-    batch_size: int = ranged(0, BATCH)
-    limit: int | None = ranged(None, AMOUNT)
-    temperature: float = ranged(0.0, TEMPERATURE)
-    max_new_tokens: int = ranged(0, REPLY_LENGTH)
-    seed: int = ranged(0, SEED)
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    adapter: str | None = None
-    load_in_4bit: bool = False
-    base_url: str | None = None
-    concurrency: int = ranged(8, PROCESSES)
-    design: str = "plain"
-    examples: tuple[int, ...] = ranged((0,), EXAMPLES)
-    examples_from: str | None = None
-    style: str = ""
-    attempts: int = ranged(1, ATTEMPTS)
-    memory: str = "all"
-    size: int = ranged(0, whole(0, int(IMAGE_SIZE.most)))
-    renderer: str = ""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.readout not in ("generate", "options"):
-            raise RunError(f"readout {self.readout!r} is neither generate nor options")
-        try:
-            self.recall  # noqa: B018
-        except ValueError as error:
-            raise RunError(str(error)) from error
-
-    @property
-    def recall(self) -> Memory:
-        """How often, and with what memory, a scene is tried."""
-        return Memory(self.attempts, self.memory)
-
-    @property
-    def images(self) -> int:
-        """Images in the longest conversation: of the question, of worked examples, and of what earlier attempts did."""
-        return 1 + max(self.examples, default=0) + min(remembered(self.memory, self.attempts), self.attempts - 1)
 
 
 @dataclass(frozen=True)
@@ -256,7 +162,8 @@ def load(config: RunConfig) -> Model:
     names = ("revision", "dtype", "device", "adapter", "load_in_4bit", "base_url", "concurrency", "readout", "images")
     limit = config.max_new_tokens or (THINKING_TOKENS if config.style == "think" else 0)
     settings = Generation(limit, config.temperature, config.seed)
-    return load_model(config.model, settings=settings, **{name: getattr(config, name) for name in names})
+    given = {name: getattr(config, name) for name in names}
+    return load_model(config.model, settings=settings, thinking=config.thoughts, **given)
 
 
 def _set_moment(model: Model, out: Path, processes: Processes) -> None:
@@ -367,7 +274,9 @@ def _columns(scorer: Scorer, answer: Answered) -> Columns:
         except Exception as failure:  # a reply that cannot be scored is an error row too
             error = message_of(failure)
     told = None if error is None else whole_text(error)
-    return columns | answer.ask.columns() | {"latency_s": answer.latency_s, "error": told, "time": _now()}
+    thought = None if answer.thought is None else whole_text(answer.thought)
+    times = {"latency_s": answer.latency_s, "error": told, "time": _now()}
+    return columns | answer.ask.columns() | {"thought": thought} | times
 
 
 def _check_scorable(items: Sequence[Item]) -> None:

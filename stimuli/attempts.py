@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import Parsed, Question
+from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Frame, Simulator, body_states
 from vlm_probe.stimuli.tasks import Score, Task
@@ -109,5 +109,5 @@ def remembered(memory: str, attempts: int) -> int:
         return attempts if memory == "all" else 0
     match = re.fullmatch(r"last-([1-9]\d*)", memory)
     if not match:
-        raise InvalidInput(f'memory must be "none", "all", or "last-1", "last-2", ..., got {memory!r}')
+        raise OutOfRange("memory", f'must be "none", "all", or "last-1", "last-2", ..., got {memory!r}')
     return min(int(match.group(1)), attempts)

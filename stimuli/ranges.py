@@ -6,7 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from vlm_probe.stimuli.errors import InvalidInput
 
@@ -135,6 +136,44 @@ def check_ranges(settings: DataclassInstance) -> None:
             continue
         for one in value if isinstance(value, tuple) else (value,):
             allowed.check(entry.name, one)
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a finite number"),
+    str: (str, "a text"),
+}
+"""Types of settings as they are annotated: what is taken for one, and its name in messages."""
+
+
+def check_settings(settings: DataclassInstance) -> None:
+    """Check every field of a configuration against its annotation and its range, since files may hold anything.
+
+    Args:
+        settings: A dataclass whose fields are texts, numbers, truth values, choices (`Literal`) or tuples of them.
+
+    Raises:
+        OutOfRange: If a value is of another type, no choice that there is, or outside its range.
+    """
+    hints = get_type_hints(type(settings))
+    for entry in dataclasses.fields(settings):
+        value, hint = getattr(settings, entry.name), hints[entry.name]
+        if get_origin(hint) is UnionType:
+            if value is None:
+                continue
+            hint = get_args(hint)[0]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise OutOfRange(entry.name, f"is {shown(value)}: use {', '.join(filter(None, get_args(hint)))}")
+        elif get_origin(hint) is tuple:
+            if not isinstance(value, tuple):
+                raise OutOfRange(entry.name, f"must be a list, got {shown(value)}")
+        elif "range" not in entry.metadata:
+            kind, name = _KINDS[hint]
+            if not isinstance(value, kind) or (isinstance(value, bool) and hint is not bool):
+                raise OutOfRange(entry.name, f"must be {name}, got {shown(value)}")
+    check_ranges(settings)
 
 
 def _spelled(bound: float) -> str:

@@ -1,4 +1,4 @@
-"""The house as a whole: imports go downward, light layers stay light, and the README names every source file."""
+"""The house as a whole: imports go downward, and light layers stay light."""
 
 import ast
 import re
@@ -82,12 +82,9 @@ def test_files_are_utf8_whatever_the_locale(path):
     assert not found
 
 
-def test_the_readme_has_one_line_per_source_file_and_its_links_exist():
+def test_the_readme_is_short_and_its_links_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [str(path) for path in SOURCES if f"`{path}`" not in readme]
-    assert not missing, f"no line in README.md for {missing}"
-    named = {part for part in readme.split("`") if part.endswith(".py") and "/" in part and " " not in part}
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+    assert readme.count("\n") <= 150
     links = [part.partition(")")[0] for part in readme.split("](")[1:]]
     local = [link for link in links if not link.startswith("http")]
     assert [link for link in local if not (ROOT / link).exists()] == []
@@ -116,12 +113,6 @@ def test_one_version_everywhere():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert heads[0] == version
-
-
-def test_every_script_of_benchmarks_is_named():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    scripts = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "benchmarks").rglob("*.py"))]
-    assert [script for script in scripts if f"`{script}`" not in readme] == []
 
 
 def test_what_contributors_are_told_is_there():

@@ -27,6 +27,7 @@ from vlm_probe.probes.cli.errors import (
     usage_line,
 )
 from vlm_probe.probes.cli.errors import report as tell_error
+from vlm_probe.probes.cli.help import FLAGS, show_help
 
 
 def _version() -> str:
@@ -39,15 +40,16 @@ def _version() -> str:
         return "unknown (not installed)"
 
 
+EPILOGUE = (
+    "Every option can also be set by a variable (PROBE_MODEL=tiny), a TOML file (--config FILE) or [tool.probe] in"
+    " pyproject.toml; what comes first in this list wins, and the command line wins over all of them. `probe --install-completion`"
+    " completes commands and options in the shell."
+)
 app: App = App(
     name="probe",
     help="Test the intuitive physics of vision-language models.",
-    help_epilogue=(
-        "Every option can also be set by a variable (PROBE_MODEL=tiny), a TOML file (--config FILE) or [tool.probe] in"
-        " pyproject.toml; what is given first in this list wins, and the command line before all of them."
-    ),
     version=_version,
-    help_format="plaintext",  # markdown would cost half as much again
+    help_flags=(),  # see `help.py`
     config=tuple(settings.Sources(lambda: app)),
     suppress_keyboard_interrupt=False,
 )
@@ -62,6 +64,7 @@ COMMANDS = {
     },
     "Ask": {
         "run": ("run:run", "Run a model on a stimulus set; print the summary, write trials and figure."),
+        "ask": ("ask:ask", "Ask a model one question about an image of your own."),
         "score": ("score:score", "Score the replies of a run again, without a model."),
         "decode": ("decode:decode", "Decode physical quantities from hidden states."),
     },
@@ -74,6 +77,7 @@ COMMANDS = {
         "analyze": ("analyze:analyze", "Analyse runs: statistics, figures, tables and a report."),
         "report": ("report:report", "Write runs as one HTML page to explore."),
         "view": ("report:view", "Show that page on this machine while runs go on."),
+        "trials": ("trials:app", "Write the trials of runs as one table for R and other programs."),
         "power": ("power:power", "Simulate the power of a planned contrast."),
     },
     "Publish": {
@@ -103,9 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if not given or set(FLAGS) & set(given):
+            show_help(app, given, _purposes(), EPILOGUE)
+            sys.exit(SUCCESS)
         check_texts({f"argument {number}": text for number, text in enumerate(given, 1)})
-        if not {"--help", "-h", "--version"} & set(given):
+        if "--version" not in given:
             check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
+        if "--install-completion" in given:  # registered only then, because the code for it is not small
+            app.register_install_completion_command(help="Install completion for the shell that this runs in.")
         code = app(
             given,
             exit_on_error=False,
@@ -115,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else SUCCESS)
     except CycloptsError as error:
-        tell_error(usage_line(error))
+        tell_error(usage_line(error, given, lambda: settings.every_option(app)))
         sys.exit(USAGE)
     except KeyboardInterrupt:
         tell_error("interrupted; what was finished is kept, and the same command goes on from there")
@@ -134,6 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError:  # it was stdout that is full
             discard(sys.stdout)
         sys.exit(USAGE if names_nothing(error) else FAILURE)
+
+
+def _purposes() -> dict[str, list[tuple[str, str]]]:
+    """Group -> its commands and what they do."""
+    return {title: [(name, purpose) for name, (_, purpose) in commands.items()] for title, commands in COMMANDS.items()}
 
 
 def _here() -> str:

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlm_probe.stimuli.plain_json import dumps
-
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -111,6 +109,8 @@ def show(result: Any) -> None:
 
 def show_json(data: Any) -> None:
     """A result as one JSON document."""
+    from vlm_probe.stimuli.plain_json import dumps
+
     # In a stream of another encoding, escapes keep what replacement characters would lose.
     is_unicode = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
     text = dumps(data, indent=2, ascii_only=not is_unicode)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Jobs, Json, listed
+from vlm_probe.probes.decoding.config import DecodeConfig
+from vlm_probe.probes.options import ESSENTIALS, names
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
@@ -15,25 +18,8 @@ if TYPE_CHECKING:
 
 def decode(
     *,
-    model: str,
-    stimuli: str,
-    target: str,
-    layers: str = "all",
-    position: str = "last,image",
-    adapter: str | None = None,
-    compare: str | None = None,
-    untrained: Annotated[bool, Parameter(negative=())] = False,
-    intervene: str = "auto",
-    permutations: int = 100,
-    directions: int = 20,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 0,
-    revision: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    device: str = "auto",
-    load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
-    out: Path | None = None,
+    settings: Annotated[DecodeConfig, Parameter(name="*")],
+    out: Annotated[Path | None, Parameter(group=ESSENTIALS), names("out", "output-dir")] = None,
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
@@ -44,31 +30,11 @@ def decode(
     OUT/activations, so that another target costs no second pass through the model.
 
     Args:
-        model: Short name (see `probe models`), local folder or hub id.
-        stimuli: Folder of a set, task name, or family.
-        target: One or several, separated by commas: margin, label, reply, count, com-offset, top-offset, height, force, speed,
-            answer, or a cue of the task (a name that does not exist lists those that do).
-        layers: `all`, or a list: `vision` (every layer of the tower), numbers and ranges of language layers, such as 0,4-8,-1.
-        position: One or several of last (token), image (tokens, averaged), question (tokens after the picture, averaged).
-        adapter: Decode the model with this LoRA adapter on it.
-        compare: Decode the bare model and the model with this adapter, on the same items, and their difference.
-        untrained: Also decode from the same architecture with random weights.
-        intervene: Language layer at which states are moved along the probe's direction; `auto`: where it decodes best.
-            `none`: nowhere.
-        permutations: Permuted sets of values, for chance levels and p-values.
-        directions: Random directions beside the probe's.
-        limit: Only the first so many items.
-        seed: Of folds, permutations and directions.
-        batch_size: Items per batch; 0: what suits the model. Results do not depend on it.
-        revision: Revision on the hub.
-        dtype: Number format of the weights.
-        device: `cpu`, `cuda`, ...
-        load_in_4bit: Quantise the weights to four bits.
+        settings: What is decoded from whom.
         out: Folder; by default decode/MODEL_SET.
     """
     from vlm_probe.probes.cli.console import progress, show, show_json
     from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, find_stimuli
-    from vlm_probe.probes.decoding.config import DecodeConfig
     from vlm_probe.probes.decoding.result import check_folder
     from vlm_probe.probes.decoding.study import KIND, load, prepare
     from vlm_probe.probes.decoding.study import decode as study
@@ -76,37 +42,18 @@ def decode(
     from vlm_probe.stimuli.output import check_claim, claim
     from vlm_probe.stimuli.standard import check_available
 
-    common: dict[str, Any] = {
-        "model": model,
-        "stimuli": stimuli,
-        "layers": layers,
-        "positions": tuple(listed(position)),
-        "adapter": adapter,
-        "compare": compare,
-        "untrained": untrained,
-        "intervene": intervene,
-        "permutations": permutations,
-        "directions": directions,
-        "limit": limit,
-        "seed": seed,
-        "batch_size": batch_size,
-        "revision": revision,
-        "dtype": dtype,
-        "device": device,
-        "load_in_4bit": load_in_4bit,
-    }
-    wanted = [DecodeConfig(target=name, **common) for name in listed(target)]
-    check_available(stimuli)
-    check_model_name(model)
-    task = check_stimuli_name(stimuli)
-    folder = out or Path("decode") / _name(model, stimuli, task)
+    wanted = [replace(settings, target=name) for name in listed(settings.target)]
+    check_available(settings.stimuli)
+    check_model_name(settings.model)
+    task = check_stimuli_name(settings.stimuli)
+    folder = out or Path("decode") / _name(settings.model, settings.stimuli, task)
     check_claim(folder, KIND)
-    check_options(device, load_in_4bit, adapter, compare)
-    items = find_stimuli(stimuli, jobs)
+    check_options(settings.device, settings.load_in_4bit, settings.adapter, settings.compare)
+    items = find_stimuli(settings.stimuli, jobs)
     for one in wanted:  # every target, before the first one is decoded
         prepare(one, items)
         check_folder(one, items, folder)
-    loaded = None if compare else load(wanted[0], adapter)
+    loaded = None if settings.compare else load(settings, settings.adapter)
     results = []
     with claim(folder, KIND) as output:
         for one in wanted:

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vlm_probe.probes.cli.console import discard, tell
@@ -63,11 +63,38 @@ def _shown(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def usage_line(error: CycloptsError) -> str:
-    """The message of a usage error, in one line that names the help page."""
+def usage_line(error: CycloptsError, given: Sequence[str], options: Callable[[], Sequence[tuple[str, ...]]]) -> str:
+    """The message of a usage error, in one line that names the help page.
+
+    Args:
+        error: As cyclopts tells it.
+        given: The arguments of the command line.
+        options: (command, ..., option) of every option that there is.
+    """
+    from cyclopts import MissingArgumentError
+
     error.verbose = False
-    command = " ".join(["probe", *(error.command_chain or ())])
-    return f"{' '.join(str(error).split()).rstrip('.')}; see `{command} --help`"
+    chain = tuple(error.command_chain or ())
+    text = _unknown_option(chain, given, options())
+    if not text and isinstance(error, MissingArgumentError) and error.argument is not None:
+        text = f"{' '.join(['probe', *chain])} needs {error.argument.name}"
+    return f"{text or ' '.join(str(error).split()).removesuffix('.')}; see `{' '.join(['probe', *chain])} --help`"
+
+
+def _unknown_option(chain: tuple[str, ...], given: Sequence[str], options: Sequence[tuple[str, ...]]) -> str:
+    """What is wrong with the first option that a command does not have, and what may have been meant; empty if it has all."""
+    import difflib
+
+    own = {path[-1] for path in options if path[:-1] == chain}
+    names = [text[2:].partition("=")[0].replace("_", "-") for text in given if text.startswith("--") and len(text) > 2]
+    name = next((name for name in names if name not in own and name.removeprefix("no-") not in own | {"help"}), "")
+    if not name or not own:
+        return ""
+    close = difflib.get_close_matches(name, own, n=1, cutoff=0.7)
+    others = sorted({" ".join(("probe", *path[:-1])) for path in options if path[-1] == name})
+    meant = [f"did you mean --{close[0]}?"] if close else []
+    meant += [f"it is an option of {', '.join(others)}"] if others else []
+    return f"unknown option --{name}" + (f": {' or '.join(meant)}" if meant else "")
 
 
 def report(line: str) -> None:

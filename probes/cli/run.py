@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+import io
+import os
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from vlm_probe.probes.cli.settings import Config, ImageSize, Jobs, Json, RendererName
+from vlm_probe.probes.cli.settings import Config, Jobs, Json
+from vlm_probe.probes.options import ESSENTIALS, OUTPUT, QUESTION, names
+from vlm_probe.probes.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from vlm_probe.probes.run import RunConfig
     from vlm_probe.probes.sharding import Processes
     from vlm_probe.stimuli.dataset import StimulusSet
     from vlm_probe.stimuli.output import OutputFolder
@@ -19,73 +24,32 @@ if TYPE_CHECKING:
 
 def run(
     *,
-    model: str,
-    stimuli: str,
-    shift: str | None = None,
-    adapter: str | None = None,
-    limit: int | None = None,
-    readout: Literal["generate", "options"] = "generate",
-    batch_size: int = 0,
-    temperature: float = 0.0,
-    max_new_tokens: int = 0,
-    seed: int = 0,
-    design: str = "plain",
-    examples: str = "0",
-    examples_from: str | None = None,
-    style: Literal["", "direct", "think"] = "",
-    attempts: int = 1,
-    memory: str = "all",
-    size: ImageSize = 0,
-    renderer: RendererName = "",
-    revision: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    device: str = "auto",
-    load_in_4bit: Annotated[bool, Parameter(name="--load-in-4bit", negative=())] = False,
-    base_url: str | None = None,
-    concurrency: int = 8,
-    out: Path | None = None,
-    resume: bool = True,
-    references: bool = True,
+    settings: Annotated[RunConfig, Parameter(name="*")],
+    shift: Annotated[str | None, Parameter(group=QUESTION)] = None,
+    out: Annotated[Path | None, Parameter(group=ESSENTIALS), names("out", "output-dir")] = None,
+    resume: Annotated[bool, Parameter(group=OUTPUT)] = True,
+    references: Annotated[bool, Parameter(group=OUTPUT)] = True,
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
+    loaded: Annotated[Any, Parameter(parse=False)] = None,
 ) -> int:
     """Ask a model the items of a stimulus set; print the summary, write trials, summary and figure.
 
-    The same command again goes on where it was stopped. Exits with 3 if some trials failed.
+    The same command resumes an interrupted run. Exits with 3 if some trials failed.
 
     Args:
-        model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server.
-        stimuli: Folder of a set, task name, or family (`towers`: its headline task).
+        settings: What is asked of whom, and how.
         shift: Ask the shifted set of a task or family: `camera:2`, `visual:2,size:1` (see `probe stimuli make --help`).
-        adapter: Folder of a LoRA adapter; with --base-url, the adapter's id at the server.
-        limit: Only the first so many items.
-        readout: `generate`: read the reply. `options`: the log-probability of every legal answer.
-        batch_size: Items per batch; 0: what suits the model. Answers do not depend on it.
-        temperature: 0: greedy.
-        max_new_tokens: 0: as many as the answers need.
-        seed: Of sampled replies, and of what a design draws at random.
-        design: `plain`; `controls`: the standard battery (blank, mirrored, shuffled and other pictures, a description in
-            place of the picture, stated physics); `variants`: every item in every wording; or controls by name, separated
-            by commas.
-        examples: Worked examples before the question; several numbers (`0,1,3`) ask every item with each.
-        examples_from: Set that they come from; by default a further set of the same task.
-        style: Whether to ask for the bare answer or for reasoning first; by default as the set was made.
-        attempts: How often an item of an action task may be tried; after each attempt the model is shown what happened.
-        memory: What of earlier attempts it is told: `none`, `last-1`, `last-2`, ..., or `all`.
-        revision: Revision on the hub.
-        dtype: Number format of the weights.
-        device: `cpu`, `cuda`, ...
-        load_in_4bit: Quantise the weights to four bits.
-        base_url: Ask the OpenAI-compatible server at this address, such as http://localhost:8000/v1. Its key, if it wants
-            one, is read from PROBE_API_KEY or OPENAI_API_KEY.
-        concurrency: Trials that a served model is asked at a time.
-        out: Folder of the run; by default runs/MODEL_TASK.
-        resume: Go on with a run that is there already; `--no-resume` refuses instead.
+        out: Folder of the run; by default runs/MODEL_TASK. With several models or sets, the folder that holds their runs.
+        resume: Resume a run that exists; `--no-resume` refuses instead.
         references: Draw the noisy-simulation observer into the figure of a judgement.
+        loaded: The model, if it is loaded already.
     """
+    given = dict(locals())
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.grounding import ask_grounding
+    from vlm_probe.probes.cli.many import named_models, named_sets
     from vlm_probe.probes.cli.references import reference_runs
     from vlm_probe.probes.cli.resources import (
         check_drawing,
@@ -100,73 +64,50 @@ def run(
     )
     from vlm_probe.probes.cli.results import FIGURE, SUMMARY, warning_of, write_figure, write_summary
     from vlm_probe.probes.presentation import PresentationError, manners
-    from vlm_probe.probes.run import RunConfig, load
+    from vlm_probe.probes.run import load
     from vlm_probe.probes.run import run as ask
     from vlm_probe.probes.sharding import join
-    from vlm_probe.probes.trials import KIND, RunError
+    from vlm_probe.probes.trials import KIND
     from vlm_probe.stimuli.output import claim
     from vlm_probe.stimuli.standard import check_available
 
-    stimuli = shifted_name(stimuli, shift)
-    settings: dict[str, Any] = {
-        "model": model,
-        "stimuli": stimuli,
-        "readout": readout,
-        "batch_size": batch_size,
-        "limit": limit,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "design": design,
-        "examples": _numbers(examples),
-        "examples_from": examples_from,
-        "style": style,
-        "attempts": attempts,
-        "memory": memory,
-        "size": size,
-        "renderer": renderer,
-        "revision": revision,
-        "dtype": dtype,
-        "device": device,
-        "adapter": adapter,
-        "load_in_4bit": load_in_4bit,
-        "base_url": base_url,
-        "concurrency": concurrency,
-    }
+    models, sets = named_models(settings.model), named_sets(settings.stimuli)
+    if len(models) * len(sets) != 1:
+        options = {"shift": shift, "out": out, "resume": resume, "references": references, "jobs": jobs, "json": json}
+        return _run_many(settings, options, models, sets)
+    model, stimuli = models[0], shifted_name(sets[0], shift)
+    run_config = replace(settings, model=model, stimuli=stimuli)
     try:
-        run_config = RunConfig(**settings)
-        manners(design, run_config.examples, style)
+        manners(run_config.design, run_config.examples, run_config.style)
     except PresentationError as error:
         raise UsageError(str(error)) from error
-    except RunError as error:
-        raise UsageError(f"--{error}") from error
-    if base_url is None:
+    if run_config.base_url is None:
         check_model_name(model)
     task = check_stimuli_name(stimuli)
-    check_drawing(stimuli, size, renderer)
-    _check_attempts(task, stimuli, attempts)
+    check_drawing(stimuli, run_config.size, run_config.renderer)
+    _check_attempts(task, stimuli, run_config.attempts)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
         check_run_folder(folder, resume)
-        check_available(stimuli, size, renderer)
+        check_available(stimuli, run_config.size, run_config.renderer)
         if max(run_config.examples):
-            check_examples(task, examples_from)
-    saved = _portable(settings | {"examples": examples, "out": out, "references": references})
+            check_examples(task, run_config.examples_from)
+    saved = _portable(run_config, out) | {"references": references}
     check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
-    loaded = load(run_config)
-    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs, size, renderer))
+    loaded = loaded or load(run_config)
+    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs, run_config.size, run_config.renderer))
     pool = None
     if max(run_config.examples):
-        pool = processes.in_turn(lambda: find_examples(items, examples_from, jobs))
+        pool = processes.in_turn(lambda: find_examples(items, run_config.examples_from, jobs))
     if not processes.first:
         ask(run_config, items, folder, model=loaded, examples=pool, processes=processes)
         processes.leave()
         return SUCCESS
     # Held to the end: summary and figure are of the trials that this process has written.
     with claim(folder, KIND) as output:
-        if design == "controls":
+        if run_config.design == "controls":
             ask_grounding(run_config, items, folder, loaded, jobs)
         output.check((SUMMARY, FIGURE))
         report = _ask(run_config, items, output, loaded, saved, pool, processes)
@@ -176,12 +117,58 @@ def run(
         try:
             if references and is_readable:
                 with warning_of("reference line"):
-                    lines = reference_runs(items, model, limit, jobs or cores())
+                    lines = reference_runs(items, model, run_config.limit, jobs or cores())
         except KeyboardInterrupt:
             code = INTERRUPTED
         if is_readable:
             write_figure(output, lines)
     return code
+
+
+def _run_many(config: RunConfig, options: dict[str, Any], models: list[str], sets: list[str]) -> int:
+    """Run every model on every set, and compare them. A pair that cannot be run costs only itself."""
+    from vlm_probe.probes.cli.errors import FAILURE, UsageError, as_line, expected
+    from vlm_probe.probes.cli.errors import report as tell_error
+    from vlm_probe.probes.cli.many import compare, run_models
+    from vlm_probe.probes.cli.resources import check_model_name, check_stimuli_name, shifted_name
+    from vlm_probe.probes.run import load
+
+    if not models or not sets:
+        raise UsageError(
+            f"--{'stimuli' if models else 'model'} names nothing: give a name, or several with commas between them"
+        )
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("several models or sets cannot be shared out to several processes: give one of each")
+    folders = {}
+    for model in models:
+        if config.base_url is None:
+            check_model_name(model)
+        for name in sets:
+            shifted = shifted_name(name, options["shift"])
+            task = check_stimuli_name(shifted)
+            one = replace(config, model=model, stimuli=shifted)
+            folders[model, name] = (options["out"] or Path("runs")) / run_name(one, task)
+    if len(models) > 1:
+        given = asdict(config) | {"examples": ",".join(map(str, config.examples))} | options
+        code = run_models(models, sets, given, folders)
+        compare(folders, options["json"])
+        return code
+    loaded, codes = load(replace(config, model=models[0])), [0]
+    fresh = copy.deepcopy(getattr(loaded, "observed", None))
+    for name in sets:
+        if fresh is not None:
+            loaded.observed = copy.deepcopy(fresh)  # type: ignore[attr-defined]
+        try:
+            changes = {"out": folders[models[0], name], "json": False, "loaded": loaded}
+            with redirect_stdout(io.StringIO()) if options["json"] else nullcontext():
+                codes.append(run(settings=replace(config, model=models[0], stimuli=name), **options | changes))
+        except Exception as error:
+            if not expected(error):
+                raise
+            tell_error(f"{name}: {as_line(error)}")
+            codes.append(FAILURE)
+    compare(folders, options["json"])
+    return max(codes)
 
 
 def _check_attempts(task: str, stimuli: str, attempts: int) -> None:
@@ -210,7 +197,13 @@ def run_name(config: RunConfig, task: str) -> str:
     if config.base_url:
         parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
-    codes |= {"attempts": "attempts", "memory": "memory-", "size": "px"}
+    codes |= {
+        "attempts": "attempts",
+        "memory": "memory-",
+        "size": "px",
+        "thinking": "thinking-",
+        "max_thinking_tokens": "thoughts",
+    }
     names = (
         "revision",
         "dtype",
@@ -225,6 +218,7 @@ def run_name(config: RunConfig, task: str) -> str:
         "size",
         "renderer",
         *(("attempts", "memory") if config.attempts > 1 else ()),
+        *("thinking", "chat_template_args", "max_thinking_tokens"),
     )
     defaults = {f.name: f.default for f in fields(config)}
     for name in names:
@@ -246,16 +240,6 @@ def _shifts(stimuli: str) -> str:
 def _short(name: str) -> str:
     path = Path(name)
     return path.resolve().name if path.is_dir() else name.strip("/").replace("/", "-")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas. Raises UsageError if they are not."""
-    from vlm_probe.probes.cli.errors import UsageError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--examples takes whole numbers separated by commas, such as 0,1,3; got {text!r}") from None
 
 
 def _ask(
@@ -285,18 +269,18 @@ def _ask(
         return ask(config, items, folder, model=model, examples=examples, progress=started, processes=processes)
 
 
-def _portable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that mean the same from any working directory."""
+def _portable(config: RunConfig, out: Path | None) -> dict[str, Any]:
+    """Options that mean the same from any working directory."""
     from vlm_probe.probes.models.catalog import lookup
 
-    fixed = dict(settings)
+    options = asdict(config) | {"examples": ",".join(map(str, config.examples))}
     folders = {
         "stimuli",
         "examples_from",
-        *(("adapter",) if settings["base_url"] is None else ()),
-        *(("model",) if lookup(settings["model"], settings["base_url"]).kind == "local" else ()),
+        *(("adapter",) if config.base_url is None else ()),
+        *(("model",) if lookup(config.model, config.base_url).kind == "local" else ()),
     }
     for name in folders:
-        if settings[name] is not None and Path(settings[name]).is_dir():
-            fixed[name] = str(Path(settings[name]).resolve())
-    return fixed | {"out": None if settings["out"] is None else str(settings["out"].resolve())}
+        if options[name] is not None and Path(options[name]).is_dir():
+            options[name] = str(Path(options[name]).resolve())
+    return options | {"out": None if out is None else str(out.resolve())}

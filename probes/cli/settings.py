@@ -1,4 +1,4 @@
-"""Where options come from: command line, PROBE_* variables, --config file, [tool.probe] of pyproject.toml, default.
+"""Where options come from: command line, PROBE_* variables, --config file, [tool.probe] of pyproject.toml, preset, default.
 
 A TOML file holds options at its top level, or in a table named after the command, which wins:
 
@@ -9,10 +9,9 @@ A TOML file holds options at its top level, or in a table named after the comman
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
-from vlm_probe.stimuli.errors import reading
-from vlm_probe.stimuli.plain_json import dumps
+from vlm_probe.probes.options import OUTPUT
+from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.ranges import IMAGE_SIZE, PROCESSES
 
 if TYPE_CHECKING:
@@ -34,10 +33,16 @@ def _image_size(type_: Any, value: int) -> None:
         IMAGE_SIZE(type_, value)
 
 
-Config = Annotated[Path | None, Parameter(name="--config", help="TOML file with values for these options.")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object on stdout instead of text.")]
+Config = Annotated[
+    Path | None, Parameter(name="--config", group=OUTPUT, help="TOML file with values for these options.")
+]
+Json = Annotated[
+    bool, Parameter(name="--json", group=OUTPUT, negative=(), help="Print one JSON object on stdout instead of text.")
+]
 Overwrite = Annotated[bool, Parameter(name="--overwrite", negative=(), help="Replace a file that is there already.")]
-Jobs = Annotated[int | None, Parameter(validator=PROCESSES, help="Processes for stimuli and reference observers.")]
+Jobs = Annotated[
+    int | None, Parameter(group=OUTPUT, validator=PROCESSES, help="Processes for stimuli and reference observers.")
+]
 
 ImageSize = Annotated[
     int, Parameter(validator=_image_size, help="Edge of the square images, pixels; 0 = 224, or 448 with `raycast`.")
@@ -70,7 +75,7 @@ class Sources:
     program: Callable[[], App]
 
     def __iter__(self) -> Iterator[Source]:
-        return iter((self.environment, self.config_file, self.pyproject))
+        return iter((self.environment, self.config_file, self.pyproject, self.preset))
 
     def environment(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Fill options from variables: PROBE_RUN_SEED for one command, PROBE_SEED for every one that has --seed.
@@ -92,7 +97,9 @@ class Sources:
         given = [name for name in os.environ if name.startswith("PROBE_") and name not in OTHER_VARIABLES]
         if not given:
             return
-        paths = _every_option(self.program())
+        import difflib
+
+        paths = every_option(self.program())
         known = {_variable(path) for path in paths} | {_variable(path[-1:]) for path in paths} | set(OTHER_VARIABLES)
         for name in given:
             # Only a near miss is an error: other programs may well use the prefix, too.
@@ -117,7 +124,7 @@ class Sources:
             return
         path = Path(config.tokens[-1].value).expanduser()
         data = _read(path)
-        _fill(_every_option(self.program()), commands, arguments, data, str(path), shared=False)
+        _fill(every_option(self.program()), commands, arguments, data, str(path), shared=False)
 
     def pyproject(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Fill options from [tool.probe] in the pyproject.toml of the working directory.
@@ -137,8 +144,33 @@ class Sources:
         tool = _read(path).get("tool", {})
         data = tool.get("probe", {}) if isinstance(tool, dict) else {}
         if data:
-            paths = _every_option(self.program())
+            paths = every_option(self.program())
             _fill(paths, commands, arguments, data, f"[tool.probe] of {path}", shared=True)
+
+    def preset(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Fill options of `probe train` from its preset; the embedded model has one of its own.
+
+        Args:
+            app: The command's app.
+            commands: Names of the command and its groups.
+            arguments: Those of the command; values are added to those that have none.
+
+        Raises:
+            TrainingError: If there is no such preset.
+        """
+        if commands != ("train",):
+            return
+        from vlm_probe.finetune.config import read_preset
+        from vlm_probe.probes.models.catalog import lookup
+
+        options = _options(arguments)
+        given = {name: options[name].tokens[-1].value for name in ("preset", "model", "method") if options[name].tokens}
+        is_embedded = False
+        with suppress(ProbeError):  # a model that there is not is told where it is looked for
+            is_embedded = "model" in given and lookup(given["model"]).kind == "embedded"
+        preset = given.get("preset", "tiny" if is_embedded else "")
+        table = read_preset(preset, given.get("method", "")) if preset else {}
+        _fill([], (), arguments, table, f"the preset {preset}", shared=False)
 
 
 def save(folder: OutputFolder, command: str, values: dict[str, Any]) -> None:
@@ -161,6 +193,8 @@ def listed(text: str) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The contents of a TOML file. Raises UsageError if it cannot be read, or is not TOML."""
+    import tomllib
+
     with reading(path, UsageError, "give a TOML file in UTF-8"):
         return tomllib.loads(path.read_text(encoding="utf-8"))
 
@@ -178,6 +212,8 @@ def _fill(
 
     A `shared` table is read by every command, so that options of other commands are no mistakes in it.
     """
+    import difflib
+
     options = {name: argument for name, argument in _options(arguments).items() if name != "config"}
     tables = {path[:depth] for path in every for depth in range(1, len(path))}
     for at, table in reversed(_levels(data, commands, source)):
@@ -221,17 +257,19 @@ def _texts(value: Any, key: str, source: str, commands: tuple[str, ...]) -> Iter
 
 def _options(arguments: ArgumentCollection) -> dict[str, Any]:
     """Option name without dashes -> argument."""
-    return {argument.name.removeprefix("--"): argument for argument in arguments if argument.name.startswith("--")}
+    return {
+        name.removeprefix("--"): argument for argument in arguments for name in argument.names if name.startswith("--")
+    }
 
 
-def _every_option(app: App, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def every_option(app: App, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """(command, ..., option) for every option below an app."""
     found: list[tuple[str, ...]] = []
     if app.default_command is not None:
         found += [(*path, name) for name in _options(app.assemble_argument_collection(parse_docstring=False))]
     for name in app:
         if not name.startswith("-"):
-            found += _every_option(app[name], (*path, name))
+            found += every_option(app[name], (*path, name))
     return found
 
 
@@ -248,5 +286,7 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    from vlm_probe.stimuli.plain_json import dumps
+
     # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
     return dumps(str(value)).replace("\x7f", "\\u007f")

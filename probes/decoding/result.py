@@ -175,7 +175,7 @@ def _fingerprint(config: DecodeConfig, stimuli: StimulusSet) -> dict[str, Any]:
     for name in ("adapter", "compare"):
         folder = getattr(config, name)
         found[name] = None if folder is None else Path(folder).resolve().name
-    return found | {"positions": list(config.positions), "stimuli": stimuli.content_sha256}
+    return found | {"position": list(config.position), "stimuli": stimuli.content_sha256}
 
 
 def write(

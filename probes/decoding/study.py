@@ -86,7 +86,7 @@ def decode(
     moment = getattr(model, "moment", "")
     first = load(config, config.compare, moment) if config.compare else model or load(config, config.adapter)
     moment = getattr(first, "moment", "")
-    sites = choose_sites(first, config.layers, config.positions)
+    sites = choose_sites(first, config.layers, config.position)
     steered = _steered_layer(config, sites)
 
     def activations(of: Any, what: str) -> Activations:

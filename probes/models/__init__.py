@@ -76,15 +76,32 @@ def trial_id(item_id: str, manner: str, attempt: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, where its server tells how that ended.
+    """What a model said, and how that ended.
 
     Attributes:
-        text: The reply.
+        text: The reply, without the thought that came before it.
         ended: "unfinished" if it was cut off, which counts where no answer can be read in it; "filtered" if it was withheld or
             refused, and then nothing is read in it; empty if it ended by itself.
+        thought: What the model thought before it; None if it did not, or does not tell.
     """
 
     text: str
+    ended: Ended = ""
+    thought: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-probabilities of a trial's legal answers, from a model that may have thought first.
+
+    Attributes:
+        logprobs: In the order of the grammar's candidates, nats; None if the thought was cut off.
+        thought: What the model thought first; None if it did not.
+        ended: "unfinished" if the thought was cut off.
+    """
+
+    logprobs: npt.NDArray[np.float64] | None
+    thought: str | None = None
     ended: Ended = ""
 
 
@@ -134,6 +151,7 @@ class Model(Protocol):
         check_request(trials, readout, settings): Raises ModelError if it does not take the longest requests of a run.
         prepare(trials): Makes the inputs of a batch that will be asked next; called from another thread.
         moment, set_moment(moment): Date and time that its prompts state; empty if they state none.
+        score(trials, settings): What `score_options` gives, as a list of `Scored`, of a model that may think first.
         stream(trials, readout, settings): Takes trials one by one, and yields (trial, answer, seconds) in any order; a reply
             is a text, or a `Reply`.
 
@@ -149,7 +167,7 @@ class Model(Protocol):
         ...
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> Sequence[str | Reply]:
-        """One reply per trial: its text, or a `Reply` where it did not end by itself.
+        """One reply per trial: its text, or a `Reply` where it did not end by itself or has a thought before it.
 
         Args:
             trials: What is asked.

@@ -15,9 +15,15 @@ import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Trial
+from vlm_probe.probes.models import Generation, Identity, ModelError, NonFiniteLogits, Reply, Scored, Trial
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
@@ -25,13 +31,18 @@ from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, reading, weights_hash
 from vlm_probe.probes.models.network import load_network, out_of_memory, plain_settings
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
-from vlm_probe.probes.models.prompting import Prompter, check_context
+from vlm_probe.probes.models.prompting import Prompter, check_context, with_tokens
 from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
+from vlm_probe.probes.models.thinking import AUTO, Thinking
 from vlm_probe.stimuli.plain_json import dumps
 
 log = logging.getLogger(__name__)
 
 Given = TypeVar("Given")
+SPACE = 4
+"""Tokens of white space at most between a thought and the answers that are scored after it."""
+CLOSING = 24
+"""Tokens among the last of a reply in which the tag is looked for that closes a thought."""
 BATCH, SMALL_BATCH = 16, 32
 """Trials per batch; more for models of less than `SMALL` parameters, for which a call costs as much as its arithmetic."""
 
@@ -43,21 +54,19 @@ class HuggingFaceModel:
         model: The network, with an adapter on it or without, in evaluation mode.
         processor: Its processor.
         name: As the user gave it.
+        thinking: Whether it is to think before it answers.
 
     Raises:
-        ModelError: If nothing says which token ends a reply.
+        ModelError: If nothing says which token ends a reply, or its chat template has no such thinking.
     """
 
     needs_images = True
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, name: str, thinking: Thinking = AUTO) -> None:
         self._model = model
-        ends = end_tokens(model, processor.tokenizer, name)
-        self._prompter = Prompter(processor, ends, name)
+        self._prompter = Prompter(processor, end_tokens(model, processor.tokenizer, name), name, thinking)
         # A model's own settings may sample or penalise repetition; published replies are greedy and nothing else.
-        plain = GenerationConfig(
-            eos_token_id=ends, pad_token_id=self._prompter.pad_token, bos_token_id=processor.tokenizer.bos_token_id
-        )
+        plain = self._prompter.sampling()
         for part in {model, model.get_base_model() if hasattr(model, "get_base_model") else model}:
             part.generation_config = plain
         self._scorer = OptionScorer(model, self._prompter.pad_token)
@@ -86,6 +95,8 @@ class HuggingFaceModel:
         device: str = "auto",
         adapter: Path | None = None,
         load_in_4bit: bool = False,
+        thinking: Thinking = AUTO,
+        images: int = 1,
     ) -> HuggingFaceModel:
         """Load a model from a folder with configuration, processor and safetensors weights.
 
@@ -97,6 +108,8 @@ class HuggingFaceModel:
             device: "auto" is the first GPU, if there is one.
             adapter: Folder of a LoRA adapter.
             load_in_4bit: Quantise to 4 bits (nf4, double quantisation).
+            thinking: Whether it is to think before it answers.
+            images: Images in the longest conversation.
 
         Raises:
             ModelError: If that fails; one line with the fix.
@@ -107,7 +120,8 @@ class HuggingFaceModel:
         if adapter is not None:
             check_base(adapter, weights, name)
             model = attach_adapter(model, adapter)
-        loaded = cls(model, processor, name)
+        loaded = cls(model, processor, name, thinking)
+        loaded._prompter.check_images(images)
         with reading(folder):
             inputs = loaded.probe_inputs()
         if adapter is not None:
@@ -119,7 +133,7 @@ class HuggingFaceModel:
             revision=revision,
             weights_sha256=weights,
             adapter_sha256=adapter_hash(adapter) if adapter is not None else "",
-            details=_details(model, processor, device) | {"chat_template_sha256": loaded._prompter.template_sha256},
+            details=_details(model, processor, device) | loaded._asked(),
             files=files | (adapter_hashes(adapter) if adapter is not None else {}),
         )
         return loaded
@@ -128,6 +142,11 @@ class HuggingFaceModel:
     def identity(self) -> Identity:
         """What exactly answers."""
         return self._identity
+
+    def _asked(self) -> dict[str, Any]:
+        """How the model is asked, for its identity."""
+        used = self._prompter.thinking_used
+        return {"chat_template_sha256": self._prompter.template_sha256} | ({"thinking": used} if used else {})
 
     @property
     def moment(self) -> str:
@@ -157,7 +176,7 @@ class HuggingFaceModel:
         self._ready[tuple(trial.id for trial in trials)] = self._make_inputs(trials)
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
-        """One reply per trial, greedy unless `settings` has a temperature; a `Reply` where it was cut at the token limit.
+        """One reply per trial, greedy unless `settings` has a temperature; a `Reply` where it has a thought, or was cut.
 
         Args:
             trials: What is asked.
@@ -171,14 +190,44 @@ class HuggingFaceModel:
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
         """The exact log-probability of every legal reply and its end, given the picture and the prompt.
 
+        Where the model thinks, they come after a thought that it generates first, greedily.
+
+        Raises:
+            ModelError: If a trial has no picture, and the model's processor cannot do without; or a thought does not end.
+        """
+        scored = self.score(trials, Generation())
+        cut = [one for one in scored if one.logprobs is None]
+        if cut:
+            raise ModelError(
+                f"{len(cut)} of {len(trials)} thoughts were cut: give a larger --max-thinking-tokens, or --thinking off"
+            )
+        return [np.asarray(one.logprobs) for one in scored]
+
+    def score(self, trials: Sequence[Trial], settings: Generation) -> list[Scored]:
+        """The log-probabilities of every legal reply, with the thought that came before them.
+
+        Args:
+            trials: What is asked.
+            settings: How thoughts are generated, where the model thinks.
+
         Raises:
             ModelError: If a trial has no picture, and the model's processor cannot do without.
         """
-        return self._in_parts(trials, self._score)
+        return self._in_parts(trials, lambda part: self._score(part, settings))
 
     def _generate(self, trials: Sequence[Trial], settings: Generation) -> list[str | Reply]:
-        inputs = self._inputs(trials)
-        limits = [self._limit(trial, settings) for trial in trials]
+        limits, given = [self._limit(trial, settings) for trial in trials], list[str | Reply]()
+        for trial, tokens in zip(trials, self._sampled(self._inputs(trials), trials, settings, limits), strict=True):
+            asked = trial.item.question.style == "think"
+            thought, text, closed = self._prompter.said(tokens, asked_to_think=asked)
+            ended = closed and self._prompter.is_ended(tokens)
+            given.append(text if ended and thought is None else Reply(text, "" if ended else "unfinished", thought))
+        return given
+
+    def _sampled(
+        self, inputs: dict[str, torch.Tensor], trials: Sequence[Trial], settings: Generation, limits: Sequence[int]
+    ) -> list[list[int]]:
+        """The tokens of a reply to every prompt, with its thought."""
         seen = _Seen()
         steps = LogitsProcessorList([seen])
         if settings.temperature > 0:
@@ -186,18 +235,27 @@ class HuggingFaceModel:
             steps.append(_Sample(ids, settings))
         if self._trimmed is None:
             self._trimmed = self._small and self._can_be_trimmed()
+        start = inputs["input_ids"].shape[1]
+        may_think = [self._may_think(trial) for trial in trials]
+        stop = _Stop(self._prompter, start, limits, may_think)
+        longest = max(limits) + (self._prompter.thinking.max_tokens if any(may_think) else 0)
         with torch.inference_mode(), last_words_only(self._model) if self._trimmed else nullcontext():
             tokens = self._model.generate(
                 **inputs,
-                generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1),
+                generation_config=GenerationConfig(max_new_tokens=longest, do_sample=False, num_beams=1),
                 logits_processor=steps,
-            )[:, inputs["input_ids"].shape[1] :]
+                stopping_criteria=StoppingCriteriaList([stop] if any(may_think) else []),
+            )[:, start:]
         # Cut at the item's own limit, so that a reply does not depend on what else was in the batch.
-        replies = [row[:limit] for row, limit in zip(tokens.tolist(), limits, strict=True)]
+        replies = [row[:until] for row, until in zip(tokens.tolist(), stop.until, strict=True)]
         self._check_finite("generation", seen.finite([self._prompter.length(reply) for reply in replies]))
-        texts = [self._prompter.decode(reply) for reply in replies]
-        ended = [self._prompter.is_ended(reply) for reply in replies]
-        return [text if whole else Reply(text, "unfinished") for text, whole in zip(texts, ended, strict=True)]
+        return replies
+
+    def _may_think(self, trial: Trial) -> bool:
+        """Whether a reply may begin with a thought that is not part of it."""
+        if self._prompter.thinks is None:
+            return trial.item.question.style != "think"
+        return self._prompter.thinks
 
     def _check_finite(self, scoring: str, finite: Sequence[bool]) -> None:
         """Raise NonFiniteLogits if some trials of a batch had logits that are not finite."""
@@ -221,8 +279,42 @@ class HuggingFaceModel:
                 return False
         return torch.allclose(whole, trimmed, rtol=0, atol=1e-4)
 
-    def _score(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
-        scores = self._scorer.score(self._inputs(trials), [self._prompter.replies(trial) for trial in trials])
+    def _score(self, trials: Sequence[Trial], settings: Generation) -> list[Scored]:
+        if not self._prompter.thinks:
+            return [Scored(scores) for scores in self._scores(self._inputs(trials), trials, [""] * len(trials))]
+        thoughts = self._thoughts(trials, settings)
+        given = [Scored(None, thought or "", "unfinished") for thought, _ in thoughts]
+        ended = [number for number, (_, tokens) in enumerate(thoughts) if tokens is not None]
+        if ended:
+            chosen = [trials[number] for number in ended]
+            added = [thoughts[number][1] or [] for number in ended]
+            inputs = with_tokens(self._make_inputs(chosen), added, self._prompter.pad_token, side="left")
+            texts = [self._prompter.decode(tokens, special=True) for tokens in added]
+            for number, scores in zip(ended, self._scores(self._move(inputs), chosen, texts), strict=True):
+                given[number] = Scored(scores, thoughts[number][0])
+        return given
+
+    def _thoughts(self, trials: Sequence[Trial], settings: Generation) -> list[tuple[str | None, list[int] | None]]:
+        """Per trial, the text of a thought (None if the model has none) and its tokens, with the space after it; None if it is cut."""
+        found: list[tuple[str | None, list[int] | None]] = []
+        for reply in self._sampled(self._inputs(trials), trials, settings, [SPACE] * len(trials)):
+            end = self._prompter.thought_end(reply)
+            thought = self._prompter.said(reply)[0]
+            if end:
+                while (
+                    end < len(reply)
+                    and reply[end] not in self._prompter.ends
+                    and not self._prompter.decode([reply[end]]).strip()
+                ):
+                    end += 1  # as the model parts its thought from its answer
+            found.append((thought, None if end is None else reply[:end]))
+        return found
+
+    def _scores(
+        self, inputs: dict[str, torch.Tensor], trials: Sequence[Trial], thoughts: Sequence[str]
+    ) -> list[npt.NDArray[np.float64]]:
+        candidates = [self._prompter.replies(trial, text) for trial, text in zip(trials, thoughts, strict=True)]
+        scores = self._scorer.score(inputs, candidates)
         self._check_finite("loglikelihood", [bool(np.isfinite(row).all()) for row in scores])
         return scores
 
@@ -261,6 +353,10 @@ class HuggingFaceModel:
         """Tokens of the longest legal answer of a trial, with the one that ends a reply."""
         return self._prompter.reply_length(trial)
 
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text, each as the text that it stands for."""
+        return [self._prompter.decode([token], special=True) for token in self._prompter.encode(text)]
+
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of a made-up question, for checks of the model itself."""
         return self._move(self._prompter.inputs([[made_up()]]))
@@ -282,7 +378,7 @@ class HuggingFaceModel:
                 " --examples, or another model"
             )
         seen = {self._seen(trial, image) for trial in trials for turn in trial.turns for image in turn.images}
-        self.observed = {
+        self.observed |= {
             "pictures": sorted({*self.observed.get("pictures", []), *seen}),
             "prompt_tokens": max(self.observed.get("prompt_tokens", 0), inputs["input_ids"].shape[1]),
         } | ({"batch_size": self._most} if self._most else {})
@@ -324,6 +420,46 @@ class _Seen(LogitsProcessor):
         """
         steps = torch.stack(self._steps, dim=1).tolist()
         return [all(row[:length]) for row, length in zip(steps, lengths, strict=True)]
+
+
+class _Stop(StoppingCriteria):
+    """Ends every row of a batch where its own thought, or its own answer, has had its tokens.
+
+    Args:
+        prompter: Knows where a thought ends.
+        start: Tokens of the prompts.
+        limits: Tokens of each row's answer.
+        may_think: Whether each row may begin with a thought.
+    """
+
+    def __init__(self, prompter: Prompter, start: int, limits: Sequence[int], may_think: Sequence[bool]) -> None:
+        self._prompter, self._start, self._limits = prompter, start, limits
+        self._budget = prompter.thinking.max_tokens
+        # Of thoughts that are open. Where the prompt has opened none, the answer's limit shows whether the model has.
+        self._tags = {row: prompter.tags for row, may in enumerate(may_think) if may}
+        self.until = [self._budget if self._tags.get(row) else limit for row, limit in enumerate(limits)]
+        """Tokens that each row may have."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        steps = input_ids.shape[1] - self._start
+        recent = input_ids[:, -min(steps, CLOSING) :].tolist() if self._tags else []
+        for row, tags in list(self._tags.items()):
+            if tags is None and steps == self.until[row]:
+                self._look(row, input_ids[row, self._start :].tolist())
+            elif tags is not None and tags.closing in self._prompter.decode(recent[row], special=True):
+                self.until[row] = steps + self._limits[row]
+                del self._tags[row]
+        return torch.tensor([steps >= until for until in self.until], device=input_ids.device)
+
+    def _look(self, row: int, reply: list[int]) -> None:
+        """See whether a reply begins with a thought that the prompt has not opened."""
+        tags, end = self._prompter.tags_in(reply), self._prompter.thought_end(reply)
+        if tags is None or end is not None:
+            del self._tags[row]
+            self.until[row] += end or 0
+        else:
+            self._tags[row] = tags
+            self.until[row] = max(self._budget, self.until[row])
 
 
 class _Sample(LogitsProcessor):

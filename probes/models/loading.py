@@ -9,6 +9,7 @@ from vlm_probe.probes.models import Generation, Model, ModelError
 from vlm_probe.probes.models.catalog import Entry, cached_snapshot, lookup, weights_complete
 from vlm_probe.probes.models.device import check_four_bits, choose_device
 from vlm_probe.probes.models.model_folder import CONFIG, weight_files
+from vlm_probe.probes.models.thinking import AUTO, Thinking
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def load_model(
     readout: str = "generate",
     settings: Generation | None = None,
     images: int = 1,
+    thinking: Thinking = AUTO,
 ) -> Model:
     """Load a model or an observer, or reach a served model.
 
@@ -45,7 +47,8 @@ def load_model(
         concurrency: Trials that a served model is asked at a time.
         readout: What a served model will be asked for: "generate" or "options".
         settings: How a served model will generate replies; by default greedily.
-        images: Images in the longest conversation that a served model will be asked.
+        images: Images in the longest conversation that it will be asked.
+        thinking: Whether it is to think before it answers.
 
     Raises:
         ModelError: If that is not possible here; one line with the fix.
@@ -66,8 +69,11 @@ def load_model(
             concurrency=concurrency,
             settings=settings,
             images=images,
+            thinking=thinking,
         )
     if entry.kind == "observer":
+        if thinking.mode == "on" or thinking.given:
+            raise ModelError(f"{name} is an observer, which has no chat template to think by: leave --thinking out")
         if adapter is not None or load_in_4bit or revision is not None:
             raise ModelError(f"{name} is an observer: it has no weights to adapt, quantise or take a revision of")
         from vlm_probe.probes.models.observers import make_observer
@@ -88,6 +94,8 @@ def load_model(
         device=device,
         adapter=adapter_folder,
         load_in_4bit=load_in_4bit,
+        thinking=thinking,
+        images=images,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from vlm_probe.probes.models import Reply, Turn
+from vlm_probe.probes.models.thinking import split
 
 ABSENT = -9999.0
 """What vLLM and others write, for want of a negative infinity, as the log-probability of a token that they do not know."""
@@ -87,11 +88,11 @@ def fault_of(reply: Any) -> Fault | None:
 
 
 def reply_of(answer: Mapping[str, Any], style: str) -> Reply:
-    """What a model said, and how the server says that it ended.
+    """What a model said and thought, and how the server says that it ended.
 
     Args:
         answer: The server's answer to a chat completion request, without a fault.
-        style: "direct" or "think": whether the reasoning belongs to the reply.
+        style: "direct", or "think" where the question asks for reasoning in the reply, which then belongs to it.
 
     Raises:
         ValueError: If it is of the wrong form, or was cut off before any text.
@@ -100,23 +101,20 @@ def reply_of(answer: Mapping[str, Any], style: str) -> Reply:
     message, finish = choice["message"], _finish(choice)
     content = _text(message.get("content"), "content")
     refusal = _text(message.get("refusal"), "refusal")
+    # Servers that know the model's format take the thought out of the reply; others leave it there.
+    thought: str | None = _text(message.get("reasoning_content") or message.get("reasoning"), "reasoning")
+    thought = thought or _text(message.get("content"), "content", part="thinking") or None
     if finish in WITHHELD or (refusal and not content):
-        return Reply(content or refusal, "filtered")
-    if content.strip() and (style != "think" or "</think>" in content):
-        return Reply(content, "unfinished" if finish in CUT else "")
-    # Servers that know the model's format take the reasoning out of the reply.
-    reasoning = _text(message.get("reasoning_content") or message.get("reasoning"), "reasoning")
-    reasoning = reasoning or _text(message.get("content"), "content", part="thinking")
+        return Reply(content or refusal, "filtered", thought)
+    if thought is None and style != "think":
+        thought, content, _ = split(content, None)
     if content.strip():
-        thought = f"<think>{reasoning}</think>" if reasoning else ""
-        return Reply(thought + content, "unfinished" if finish in CUT else "")
-    if reasoning:
-        return Reply(f"<think>{reasoning}" + ("" if finish in CUT else "</think>"), "unfinished")
-    if finish in CUT:
-        if _reasoned(answer):  # where the thought itself is kept secret
-            return Reply("<think>", "unfinished")
-        raise ValueError("the reply was cut at its token limit before any text: give a larger --max-new-tokens")
-    return Reply(content)
+        return Reply(content, "unfinished" if finish in CUT else "", thought)
+    if thought is None and finish in CUT:
+        if not _reasoned(answer):
+            raise ValueError("the reply was cut at its token limit before any text: give a larger --max-new-tokens")
+        thought = ""  # where the thought itself is kept secret
+    return Reply("" if thought is not None else content, "" if thought is None else "unfinished", thought)
 
 
 def positions(answer: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:

@@ -16,6 +16,7 @@ from vlm_probe.probes.models.reply_limits import SPARE_TOKENS, THINKING_TOKENS
 from vlm_probe.probes.models.sampling import Sampling, full, settle
 from vlm_probe.probes.models.served_adapter import Saying, check_served, served_hash
 from vlm_probe.probes.models.served_options import Floats, ServedOptions, replies
+from vlm_probe.probes.models.thinking import AUTO, SWITCHES, Thinking
 from vlm_probe.probes.models.threads import in_threads
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.question import Options
@@ -43,11 +44,23 @@ class ServedModel:
         name: Id of the model there.
         adapter: Id of a LoRA adapter there, which then answers.
         concurrency: Trials under way at a time.
+        thinking: Whether the model is to think before it answers.
     """
 
     needs_images = True
 
-    def __init__(self, endpoint: Endpoint, name: str, adapter: str | None = None, concurrency: int = 8) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        name: str,
+        adapter: str | None = None,
+        concurrency: int = 8,
+        thinking: Thinking = AUTO,
+    ) -> None:
+        self._thinking, self.thinks, self._swallowed = thinking, thinking.mode == "on", 0
+        wanted = {} if thinking.mode == "auto" else dict.fromkeys(SWITCHES[:2], thinking.mode == "on")
+        arguments = wanted | thinking.given
+        self._rendering = {"chat_template_kwargs": arguments} if arguments else {}
         self._endpoint, self._model, self.batch_size = endpoint, adapter or name, concurrency
         self._name, self._adapter = name, adapter
         self._use(full(0.0))
@@ -68,6 +81,7 @@ class ServedModel:
         concurrency: int = 8,
         settings: Generation | None = None,
         images: int = 1,
+        thinking: Thinking = AUTO,
     ) -> ServedModel:
         """Reach a server and make sure, before any trial, that it can do what is asked of it.
 
@@ -79,17 +93,23 @@ class ServedModel:
             concurrency: Trials under way at a time.
             settings: How replies will be generated; by default greedily.
             images: Images in the longest conversation.
+            thinking: Whether the model is to think before it answers.
 
         Raises:
             ModelError: If it cannot be reached, or cannot do that; one line with the fix.
         """
         endpoint = Endpoint(url)
         cards = {str(card["id"]): card for card in endpoint.models()}
-        model = cls(endpoint, name, adapter, concurrency)
+        model = cls(endpoint, name, adapter, concurrency, thinking)
         first = model._greet(list(cards), settings or Generation(), images)
         if adapter is not None:
             check_served(model._says, name, adapter, cards.get(adapter, {}), endpoint.url)
         if readout == "options":
+            if model.thinks:
+                raise ModelError(
+                    f"{name} thinks before it answers, and {endpoint.url} cannot score answers after a thought: use --readout"
+                    " generate, or --thinking off"
+                )
             model._options.find()
         root = str(cards.get(name, {}).get("root") or "")
         details: dict[str, Any] = {
@@ -111,6 +131,7 @@ class ServedModel:
                 "concurrency": concurrency,
             },
         }
+        details |= {"thinking": model.thinking_used} if model.thinking_used else {}
         details |= {"top_logprobs": model._options.top} if model._options.kind == "first-token" else {}
         model._identity = Identity(
             name,
@@ -118,6 +139,16 @@ class ServedModel:
             details=details | ({"adapter_id": adapter} if adapter else {}),
         )
         return model
+
+    @property
+    def thinking_used(self) -> str:
+        """Whether the model thinks, and who decided that, in words; empty where nobody did and it does not."""
+        mode, given = self._thinking.mode, self._thinking.arguments
+        if mode == "auto" and not self.thinks and not given:
+            return ""
+        who = ", ".join(part for part in ("default of the server" if mode == "auto" else "chosen", given) if part)
+        most = f", at most {self._thinking.max_tokens} tokens" if self.thinks else ""
+        return f"{'on' if self.thinks else 'off'} ({who}){most}"
 
     @property
     def identity(self) -> Identity:
@@ -190,7 +221,7 @@ class ServedModel:
         """Refuse a context that the replies of further attempts would fill. Raises ModelError."""
         room = (self.identity.details["server"].get("model") or {}).get("max_model_len")
         earlier = sum(turn.role == "assistant" for turn in trial.context) if trial.attempt > 1 else 0
-        tokens = (seen or 0) + (settings.max_new_tokens or _limit(trial.item)) * (1 + earlier)
+        tokens = (seen or 0) + (settings.max_new_tokens or _limit(trial.item)) * (1 + earlier) + self._thought_tokens
         if isinstance(room, int) and seen and tokens > room:
             raise ModelError(
                 f"{self._model} reads {room} tokens at {self._endpoint.url}, and {told} may take {tokens}: {SHORTER}"
@@ -232,7 +263,7 @@ class ServedModel:
                     f"the server at {self._endpoint.url} failed {failed} trials in a row, the last with: {value}; what it"
                     " answered is kept: see to the server, then give the same command again"
                 )
-        _warn_of(unfinished)
+        _warn_of(unfinished, self._swallowed)
 
     def generate(self, trials: Sequence[Trial], settings: Generation) -> list[str]:
         """One reply text per trial.
@@ -271,19 +302,27 @@ class ServedModel:
         self._sampling = sampling
         self._options = ServedOptions(self._uncounted, sampling, self._endpoint.url)
 
+    @property
+    def _thought_tokens(self) -> int:
+        return self._thinking.max_tokens if self.thinks else 0
+
     def _request(self, trial: Trial, settings: Generation) -> dict[str, Any]:
         """The request for a reply."""
         # Of the trial, so that two trials do not share their luck, and one has the same when it is asked again.
         name = " ".join(part for part in trial.id if part)
         seed = zlib.crc32(f"{name} {settings.seed}".encode()) & SEEDS
         fields = self._sampling.at(settings.temperature)
-        tokens = settings.max_new_tokens or _limit(trial.item)
+        tokens = (settings.max_new_tokens or _limit(trial.item)) + self._thought_tokens
         return {"messages": messages(trial.turns), **fields.replying(tokens, seed)}
 
     def _reply(self, trial: Trial, settings: Generation, cancelled: threading.Event) -> Reply:
         try:
             answer = self._complete(self._request(trial, settings), cancelled)
-            return reply_of(answer, trial.item.question.style)
+            reply = reply_of(answer, trial.item.question.style)
+            if reply.ended == "unfinished" and not is_cut(answer):
+                with self._lock:
+                    self._swallowed += 1
+            return reply
         except RequestFailed as error:
             if error.filtered:
                 return Reply(str(error), "filtered")
@@ -306,7 +345,7 @@ class ServedModel:
             if self._tried is not None and self._tried[0] == body:
                 reply, self._tried = self._tried[1], None
         if reply is None:
-            asked = {"model": model or self._model, **body}
+            asked = {"model": model or self._model, **body, **self._rendering}
             reply = self._endpoint.complete(asked, cancelled, retries=retries, any_reply=any_reply)
         if counted:
             with self._lock:
@@ -335,6 +374,7 @@ class ServedModel:
         except (RequestFailed, ModelError) as error:
             absent = known and self._model not in known
             hint = f"; it lists {', '.join(known[:8])}" if absent else ""
+            hint += "; it may not take --thinking and --chat-template-args" if self._rendering else ""
             raise ModelError(
                 f"{self._endpoint.url} does not answer for {self._model!r}: {error}{hint}; see --model, --adapter and"
                 " --base-url"
@@ -345,6 +385,8 @@ class ServedModel:
         fault = fault_of(reply)
         if fault is not None:
             log.warning("%s took a first question without a usable reply: %s", self._endpoint.url, fault.message[:300])
+        elif self._thinking.mode == "auto":
+            self.thinks = _thought(reply)
         try:
             if images > 1:
                 ask(sampling, _conversation(images))
@@ -407,16 +449,29 @@ def _words(reply: Mapping[str, Any]) -> str:
         return ""
 
 
-def _warn_of(unfinished: Sequence[Reply]) -> None:
+def _thought(answer: Mapping[str, Any]) -> bool:
+    """Whether a model has thought before it answered, or is at it."""
+    try:
+        return reply_of(answer, "direct").thought is not None
+    except ValueError:
+        return False
+
+
+def _warn_of(unfinished: Sequence[Reply], swallowed: int) -> None:
     """Tell why replies hold no answer, and what to do."""
-    swallowed = sum(reply.text.endswith("</think>") for reply in unfinished)
-    if len(unfinished) > swallowed:
-        log.warning(
-            "%d replies were cut at the token limit before an answer (status unfinished): give a larger --max-new-tokens",
-            len(unfinished) - swallowed,
-        )
-    if swallowed:
-        log.warning(
-            "%d replies are reasoning alone (status unfinished): start the server without its reasoning parser",
-            swallowed,
-        )
+    thoughts = sum(not reply.text for reply in unfinished) - swallowed
+    for count, what, fix in (
+        (
+            thoughts,
+            "were cut within a thought",
+            "give a larger --max-thinking-tokens with --thinking on, or --thinking off",
+        ),
+        (
+            len(unfinished) - thoughts - swallowed,
+            "were cut at the token limit before an answer",
+            "give a larger --max-new-tokens",
+        ),
+        (swallowed, "are reasoning alone", "start the server without its reasoning parser"),
+    ):
+        if count:
+            log.warning("%d replies %s (status unfinished): %s", count, what, fix)

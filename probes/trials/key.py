@@ -33,6 +33,7 @@ def trial_key(identity: Identity, item: Item, readout: str, settings: Generation
         [item.item_id, item.image_sha256, item.scene_sha256, _sha256(asked)],
         [readout, asdict(settings) if readout == "generate" else {}],
         *([list(manner)] if manner else []),
+        *([identity.details["thinking"]] if identity.details.get("thinking") else []),
     ]
     return _sha256(parts)
 

@@ -78,7 +78,7 @@ def run(model: str, stimuli: StimulusSet | Place, *, out: Place | None = None, *
         model: Short name (see `probe models`), folder or hub id.
         stimuli: A set, its folder, or the name of a task or family, perhaps with shifts ("towers@camera:2").
         out: Folder of the run; None for runs/MODEL_TASK.
-        **settings: Fields of `vlm_probe.probes.run.RunConfig`, such as adapter, limit or temperature.
+        **settings: Fields of `vlm_probe.probes.run_config.RunConfig`, such as adapter, limit or temperature.
 
     Returns:
         Where the run is, its number of trials, and of those that failed.
@@ -90,8 +90,8 @@ def run(model: str, stimuli: StimulusSet | Place, *, out: Place | None = None, *
     from vlm_probe.probes.cli.console import progress
     from vlm_probe.probes.cli.resources import find_examples, find_stimuli
     from vlm_probe.probes.cli.run import run_name
-    from vlm_probe.probes.run import RunConfig
     from vlm_probe.probes.run import run as ask
+    from vlm_probe.probes.run_config import RunConfig
     from vlm_probe.stimuli.dataset import StimulusSet
 
     found = stimuli if isinstance(stimuli, StimulusSet) else find_stimuli(str(stimuli), None)
@@ -132,7 +132,7 @@ def train(model: str, tasks: str, method: str, *, out: Place | None = None, pres
     from vlm_probe.probes.models.catalog import lookup
 
     preset = preset or ("tiny" if lookup(model).kind == "embedded" else "")
-    config = make_config(with_tasks(settings | {"model": model, "method": method}, tasks), preset)
+    config = make_config(settings | {"model": model, "method": method} | with_tasks([tasks]), preset)
     folder = Path(out) if out is not None else Path("adapters") / run_name(config)
     from vlm_probe.finetune.train import train as learn
 

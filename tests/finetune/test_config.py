@@ -105,7 +105,6 @@ def test_settings_that_this_machine_lacks_something_for(tmp_path, monkeypatch):
         ("items", 3.5),
         ("items", True),
         ("size", "large"),
-        ("method", None),
         ("beta", float("inf")),
         ("force", 1),
         ("avoid", 3),

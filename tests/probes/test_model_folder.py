@@ -354,7 +354,7 @@ def test_the_date_is_that_of_the_beginning_of_the_run(
     model: Any = load_model(str(folder))
     model.set_moment("2024-02-29T12:34:56")
     trial = Trial(stability.items[0], stability.image(stability.items[0]))
-    assert model._prompter._prompt(trial.turns).startswith("29 Feb 2024, 12:34:56")
+    assert model._prompter.text(trial.turns).startswith("29 Feb 2024, 12:34:56")
     run(RunConfig(str(folder), "s", limit=8), stability, out, model=model)
     assert read_run(out)["moment"] == "2024-02-29T12:34:56"
     lines = (out / "trials.jsonl").read_text().splitlines(keepends=True)
@@ -363,7 +363,7 @@ def test_the_date_is_that_of_the_beginning_of_the_run(
     assert not later.moment.startswith("2024")
     run(RunConfig(str(folder), "s", limit=8), stability, out, model=later)
     assert later.moment == "2024-02-29T12:34:56" == read_run(out)["moment"]
-    assert later._prompter._prompt(trial.turns).startswith("29 Feb 2024")
+    assert later._prompter.text(trial.turns).startswith("29 Feb 2024")
 
 
 def test_a_template_without_a_date_has_none(llava: Path, stability: StimulusSet, tmp_path: Path) -> None:

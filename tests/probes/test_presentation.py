@@ -182,7 +182,7 @@ def test_a_model_reads_examples_and_descriptions(
     trial = Presenter(stability, [manner], examples).trial(stability.items[0], manner)
     alone = model.score_options([trial])[0]
     assert np.abs(alone - rows[trial.item.item_id, manner.code]).max() < 1e-4
-    assert model._prompter._prompt(trial.turns).count("<image>") == 3
+    assert model._prompter.text(trial.turns).count("<image>") == 3
 
 
 def test_observers_refuse_to_be_blindfolded(stability: StimulusSet, tmp_path: Path) -> None:

@@ -367,13 +367,19 @@ def test_another_server_is_another_run_unless_it_names_the_same_weights(
     other.close()
 
 
-def test_reasoning_that_the_server_took_out_is_put_back(server: Server, stability: StimulusSet, tmp_path: Path) -> None:
+def test_reasoning_that_the_server_took_out_is_kept_apart(
+    server: Server, stability: StimulusSet, tmp_path: Path
+) -> None:
     message = {"role": "assistant", "content": "<answer>yes</answer>", "reasoning_content": "it leans"}
     choice = {"message": message, "finish_reason": "length"}
     server.respond = lambda number, body: {"choices": [choice]}
     report = ask(server, stability, tmp_path / "r", limit=2, style="think")
-    assert {row["raw"] for row in read_trials(report.path)} == {"<think>it leans</think><answer>yes</answer>"}
-    assert server.requests[-1][2]["max_tokens"] == 512 and read_run(report.path)["observed"]["cut_at_limit"]
+    rows = read_trials(report.path)
+    assert {(row["thought"], row["raw"], row["answer_text"]) for row in rows} == {
+        ("it leans", "<answer>yes</answer>", "yes")
+    }
+    # The first answer of the server has shown that it thinks.
+    assert server.requests[-1][2]["max_tokens"] == 512 + 4096 and read_run(report.path)["observed"]["cut_at_limit"]
 
 
 # Log-probabilities

@@ -339,55 +339,69 @@ SECRETLY = {"prompt_tokens": 26, "completion_tokens_details": {"reasoning_tokens
 
 
 @pytest.mark.parametrize(
-    ("respond", "status", "raw"),
+    ("respond", "status", "raw", "thought"),
     [
-        (choice(says(None), "content_filter"), "filtered", ""),
-        (choice(says("The tow"), "content_filter"), "filtered", "The tow"),
-        (choice(says("yes"), "SAFETY"), "filtered", "yes"),
-        (choice(says(None, refusal="I cannot help with that.")), "filtered", "I cannot help with that."),
-        (choice(says(None, refusal="No."), "error", error={"message": "x"}), "filtered", "No."),
-        (choice(says("", reasoning="Hm, yes"), "length"), "unfinished", "<think>Hm, yes"),
-        (choice(says(None, reasoning_content="answer: yes"), "length"), "unfinished", "<think>answer: yes"),
-        (choice(says([{"type": "thinking", "thinking": [{"text": "Hm"}]}]), "length"), "unfinished", "<think>Hm"),
-        (choice(says(None, reasoning="It stays up: yes")), "unfinished", "<think>It stays up: yes</think>"),
-        (choice(says("The tower looks as if it"), "length"), "unfinished", "The tower looks as if it"),
-        (lambda n, b: choice(says(""), "length")(n, b) | {"usage": SECRETLY}, "unfinished", "<think>"),
-        (choice(says("Yes, because the tow"), "length"), "ok", "Yes, because the tow"),
-        (choice(says([{"type": "text", "text": "y"}, {"type": "text", "text": "es"}])), "ok", "yes"),
-        (choice(says([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "yes"}])), "ok", "yes"),
-        (choice(says("yes", reasoning="no no")), "ok", "yes"),
-        (choice(says("")), "empty", ""),
-        (choice(says("yes"), None), "ok", "yes"),
+        (choice(says(None), "content_filter"), "filtered", "", None),
+        (choice(says("The tow"), "content_filter"), "filtered", "The tow", None),
+        (choice(says("yes"), "SAFETY"), "filtered", "yes", None),
+        (choice(says(None, refusal="I cannot help with that.")), "filtered", "I cannot help with that.", None),
+        (choice(says(None, refusal="No."), "error", error={"message": "x"}), "filtered", "No.", None),
+        (choice(says("", reasoning="Hm, yes"), "length"), "unfinished", "", "Hm, yes"),
+        (choice(says(None, reasoning_content="answer: yes"), "length"), "unfinished", "", "answer: yes"),
+        (choice(says([{"type": "thinking", "thinking": [{"text": "Hm"}]}]), "length"), "unfinished", "", "Hm"),
+        (choice(says(None, reasoning="It stays up: yes")), "unfinished", "", "It stays up: yes"),
+        (choice(says("The tower looks as if it"), "length"), "unfinished", "The tower looks as if it", None),
+        (lambda n, b: choice(says(""), "length")(n, b) | {"usage": SECRETLY}, "unfinished", "", ""),
+        (choice(says("Yes, because the tow"), "length"), "ok", "Yes, because the tow", None),
+        (choice(says([{"type": "text", "text": "y"}, {"type": "text", "text": "es"}])), "ok", "yes", None),
+        (choice(says([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "yes"}])), "ok", "yes", "no"),
+        (choice(says("so it leans.</think>\n\nyes")), "ok", "\n\nyes", "so it leans."),
+        (choice(says("<think>no, so yes or"), "length"), "unfinished", "", "no, so yes or"),
+        (choice(says("yes", reasoning="no no")), "ok", "yes", "no no"),
+        (choice(says("")), "empty", "", None),
+        (choice(says("yes"), None), "ok", "yes", None),
         (
             lambda number, body: refusal(
                 "The response was filtered due to the prompt triggering our content management policy.", code="content_filter"
             ),
             "filtered",
             "HTTP 400: The response was filtered due to the prompt triggering our content management policy.",
+            None,
         ),
         (
             lambda number, body: refusal("The model requires moderation and your input was flagged", 403),
             "filtered",
             "HTTP 403: The model requires moderation and your input was flagged",
+            None,
         ),
     ],
 )  # fmt: skip
 def test_replies_that_have_a_status_of_their_own(
-    server: Server, stability: StimulusSet, tmp_path: Path, caplog: Any, respond: Any, status: str, raw: str
+    server: Server,
+    stability: StimulusSet,
+    tmp_path: Path,
+    caplog: Any,
+    respond: Any,
+    status: str,
+    raw: str,
+    thought: str | None,
 ) -> None:
     # A filter on made-up questions would be a server that takes nothing; this one filters what it is shown.
     real = {item.image_sha256 for item in stability.items}
     server.respond = lambda number, body: respond(number, body) if picture_hash(body) in real else None
     report = ask(server, stability, tmp_path / "r", limit=4)
     rows = read_trials(report.path)
-    assert report.n_errors == 0 and {(row["status"], row["raw"]) for row in rows} == {(status, raw)}
+    assert report.n_errors == 0
+    assert {(row["status"], row["raw"], row["thought"]) for row in rows} == {(status, raw, thought)}
     summary = summarise(report.path)
     assert summary.statuses == {status: 4} and summary.accuracy.n == 4
     if status not in ("ok",):
         assert summary.parse_rate == 0 and summary.accuracy.value == 0 and {row["answer"] for row in rows} == {None}
         assert f"{status} 4" in str(summary)
-    hinted = status == "unfinished" and not raw.endswith("</think>")
+    hinted = status == "unfinished" and thought is None
     assert ("4 replies were cut at the token limit" in caplog.text and "--max-new-tokens" in caplog.text) == hinted
+    within = status == "unfinished" and thought is not None and not thought.startswith("It stays up")
+    assert ("4 replies were cut within a thought" in caplog.text) == within
     # Reading the replies again does not forget how they ended.
     stimuli = StimulusSet.load(stability.path)
     assert rescore(report.path, stimuli) == (4, 0, 0)
@@ -673,5 +687,8 @@ def test_addresses_that_are_none(url: str) -> None:
 
 def test_a_reply_knows_how_it_ended() -> None:
     answer = {"choices": [{"message": says("<answer>yes</answer>", reasoning="it leans"), "finish_reason": "stop"}]}
-    assert reply_of(answer, "think") == Reply("<think>it leans</think><answer>yes</answer>")
-    assert reply_of(answer, "direct") == Reply("<answer>yes</answer>")
+    assert reply_of(answer, "think") == Reply("<answer>yes</answer>", "", "it leans")
+    assert reply_of(answer, "direct") == Reply("<answer>yes</answer>", "", "it leans")
+    told = {"choices": [{"message": says("<think>it leans</think><answer>yes</answer>"), "finish_reason": "stop"}]}
+    assert reply_of(told, "think") == Reply("<think>it leans</think><answer>yes</answer>")
+    assert reply_of(told, "direct") == Reply("<answer>yes</answer>", "", "it leans")

@@ -229,7 +229,7 @@ def test_several_attempts_from_the_command_line(capsys: pytest.CaptureFixture[st
         (["--stimuli", "towers-topblock", "--attempts", "2", "--memory", "some"], "last-1"),
         (["--stimuli", "towers-topblock", "--attempts", "0"], "--attempts"),
         (["--stimuli", "towers", "--design", "blnk"], "there are intact, blank"),
-        (["--stimuli", "towers", "--examples", "one"], "whole numbers separated by commas"),
+        (["--stimuli", "towers", "--examples", "one"], "write numbers separated by commas"),
     ],
 )
 def test_what_does_not_go_together_is_a_usage_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,8 @@ RUN = ["run", "--model", "chance", "--stimuli", "towers"]
 
 def parsed(*arguments: str) -> dict[str, Any]:
     _, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
-    return dict(bound.arguments)
+    found = dict(bound.arguments)
+    return asdict(found.pop("settings")) | found if "settings" in found else found
 
 
 def refused(*arguments: str) -> str:
@@ -32,7 +34,7 @@ def refused(*arguments: str) -> str:
 
 
 def test_every_level_gives_way_to_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "seed" not in parsed(*RUN)
+    assert parsed(*RUN)["seed"] == 0
     (tmp_path / "pyproject.toml").write_text("[tool.probe]\nseed = 1\n")
     assert parsed(*RUN)["seed"] == 1
     (tmp_path / "pyproject.toml").write_text("[tool.probe]\nseed = 1\n[tool.probe.run]\nseed = 2\n")

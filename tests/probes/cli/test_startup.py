@@ -16,6 +16,7 @@ HEAVY = (
     "PIL",
     "statsmodels",
     "datasets",
+    "rich",
 )
 
 
