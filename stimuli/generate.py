@@ -24,19 +24,26 @@ from vlm_probe.stimuli.baselines import CueTable, ItemCues, item_cues
 from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError, StimulusSet, package_version
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.output import whole_folder, write_json
+from vlm_probe.stimuli.palettes import lab
 from vlm_probe.stimuli.picture import DEFAULT_RENDERER, draw, find_renderer, painter
 from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.question import PARAPHRASES
 from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SEED, check_ranges, ranged
+from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.shifts import Shifts, is_physical
-from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, body_states, get_simulator
+from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Frame, body_states, get_simulator
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 from vlm_probe.stimuli.tasks.grounding import GroundingTask
+from vlm_probe.stimuli.viewing import is_sign, things
 
 MAX_ATTEMPTS = 30
 """Draws per group before a condition counts as impossible."""
 MADE = "made.jsonl"
 """The rows in the order in which they are made, until the set is shuffled."""
+SMALLEST_SIGN, SIGN_CONTRAST = 4e-4, 15.0
+"""Share of the image that an arrow or ghost takes at least, and how far its mean colour is from what is around it (CIELAB)."""
+RIM = 3
+"""Pixels around a sign with which it is compared."""
 QUEUED = 2
 """Groups that a worker has before it: one that it makes, and one so that it need not wait for the next."""
 
@@ -374,6 +381,45 @@ def shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32])
     return bool(scene.panels) or set(np.unique(border).tolist()) <= {FLOOR, BACKGROUND}
 
 
+def signs_seen(scene: Scene, frame: Frame) -> bool:
+    """Whether every arrow and every ghost of an earlier place stands out from what is around it, and is not mostly hidden.
+
+    Args:
+        scene: What is shown; strips show their signs in other panels, too, and pass.
+        frame: Its image.
+    """
+    if scene.panels:
+        return True
+    size = len(frame.segmentation)
+    for index, thing in enumerate(things(scene)):
+        if not is_sign(thing):
+            continue
+        inside = frame.segmentation == index
+        if inside.sum() < SMALLEST_SIGN * size**2:
+            return False
+        rows, columns = np.nonzero(inside)
+        near = (
+            slice(max(0, rows.min() - RIM), rows.max() + RIM + 1),
+            slice(max(0, columns.min() - RIM), columns.max() + RIM + 1),
+        )
+        # Floor and sky alone: things that touch a sign have shapes of their own.
+        around = grown(inside[near], RIM) & (frame.segmentation[near] < 0)
+        if not around.any():
+            continue
+        sign, beyond = (lab(frame.rgb[near][mask] / 255).mean(axis=0) for mask in (inside[near], around))
+        if float(np.linalg.norm(sign - beyond)) < SIGN_CONTRAST:
+            return False
+    return True
+
+
+def grown(mask: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
+    """A mask (rows, columns) and all within `by` pixels of it, along both axes."""
+    found = np.pad(mask, by)
+    for axis in (0, 1):
+        found = np.logical_or.reduce([np.roll(found, step, axis) for step in range(-by, by + 1)])
+    return found[by:-by, by:-by]
+
+
 def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member, folder: Path) -> Item:
     scene, simulator = member.scene, get_simulator()
     try:
@@ -385,6 +431,8 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
     frame = draw(painter(recipe.renderer), scene, recipe.size)
     moved = recipe.shifts or find_renderer(recipe.renderer).raised
     if moved and not shifted_well(task, member, frame.segmentation):
+        raise _Unaskable
+    if not signs_seen(scene, frame):
         raise _Unaskable
     if answer is None:
         answer = task.solve(scene, question, simulator)

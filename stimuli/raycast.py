@@ -38,7 +38,7 @@ from vlm_probe.stimuli.simulators import (
     Stop,
     get_simulator,
 )
-from vlm_probe.stimuli.viewing import axes, things
+from vlm_probe.stimuli.viewing import axes, is_sign, things
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +112,6 @@ def material(thing: Body | Marker) -> Material:
     if thing.texture:
         return SATIN
     return {"brown": WOOD, "grey": METAL, "black": RUBBER}.get(thing.colour, PAINTED)
-
-
-def is_sign(thing: Body | Marker) -> bool:
-    """Whether it tells something and is no thing itself, so that it casts no shadow: an arrow, or the ghost of an earlier place."""
-    return isinstance(thing, Marker) and (thing.shape == "arrow" or thing.fade > 0)
 
 
 class RayCast:

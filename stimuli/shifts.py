@@ -77,6 +77,8 @@ SKIES: dict[int, tuple[Vec3, ...]] = {
 }
 CLEAR = 0.3
 """Distance in (red, green, blue) that a floor or sky keeps from the colours of what is in the scene, where there is one that does."""
+DARK = 0.45
+"""Brightest channel of a floor up to which arrows on it are white instead of black."""
 DISTRACTORS = {1: 1, 2: 2, 3: 4}
 # Growing or shrinking by these factors; chosen so that blocks of 10 cm stay whole centimetres.
 SIZES = {1: (1.2, 0.8), 2: (1.5, 0.7), 3: (1.8, 0.5)}
@@ -241,16 +243,27 @@ def _texture(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
 
 
 def _background(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
-    """Level 1: other plain colours. 2: stronger ones, and a sky that changes with height. 3: dark, tiled, and clouded."""
+    """Level 1: other plain colours. 2: stronger ones, and a sky that changes with height. 3: dark, tiled, and clouded.
+
+    On dark floors arrows are white.
+    """
     seeds = rng.integers(10_000, size=2).tolist()
     floor, sky = (_distinct(colours[level], scenes, rng) for colours in (FLOORS, SKIES))
     sky_texture = {1: "", 2: Texture("gradient", 2, seeds[0]).name, 3: Texture("clouds", 3, seeds[0]).name}[level]
+
+    dark = max(floor) < DARK
+
+    def drawn(marker: Marker) -> Marker:
+        return replace(marker, colour="white") if dark and marker.shape == "arrow" else marker
 
     def behind(old: Background) -> Background:
         tiles = Texture("tiles", 2, seeds[1]).name if level == 3 and not old.floor_texture else old.floor_texture
         return Background(sky, floor, sky_texture, tiles)
 
-    return tuple(replace(scene, background=behind(scene.background)) for scene in scenes)
+    return tuple(
+        replace(scene, background=behind(scene.background), markers=tuple(map(drawn, scene.markers)))
+        for scene in scenes
+    )
 
 
 def _distinct(colours: Sequence[Vec3], scenes: Scenes, rng: np.random.Generator) -> Vec3:

@@ -151,6 +151,11 @@ def things(scene: Scene) -> list[Body | Marker]:
     return [*scene.bodies, *scene.markers]
 
 
+def is_sign(thing: Body | Marker) -> bool:
+    """Whether it tells something and is no thing itself, so that it casts no shadow: an arrow, or the ghost of an earlier place."""
+    return isinstance(thing, Marker) and (thing.shape == "arrow" or thing.fade > 0)
+
+
 def extent(scene: Scene) -> Floats:
     """(n, 3) points that hold everything the picture of a scene shows, in all its panels before the start, metres."""
     return np.concatenate([points for _, points in shown(scene)])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.dataset import StimulusError
-from vlm_probe.stimuli.generate import make_set
-from vlm_probe.stimuli.palettes import PALETTES
-from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.generate import make_set, signs_seen
+from vlm_probe.stimuli.palettes import PALETTES, lab
+from vlm_probe.stimuli.picture import draw, painter
 from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import COLOURS, Camera, Scene, mirror
 from vlm_probe.stimuli.shapes import corners
@@ -195,15 +195,24 @@ def test_distractors_hide_nothing_and_stand_behind_everything(level):
             assert np.array_equal(np.isin(plain, bodies), np.isin(crowded, bodies))
 
 
+@pytest.mark.parametrize("renderer", ["engine", "raycast"])
+@pytest.mark.parametrize(("task_name", "shown"), [("support-hold", ""), ("collision-outcome", "ghost")])
+def test_arrows_and_ghosts_stand_out_under_dark_backgrounds(task_name, shown, renderer):
+    task, drawn = get_task(task_name), painter(renderer)
+    condition = next(c for c in task.conditions() if c.shown == shown)
+    plain = task.sample_matched(np.random.default_rng(1), condition)
+    for shifts in ("background:3", "visual:3"):
+        scene = apply_alike(plain, parse_shifts(shifts), np.random.default_rng(2))[0]
+        assert signs_seen(scene, draw(drawn, scene, 224))
+        black = [replace(m, colour="black") if m.shape == "arrow" else m for m in scene.markers]
+        if task_name == "support-hold":  # as it would be without the shift's white arrows
+            hidden = replace(scene, markers=tuple(black), background=replace(scene.background, floor=(0.1, 0.1, 0.1)))
+            hidden = replace(hidden, background=replace(hidden.background, sky=(0.1, 0.1, 0.1), sky_texture=""))
+            assert not signs_seen(hidden, draw(drawn, hidden, 224))
+
+
 @pytest.mark.parametrize("palette", [name for name in PALETTES if name != "standard"])
 def test_every_palette_keeps_the_names_of_its_colours(palette):
-    def lab(rgb):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-        to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-        xyz = to_xyz @ linear / np.array([0.9505, 1.0, 1.089])
-        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
     def hue(colour):
         _, a, b = lab(colour)
         return np.degrees(np.arctan2(b, a))
