@@ -44,7 +44,7 @@ def _head(summary: Summary) -> Text:
 
 
 def _grounding(summary: Summary) -> Table:
-    table = _table("seen in the pictures", "n", "right")
+    table = _table("seen in the images", "n", "right")
     for cell in summary.grounding:
         table.add_row(cell.label, str(cell.accuracy.n), str(cell.accuracy))
     return table
@@ -61,7 +61,7 @@ def _measures(summary: Summary) -> Table:
     if not math.isnan(summary.yes_bias):
         table.add_row("bias towards yes", f"{summary.yes_bias:+.3f}")
     if summary.pairs.n:
-        table.add_row("whole pairs right", f"{summary.pairs}  ({summary.pairs.n} pairs)")
+        table.add_row("pair accuracy", f"{summary.pairs}  ({summary.pairs.n} pairs)")
     table.add_row("mean reward", _text(summary.reward))
     unread = {k: v for k, v in summary.statuses.items() if k != "ok"}
     if summary.thinking or summary.thoughts:
@@ -75,7 +75,7 @@ def _measures(summary: Summary) -> Table:
 def _baselines(summary: Summary) -> Table:
     # Baselines belong to the set; a run of its first items may be easier or harder.
     part = f" (all {summary.set_size})" if summary.set_size not in (0, summary.n) else ""
-    table = _table(f"without physics{part}", summary.headline)
+    table = _table(f"non-physical baselines{part}", summary.headline)
     if "chance" in summary.baselines:
         table.add_row("chance", _text(summary.baselines["chance"]))
     constant = summary.baselines.get("constant") or {}

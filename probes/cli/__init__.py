@@ -48,7 +48,7 @@ EPILOGUE = (
 app: App = App(
     name="probe",
     help="Test the intuitive physics of vision-language models.",
-    version=_version,
+    version_flags=(),
     help_flags=(),  # see `help.py`
     config=tuple(settings.Sources(lambda: app)),
     suppress_keyboard_interrupt=False,
@@ -110,9 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not given or set(FLAGS) & set(given):
             show_help(app, given, _purposes(), EPILOGUE)
             sys.exit(SUCCESS)
+        if given == ["--version"]:
+            sys.stdout.write(f"{_version()}\n")
+            sys.exit(SUCCESS)
         check_texts({f"argument {number}": text for number, text in enumerate(given, 1)})
-        if "--version" not in given:
-            check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
+        check_texts({"the working folder": _here(), "PROBE_CACHE": os.environ.get("PROBE_CACHE", "")})
         if "--install-completion" in given:  # registered only then, because the code for it is not small
             app.register_install_completion_command(help="Install completion for the shell that this runs in.")
         code = app(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from vlm_probe.probes.cli.settings import Config, Json, listed
+from vlm_probe.probes.options import THOUGHT_LENGTH, THOUGHT_TOKENS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +31,7 @@ def ask(
     max_new_tokens: int = TOKENS,
     thinking: Literal["auto", "off", "on"] = "auto",
     chat_template_args: str = "",
-    max_thinking_tokens: int = 4096,
+    max_thinking_tokens: Annotated[int, Parameter(validator=THOUGHT_LENGTH)] = THOUGHT_TOKENS,
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -45,12 +46,12 @@ def ask(
         model: Short name (see `probe models`), local folder or hub id; with --base-url, the model's id at the server.
         image: File of an image; several, separated by commas, are shown in this order; none asks without an image.
         adapter: Folder of a LoRA adapter; with --base-url, the adapter's id at the server.
-        temperature: 0: greedy.
-        seed: Of a sampled reply.
-        max_new_tokens: Of the reply, without a thought before it.
+        temperature: Sampling temperature; 0 = greedy.
+        seed: Seed of a sampled reply.
+        max_new_tokens: Longest reply, tokens, without the thought before it.
         thinking: Whether a model that can thinks before it answers; `auto`: as its makers have it.
         chat_template_args: Other arguments of the model's chat template: `key=value`, separated by commas.
-        max_thinking_tokens: Tokens that a thought may have.
+        max_thinking_tokens: Longest thought, tokens.
         revision: Revision on the hub.
         dtype: Number format of the weights.
         device: `cpu`, `cuda`, ...
@@ -65,12 +66,13 @@ def ask(
     from vlm_probe.probes.models.loading import load_model
     from vlm_probe.probes.models.thinking import Thinking
 
+    settings = Generation(max_new_tokens or TOKENS, temperature, seed)
+    thoughts = Thinking(thinking, chat_template_args, max_thinking_tokens)
     if base_url is None:
         check_model_name(model)
     if lookup(model, base_url).kind == "observer":
         raise UsageError(f"{model} reads scenes and not questions: ask a vision-language model, such as tiny")
     images = [_opened(Path(name)) for name in listed(image)]
-    settings = Generation(max_new_tokens or TOKENS, temperature, seed)
     loaded: Any = load_model(
         model,
         revision=revision,
@@ -81,7 +83,7 @@ def ask(
         base_url=base_url,
         settings=settings,
         images=len(images),
-        thinking=Thinking(thinking, chat_template_args, max_thinking_tokens),
+        thinking=thoughts,
     )
     reply = _reply(loaded, _trial(question, images), settings)
     tokens = loaded.tokens(reply.text) if hasattr(loaded, "tokens") else None

@@ -97,7 +97,7 @@ def _default(argument: Any) -> Iterator[str]:
     default = argument.field_info.default
     if argument.negatives:
         yield f"(default: {'yes' if default else 'no'}; {argument.negatives[0]} turns it off)"
-    elif default not in (None, "", ()) and default is not False:
+    elif default not in (None, "", (), inspect.Parameter.empty) and default is not False:
         yield f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """Every task that asks about physics."""
-BEST = "best without physics"
+BEST = "best non-physical baseline"
 SWITCHES = ("resume", "references")
 """Options that can be given as --no-..."""
 

@@ -95,14 +95,14 @@ def test_a_battery_begins_with_what_was_seen(tmp_path: Path) -> None:
     """The run of the grounding questions, inside the folder of the battery, by kind of question."""
     rows = run_rows(n=80)
     run = write_run(tmp_path / "run", rows + run_rows(n=80, manner="blank"))
-    assert summarise(run).grounding == [] and "seen in the pictures" not in str(summarise(run))
+    assert summarise(run).grounding == [] and "seen in the images" not in str(summarise(run))
     kinds = ("count:3", "exists")
     asked = [row | {"condition": row["condition"] | {"build": kinds[i % 2]}} for i, row in enumerate(rows)]
     write_run(run / "grounding", asked)
     found = summarise(run)
     assert [(cell["kind"], cell["n"]) for cell in found.to_dict()["grounding"]] == [("count", 40), ("exists", 40)]
     text = str(found)
-    assert text.index("seen in the pictures") < text.index("catch items right") < text.index("vs intact")
+    assert text.index("seen in the images") < text.index("catch items right") < text.index("vs intact")
 
 
 def test_no_number_is_cut_in_a_narrow_terminal(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vlm_probe.probes.cli import app
 from vlm_probe.probes.trials import TABLE
 
 SCRIPTS = [block for page in PAGES for block in blocks(page) if block.language in ("sh", "console")]
-FOREIGN = {"git", "latexmk", "lmms/bin/pip", "sbatch", "squeue", "sudo", "ssh", "transformers", "vllm", "watch"}
+FOREIGN = {"git", "latexmk", "rm", "lmms/bin/pip", "sbatch", "squeue", "sudo", "ssh", "transformers", "vllm", "watch"}
 """Programs of others, whose options are theirs."""
 
 

@@ -15,7 +15,7 @@ import vlm_probe.finetune.train
 from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config
 from vlm_probe.finetune.corrections import Corrections
 from vlm_probe.finetune.data import Example, TrainingSet
-from vlm_probe.finetune.sft import _Labelled
+from vlm_probe.finetune.sft import Labelled
 from vlm_probe.probes.episodes import Ask, Episodes
 from vlm_probe.probes.memory import Memory
 from vlm_probe.probes.models.loading import load_model
@@ -77,13 +77,13 @@ def test_the_expert_is_asked_as_at_probing_and_its_reply_alone_is_learned(
     folder, memory = str(save_family(family)), Memory(3, kept)
     monkeypatch.setattr(vlm_probe.finetune.train, "training_set", lambda *_, **__: TrainingSet(examples(topblock)))
     batches: list[dict[str, Any]] = []
-    collate = _Labelled.__call__
+    collate = Labelled.__call__
 
     def watch(self: Any, rows: Any) -> Any:
         batches.append(collate(self, rows))
         return batches[-1]
 
-    monkeypatch.setattr(_Labelled, "__call__", watch)
+    monkeypatch.setattr(Labelled, "__call__", watch)
     vlm_probe.finetune.train.train(settings(model=folder, memory=kept), tmp_path / "run")
     model: Any = load_model(folder)
     scorer = Scorer()
