@@ -98,7 +98,12 @@ def test_visual_shifts_change_no_physics_and_keep_everything_in_view(task_name, 
                 before.floor_friction,
             )
             assert task.margin(after) == task.margin(before)
-            assert after.markers[: len(before.markers)] == before.markers
+            # Arrows turn white on dark floors.
+            signs = [
+                replace(a, colour=b.colour) if b.shape == "arrow" else a
+                for a, b in zip(after.markers, before.markers, strict=False)
+            ]
+            assert tuple(signs) == before.markers
             assert Scene.from_dict(json.loads(after.to_json())) == after
         assert len({scene.camera for scene in shifted}) == 1
         # What another camera hides is drawn anew by the generator; for the other shifts nothing may be hidden.
