@@ -1,6 +1,7 @@
-"""What the toolkit costs around the bare engine.
+"""What the toolkit costs around the bare engine and the bare renderer.
 
-python benchmarks/stimuli.py sets [--families towers ...] [-n 240] [--size 224] [--rounds 3] [--memory]
+python benchmarks/stimuli.py sets [--families towers ...] [-n 240] [--renderer engine] [--size 0] [--rounds 3] [--memory]
+python benchmarks/stimuli.py images [--families towers ...] [-n 240] [--size 0] [--rounds 3]
 python benchmarks/stimuli.py environment [--task towers-topblock] [-n 300] [--size 224] [--rounds 5]
 """
 
@@ -15,7 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -25,7 +26,7 @@ from vlm_probe.stimuli.environment import PhysicsEnv
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.palettes import paint
-from vlm_probe.stimuli.picture import GAP, panel_poses
+from vlm_probe.stimuli.picture import GAP, find_renderer, painter, panel_poses
 from vlm_probe.stimuli.question import Answer, Question
 from vlm_probe.stimuli.scene import Body, Marker, Scene
 from vlm_probe.stimuli.shapes import cradle_boards, mesh
@@ -87,8 +88,9 @@ def work_of(stimuli: StimulusSet) -> list[Work]:
     return found
 
 
-def bare_engine(work: list[Work], size: int) -> float:
-    """CPU seconds that pybullet alone takes to build, draw and step every scene."""
+def bare_engine(work: list[Work], size: int, renderer: str) -> float:
+    """CPU seconds that pybullet alone takes to build and step every scene, and the renderer to draw it."""
+    draws = painter(renderer)
     client = bullet.connect(bullet.DIRECT)
     start = time.process_time()
     for one in work:
@@ -99,7 +101,10 @@ def bare_engine(work: list[Work], size: int) -> float:
             if poses is not None:
                 for index, place, turn in zip(bodies, poses.positions, poses.orientations, strict=True):
                     bullet.resetBasePositionAndOrientation(index, place, turn, physicsClientId=client)
-            _photograph(scene, edge, client)
+            if renderer == "engine":
+                _photograph(scene, edge, client)
+            else:
+                draws.render(scene, edge, poses)
         if one.poses != [None]:  # back to the start
             for index, body in zip(bodies, scene.bodies, strict=True):
                 bullet.resetBasePositionAndOrientation(index, body.position, body.orientation, physicsClientId=client)
@@ -226,11 +231,11 @@ class Cost:
     cpu: float
 
 
-def made_set(task: str, n: int, size: int, jobs: int) -> Cost:
+def made_set(task: str, n: int, size: int, jobs: int, renderer: str) -> Cost:
     """Make a set of n items in this process, and in another one where there are two jobs."""
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu, others = time.perf_counter(), time.process_time(), _children()
-        make_set(task, n, 0, Path(folder) / "set", size=size, jobs=jobs)
+        make_set(task, n, 0, Path(folder) / "set", size=size, jobs=jobs, renderer=renderer)
         return Cost(time.perf_counter() - wall, max(time.process_time() - cpu, _children() - others))
 
 
@@ -250,15 +255,15 @@ def peak_memory(task: str, n: int) -> int:
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def compare(family: str, n: int, size: int, rounds: int, memory: bool) -> None:
+def compare(family: str, n: int, size: int, rounds: int, memory: bool, renderer: str) -> None:
     """Print one family's row."""
     task = FAMILIES[family]
     with tempfile.TemporaryDirectory() as folder:
-        work = work_of(make_set(task, n, 0, Path(folder) / "set", size=size))
+        work = work_of(make_set(task, n, 0, Path(folder) / "set", size=size, renderer=renderer))
     overhead, walls, cpus = [], [], []
     for _ in range(rounds):
-        bare = bare_engine(work, size)
-        one, two = made_set(task, n, size, 1), made_set(task, n, size, 2)
+        bare = bare_engine(work, size, renderer)
+        one, two = made_set(task, n, size, 1, renderer), made_set(task, n, size, 2, renderer)
         overhead.append(one.cpu / bare)  # CPU time: on a shared machine wall time says more about the neighbours
         walls.append(one.wall / two.wall)
         cpus.append(one.cpu / two.cpu)
@@ -275,7 +280,8 @@ def sets(
     *,
     families: tuple[str, ...] = tuple(FAMILIES),
     n: Annotated[int, Parameter("-n")] = 240,
-    size: int = 224,
+    renderer: Literal["engine", "raycast"] = "engine",
+    size: int = 0,
     rounds: int = 3,
     memory: bool = False,
 ) -> None:
@@ -293,11 +299,13 @@ def sets(
     Args:
         families: Of tasks.
         n: Items.
-        size: Pixels of a picture.
+        renderer: That draws them.
+        size: Pixels of an image; 0 = that of the renderer.
         rounds: Timed.
         memory: Peak memory of 10,000 small items against 1,000, too.
     """
-    print(f"{n} items, {size} px, median of {rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    size = size or find_renderer(renderer).size
+    print(f"{n} items, {renderer}, {size} px, median of {rounds} rounds, load {os.getloadavg()[0]:.1f}")
     heads = ("CPU / bare", "2 / 1, wall", "2 / 1, CPU"), ("<= 1.2", ">= 1.8", ">= 1.8")
     for name, columns, share, of_memory in zip(
         ("", "target"), heads, ("simulated / 2 s", "< 0.5"), ("memory 10k/1k", "about 1"), strict=True
@@ -305,7 +313,50 @@ def sets(
         text = f"{name:20} {' '.join(f'{column:>15}' for column in columns)} {share:>16}"
         print(text + (f" {of_memory:>14}" if memory else ""))
     for family in families:
-        compare(family, n, size, rounds, memory)
+        compare(family, n, size, rounds, memory, renderer)
+
+
+@app.command
+def images(
+    *,
+    families: tuple[str, ...] = tuple(FAMILIES),
+    n: Annotated[int, Parameter("-n")] = 240,
+    size: int = 0,
+    rounds: int = 3,
+) -> None:
+    """How long the ray-casting renderer takes for an image (target <= 60 ms at 448 pixels), and its ratio to pybullet's own.
+
+    Args:
+        families: Of tasks.
+        n: Images of each.
+        size: Pixels of an image; 0 = the renderer's own.
+        rounds: Timed.
+    """
+    size = size or find_renderer("raycast").size
+    print(f"{n} images of {size} px, load {os.getloadavg()[0]:.1f}")
+    print(f"{'':20} {'mean ms, CPU':>15} {'largest':>15} {'/ pybullet':>15}")
+    for family in families:
+        time_images(family, n, size, rounds)
+
+
+def time_images(family: str, n: int, size: int, rounds: int) -> None:
+    """Print how long images of a family take: milliseconds of CPU time by the ray-casting renderer, and the ratio to pybullet's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        items = make_set(FAMILIES[family], n, 0, Path(folder) / "set", size=64, renderer="raycast").items
+    scenes = [item.scene for item in items if item.scene is not None]
+    seconds: dict[str, list[float]] = {}
+    for renderer in ("raycast", "engine"):
+        draws = painter(renderer)
+        for scene in scenes:
+            taken = []
+            for _ in range(rounds):
+                start = time.process_time()
+                draws.render(scene, size)
+                taken.append(time.process_time() - start)
+            seconds.setdefault(renderer, []).append(statistics.median(taken))
+    ours, theirs = (np.array(seconds[name]) for name in ("raycast", "engine"))
+    ratio = ours.mean() / theirs.mean()
+    print(f"{FAMILIES[family]:20} {1000 * ours.mean():>15.1f} {1000 * ours.max():>15.1f} {ratio:>15.2f}", flush=True)
 
 
 @dataclass(frozen=True)

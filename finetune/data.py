@@ -32,7 +32,7 @@ from vlm_probe.stimuli.plain_json import dumps, parse_object
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
-from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED, STANDARD_SIZE, cache_folder, resolve
+from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED, cache_folder, resolve
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
 FIRST_SEED = 1_000_000
@@ -238,7 +238,7 @@ def _test_sets(config: TrainConfig) -> list[StimulusSet]:
     for name in task_names():
         task = get_task(name)
         if task.family in families:
-            start = f"{task.name}_v{task.version}_n{STANDARD_N}_s{STANDARD_SEED}_{STANDARD_SIZE}px"
+            start = f"{task.name}_v{task.version}_n{STANDARD_N}_s{STANDARD_SEED}_"  # of any size, by any renderer
             found += [StimulusSet.load(folder) for folder in sorted((cache_folder() / "sets").glob(f"{start}*"))]
     return found
 
@@ -333,9 +333,9 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
     Image.fromarray(frame.rgb).save(encoded, "PNG", compress_level=1)
     png = encoded.getvalue()
     digest = hashlib.sha256(png).hexdigest()
-    group_id = f"{task.name}_v{task.version}_s{recipe.seed}_g{plan.index:05d}"
+    ids = design.ids(task, recipe.seed, plan, member)
     item = Item(
-        item_id=f"{group_id}_{member.condition.code}_{member.role}",
+        item_id=ids.item,
         task=task.name,
         task_version=task.version,
         file_name="",
@@ -345,8 +345,8 @@ def _example(recipe: Recipe, task: Task, plan: design.Group, member: design.Memb
         margin=round(task.margin(scene), 6),
         condition=member.condition,
         variant=plan.variant,
-        pair_id=group_id + ("_mir" if member.condition.mirrored else ""),
-        group_id=group_id,
+        pair_id=ids.pair,
+        group_id=ids.group,
         role=member.role,
         scene=scene,
         scene_sha256=scene.content_hash,

@@ -29,9 +29,9 @@ from vlm_probe.probes.readout import Columns, Scorer, reply_of
 from vlm_probe.probes.trials import read_trials
 from vlm_probe.stimuli.attempts import FAILED, IMPOSSIBLE, UNREAD, Attempt, remembered
 from vlm_probe.stimuli.dataset import Item, StimulusSet
+from vlm_probe.stimuli.picture import painter, renderer_of
 from vlm_probe.stimuli.plain_json import dumps
 from vlm_probe.stimuli.ranges import ATTEMPTS, check_ranges, ranged
-from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import get_task
 
 WORDS = (UNREAD, FAILED, IMPOSSIBLE)
@@ -329,10 +329,14 @@ def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: 
             f"several attempts go with the intact picture, not with {controls[0]}: leave --attempts or --design out"
         )
     renderer = stimuli.card.get("versions", {}).get("renderer", "")
-    if renderer and renderer != get_simulator().renderer:
+    try:
+        ours = painter(renderer_of(stimuli.card)).renderer
+    except (ValueError, ModuleNotFoundError) as error:
+        raise PresentationError(f"the images of {stimuli.path}: {error}") from error
+    if renderer and renderer != ours:
         raise PresentationError(
-            f"the pictures of {stimuli.path} are by {renderer}, and those of what happens would be by"
-            f" {get_simulator().renderer}: make the set without --renderer for several attempts"
+            f"the images of {stimuli.path} are by {renderer}, and those of what happens would be by {ours}: make the set again for"
+            " several attempts"
         )
 
 

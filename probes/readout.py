@@ -18,18 +18,22 @@ from vlm_probe.stimuli.attempts import Attempt, carry_out
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.output import OutputFolder
+from vlm_probe.stimuli.picture import painter
 from vlm_probe.stimuli.question import Answer, Integers, Options, Parsed
-from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Score, get_task
 
 Columns = dict[str, Any]
 
 
 class Scorer:
-    """Scores answers with the task's own scorer, and remembers what an answer to an item was worth."""
+    """Scores answers with the task's own scorer, and remembers what an answer to an item was worth.
 
-    def __init__(self) -> None:
-        self._known = OutcomeCache()
+    Args:
+        renderer: What draws the images of attempts: as the set's own were drawn.
+    """
+
+    def __init__(self, renderer: str = "") -> None:
+        self._known, self._renderer = OutcomeCache(), renderer
 
     def score(self, item: Item, answer: Answer) -> Score:
         """What an answer to an item is worth.
@@ -141,7 +145,7 @@ class Scorer:
             item.question,
             parsed,
             size=size,
-            simulator=get_simulator(),
+            simulator=painter(self._renderer),
             cache=self._known,
             scene_hash=item.scene_sha256,
         )

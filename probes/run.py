@@ -25,6 +25,7 @@ from vlm_probe.stimuli.baselines import guesses, item_cues
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.errors import whole_text
 from vlm_probe.stimuli.output import OutputError, OutputFolder
+from vlm_probe.stimuli.picture import renderer_of
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class PreparedRun:
         keys: Of these, by their ids.
         record: The contents of `run.json` at the start.
         image_size: Of the set, pixels.
+        scorer: Of the answers, which draws outcomes as the set is drawn.
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class PreparedRun:
     keys: Mapping[tuple[str, str], str]
     record: dict[str, Any]
     image_size: int
+    scorer: Scorer
 
     def key(self, ask: Ask) -> str:
         """The key of a trial in the log."""
@@ -141,7 +144,8 @@ def prepare(
             log.warning("greedy and without memory, every attempt is like the first: give a --temperature, such as 1")
         cues = [item_cues(get_task(item.task), item) for item in items]
         record["stimuli"]["guesses"] = guesses(cues, memory.attempts)
-    return PreparedRun(config, model, settings, wanted, keys, record, int(stimuli.card.get("image_size", 0)))
+    size, scorer = int(stimuli.card.get("image_size", 0)), Scorer(renderer_of(stimuli.card))
+    return PreparedRun(config, model, settings, wanted, keys, record, size, scorer)
 
 
 def execute(
@@ -153,7 +157,9 @@ def execute(
     total = len(wanted) * attempts
     with processes.open_log(out, prepared.record) as trials:
         status = "failed"
-        episodes = Episodes(Scorer(), prepared.key, trials.done, trials.folder, model.needs_images, prepared.image_size)
+        episodes = Episodes(
+            prepared.scorer, prepared.key, trials.done, trials.folder, model.needs_images, prepared.image_size
+        )
         # Episodes are shared before it is known which are over, since the log grows while the others read it.
         pending = [ask for ask in wanted if attempts > 1 or prepared.key(ask) not in trials.done]
         trials.update(

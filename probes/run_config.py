@@ -22,6 +22,7 @@ from vlm_probe.stimuli.ranges import (
     AMOUNT,
     ATTEMPTS,
     BATCH,
+    IMAGE_SIZE,
     PROCESSES,
     REPLY_LENGTH,
     SEED,
@@ -60,6 +61,9 @@ class RunConfig:
         style: Ask for the bare answer (`direct`) or for reasoning first (`think`); by default as the set was made.
         attempts: Attempts per item of an action task; after each one the model is shown the outcome.
         memory: Earlier attempts that the model is reminded of: `none`, `last-1`, `last-2`, ..., or `all`.
+        size: Edge of the images of a task's or family's standard set, pixels; 0 = 224, or 448 with `raycast`.
+        renderer: What draws that set: `engine` (the default), `raycast` (exact edges, soft shadows, materials), or `photoreal`
+            (path tracing, seconds per image).
         thinking: Whether a model that can think does so before it answers; `auto`: as its makers recommend. Thoughts are kept in a
             column of their own, and never read as the answer.
         chat_template_args: Further arguments of the model's chat template: `key=value`, separated by commas.
@@ -102,6 +106,8 @@ class RunConfig:
     style: Annotated[Literal["", "direct", "think"], Asked] = ""
     attempts: Annotated[int, Asked] = ranged(1, ATTEMPTS)
     memory: Annotated[str, Asked] = "all"
+    size: Annotated[int, Asked] = ranged(0, whole(0, int(IMAGE_SIZE.most)))
+    renderer: Annotated[Literal["", "engine", "raycast", "photoreal"], Asked] = ""
     thinking: Annotated[Literal["auto", "off", "on"], Replied] = "auto"
     chat_template_args: Annotated[str, Replied] = ""
     max_thinking_tokens: Annotated[int, Replied] = ranged(THOUGHT_TOKENS, THOUGHT_LENGTH)

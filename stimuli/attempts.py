@@ -17,7 +17,7 @@ from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.question import Parsed, Question
 from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.scene import Scene
-from vlm_probe.stimuli.simulators import Simulator
+from vlm_probe.stimuli.simulators import Frame, Simulator, body_states
 from vlm_probe.stimuli.tasks import Score, Task
 
 Pixels = npt.NDArray[np.uint8]
@@ -35,20 +35,27 @@ class Attempt:
     Attributes:
         parsed: The answer as it was read.
         score: What it is worth; nothing if it could not be read.
-        picture: (size, size, 3) uint8, what happened: the bodies where the simulation ended, or the answer as it was meant where
-            nothing could be simulated. None if the answer could not be read, so that nothing was carried out.
-        simulated: Whether the picture shows a simulation.
+        frame: What happened: the bodies where the simulation ended, or the answer as it was meant where nothing could be simulated.
+            None if the answer could not be read, so that nothing was carried out.
+        state: (bodies, len(`STATE`)) where the bodies are in it; None likewise.
+        simulated: Whether the frame shows a simulation.
     """
 
     parsed: Parsed
     score: Score
-    picture: Pixels | None
+    frame: Frame | None
+    state: npt.NDArray[np.float32] | None
     simulated: bool
+
+    @property
+    def picture(self) -> Pixels | None:
+        """(size, size, 3) uint8, the image of what happened."""
+        return None if self.frame is None else self.frame.rgb
 
     @property
     def words(self) -> str:
         """What happened, in plain words, as it is told to a model that may try again."""
-        if self.picture is None:
+        if self.frame is None:
             return UNREAD
         if self.score.success:
             return SUCCEEDED
@@ -79,12 +86,13 @@ def carry_out(
         scene_hash: The scene's content hash, where the caller knows it.
     """
     if parsed.value is None:
-        return Attempt(parsed, Score(False, 0.0), None, False)
+        return Attempt(parsed, Score(False, 0.0), None, None, False)
     score = cache.score(task, scene, question, parsed.value, simulator, scene_hash=scene_hash)
     # One view even where the scene is shown as a strip: a strip shows what comes before.
     shown = replace(task.apply(scene, parsed.value), panels=())
     poses = score.outcome.poses() if score.outcome is not None else None
-    return Attempt(parsed, score, draw(simulator, shown, size, poses).rgb, score.outcome is not None)
+    frame = draw(simulator, shown, size, poses)
+    return Attempt(parsed, score, frame, body_states(shown, poses), score.outcome is not None)
 
 
 def remembered(memory: str, attempts: int) -> int:

@@ -18,12 +18,22 @@ from vlm_probe.stimuli.baselines import ItemCues, cue_accuracy, item_cues, limit
 from vlm_probe.stimuli.dataset import Item, StimulusError, StimulusSet
 from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.tasks import Task, get_task, task_names
+from vlm_probe.stimuli.viewing import across
 
 log = logging.getLogger(__name__)
 
 PIXELS = 16
 """Edge of the pictures that classifiers on pixels see."""
 FOLDS = 5
+PROCESSORS = {
+    "LLaVA-1.5": (336, 14),
+    "Qwen2.5-VL": (0, 28),
+    "Qwen3-VL": (0, 32),
+    "InternVL3": (448, 28),
+    "Gemma 3": (896, 56),
+}
+"""Image processors: the edge to which they scale a square image (pixels; 0 leaves it as it is), and the edge of what becomes one
+visual token, in pixels of the scaled image."""
 MOST_LEVELS = 6
 """A factor with more levels than this gets no columns of its own."""
 
@@ -34,8 +44,8 @@ class Shortcut:
 
     Attributes:
         name: What is looked at, or done.
-        kind: "constant", "rule" (a fixed answer per scene), "cue" (cross-validated lookup on one number), "pixels" or
-            "prompt" (cross-validated linear classifiers).
+        kind: "constant", "rule" (a fixed answer per scene), "cue" (cross-validated lookup on one number), "order" (the same on
+            the place in the set, or a classifier on the id), "pixels" or "prompt" (cross-validated linear classifiers).
         score: Share of all items that it gets right.
         by_bin: The same by |margin| bin.
         by_level: The same by level of the factors build, count and shown, where they vary: {"build": {"leaning": 0.5}}.
@@ -51,6 +61,27 @@ class Shortcut:
 
 
 @dataclass(frozen=True)
+class Visibility:
+    """How large the margins of a |margin| bin are in the image: what must be seen to answer. Medians over the items.
+
+    Attributes:
+        bin: Of |margin|; empty where the margin is not binned.
+        n: Items.
+        pixels: From left to right.
+        tokens: The same in visual tokens of each of `PROCESSORS`.
+    """
+
+    bin: str
+    n: int
+    pixels: float
+    tokens: dict[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """As plain data, for a table."""
+        return {"|margin|": self.bin, "items": self.n, "pixels": self.pixels} | self.tokens
+
+
+@dataclass(frozen=True)
 class Audit:
     """The shortcut scores of a set.
 
@@ -60,6 +91,7 @@ class Audit:
         bins: |margin| bins and their number of items.
         levels: Levels of the factors build, count and shown where they vary, and their number of items.
         shortcuts: All of them.
+        visibility: How large the margins are in the images, by bin; empty where margins are no distances that can be seen.
     """
 
     task: str
@@ -69,6 +101,7 @@ class Audit:
     bins: dict[str, int]
     levels: dict[str, dict[str, int]]
     shortcuts: tuple[Shortcut, ...]
+    visibility: tuple[Visibility, ...] = ()
 
     @property
     def above(self) -> tuple[Shortcut, ...]:
@@ -169,6 +202,8 @@ def audit(stimuli: StimulusSet) -> Audit:
     for name in cues[0].rules:
         hits[name, "rule"] = np.array([float(cue.rules[name]) for cue in cues])
     labels = [cue.answer for cue in cues]
+    if task.kind != "action":
+        hits["item id", "order"] = _classify(_characters(items), labels, cues)
     if task.kind == "judgement":
         hits["prompt alone", "prompt"] = _classify(_words(items), labels, cues)
         hits[f"linear classifier on {PIXELS}x{PIXELS} pixels", "pixels"] = _classify(
@@ -206,10 +241,12 @@ def audit(stimuli: StimulusSet) -> Audit:
         )
 
     rows = [row(name, kind, partial(_share, hit)) for (name, kind), hit in hits.items()]
-    for name in cues[0].cues if task.kind != "action" else ():
-        values = np.array([cue.cues[name] for cue in cues])
-        rows.append(row(name, "cue", partial(_looked_up, values, labels, groups)))
-    return Audit(task.name, len(items), chance, limit, bins, levels, tuple(rows))
+    numbers = {(name, "cue"): np.array([cue.cues[name] for cue in cues]) for name in cues[0].cues}
+    numbers |= {(name, "order"): values for name, values in _places(cues).items()}
+    for (name, kind), values in numbers.items() if task.kind != "action" else ():
+        rows.append(row(name, kind, partial(_looked_up, values, labels, groups)))
+    seen = () if imported else _visibility(task, items, bin_of, int(stimuli.card["image_size"]))
+    return Audit(task.name, len(items), chance, limit, bins, levels, tuple(rows), seen)
 
 
 def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> npt.NDArray[np.float64]:
@@ -227,6 +264,39 @@ def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> npt.NDArray[n
     """
     small = [stimuli.image(item).resize((PIXELS, PIXELS), Image.Resampling.BOX) for item in items]
     return np.stack([np.asarray(picture, dtype=np.float64).ravel() / 255 for picture in small])
+
+
+def _places(cues: list[ItemCues]) -> dict[str, npt.NDArray[np.float64]]:
+    """What the order of the items might tell: the place in the set, the place within the group, the label before."""
+    codes = {label: i for i, label in enumerate(dict.fromkeys(cue.answer for cue in cues))}
+    counts: Counter[str] = Counter()
+    within = []
+    for cue in cues:
+        within.append(counts[cue.group])
+        counts[cue.group] += 1
+    before = [-1, *(codes[cue.answer] for cue in cues[:-1])]
+    found = {"place in the set": range(len(cues)), "place within the group": within, "answer before": before}
+    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+
+
+def _visibility(task: Task, items: list[Item], bin_of: npt.NDArray[np.str_], size: int) -> tuple[Visibility, ...]:
+    """The medians by bin of |margin|; none where the task's margin is no distance."""
+    scenes = [item.scene for item in items if item.scene is not None]
+    lengths = [task.margin_length(scene) for scene in scenes]
+    if any(length is None for length in lengths):
+        return ()
+    pixels = np.array(
+        [
+            abs(item.margin) * across(scene, length or 0.0, size)
+            for item, scene, length in zip(items, scenes, lengths, strict=True)
+        ]
+    )
+    found = []
+    for name in sorted(set(bin_of.tolist())):
+        middle = float(np.median(pixels[bin_of == name]))
+        tokens = {p: round(middle * (edge or size) / size / token, 2) for p, (edge, token) in PROCESSORS.items()}
+        found.append(Visibility(name, int((bin_of == name).sum()), round(middle, 1), tokens))
+    return tuple(found)
 
 
 def _share(hit: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> float:
@@ -268,6 +338,14 @@ def _bin_name(edges: tuple[float, float]) -> str:
     """The bin of |margin|, e.g. "0.1-0.2"; empty where the margin is not binned by its distance from 0."""
     low, high = sorted(abs(edge) for edge in edges)
     return f"{low:.1f}-{high:.1f}" if edges[0] * edges[1] > 0 else ""
+
+
+def _characters(items: list[Item]) -> npt.NDArray[np.float64]:
+    """(n, strings) which strings of one or two characters the ids have."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counts = CountVectorizer(binary=True, analyzer="char", ngram_range=(1, 2)).fit_transform(i.item_id for i in items)
+    return counts.toarray().astype(float)
 
 
 def _words(items: list[Item]) -> npt.NDArray[np.float64]:

@@ -197,7 +197,9 @@ def reason_of(task: Task, name: str) -> str:
     return task.known_shortcuts.get(name, "not explained by the task")
 
 
-def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], groups: Sequence[Hashable]) -> float:
+def cue_accuracy(
+    cue: npt.NDArray[np.float64], labels: Sequence[Hashable], groups: Sequence[int] | Sequence[str]
+) -> float:
     """Cross-validated accuracy of answering by one number: the majority label of its quantile bin.
 
     Bins and majorities come from one half of the groups and are scored on the other, both ways round, so that foils and
@@ -210,8 +212,8 @@ def cue_accuracy(cue: npt.NDArray[np.float64], labels: Sequence[Hashable], group
     """
     codes = {label: i for i, label in enumerate(sorted(set(labels), key=str))}
     y = np.array([codes[label] for label in labels])
-    order = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    fold = np.array([order[group] % FOLDS for group in groups])
+    # Numbered in sorted order, so that the order of the items in the set changes nothing.
+    fold = np.unique(np.asarray(groups), return_inverse=True)[1] % FOLDS
     hits = 0
     for held_out in range(FOLDS):
         train, test = fold != held_out, fold == held_out

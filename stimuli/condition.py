@@ -1,4 +1,4 @@
-"""Conditions: the factor levels of an item, which its identifier spells out."""
+"""Conditions: the factor levels of an item."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Condition:
 
     @property
     def code(self) -> str:
-        """The factors as a string for item identifiers, e.g. `n3_m+0.10+0.20_tricky_mir`."""
+        """The factors as one string, e.g. `n3_m+0.10+0.20_tricky_mir`."""
         low, high = self.margin_bin
         parts = [f"n{self.count}"]
         if (low, high) != (0.0, 0.0):

@@ -32,7 +32,15 @@ from vlm_probe.stimuli.scene import Scene
 METADATA, CARD = "metadata.jsonl", "card.json"
 KIND = "stimulus set"
 """What the manifest of a set's folder calls it."""
-CARD_TYPES = {"task": str, "n": int, "image_size": int, "versions": dict, "baselines": dict, "checks": dict}
+CARD_TYPES = {
+    "task": str,
+    "n": int,
+    "image_size": int,
+    "renderer": str,
+    "versions": dict,
+    "baselines": dict,
+    "checks": dict,
+}
 """Entries of a card that the program itself reads."""
 LONGEST_SHAPE = 50
 """Models scale the shorter edge to a size of theirs, and the longer one would be as many times as long."""
@@ -47,7 +55,7 @@ class Item:
     """One question about one picture.
 
     Attributes:
-        item_id: Unique in the set; spells out the factors.
+        item_id: Unique in the set, and opaque: it says nothing about the answer.
         task: Task name; `task_version` is the version that made it.
         file_name: Picture, relative to the set's folder.
         image_sha256: Hash of the picture's file.

@@ -7,6 +7,7 @@ members of a group share one wording, so that foils differ in the picture alone.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,14 @@ from typing import Any
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
+from vlm_probe.stimuli.picture import staged
 from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import Shifts, apply_alike, shifted_condition
 from vlm_probe.stimuli.tasks import Task
+
+ID_DIGITS = 12
+"""Hexadecimal digits that tell the items of a set apart: with 100,000 items, two are alike once in 50,000 sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,42 @@ class Member:
     scene: Scene
     condition: Condition
     role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The identifiers of one item: its own, that of its minimal pair, and that of its group."""
+
+    item: str
+    pair: str
+    group: str
+
+
+def ids(task: Task, seed: int, group: Group, member: Member) -> Ids:
+    """The identifiers of an item. Its own is opaque: neither factors nor the place in the group can be read from it.
+
+    Args:
+        task: That asks.
+        seed: Of the set.
+        group: The plan of the group.
+        member: Of the group.
+    """
+    stem = f"{task.name}_v{task.version}_s{seed}"
+    group_id = f"{stem}_g{group.index:05d}"
+    factors = f"{group_id} {member.condition.code} {member.role}"
+    own = hashlib.sha256(factors.encode()).hexdigest()[:ID_DIGITS]
+    return Ids(f"{stem}_{own}", group_id + ("_mir" if member.condition.mirrored else ""), group_id)
+
+
+def order(task: Task, seed: int, n: int) -> list[int]:
+    """In which order the items of a set are written: a permutation of n, the same for every shift of the set.
+
+    Args:
+        task: The task, by its name and version.
+        seed: Of the set.
+        n: Number of items.
+    """
+    return [int(i) for i in np.random.default_rng([seed, _code(task), 4]).permutation(n)]
 
 
 def group_size(task: Task) -> int:
@@ -86,7 +127,11 @@ def plan(
 
 
 def members(
-    task: Task, group: Group, rng: np.random.Generator, shifting: np.random.Generator | None = None
+    task: Task,
+    group: Group,
+    rng: np.random.Generator,
+    shifting: np.random.Generator | None = None,
+    renderer: str = "",
 ) -> list[Member]:
     """The scenes of a group: base, foils, then the mirror image of each in the same order.
 
@@ -97,11 +142,12 @@ def members(
         group: The plan of the group.
         rng: Draws the scenes (`group_rng`).
         shifting: Decides what the shifts are within their levels (`shift_rng`); by default, `rng`.
+        renderer: What will draw them, which decides from where they are seen; empty for the default.
 
     Raises:
         Unsatisfiable: If this draw has no such scenes; the next attempt may.
     """
-    scenes = task.sample_matched(rng, group.condition)
+    scenes = staged(task.sample_matched(rng, group.condition), renderer)
     if group.condition.shifts:
         scenes = apply_alike(scenes, group.condition.shifts, shifting if shifting is not None else rng)
     foil = task.foil_condition(group.condition)
@@ -148,6 +194,7 @@ def describe(task: Task, shifts: Shifts = ()) -> dict[str, Any]:
         "conditions": [shifted_condition(task, c, shifts).code for c in task.conditions()],
         "variants": len(task.variants()),
         "group": "base scene, its foils, and their mirror images; one wording per group",
+        "order": "shuffled over the whole set",
     }
 
 

@@ -14,6 +14,7 @@ import copy
 import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -26,14 +27,14 @@ from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
-from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.picture import draw, find_renderer, painter, staged
 from vlm_probe.stimuli.question import Answer, Integers, Parsed, Question, Variant
 from vlm_probe.stimuli.ranges import ATTEMPTS, IMAGE_SIZE, Range
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import apply as apply_shifts
 from vlm_probe.stimuli.shifts import check as check_shifts
 from vlm_probe.stimuli.shifts import parse_shifts, shifted_condition
-from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.simulators import BACKGROUND, STATE, Frame, body_states
 from vlm_probe.stimuli.spaces import PROBED_CONDITIONS, answer_space, prompt_space, reply_space, to_action, to_answer
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
 
@@ -42,6 +43,12 @@ MAX_DRAWS = 30
 """Draws per reset before a condition counts as impossible."""
 EMPTY, ANSWERED, UNREAD = 0, 1, 2
 """Status of a place in the memory: nothing there yet, an answer, a reply that could not be read."""
+SPARE_BODIES = 2
+"""Rows that a state has beyond the most bodies seen while trying out the conditions."""
+LIMIT = 1e4
+"""Bound of depths and of the numbers of a state, in SI units: spaces are to be finite."""
+VIEWS = ("image", "segmentation", "depth", "state")
+"""Ways in which an observation can show the scene."""
 
 Observation = dict[str, Any]
 
@@ -68,6 +75,11 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
 
     An observation is a dictionary:
         image: (size, size, 3) uint8. At first the scene; after an attempt, what happened.
+        segmentation: (size, size) int32, with that view: the number of the body (and after those of the markers) that a pixel shows, -1 for
+            the floor, -2 for the background.
+        depth: (size, size) float32, with that view: metres along the viewing axis.
+        state: (bodies, 19) float32, with that view: a row for every body with the columns `vlm_probe.stimuli.simulators.STATE`, and rows of
+            zeros up to the largest number of bodies.
         prompt: The question.
         attempts_left: From `max_attempts` down to 0.
         previous_images: (k, size, size, 3) uint8, what was seen before each earlier attempt, the earliest first.
@@ -86,7 +98,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         task: An action task.
         max_attempts: Attempts per episode.
         memory: "none", "last-1", "last-2", ..., or "all" of the earlier attempts.
-        size: Edge of the pictures, pixels.
+        size: Edge of the images, pixels; 0 for that of the renderer.
         actions: "answer": whole numbers from 0, as `action_of` gives them. "text": replies, read by the task's own
             strict parser. One that cannot be read, or is out of the range of the question (which may be narrower than the
             action space, where it follows the scene), costs an attempt.
@@ -96,6 +108,8 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         style: "direct", or "think" for prompts that ask for reasoning first.
         cache: A cache of outcomes, or the size of the one that this process shares.
         engine: Name of the simulator; by default the default one.
+        renderer: What draws, see `vlm_probe.stimuli.generate.make_set`; empty for the default.
+        views: Which of `VIEWS` an observation has, separated by commas, such as "state" or "image,segmentation".
         render_mode: "rgb_array" or None. `render` gives the picture of the last observation.
 
     Raises:
@@ -110,7 +124,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         task: str = "towers-topblock",
         max_attempts: int = 1,
         memory: str = "none",
-        size: int = 224,
+        size: int = 0,
         *,
         actions: Literal["answer", "text"] = "answer",
         discount: float = 1.0,
@@ -119,12 +133,15 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         style: Literal["direct", "think"] = "direct",
         cache: OutcomeCache | int = DEFAULT_SIZE,
         engine: str | None = None,
+        renderer: str = "",
+        views: str = "image",
         render_mode: str | None = None,
     ) -> None:
         self.task: Task = get_task(task)
         if self.task.kind != "action":
             tasks = ", ".join(action_tasks())
             raise InvalidInput(f"{task} is a {self.task.kind} task, and only actions can be tried out: use {tasks}")
+        size = size or find_renderer(renderer).size
         ATTEMPTS.check("max_attempts", max_attempts)
         IMAGE_SIZE.check("size", size)
         Range(0, 1).check("discount", discount)
@@ -140,9 +157,11 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         self._conditions = _chosen(self.task, conditions)
         self._shifts = parse_shifts(shifts)
         check_shifts(self.task, self._shifts)
-        self._simulator = get_simulator(engine)
+        self._simulator, self._renderer = painter(renderer, engine), renderer
+        self._views = _named_views(views)
         self.cache = cache if isinstance(cache, OutcomeCache) else shared_cache(cache)
-        self._grammar = self._widest_grammar()
+        self._grammar, self._bodies = self._widest_grammar(), 0
+        self._bodies = self._most_bodies() if "state" in self._views else 0
         self.action_space = answer_space(self._grammar) if actions == "answer" else reply_space(task)
         self.observation_space = self._observation_space()
         self._scene: Scene | None = None
@@ -151,7 +170,9 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         self._earlier: list[_Attempt] = []
         self._attempts = 0
         self._over = True
-        self._picture: Pixels = np.zeros((size, size, 3), dtype=np.uint8)
+        blank = np.zeros((size, size))
+        self._frame = Frame(np.zeros((size, size, 3), dtype=np.uint8), blank.astype(np.int32), blank.astype(np.float32))
+        self._state = np.zeros((0, len(STATE)), dtype=np.float32)
 
     @property
     def scene(self) -> Scene:
@@ -234,7 +255,11 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             "scene_sha256": self.scene.content_hash,
         }
         self._earlier, self._attempts, self._over = [], 0, False
-        self._picture = draw(self._simulator, self.scene, self.size).rgb
+        if len(self.scene.bodies) > self._bodies and "state" in self._views:
+            raise InvalidInput(
+                f"the state has room for {self._bodies} bodies, and the scene has {len(self.scene.bodies)}"
+            )
+        self._frame, self._state = draw(self._simulator, self.scene, self.size), body_states(self.scene)
         return self._observation(), dict(self._facts)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -250,7 +275,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         if self._over:
             raise RuntimeError("the episode is over: call reset() first")
         parsed = self._read(action)
-        seen = self._picture
+        seen = self._frame.rgb
         attempt = carry_out(
             self.task,
             self.scene,
@@ -262,8 +287,8 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             scene_hash=self._facts["scene_sha256"],
         )
         score = attempt.score
-        if attempt.picture is not None:
-            self._picture = attempt.picture
+        if attempt.frame is not None and attempt.state is not None:
+            self._frame, self._state = attempt.frame, attempt.state
         text = "" if parsed.value is None else self._grammar.text(parsed.value)
         info = self._facts | {"status": parsed.status, "answer": text, "simulated": attempt.simulated}
         reward = score.reward * self.discount**self._attempts
@@ -274,8 +299,8 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         return self._observation(), float(reward), self._over, False, info
 
     def render(self) -> Any:
-        """The picture of the last observation, (size, size, 3) uint8, or None without a render mode."""
-        return self._picture.copy() if self.render_mode == "rgb_array" else None
+        """The image of the last observation, (size, size, 3) uint8, or None without a render mode."""
+        return self._frame.rgb.copy() if self.render_mode == "rgb_array" else None
 
     def _read(self, action: Any) -> Parsed:
         """What an action says: a reply is read by the question's parser, a number must be in the question's range."""
@@ -306,7 +331,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         failure: Exception | None = None
         for _ in range(MAX_DRAWS):
             try:
-                scene = self.task.sample_matched(rng, condition)[0]
+                scene = staged(self.task.sample_matched(rng, condition), self._renderer)[0]
                 scene = apply_shifts(scene, self._shifts, rng) if self._shifts else scene
                 scene = mirror(scene) if condition.mirrored else scene
                 return _Posed(scene, self.task.question(scene, variant), condition.code)
@@ -343,6 +368,14 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             ranges.append((10 * math.floor(low / 10), 10 * math.ceil(high / 10)))
         return Integers(tuple(ranges), found[0].unit)
 
+    def _most_bodies(self) -> int:
+        """The largest number of bodies in scenes on the conditions, with room for some more than were seen."""
+        rng, found = np.random.default_rng(1), [1]
+        for condition in self._conditions:
+            with suppress(Unsatisfiable):
+                found.append(len(self._pose(rng, condition, Variant()).scene.bodies))
+        return max(found) + SPARE_BODIES
+
     def _fits(self, grammar: Any) -> bool:
         """Whether the actions hold every answer of a grammar."""
         ours = self._grammar
@@ -354,8 +387,13 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
 
     def _observation_space(self) -> spaces.Dict:
         edge, k, numbers = self.size, self._remembered, len(self._grammar.ranges)
-        found: dict[str, spaces.Space[Any]] = {
+        shown: dict[str, spaces.Space[Any]] = {
             "image": spaces.Box(0, 255, (edge, edge, 3), np.uint8),
+            "segmentation": spaces.Box(BACKGROUND, 2**16, (edge, edge), np.int32),
+            "depth": spaces.Box(0, LIMIT, (edge, edge), np.float32),
+            "state": spaces.Box(-LIMIT, LIMIT, (self._bodies, len(STATE)), np.float32),
+        }
+        found: dict[str, spaces.Space[Any]] = {name: shown[name] for name in self._views} | {
             "prompt": prompt_space(self.task.name),
             "attempts_left": spaces.Discrete(self.max_attempts + 1),
         }
@@ -371,8 +409,17 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
 
     def _observation(self) -> Observation:
         k = self._remembered
-        found: Observation = {
-            "image": self._picture.copy(),
+        state = np.zeros((self._bodies, len(STATE)), dtype=np.float32)
+        if self._bodies:
+            state[: len(self._state)] = np.clip(self._state, -LIMIT, LIMIT)
+        frame = self._frame
+        shown: dict[str, Any] = {
+            "image": frame.rgb,
+            "segmentation": frame.segmentation,
+            "depth": frame.depth,
+            "state": state,
+        }
+        found: Observation = {name: shown[name].copy() for name in self._views} | {
             "prompt": self.question.prompt,
             "attempts_left": np.int64(self.max_attempts - self._attempts),
         }
@@ -387,6 +434,14 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
                     answers[place] = attempt.answer
             found |= {"previous_images": images, "previous_answers": answers, "previous_status": status}
         return found
+
+
+def _named_views(text: str) -> tuple[str, ...]:
+    """The views that a text names, in the order of `VIEWS`. Raises InvalidInput."""
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(VIEWS):
+        raise InvalidInput(f"views are {', '.join(VIEWS)}, separated by commas, got {text!r}")
+    return tuple(name for name in VIEWS if name in names)
 
 
 def _chosen(task: Task, wanted: Iterable[Condition | str] | None) -> tuple[Condition, ...]:

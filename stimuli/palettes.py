@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import COLOURS, NEUTRALS, Body, Marker, Vec3
 
@@ -82,6 +85,17 @@ PALETTES: dict[str, dict[str, Vec3]] = {
         "brown": (0.56, 0.46, 0.30),
     },
 }
+
+
+def lab(colour: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Colours (..., 3), red, green and blue of sRGB in [0, 1], as CIELAB (..., 3) with the white point D65."""
+    value = np.asarray(colour, dtype=np.float64)
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    x, y, z = root[..., 0], root[..., 1], root[..., 2]
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def paint(thing: Body | Marker, palette: str) -> Vec3:

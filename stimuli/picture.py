@@ -1,19 +1,101 @@
-"""The picture of a scene as a viewer gets it: one view, or four moments side by side, with textures.
+"""The image of a scene as a viewer gets it: one view, or four moments side by side, with textures; and what draws it.
 
 Everything that shows a scene (sets, the environment, pretraining) draws it here, so that a scene looks the same everywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import PANELS, Scene
 from vlm_probe.stimuli.simulators import BACKGROUND, FRAME_INTERVAL, Frame, Poses, Simulator
 from vlm_probe.stimuli.textures import textured
+from vlm_probe.stimuli.viewing import raised
 
 GAP = 2
 """Pixels between the panels of a strip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """A way to draw scenes.
+
+    Attributes:
+        load: Where the function is that gives it, as "module:function"; its argument is the name of the engine, or None.
+        size: Edge of its images unless another is asked for, pixels.
+        raised: Whether scenes are seen from a little higher and to the side, see `vlm_probe.stimuli.viewing.raised`.
+    """
+
+    load: str
+    size: int
+    raised: bool
+
+
+RENDERERS = {
+    "engine": Renderer("vlm_probe.stimuli.simulators:get_simulator", 224, False),
+    "raycast": Renderer("vlm_probe.stimuli.raycast:get_raycast", 448, True),
+    "photoreal": Renderer("vlm_probe.stimuli.photoreal:get_photoreal", 224, False),
+}
+DEFAULT_RENDERER = "engine"
+"""What draws where nothing else is asked for."""
+
+
+def find_renderer(name: str = "") -> Renderer:
+    """The renderer of that name.
+
+    Args:
+        name: A key of `RENDERERS`; empty for the default.
+
+    Raises:
+        InvalidInput: If there is none.
+    """
+    try:
+        return RENDERERS[name or DEFAULT_RENDERER]
+    except KeyError:
+        raise InvalidInput(
+            f"there is no renderer {name!r}: leave it out, or use one of {', '.join(RENDERERS)}"
+        ) from None
+
+
+def painter(name: str = "", engine: str | None = None) -> Simulator:
+    """An engine that draws with a renderer, loaded once per process.
+
+    Args:
+        name: A key of `RENDERERS`; empty for the default.
+        engine: What simulates; by default the default engine.
+
+    Raises:
+        InvalidInput: If there is no such renderer or engine.
+        NotInstalled: If it is not installed; the message says how to install it.
+    """
+    module, _, function = find_renderer(name).load.partition(":")
+    found: Simulator = getattr(import_module(module), function)(engine)
+    return found
+
+
+def renderer_of(card: Mapping[str, Any]) -> str:
+    """The name of the renderer that drew a set, by its card. Sets made before there was a choice were drawn by the engine."""
+    return str(card.get("renderer") or "engine")
+
+
+def staged(scenes: Sequence[Scene], renderer: str = "") -> tuple[Scene, ...]:
+    """Scenes that belong together, as a renderer shows them: from its own point of view.
+
+    Args:
+        scenes: A scene and its foils, before shifts and mirrors.
+        renderer: A key of `RENDERERS`; empty for the default.
+
+    Raises:
+        InvalidInput: If there is no such renderer.
+    """
+    return raised(scenes) if find_renderer(renderer).raised else tuple(scenes)
 
 
 def draw(simulator: Simulator, scene: Scene, size: int, poses: Poses | None = None) -> Frame:

@@ -8,6 +8,7 @@ boards, open at the top, which keeps a sphere from rolling along x.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
@@ -115,6 +116,58 @@ def mesh(shape: str, size: Vec3) -> tuple[Floats, Triangles]:
         j = (i + 1) % n
         triangles += [(i, n + i, n + j), (i, n + j, j)]
     return np.array(vertices, dtype=float), triangles
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Piece:
+    """A convex part of a body or marker, in the frame of its centre of mass, metres.
+
+    Attributes:
+        points: (n, 3) whose convex hull holds it.
+        planes: (k, 4) unit outward normals of its faces and their distances from the origin; none for round pieces.
+        round: "sphere" or "cylinder" (about the own z axis); empty for a polytope.
+    """
+
+    points: Floats
+    planes: Floats
+    round: str = ""
+
+
+@lru_cache(maxsize=1024)
+def convex_pieces(shape: str, size: Vec3) -> tuple[Piece, ...]:
+    """The convex parts of a body or marker, none of which overlap.
+
+    Args:
+        shape: One of `MARKER_SHAPES`.
+        size: Full extents, metres.
+    """
+    x, y, z = size
+    if shape in ("sphere", "cylinder"):
+        return (Piece(_outline(shape, size), np.zeros((0, 4)), shape),)
+    if shape == "box":
+        return (_prism(_rectangle(-x / 2, x / 2, -z / 2, z / 2), y),)
+    if shape == "cradle":
+        return tuple(
+            _prism(_rectangle(cx - ex / 2, cx + ex / 2, cz - ez / 2, cz + ez / 2), y)
+            for (cx, _, cz), (ex, _, ez) in cradle_boards(size)
+        )
+    outline = mesh(shape, size)[0][: 3 if shape == "wedge" else 7, ::2]
+    if shape == "wedge":
+        return (_prism(outline, y),)
+    return (_prism(outline[[0, 1, 5, 6]], y), _prism(outline[[2, 3, 4]], y))
+
+
+def _rectangle(left: float, right: float, low: float, high: float) -> Floats:
+    return np.array([(left, low), (right, low), (right, high), (left, high)])
+
+
+def _prism(outline: Floats, depth: float) -> Piece:
+    """The prism over a convex outline (n, 2) in the x-z plane, counter-clockwise as the viewer sees it."""
+    edges = np.roll(outline, -1, axis=0) - outline
+    normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1) / np.sqrt((edges**2).sum(axis=1))[:, None]
+    sides = [(nx, 0.0, nz, nx * px + nz * pz) for (nx, nz), (px, pz) in zip(normals, outline, strict=True)]
+    points = [(px, py, pz) for py in (-depth / 2, depth / 2) for px, pz in outline]
+    return Piece(np.array(points), np.array([*sides, (0, -1, 0, depth / 2), (0, 1, 0, depth / 2)]))
 
 
 def corners(thing: Body | Marker) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.output import whole_file
-from vlm_probe.stimuli.picture import draw
+from vlm_probe.stimuli.picture import draw, painter, staged
 from vlm_probe.stimuli.ranges import SHOWN
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
-from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
 
-CELL, LINE, GAP = 224, 17, 6
-WIDEST = 38
-"""Characters of a caption that fit under a picture."""
+CELL, LINE, GAP = 320, 18, 8
+WIDEST = 50
+"""Characters of a caption that fit under an image."""
 SHOWN_SHIFTS = (*VISUAL, "count", "size")
 """Shifts that a picture shows: mass, friction and gravity cannot be seen."""
 
 
-def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: int = 6) -> None:
+def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: int = 4) -> None:
     """Write a PNG of n items, spread evenly over the set, whole pairs side by side.
 
     Args:
@@ -43,7 +41,7 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
     rows = -(-len(items) // columns)
     caption = 3 + LINE * max(len(_lines(item)) for item in items)
     sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + caption + GAP) + GAP), "white")
-    draw_on, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    draw_on, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for index, item in enumerate(items):
         left = GAP + index % columns * (CELL + GAP)
         top = GAP + index // columns * (CELL + caption + GAP)
@@ -54,26 +52,28 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
         sheet.save(partial, "PNG")
 
 
-def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
+def shift_sheet(task: str, out: str | Path, seed: int = 4, renderer: str = "") -> None:
     """Write a PNG of every shift (rows) at every level (columns, after the unshifted picture) on one scene of a task.
 
     Args:
         task: Its name.
         out: The PNG to write.
         seed: Of the scene and the shifts.
+        renderer: That draws them; empty for the default.
 
     Raises:
         UnknownTask: If there is no such task.
+        ValueError: If there is no such renderer.
         OSError: If the file cannot be written.
     """
-    the_task, simulator = get_task(task), get_simulator()
+    the_task, simulator = get_task(task), painter(renderer)
     conditions = the_task.conditions()
     condition = max(conditions, key=lambda c: c.count)
-    edge, label = 128, 14
+    edge, label = 224, 18
     sheet = Image.new(
         "RGB", ((len(LEVELS) + 1) * (edge + GAP) + GAP, len(SHOWN_SHIFTS) * (edge + label + GAP) + GAP), "white"
     )
-    draw_on, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    draw_on, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for row, name in enumerate(SHOWN_SHIFTS):
         for column, level in enumerate((0, *LEVELS)):
             shifts = ((name, level),) if level else ()
@@ -82,7 +82,7 @@ def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
                 scenes = the_task.sample_matched(
                     np.random.default_rng(seed), shifted_condition(the_task, condition, shifts)
                 )
-                scene = apply_alike(scenes, shifts, np.random.default_rng(seed))[0]
+                scene = apply_alike(staged(scenes, renderer), shifts, np.random.default_rng(seed))[0]
             except Unsatisfiable:
                 draw_on.text((left + 4, top + edge), f"no {name}:{level}", fill="black", font=font)
                 continue
@@ -95,9 +95,12 @@ def shift_sheet(task: str, out: str | Path, seed: int = 4) -> None:
 
 
 def _lines(item: Item) -> list[str]:
-    """What is written under a picture: answer and margin, factor levels, and shifts where there are any."""
-    plain = replace(item.condition, shifts=()).code
-    return [_caption(item), plain, *([spell(item.condition.shifts)] if item.condition.shifts else [])]
+    """What is written under an image: answer and margin, factor levels in words, and shifts where there are any."""
+    condition = item.condition
+    words = [f"{condition.count} object" + "s" * (condition.count != 1), condition.build.replace(":", ": ")]
+    words += [f"shown by {condition.shown}"] if condition.shown else []
+    words += ["mirror image"] if condition.mirrored else []
+    return [_caption(item), ", ".join(words), *([spell(condition.shifts)] if condition.shifts else [])]
 
 
 def _caption(item: Item) -> str:

@@ -22,9 +22,8 @@ from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
 from vlm_probe.stimuli.shapes import bottom, corners
 from vlm_probe.stimuli.tasks import Task, Unsatisfiable
-from vlm_probe.stimuli.tasks.grounding import MIN_SEPARATION
 from vlm_probe.stimuli.textures import ON_BODIES, ON_FLOORS, Texture
-from vlm_probe.stimuli.viewing import extent, fitted, project, shown, things
+from vlm_probe.stimuli.viewing import extent, fitted, project, shown, sides_kept, things
 
 Floats = npt.NDArray[np.float64]
 Scenes = tuple[Scene, ...]
@@ -78,6 +77,8 @@ SKIES: dict[int, tuple[Vec3, ...]] = {
 }
 CLEAR = 0.3
 """Distance in (red, green, blue) that a floor or sky keeps from the colours of what is in the scene, where there is one that does."""
+DARK = 0.45
+"""Brightest channel of a floor up to which arrows on it are white instead of black."""
 DISTRACTORS = {1: 1, 2: 2, 3: 4}
 # Growing or shrinking by these factors; chosen so that blocks of 10 cm stay whole centimetres.
 SIZES = {1: (1.2, 0.8), 2: (1.5, 0.7), 3: (1.8, 0.5)}
@@ -242,16 +243,27 @@ def _texture(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
 
 
 def _background(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
-    """Level 1: other plain colours. 2: stronger ones, and a sky that changes with height. 3: dark, tiled, and clouded."""
+    """Level 1: other plain colours. 2: stronger ones, and a sky that changes with height. 3: dark, tiled, and clouded.
+
+    On dark floors arrows are white.
+    """
     seeds = rng.integers(10_000, size=2).tolist()
     floor, sky = (_distinct(colours[level], scenes, rng) for colours in (FLOORS, SKIES))
     sky_texture = {1: "", 2: Texture("gradient", 2, seeds[0]).name, 3: Texture("clouds", 3, seeds[0]).name}[level]
+
+    dark = max(floor) < DARK
+
+    def drawn(marker: Marker) -> Marker:
+        return replace(marker, colour="white") if dark and marker.shape == "arrow" else marker
 
     def behind(old: Background) -> Background:
         tiles = Texture("tiles", 2, seeds[1]).name if level == 3 and not old.floor_texture else old.floor_texture
         return Background(sky, floor, sky_texture, tiles)
 
-    return tuple(replace(scene, background=behind(scene.background)) for scene in scenes)
+    return tuple(
+        replace(scene, background=behind(scene.background), markers=tuple(map(drawn, scene.markers)))
+        for scene in scenes
+    )
 
 
 def _distinct(colours: Sequence[Vec3], scenes: Scenes, rng: np.random.Generator) -> Vec3:
@@ -278,19 +290,10 @@ def _camera(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
     camera = replace(old, pitch=lower if lower >= STEEPEST else higher, distance=round(old.distance * back, 3))
     for turn in (1.0, -1.0, 0.75, -0.75, 0.5, -0.5, 0.25, -0.25, 0.0):
         turned = replace(camera, yaw=round(old.yaw + turn * side * yaw, 1))
-        if all(_sides_kept(turned, scene) for scene in scenes):
+        if all(sides_kept(turned, scene) for scene in scenes):
             camera = turned
             break
     return _in_view(scenes, camera)
-
-
-def _sides_kept(camera: Camera, scene: Scene) -> bool:
-    """Whether left and right of any two bodies are the same in the picture as in the scene, where the old picture had them right."""
-    places = np.array([body.position for body in scene.bodies])
-    gaps = places[:, None, 0] - places[None, :, 0]
-    before, after = (u[:, None] - u[None, :] for u in (project(c, places)[:, 0] for c in (scene.camera, camera)))
-    asked = (gaps >= MIN_SEPARATION) & (before > 0)
-    return bool((after[asked] > 0).all())
 
 
 def _in_view(scenes: Scenes, camera: Camera) -> Scenes:

@@ -12,11 +12,14 @@ from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.errors import is_text, reading
 from vlm_probe.stimuli.generate import Progress, make_set
 from vlm_probe.stimuli.output import Busy, OutputError
+from vlm_probe.stimuli.picture import DEFAULT_RENDERER, find_renderer, painter
 from vlm_probe.stimuli.shifts import Shifts, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import FAMILIES, get_task
 
-STANDARD_N, STANDARD_SEED, STANDARD_SIZE = 500, 0, 224
+STANDARD_N, STANDARD_SEED = 500, 0
+STANDARD_SIZE = 0
+"""Edge of the images, pixels; 0 for that of the renderer."""
 
 
 def cache_folder() -> Path:
@@ -25,12 +28,16 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else user_cache_path("probe")
 
 
-def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> StimulusSet:
+def resolve(
+    name: str, *, size: int = 0, renderer: str = "", jobs: int = 1, progress: Progress | None = None
+) -> StimulusSet:
     """The set that a folder, a task or a family names; a standard set is made first if it is not in the cache.
 
     Args:
         name: A folder with a stimulus set, a task ("towers-topblock"), or a family ("towers": its headline judgement). A
             task or family may be followed by shifts, as in "towers@camera:2" (see `vlm_probe.stimuli.shifts.parse_shifts`).
+        size: Edge of the images of a task or family, pixels; 0 for that of the renderer.
+        renderer: That draws a task or family, see `make_set`; empty for the default.
         jobs: Worker processes, if the set has to be made.
         progress: Called with (items done, items in all), if the set has to be made.
 
@@ -45,14 +52,23 @@ def resolve(name: str, *, jobs: int = 1, progress: Progress | None = None) -> St
         if not Path(name).is_dir():
             raise StimulusError(f"{name} does not exist: make a set with `probe stimuli make TASK --out {name}`")
         return StimulusSet.load(name)
-    return further_set(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, shifts=shifts, jobs=jobs, progress=progress)
+    return further_set(
+        FAMILIES.get(name, name),
+        STANDARD_N,
+        STANDARD_SEED,
+        size=size,
+        renderer=renderer,
+        shifts=shifts,
+        jobs=jobs,
+        progress=progress,
+    )
 
 
-def check_available(name: str) -> None:
+def check_available(name: str, size: int = 0, renderer: str = "") -> None:
     """Refuse a task or family whose standard set would have to be made, where the cache cannot hold it.
 
     Args:
-        name: As for `resolve`.
+        name, size, renderer: As for `resolve`.
 
     Raises:
         StimulusError: If the cache cannot be written, or a folder is no stimulus set.
@@ -61,7 +77,9 @@ def check_available(name: str) -> None:
     name, shifts = split_name(name)
     if os.sep in name or Path(name).is_dir():
         resolve(name)
-    elif not _place(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, STANDARD_SIZE, shifts).exists():
+        return
+    size = size or STANDARD_SIZE or find_renderer(renderer).size
+    if not _place(FAMILIES.get(name, name), STANDARD_N, STANDARD_SEED, size, renderer, shifts).exists():
         check_cache()
 
 
@@ -106,7 +124,8 @@ def further_set(
     n: int,
     seed: int,
     *,
-    size: int = STANDARD_SIZE,
+    size: int = 0,
+    renderer: str = "",
     shifts: Shifts = (),
     jobs: int = 1,
     progress: Progress | None = None,
@@ -117,19 +136,32 @@ def further_set(
         task: Registered task name.
         n: Number of items.
         seed: Of the set; another than that of the standard sets.
-        size: Edge of the pictures, pixels.
+        size: Edge of the images, pixels; 0 for that of the renderer.
+        renderer: That draws them, see `make_set`; empty for the default.
         shifts: Visual and physical shifts.
         jobs: Processes that make it.
         progress: Called with (items done, n).
 
     Raises:
         OutputError: If the cache cannot be written.
+        ValueError: If there is no such renderer.
     """
-    folder = _place(task, n, seed, size, shifts)
+    size = size or STANDARD_SIZE or find_renderer(renderer).size
+    folder = _place(task, n, seed, size, renderer, shifts)
     while not folder.exists():
         check_cache()
         try:
-            return make_set(task, n, seed, folder, size=size, jobs=jobs, shifts=shifts, progress=progress)
+            return make_set(
+                task,
+                n,
+                seed,
+                folder,
+                size=size,
+                renderer=renderer,
+                shifts=shifts,
+                jobs=jobs,
+                progress=progress,
+            )
         except Busy:
             time.sleep(0.2)  # until another process has finished the same set, or has ended
         except OutputError:
@@ -138,10 +170,12 @@ def further_set(
     return StimulusSet.load(folder)
 
 
-def _place(task: str, n: int, seed: int, size: int, shifts: Shifts) -> Path:
+def _place(task: str, n: int, seed: int, size: int, renderer: str, shifts: Shifts) -> Path:
     """Where such a set is kept."""
     the_task = get_task(task)
     engine = get_simulator().version().replace(" ", "-")
+    if (renderer or DEFAULT_RENDERER) != "engine":
+        engine += "_" + painter(renderer).renderer.replace(" ", "-")
     # Every shift by name and level, so that `visual:2` and its parts are one set.
     code = "".join(f"_{name}{level}" for name, level in shifts)
     return cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}{code}"

@@ -70,7 +70,7 @@ def test_no_module_needs_itself():
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("vlm_probe.stimuli.generate", {"torch", "transformers", "pandas", "matplotlib"}),
+        ("vlm_probe.stimuli.generate", {"torch", "transformers", "pandas", "matplotlib", "numba"}),
         ("vlm_probe.probes.run", {"torch", "transformers", "pandas"}),
         ("vlm_probe.probes.models.catalog", {"torch", "transformers", "pandas", "pybullet"}),
         ("vlm_probe.analysis.summary", {"torch", "transformers"}),

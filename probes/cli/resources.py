@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_probe.probes.cli.errors import CommandError, UnknownName
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from vlm_probe.stimuli.shifts import Shifts
 
 
-def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
+def find_stimuli(name: str, jobs: int | None, size: int = 0, renderer: str = "") -> StimulusSet:
     """The set of that name: a folder, a task or a family, whose standard set is made and cached when it is not there.
 
     Args:
         name: As on the command line.
         jobs: Processes that make a set that is not there; None takes all cores.
+        size, renderer: Of the images of a task or family, see `vlm_probe.stimuli.standard.resolve`.
 
     Raises:
         StimulusError, UnknownName, CommandError: If there is no such set.
@@ -28,7 +29,7 @@ def find_stimuli(name: str, jobs: int | None) -> StimulusSet:
 
     check_stimuli_name(name)
     with progress("making stimuli") as step:
-        return resolve(name, jobs=jobs or cores(), progress=step)
+        return resolve(name, size=size, renderer=renderer, jobs=jobs or cores(), progress=step)
 
 
 EXAMPLES_N, EXAMPLES_SEED = 96, 10_007
@@ -47,7 +48,6 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
         StimulusError, UnknownName, CommandError: If there is no such set, or none can be made for an imported one.
     """
     from vlm_probe.probes.cli.console import progress
-    from vlm_probe.stimuli.ranges import IMAGE_SIZE
     from vlm_probe.stimuli.standard import further_set
     from vlm_probe.stimuli.tasks import task_names
 
@@ -56,9 +56,39 @@ def find_examples(stimuli: StimulusSet, name: str | None, jobs: int | None) -> S
     task = str(stimuli.card.get("task"))
     if task not in task_names():
         raise CommandError(f"{stimuli.path} is of no task that examples can be made for: give --examples-from SET")
-    size = min(int(stimuli.card.get("image_size", 224)), int(IMAGE_SIZE.most))
     with progress("making worked examples") as step:
-        return further_set(task, EXAMPLES_N, EXAMPLES_SEED, size=size, jobs=jobs or cores(), progress=step)
+        return further_set(task, EXAMPLES_N, EXAMPLES_SEED, **drawn_alike(stimuli), jobs=jobs or cores(), progress=step)
+
+
+def drawn_alike(stimuli: StimulusSet) -> dict[str, Any]:
+    """Size and renderer of a set's images, for a further set that is to look like it.
+
+    Args:
+        stimuli: The set.
+    """
+    from vlm_probe.stimuli.picture import renderer_of
+    from vlm_probe.stimuli.ranges import IMAGE_SIZE
+
+    size = min(int(stimuli.card.get("image_size", 0)), int(IMAGE_SIZE.most))
+    return {"size": size, "renderer": renderer_of(stimuli.card)}
+
+
+def check_drawing(name: str, size: int, renderer: str) -> None:
+    """Refuse `--size` and `--renderer` for a folder, whose images are there already.
+
+    Args:
+        name: Of the set.
+        size, renderer: As on the command line.
+
+    Raises:
+        CommandError: The message says what to do instead.
+    """
+    if (size or renderer) and (Path(name).is_dir() or os.sep in name):
+        options = (f" --size {size}" if size else "") + (f" --renderer {renderer}" if renderer else "")
+        raise CommandError(
+            f"--size and --renderer go with a task or family: the images in {name} are drawn already; make another set with"
+            f" `probe stimuli make TASK{options} --out DIR`"
+        )
 
 
 def check_examples(task: str, name: str | None) -> None:

@@ -31,10 +31,9 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
     from vlm_probe.analysis.logs import GROUNDING
     from vlm_probe.analysis.summary import seen
     from vlm_probe.probes.cli.console import progress, tell
-    from vlm_probe.probes.cli.resources import cores
+    from vlm_probe.probes.cli.resources import cores, drawn_alike
     from vlm_probe.probes.conditions import GROUNDING_N, GROUNDING_SEED
     from vlm_probe.probes.run import run
-    from vlm_probe.stimuli.ranges import IMAGE_SIZE
     from vlm_probe.stimuli.standard import further_set
     from vlm_probe.stimuli.tasks import get_task, task_names
 
@@ -42,9 +41,10 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
     task = f"{get_task(name).family}-grounding" if name in task_names() else ""
     if task not in task_names() or task == name or not model.needs_images or model.text_only:
         return
-    size = min(int(stimuli.card.get("image_size", 224)), int(IMAGE_SIZE.most))
     with progress("making grounding items") as step:
-        items = further_set(task, GROUNDING_N, GROUNDING_SEED, size=size, jobs=jobs or cores(), progress=step)
+        items = further_set(
+            task, GROUNDING_N, GROUNDING_SEED, **drawn_alike(stimuli), jobs=jobs or cores(), progress=step
+        )
     plain = replace(config, stimuli=task, design="plain", examples=(0,), examples_from=None, limit=None, style="")
     with progress("grounding first") as step:
         run(plain, items, folder / GROUNDING, model=model, progress=step)

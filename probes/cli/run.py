@@ -50,6 +50,7 @@ def run(
     from vlm_probe.probes.cli.errors import FAILED_TRIALS, INTERRUPTED, SUCCESS, UsageError, check_texts
     from vlm_probe.probes.cli.many import named_models, named_sets
     from vlm_probe.probes.cli.resources import (
+        check_drawing,
         check_examples,
         check_model_name,
         check_run_folder,
@@ -89,19 +90,20 @@ def run(
     if run_config.base_url is None:
         check_model_name(model)
     task = check_stimuli_name(stimuli)
+    check_drawing(stimuli, run_config.size, run_config.renderer)
     _check_attempts(task, stimuli, run_config.attempts)
     folder = out or Path("runs") / run_name(run_config, task)
     processes = join()
     if processes.first:
         check_run_folder(folder, resume)
-        check_available(stimuli)
+        check_available(stimuli, run_config.size, run_config.renderer)
         if max(run_config.examples):
             check_examples(task, run_config.examples_from)
     saved = _portable(run_config, out) | {"references": references}
     check_texts({f"--{name}".replace("_", "-"): str(value) for name, value in saved.items()})
     # The model comes before any work on stimuli: what cannot be loaded should be known at once.
     loaded = loaded or load(run_config)
-    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs))
+    items = processes.in_turn(lambda: find_stimuli(stimuli, jobs, run_config.size, run_config.renderer))
     pool = None
     if max(run_config.examples):
         pool = processes.in_turn(lambda: find_examples(items, run_config.examples_from, jobs))
@@ -200,7 +202,13 @@ def run_name(config: RunConfig, task: str) -> str:
     if config.base_url:
         parts.append("served")
     codes = {"limit": "n", "temperature": "t", "max_new_tokens": "tokens", "seed": "s", "examples": "examples"}
-    codes |= {"attempts": "attempts", "memory": "memory-", "thinking": "thinking-", "max_thinking_tokens": "thoughts"}
+    codes |= {
+        "attempts": "attempts",
+        "memory": "memory-",
+        "size": "px",
+        "thinking": "thinking-",
+        "max_thinking_tokens": "thoughts",
+    }
     names = (
         "revision",
         "dtype",
@@ -212,6 +220,8 @@ def run_name(config: RunConfig, task: str) -> str:
         "design",
         "style",
         "examples",
+        "size",
+        "renderer",
         *(("attempts", "memory") if config.attempts > 1 else ()),
         *("thinking", "chat_template_args", "max_thinking_tokens"),
     )

@@ -14,17 +14,24 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 
 from vlm_probe.probes.cli.errors import UsageError, check_texts
 from vlm_probe.probes.options import OUTPUT
 from vlm_probe.stimuli.errors import ProbeError, did_you_mean, reading
-from vlm_probe.stimuli.ranges import PROCESSES
+from vlm_probe.stimuli.ranges import IMAGE_SIZE, PROCESSES
 
 if TYPE_CHECKING:
     from vlm_probe.stimuli.output import OutputFolder
+
+
+def _image_size(type_: Any, value: int) -> None:
+    """Refuse a size that no image can have; 0 leaves it to the renderer."""
+    if value:
+        IMAGE_SIZE(type_, value)
+
 
 Config = Annotated[
     Path | None, Parameter(name="--config", group=OUTPUT, help="TOML file with values for these options.")
@@ -35,6 +42,17 @@ Json = Annotated[
 Overwrite = Annotated[bool, Parameter(name="--overwrite", negative=(), help="Replace a file that is there already.")]
 Jobs = Annotated[
     int | None, Parameter(group=OUTPUT, validator=PROCESSES, help="Processes for stimuli and reference observers.")
+]
+
+ImageSize = Annotated[
+    int, Parameter(validator=_image_size, help="Edge of the square images, pixels; 0 = 224, or 448 with `raycast`.")
+]
+RendererName = Annotated[
+    Literal["", "engine", "raycast", "photoreal"],
+    Parameter(
+        help="What draws the images: `engine` (the default), `raycast` (exact edges, soft shadows, materials), or"
+        " `photoreal` (path tracing, seconds per image)."
+    ),
 ]
 
 SETTINGS = "config.toml"

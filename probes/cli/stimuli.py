@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from vlm_probe.probes.cli.settings import Config, Jobs, Json, Overwrite
-from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, SEED, SHOWN
+from vlm_probe.probes.cli.settings import Config, ImageSize, Jobs, Json, Overwrite, RendererName
+from vlm_probe.stimuli.ranges import AMOUNT, SEED, SHOWN
 
 app = App(name="stimuli", help="Make, list, show, check, audit, import and export stimulus sets.")
 
@@ -28,10 +28,13 @@ def make(
     out: Path,
     n: Count = 500,
     seed: Annotated[int, Parameter(validator=SEED)] = 0,
-    size: Annotated[int, Parameter(validator=IMAGE_SIZE)] = 224,
+    size: ImageSize = 0,
     style: Literal["direct", "think"] = "direct",
     shift: Shift = "",
-    renderer: Literal["", "photoreal"] = "",
+    renderer: RendererName = "",
+    segmentation: Annotated[bool, Parameter(negative=())] = False,
+    depth: Annotated[bool, Parameter(negative=())] = False,
+    state: Annotated[bool, Parameter(negative=())] = False,
     jobs: Jobs = None,
     json: Json = False,
     config: Config = None,
@@ -42,9 +45,10 @@ def make(
         out: Folder to make.
         n: Number of items.
         seed: Seed of the whole set.
-        size: Edge of the square pictures, pixels.
         style: Whether prompts ask for the bare answer or for reasoning first.
-        renderer: `photoreal` draws with Blender (the extra of that name), in seconds per picture.
+        segmentation: Also write which body each pixel shows, segmentation/IMAGE.npy.
+        depth: Also write how far away each pixel is, depth/IMAGE.npy, metres.
+        state: Also write places, sizes and materials of all bodies, state/SCENE.npy.
     """
     from vlm_probe.probes.cli.console import progress, show, show_json
     from vlm_probe.probes.cli.resources import check_shifts, cores, task_name
@@ -63,6 +67,9 @@ def make(
             style=style,
             shifts=shifts,
             renderer=renderer,
+            segmentation=segmentation,
+            depth=depth,
+            state=state,
             progress=step,
         )
     if json:
@@ -108,6 +115,30 @@ def list_(*, json: Json = False, config: Config = None) -> int:
     return 0
 
 
+@app.command
+def matched(stimuli: SetName, /, *, out: Path, jobs: Jobs = None, json: Json = False, config: Config = None) -> int:
+    """Make the matched grounding set: the same images, each with a question about the quantity that decides in it.
+
+    Items keep their ids, so that a model's answers to the two questions about an image can be compared.
+
+    Args:
+        out: Folder to make.
+    """
+    from vlm_probe.probes.cli.console import show, show_json
+    from vlm_probe.probes.cli.resources import find_stimuli
+    from vlm_probe.stimuli.generate import make_matched
+
+    found = find_stimuli(stimuli, jobs)
+    made = make_matched(found, out)
+    if json:
+        show_json({"path": str(made.path), **made.card})
+    else:
+        show(
+            f"{made.path}: {len(made)} of the {len(found)} images of {found.path}, with questions of {made.card['task']}"
+        )
+    return 0
+
+
 @app.command(name="show")
 def show_(
     stimuli: SetName,
@@ -117,10 +148,11 @@ def show_(
     overwrite: Overwrite = False,
     n: Annotated[int, Parameter(name=("--n", "-n"), validator=SHOWN)] = 24,
     shift: Shift = "",
+    renderer: RendererName = "",
     jobs: Jobs = None,
     config: Config = None,
 ) -> int:
-    """Draw a contact sheet: the pictures of a set with their labels and margins.
+    """Draw a contact sheet: the images of a set with their labels and margins.
 
     Args:
         out: PNG to write.
@@ -129,15 +161,16 @@ def show_(
             scenes.
     """
     from vlm_probe.probes.cli.console import show
-    from vlm_probe.probes.cli.resources import find_stimuli, shifted_name, task_name
+    from vlm_probe.probes.cli.resources import check_drawing, find_stimuli, shifted_name, task_name
     from vlm_probe.stimuli.output import claim_file
     from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
 
+    check_drawing(stimuli, 0, renderer)
     claim_file(out, overwrite=overwrite)
     if shift == "all":
-        shift_sheet(task_name(stimuli), out)
+        shift_sheet(task_name(stimuli), out, renderer=renderer)
     else:
-        contact_sheet(find_stimuli(shifted_name(stimuli, shift), jobs), out, n)
+        contact_sheet(find_stimuli(shifted_name(stimuli, shift), jobs, renderer=renderer), out, n)
     show(str(out))
     return 0
 
@@ -221,9 +254,13 @@ def audit(
         audited.plot(out)
         tell(f"figure: {out}")
     if json:
-        show_json(rows)
+        show_json({"shortcuts": rows, "visibility": [seen.row() for seen in audited.visibility]})
         return 0
     _show_table([{key: value for key, value in row.items() if key != "above limit"} for row in rows])
+    if audited.visibility:
+        show("\nHow large the margin is in the image (median): pixels, and visual tokens of common processors")
+        _show_table([seen.row() for seen in audited.visibility])
+        show("")
     if audited.limit is not None:
         for shortcut in audited.above:
             show(f"above {audited.limit:.0%}: {shortcut.name} ({shortcut.score:.3f}): {shortcut.reason}")

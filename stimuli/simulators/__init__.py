@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.stimuli.errors import InvalidInput, NotInstalled
-from vlm_probe.stimuli.scene import Scene
+from vlm_probe.stimuli.scene import SHAPES, Scene
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,31 @@ class Poses:
 
     positions: npt.NDArray[np.float64]
     orientations: npt.NDArray[np.float64]
+
+
+STATE = (
+    *("present", "shape", "size_x", "size_y", "size_z", "x", "y", "z", "quaternion_x", "quaternion_y", "quaternion_z"),
+    *("quaternion_w", "velocity_x", "velocity_y", "velocity_z", "mass", "friction", "restitution", "fixed"),
+)
+"""Columns of a physical state: one row for every body, in scene order; SI units; the shape as its place in `SHAPES`."""
+
+
+def body_states(scene: Scene, poses: Poses | None = None) -> npt.NDArray[np.float32]:
+    """The physical state of a scene's bodies, (bodies, len(`STATE`)).
+
+    Args:
+        scene: The scene.
+        poses: Where the bodies are, at rest; by default where they start, as fast as they start.
+    """
+    found = np.zeros((len(scene.bodies), len(STATE)), dtype=np.float32)
+    for index, body in enumerate(scene.bodies):
+        place, turn, velocity = body.position, body.orientation, body.velocity
+        if poses is not None:
+            place, turn, velocity = poses.positions[index], poses.orientations[index], (0.0, 0.0, 0.0)
+        kind = (1.0, SHAPES.index(body.shape))
+        matter = (body.mass, body.friction, body.restitution, body.fixed)
+        found[index] = (*kind, *body.size, *place, *turn, *velocity, *matter)
+    return found
 
 
 @dataclass(frozen=True)

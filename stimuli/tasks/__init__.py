@@ -97,6 +97,16 @@ class Task(ABC):
     def margin(self, scene: Scene) -> float:
         """Signed physical margin, dimensionless; 0 is the boundary."""
 
+    def margin_length(self, scene: Scene) -> float | None:
+        """Metres from left to right that a margin of 1 is in the scene; None where the margin is no distance that can be seen.
+
+        From it the audit tells how many pixels decide about an item.
+
+        Args:
+            scene: What is shown.
+        """
+        return None
+
     @abstractmethod
     def question(self, scene: Scene, variant: Variant) -> Question:
         """What is asked about the scene, in that wording.
@@ -203,6 +213,16 @@ class Task(ABC):
     def statics_answer(self, scene: Scene) -> Answer | None:
         """What the closed form says the answer is, to be compared with the simulation; None where there is none."""
         return None
+
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """What decides in the scene, as the family's grounding task asks for it: its kind of question ("ask") and its blanks.
+
+        Empty where that task has no such question. See `vlm_probe.stimuli.generate.make_matched`.
+
+        Args:
+            scene: What is shown.
+        """
+        return {}
 
     def cues(self) -> Mapping[str, Callable[[Scene], float]]:
         """Numbers that could stand in for physics, for baselines and the audit."""

@@ -29,13 +29,12 @@ from vlm_probe.stimuli.question import (
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.tasks import Score, Task, Unsatisfiable
+from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 About = dict[str, str | int]
 """What one question is about: the blanks of its wording."""
 Objects = Callable[[Scene], Sequence[Body]]
 
-MIN_SEPARATION = 0.015
-"""Metres between two centres from which left and right of each other are asked about, and must be the same in the picture."""
 LARGEST_COUNT = 6
 """The largest number that can be answered, unless there are more objects."""
 
@@ -149,11 +148,26 @@ class GroundingTask(Task):
             raise InvalidInput(
                 f"{name} cannot be asked of this scene; it allows {', '.join(self.possible_asks(scene))}"
             )
-        about = abouts[variant.detail % len(abouts)]
-        text = self.asks[name].texts[variant.paraphrase].format(**about)
+        return self.ask_about(scene, {"ask": name, **abouts[variant.detail % len(abouts)]}, variant)
+
+    def ask_about(self, scene: Scene, about: Mapping[str, str | int], variant: Variant) -> Question:
+        """The question of kind about["ask"], whose blanks are the rest of `about`.
+
+        Args:
+            scene: What is asked about.
+            about: Kind of question, and what it is about.
+            variant: The wording.
+
+        Raises:
+            ValueError: If that cannot be asked about the scene.
+        """
+        name, blanks = str(about["ask"]), {key: value for key, value in about.items() if key != "ask"}
+        if blanks not in self.asks[name].abouts(scene):
+            raise InvalidInput(f"{name} cannot be asked about {blanks} in this scene")
+        text = self.asks[name].texts[variant.paraphrase].format(**blanks)
         grammar, clause = self.asks[name].grammar(scene, variant.order)
         prompt = f"{text}{clause}" + (THINK if variant.style == "think" else "")
-        return Question(prompt, grammar, variant.style, {"ask": name, **about})
+        return Question(prompt, grammar, variant.style, dict(about))
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The answer, read from the scene."""

@@ -83,7 +83,7 @@ def test_random_demonstrations_are_for_first_attempts_of_sft(wrong):
 def test_a_scene_of_a_named_test_set_is_refused_and_so_is_its_mirror_image(stability_items, tmp_path):
     # A test set that was made with the seed of training.
     shown = make_set("towers-stability", 4, 1_000_000, tmp_path / "set", size=48)
-    assert shown.items[0].scene_sha256 == stability_items.examples[0].item.scene_sha256
+    assert stability_items.examples[0].item.scene_sha256 in {item.scene_sha256 for item in shown.items}
     with pytest.raises(TrainingError, match=r"shows a scene of the test set .*: choose another --seed"):
         training_set(settings(avoid=(str(tmp_path / "set"),)))
     mirrored = {mirror(i.scene).content_hash for i in shown.items}

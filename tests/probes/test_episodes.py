@@ -20,6 +20,7 @@ from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import COLUMNS, TRIALS, RunError, read_run, read_trials
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.environment import PhysicsEnv
+from vlm_probe.stimuli.generate import make_set
 
 
 def wrong(item: Item) -> int:
@@ -246,6 +247,21 @@ def test_what_cannot_be_tried_several_times_is_refused(
     painted = StimulusSet(topblock.path, topblock.card | {"versions": {"renderer": "Blender Cycles"}})
     with pytest.raises(PresentationError, match="by Blender Cycles"):
         run(RunConfig("chance", "s", attempts=2), painted, tmp_path / "r", model=model)
+    unknown = StimulusSet(topblock.path, topblock.card | {"renderer": "gl"})
+    with pytest.raises(PresentationError, match="no renderer 'gl'"):
+        run(RunConfig("chance", "s", attempts=2), unknown, tmp_path / "r", model=model)
+
+
+def test_what_happens_is_drawn_as_the_set_was(tmp_path: Path) -> None:
+    stimuli = make_set("towers-topblock", 4, 0, tmp_path / "set", size=64, renderer="raycast")
+    _, model = played(stimuli, tmp_path / "r")
+    second = next(trial for (_, attempt), trial in model.shown.items() if attempt == 2)
+    assert second.item.scene is not None and second.image is not None
+    first = np.asarray(stimuli.image(next(item for item in stimuli.items if item.item_id == second.item.item_id)))
+    shown = [np.asarray(image) for turn in second.context for image in turn.images] + [np.asarray(second.image)]
+    sky = first[0, 0]  # far from all that moves
+    assert all((image[0, 0] == sky).all() for image in shown)
+    assert any((image != first).any() for image in shown)
 
 
 def test_runs_of_earlier_versions_are_read_and_gone_on_with(topblock: StimulusSet, tmp_path: Path) -> None:

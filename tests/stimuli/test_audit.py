@@ -1,5 +1,8 @@
 """The audit finds planted shortcuts, and the designed set has none of those that it was designed against."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from vlm_probe.stimuli.dataset import StimulusError
 from vlm_probe.stimuli.generate import make_set
 from vlm_probe.stimuli.sheet import contact_sheet, shift_sheet
 from vlm_probe.stimuli.standard import resolve
+from vlm_probe.stimuli.tasks import get_task
 from vlm_probe.stimuli.tasks.towers.stability import TowersStability
 
 
@@ -59,6 +63,47 @@ def test_a_planted_cue_is_found_and_noise_is_not():
     assert cue_accuracy(rng.random(200), labels, groups) < 0.62
 
 
+def test_order_and_ids_are_audited_like_any_shortcut(stability, monkeypatch):
+    scores = {s.name: s.score for s in audit(stability).shortcuts if s.kind == "order"}
+    assert set(scores) == {"item id", "place in the set", "place within the group", "answer before"}
+    assert max(scores.values()) < 0.6
+    by_pair = sorted(stability.items, key=lambda item: (item.pair_id, str(item.answer)))
+    planted = [replace(item, item_id=f"{item.answer}{i}") for i, item in enumerate(by_pair)]
+    monkeypatch.setitem(stability.__dict__, "items", planted)
+    found = {s.name: s.score for s in audit(stability).shortcuts if s.kind == "order"}
+    assert found["item id"] == found["answer before"] == 1.0 > found["place in the set"]
+
+
+def test_margins_are_given_in_pixels_and_visual_tokens(stability, tmp_path):
+    seen = {one.bin: one for one in audit(stability).visibility}
+    # Half a block of 5 cm, seen at 0.94 m by a camera of 36 degrees, is 5.2 pixels of 64.
+    assert seen["0.4-0.7"].pixels == pytest.approx(0.55 * 5.2, abs=0.4)
+    assert seen["0.4-0.7"].tokens["LLaVA-1.5"] == pytest.approx(seen["0.4-0.7"].pixels * 336 / 64 / 14, abs=0.1)
+    assert audit(make_set("support-hold", 48, 0, tmp_path / "s", size=32)).visibility == ()
+
+
+def test_no_single_look_gives_the_side_of_a_fall():
+    task, right = get_task("towers-direction"), Counter()
+    conditions = [c for c in task.conditions() if c.count == 7 and c.margin_bin in ((0.1, 0.2), (-0.2, -0.1))]
+    scenes = {c: task.sample_matched(np.random.default_rng(1), c)[0] for c in dict.fromkeys(conditions)}
+    for condition in conditions:
+        scene = scenes[condition]
+        for name, rule in task.rules().items():
+            right[name] += rule(scene) == task.statics_answer(scene)
+    shares = {name: count / len(conditions) for name, count in right.items()}
+    assert shares.pop("side of the largest step") == pytest.approx(7 / 8)  # half of the physics, as the card says
+    assert len(shares) == 4 and set(shares.values()) == {9 / 16}
+
+
+@pytest.mark.slow
+def test_fitted_thresholds_do_not_give_the_side_of_a_fall_either(tmp_path):
+    result = audit(make_set("towers-direction", 256, 0, tmp_path / "d", size=64, jobs=2))
+    scores = {s.name: s.score for s in result.shortcuts}
+    for name in ("lean", "place of the top block", "top block from the one below", "centroid in the picture"):
+        assert scores[name] < 0.6
+    assert all("not explained" not in shortcut.reason for shortcut in result.above)
+
+
 def test_constant_answers_solve_few_action_items(tmp_path):
     stimuli = make_set("towers-topblock", 64, 0, tmp_path / "t", size=64)
     assert stimuli.card["baselines"]["constant"]["score"] < 0.35
@@ -79,7 +124,7 @@ def test_contact_sheet_shows_pairs(stability, tmp_path):
 
 
 def test_shift_sheet_shows_every_visible_shift(tmp_path):
-    shift_sheet("towers-stability", tmp_path / "shifts.png")
+    shift_sheet("towers-stability", tmp_path / "shifts.png", renderer="raycast")
     assert (tmp_path / "shifts.png").stat().st_size > 50_000
 
 

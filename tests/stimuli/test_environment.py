@@ -4,6 +4,7 @@ import copy
 import pickle
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -21,7 +22,8 @@ from vlm_probe.stimuli.environment import (
     register_all,
 )
 from vlm_probe.stimuli.outcomes import OutcomeCache
-from vlm_probe.stimuli.simulators import get_simulator
+from vlm_probe.stimuli.raycast import get_raycast
+from vlm_probe.stimuli.simulators import STATE, get_simulator
 from vlm_probe.stimuli.spaces import prompt_space
 from vlm_probe.stimuli.tasks import get_task
 
@@ -49,6 +51,38 @@ def test_every_action_task_passes_gymnasiums_checker(task, settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("task", action_tasks())
+def test_observations_show_what_is_asked_for(task):
+    views = "state,image,segmentation,depth"
+    env = gymnasium.make(environment_id(task), size=48, renderer="raycast", views=views, max_attempts=2).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+    before, _ = env.reset(seed=3)
+    bodies = env.scene.bodies
+    assert set(before) == {"image", "segmentation", "depth", "state", "prompt", "attempts_left"}
+    frame = get_raycast().render(replace(env.scene, panels=()), 48)
+    if not env.scene.panels:
+        np.testing.assert_array_equal(before["segmentation"], frame.segmentation)
+        np.testing.assert_array_equal(before["depth"], frame.depth)
+        np.testing.assert_array_equal(before["image"], frame.rgb)
+    place = [STATE.index(name) for name in ("x", "y", "z")]
+    np.testing.assert_allclose(before["state"][: len(bodies), place], [body.position for body in bodies], atol=1e-6)
+    assert not before["state"][len(bodies) :].any()
+    after, *_ = env.step(env.action_space.sample())
+    assert before["state"].shape == after["state"].shape
+    assert (before["state"] != after["state"]).any()
+
+
+def test_a_state_can_be_all_that_is_seen():
+    env = PhysicsEnv("towers-topblock", size=48, views="state")
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"state", "prompt", "attempts_left"}
+    for bad in ("", "images", "state,,depth"):
+        with pytest.raises(ValueError, match="views are image, segmentation, depth, state"):
+            PhysicsEnv("towers-topblock", views=bad)
 
 
 def test_every_action_task_has_an_id_with_its_version():

@@ -7,13 +7,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
-from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.generate import make_matched, make_set
 from vlm_probe.stimuli.output import MANIFEST, OutputError
+from vlm_probe.stimuli.raycast import get_raycast
+from vlm_probe.stimuli.scene import SHAPES
+from vlm_probe.stimuli.simulators import STATE
 from vlm_probe.stimuli.tasks import UnknownTask
 
 
@@ -52,11 +57,84 @@ def test_labels_are_balanced_in_every_cell_and_pairs_are_whole(stability):
     assert all(abs(item.margin) >= 0.1 for item in stability.items)
 
 
-def test_cut_off_sets_hold_no_orphaned_pictures(tmp_path):
-    cut = make_set("towers-stability", 5, 0, tmp_path / "cut", size=64, segmentation=True, depth=True)
+def test_neither_order_nor_ids_tell_the_answer(stability):
+    items = stability.items
+    assert len({item.item_id for item in items}) == len(items)
+    assert not any(item.condition.code in item.item_id or item.role in item.item_id for item in items)
+    # Members of a group are spread over the set, and no place in the group has one label.
+    firsts = {item.group_id: item for item in reversed(items)}
+    assert {item.answer for item in firsts.values()} == {"stands", "falls"}
+    places = [[i for i, item in enumerate(items) if item.group_id == group] for group in firsts]
+    assert np.mean([max(p) - min(p) for p in places]) > len(items) / 3
+
+
+def test_the_matched_set_asks_what_decides_on_the_same_images(stability, tmp_path):
+    matched = make_matched(stability, tmp_path / "matched")
+    assert matched.card["task"] == "towers-grounding" and matched.card["kind"] == "grounding"
+    assert matched.card["matched"]["content_sha256"] == stability.content_sha256
+    theirs = {item.item_id: item for item in stability.items}
+    assert 0.8 * len(theirs) < len(matched.items) == len(matched) <= len(theirs)
+    for item in matched.items:
+        source, about = theirs[item.item_id], item.question.about
+        assert (item.image_sha256, item.margin) == (source.image_sha256, source.margin)
+        blocks = {body.colour: body for body in item.scene.bodies}
+        above, below = blocks[about["a"]], blocks[about["b"]]
+        assert above.position[2] - below.position[2] == pytest.approx(0.1)
+        assert item.answer == round(100 * (above.position[0] - below.position[0]))
+        assert matched.image(item).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [("balance-tilt", "distance"), ("collision-outcome", "left-right"), ("support-hold", "arrow-target")],
+)
+def test_every_headline_judgement_has_a_matched_question(name, ask, tmp_path):
+    matched = make_matched(make_set(name, 12, 0, tmp_path / "set", size=32), tmp_path / "matched")
+    assert {item.question.about["ask"] for item in matched.items} == {ask}
+
+
+def test_tasks_without_a_matched_question_say_which_have_one(topblock, tmp_path):
+    with pytest.raises(StimulusError, match=r"nothing can be asked .* towers-topblock: take one of towers-stability"):
+        make_matched(topblock, tmp_path / "matched")
+    assert not list(tmp_path.iterdir())
+
+
+def test_cut_off_sets_hold_no_orphaned_files(tmp_path):
+    cut = make_set("towers-stability", 5, 0, tmp_path / "cut", size=64, segmentation=True, depth=True, state=True)
     assert len(cut.items) == len(cut) == 5
-    assert len(list((cut.path / "images").iterdir())) == 5
-    assert len(list((cut.path / "depth").iterdir())) >= 5
+    for folder in ("images", "segmentation", "depth", "state"):
+        assert len(list((cut.path / folder).iterdir())) == 5
+    item = cut.items[0]
+    assert item.scene is not None
+    state = np.load(cut.path / "state" / f"{item.scene_sha256}.npy")
+    assert state.shape == (len(item.scene.bodies), len(STATE))
+    for row, body in zip(state, item.scene.bodies, strict=True):
+        found = dict(zip(STATE, row.tolist(), strict=True))
+        assert (found["present"], SHAPES[int(found["shape"])]) == (1, body.shape)
+        assert [found[name] for name in ("x", "y", "z")] == pytest.approx(body.position)
+        assert [found["size_x"], found["mass"]] == pytest.approx([body.size[0], body.mass])
+    assert np.load(cut.path / "segmentation" / f"{item.image_sha256}.npy").max() == len(item.scene.bodies) - 1
+
+
+def test_a_ray_cast_set_is_the_same_on_two_processes(tmp_path):
+    one = make_set("balance-tilt", 14, 0, tmp_path / "one", size=64, renderer="raycast")
+    two = make_set("balance-tilt", 14, 0, tmp_path / "two", size=64, renderer="raycast", jobs=2)
+    assert digest(one.path) == digest(two.path)
+    assert one.card["renderer"] == "raycast"
+    assert one.card["versions"]["renderer"] == get_raycast().renderer
+    # The same scenes as those that the engine draws, from another point of view.
+    plain = make_set("balance-tilt", 14, 0, tmp_path / "plain", size=64)
+    assert plain.card["renderer"] == "engine"
+    for ours, theirs in zip(one.items, plain.items, strict=True):
+        assert ours.scene is not None and theirs.scene is not None
+        assert ours.scene.camera != theirs.scene.camera
+        assert replace(ours.scene, camera=theirs.scene.camera) == theirs.scene
+        assert (ours.item_id, ours.answer, ours.margin) == (theirs.item_id, theirs.answer, theirs.margin)
+
+
+@pytest.mark.parametrize(("renderer", "size"), [("", 224), ("engine", 224), ("raycast", 448)])
+def test_every_renderer_has_its_own_size(renderer, size, tmp_path):
+    assert make_set("towers-stability", 4, 0, tmp_path / "set", renderer=renderer).card["image_size"] == size
 
 
 @pytest.mark.parametrize("task", ["towers-direction", "towers-topblock", "towers-sideblock", "towers-grounding"])
@@ -118,7 +196,7 @@ def test_damaged_sets_are_named(tmp_path):
     stimuli = make_set("towers-stability", 4, 0, tmp_path / "set", size=64)
     metadata = stimuli.path / "metadata.jsonl"
     whole = metadata.read_bytes()
-    metadata.write_bytes(whole[: len(whole) // 2])
+    metadata.write_bytes(whole[: len(whole) // 3])
     with pytest.raises(StimulusError, match=r"line \d+, is damaged"):
         StimulusSet.load(stimuli.path)
     metadata.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))

@@ -130,6 +130,10 @@ class BalancePlace(Task):
         """Margin of the plank as shown, without the counterweight, half widths of the fulcrum; negative, since it tilts."""
         return scene_margin(scene)
 
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of the fulcrum's top."""
+        return half_width(scene)
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """One whole number of centimetres. Polarity and order do not apply."""
         weight, plank = scene.body("counterweight"), scene.body("plank")

@@ -25,10 +25,12 @@ from vlm_probe.stimuli.tasks.balance.seesaw import (
     Layout,
     Load,
     Look,
+    half_width,
     load_volume,
     outcome_side,
     scene_margin,
     side_of,
+    standing,
     tilted,
     whole,
 )
@@ -113,6 +115,15 @@ class BalanceTilt(Task):
     def margin(self, scene: Scene) -> float:
         """How far inside the edges of the fulcrum's top the common centre of mass lies, half widths; negative: it tilts."""
         return scene_margin(scene)
+
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of the fulcrum's top."""
+        return half_width(scene)
+
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """How far the object that turns the plank most is from the support."""
+        turning = max(standing(scene), key=lambda thing: abs(thing.x) * thing.mass)
+        return {"ask": "distance", "a": turning.body.colour}
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Left, right or balanced, after what is to be known of the weights. Polarity does not apply."""

@@ -113,6 +113,10 @@ class CollisionAim(Task):
             return WORST
         return max(WORST, 1 - abs(x - float(edges.mean())) / (float(np.ptp(edges)) / 2))
 
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of the gate."""
+        return float(np.ptp(gate_edges(scene)[0])) / 2
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """One whole number of degrees. Polarity and order do not apply."""
         text = TEXTS[variant.paraphrase].format(a=scene.body("cue").colour, b=scene.body("target").colour)

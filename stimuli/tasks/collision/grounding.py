@@ -25,7 +25,6 @@ from vlm_probe.stimuli.tasks.collision.table import (
     plane,
 )
 from vlm_probe.stimuli.tasks.grounding import (
-    MIN_SEPARATION,
     About,
     Ask,
     GroundingTask,
@@ -35,6 +34,7 @@ from vlm_probe.stimuli.tasks.grounding import (
     nth_colour,
     words,
 )
+from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 APART = 0.13
 """Metres between the centres of any two balls at any moment shown."""
@@ -137,9 +137,9 @@ class CollisionGrounding(GroundingTask):
             Condition(number, build=ask, shown=shown) for ask in self.asks for number in (2, 3, 4) for shown in SHOWN
         )
 
-    def question(self, scene: Scene, variant: Variant) -> Question:
+    def ask_about(self, scene: Scene, about: Mapping[str, str | int], variant: Variant) -> Question:
         """As in every grounding task, with a sentence before it that says how the motion is shown."""
-        found = super().question(scene, variant)
+        found = super().ask_about(scene, about, variant)
         return Question(f"{SEEN[scene.shown]} {found.prompt}", found.grammar, found.style, found.about)
 
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:

@@ -124,6 +124,15 @@ class CollisionOutcome(Task):
         x = struck_crossing(scene)
         return float(gate_margin(np.array(x), gate_edges(scene)[0])) if not math.isnan(x) else -1.0
 
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """On which side of the other ball the moving one is, which decides on which side it strikes."""
+        cue, target = scene.body("cue"), scene.body("target")
+        return {"ask": "left-right", "a": cue.colour, "b": target.colour} if scene.shown != "strip" else {}
+
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of the middle gate."""
+        return float(np.ptp(gate_edges(scene)[0][1:3])) / 2
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Left, middle or right, as seen in the picture. Polarity does not apply."""
         options, clause = named_options([Option(gate, gate) for gate in GATES], variant.order)

@@ -121,6 +121,10 @@ class SupportHold(Task):
         """(critical force - force) / critical force."""
         return push_margin(scene)
 
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """Where the push acts."""
+        return {"ask": "arrow-target"}
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """A yes/no question; polarity 0 asks whether it stays up, 1 whether it comes down."""
         yes, no = ("holds", "falls") if variant.polarity == 0 else ("falls", "holds")

@@ -13,7 +13,6 @@ from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import Answer, Grammar, Integers
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.tasks.grounding import (
-    MIN_SEPARATION,
     About,
     Ask,
     GroundingTask,
@@ -25,6 +24,7 @@ from vlm_probe.stimuli.tasks.grounding import (
     words,
 )
 from vlm_probe.stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower_blocks, width_cm
+from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 ASKS = ("count", "nth-colour", "left-right", "exists", "shift")
 """The questions of the standard set; the others are easier or denser ones about the same pictures, for pretraining."""

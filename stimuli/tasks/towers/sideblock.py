@@ -132,6 +132,10 @@ class TowersSideblock(Task):
         """Stability margin of the tower as shown, half widths; positive, since it stands."""
         return tower_margin(scene)
 
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of a block."""
+        return width_cm(scene) / 200
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """Two whole numbers of centimetres. Polarity and order do not apply."""
         wide, blocks = width_cm(scene), len(tower_blocks(scene))

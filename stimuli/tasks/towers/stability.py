@@ -25,6 +25,8 @@ from vlm_probe.stimuli.tasks.towers.tower import (
     largest_step,
     tower_arrays,
     tower_margin,
+    weakest_step,
+    width_cm,
 )
 
 # Wordings by polarity: whether "yes" means that the tower stands, or that it falls.
@@ -99,6 +101,14 @@ class TowersStability(Task):
     def margin(self, scene: Scene) -> float:
         """Signed distance of the centre of mass from the edge of the contact, at the weakest interface, half widths."""
         return tower_margin(scene)
+
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of a block."""
+        return width_cm(scene) / 200
+
+    def critical(self, scene: Scene) -> Mapping[str, str | int]:
+        """How far the block above the weakest contact is displaced from the one below."""
+        return weakest_step(scene)
 
     def question(self, scene: Scene, variant: Variant) -> Question:
         """A yes/no question; polarity 0 asks whether it stays up, 1 whether it falls."""

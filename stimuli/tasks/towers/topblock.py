@@ -117,6 +117,10 @@ class TowersTopblock(Task):
         """Stability margin of the tower as shown, half widths; negative, since it falls."""
         return tower_margin(scene)
 
+    def margin_length(self, scene: Scene) -> float:
+        """Half the width of a block."""
+        return width_cm(scene) / 200
+
     def question(self, scene: Scene, variant: Variant) -> Question:
         """One whole number of centimetres. Polarity and order do not apply."""
         wide = width_cm(scene)

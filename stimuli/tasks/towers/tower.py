@@ -7,6 +7,7 @@ meets every requirement; the closed form of `vlm_probe.stimuli.statics` makes th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from vlm_probe.stimuli.scene import Body, Camera, Scene
 from vlm_probe.stimuli.simulators import Stop
 from vlm_probe.stimuli.statics import stack_margin, stack_overshoot
 from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.viewing import extent, fitted
 
 BLOCK = 0.10
 """Edge of a block, metres. Ten centimetres, so that whole centimetres are tenths of a block."""
@@ -27,6 +29,8 @@ FALLEN = 0.25
 """A block that sank by this share of its height has left its place."""
 HALF_PICTURE = 2.7
 """Blocks from the middle of the picture within which everything stays in view from every camera of a `Look`."""
+FRAME = 0.9
+"""Share of the picture, from its middle, within which a tower is kept whose height asks for another camera."""
 MAX_EXTENT = 4.2
 """Largest distance between the outermost centres of a scene, in blocks, so that it fits the picture."""
 MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
@@ -34,6 +38,7 @@ MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
 
 Floats = npt.NDArray[np.float64]
 Accept = Callable[[Floats], npt.NDArray[np.bool_]]
+Draw = Callable[[np.random.Generator, int, int], Floats]
 
 
 def tower_blocks(scene: Scene) -> list[Body]:
@@ -68,6 +73,18 @@ def fall_side(scene: Scene) -> float:
     return float(right[worst] if right[worst] >= left[worst] else -left[worst])
 
 
+def weakest_step(scene: Scene) -> dict[str, str | int]:
+    """The question of towers-grounding about the weakest contact; empty where colours do not name its two blocks."""
+    blocks = tower_blocks(scene)
+    if len(blocks) < 2:
+        return {}
+    left, right = stack_overshoot(*tower_arrays(scene))
+    below = int(np.maximum(left, right).argmax())
+    a, b = blocks[below + 1].colour, blocks[below].colour
+    colours = [block.colour for block in blocks]
+    return {"ask": "shift-between", "a": a, "b": b} if colours.count(a) == colours.count(b) == 1 else {}
+
+
 def largest_step(scene: Scene) -> float:
     """Largest shift between two neighbours, in blocks: what the neighbour rule looks at."""
     x, width, _ = tower_arrays(scene)
@@ -92,11 +109,18 @@ def draw_towers(rng: np.random.Generator, count: int, batch: int, largest: float
     """
     # By default half the batch has small steps, because leaning towers are rare among uniform ones.
     scale = np.where(rng.random((batch, 1)) < 0.5, MAX_STEP, SMALL_STEP) if largest is None else largest
-    steps = np.round(rng.uniform(-1, 1, (batch, count - 1)) * scale, 2)
-    return np.concatenate([np.zeros((batch, 1)), np.round(np.cumsum(steps, axis=1), 2)], axis=1)
+    return stacked(rng.uniform(-1, 1, (batch, count - 1)) * scale)
 
 
-def first_tower(rng: np.random.Generator, count: int, accept: Accept, what: str, batch: int = 512) -> Floats:
+def stacked(steps: Floats) -> Floats:
+    """(batch, n) centres in blocks, on a grid of a hundredth, from the (batch, n - 1) steps between neighbours; bottom block at 0."""
+    places = np.round(np.cumsum(np.round(steps, 2), axis=1), 2)
+    return np.concatenate([np.zeros((len(steps), 1)), places], axis=1)
+
+
+def first_tower(
+    rng: np.random.Generator, count: int, accept: Accept, what: str, batch: int = 512, draw: Draw = draw_towers
+) -> Floats:
     """The first drawn tower that a test lets through.
 
     Args:
@@ -105,19 +129,20 @@ def first_tower(rng: np.random.Generator, count: int, accept: Accept, what: str,
         accept: A vectorised test on (batch, count) centres, in blocks.
         what: Which towers are sought, for the message.
         batch: Towers that are drawn at once, at first.
+        draw: What draws (batch, count) centres, in blocks, from (rng, count, batch).
 
     Returns:
         (count,) centres, in blocks.
 
     Raises:
-        Unsatisfiable: After about 200,000 towers; `what` says which were sought.
+        Unsatisfiable: After about 200,000 towers (or fifty times `batch`); `what` says which were sought.
     """
     for _ in range(50):
-        towers = draw_towers(rng, count, batch)
+        towers = draw(rng, count, batch)
         good = np.flatnonzero(accept(towers))
         if len(good):
             return towers[good[0]]
-        batch = min(2 * batch, 4096)
+        batch = max(batch, min(2 * batch, 4096))
     raise Unsatisfiable(f"found no tower of {count} blocks: {what}")
 
 
@@ -175,6 +200,15 @@ class Look:
     def centred(self, x: Floats) -> Floats:
         """Centres (blocks) moved to this look's place in the picture."""
         return np.round(x - self.offset(x.min(), x.max()), 2)
+
+
+def framed(scene: Scene) -> Scene:
+    """The scene seen by a camera that is raised to its middle and pulled back until all of it is in the picture."""
+    points = extent(scene)
+    x, y, z = scene.camera.target
+    middle = round(float(points[:, 2].min() + points[:, 2].max()) / 2, 3)
+    camera = fitted(replace(scene.camera, target=(x, y, max(z, middle))), points, FRAME)
+    return replace(scene, camera=camera)
 
 
 def block(name: str, x: float, level: int, colour: str, shade: float = 1.0) -> Body:

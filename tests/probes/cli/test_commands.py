@@ -29,6 +29,17 @@ def test_making_a_set_twice_gives_the_same_bytes(capsys: pytest.CaptureFixture[s
     assert (tmp_path / "a/metadata.jsonl").read_bytes() == (tmp_path / "b/metadata.jsonl").read_bytes()
 
 
+def test_what_pixels_show_and_where_bodies_are_is_written_if_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["stimuli", "make", "towers", "-n", "4", "--jobs", "1", "--json", "--renderer", "raycast"]
+    code, out, _ = call(capsys, *arguments, "--out", "s", "--segmentation", "--depth", "--state")
+    assert code == 0 and json.loads(out)["image_size"] == 448
+    assert all(len(list((tmp_path / "s" / name).glob("*.npy"))) == 4 for name in ("segmentation", "depth", "state"))
+    code, _, err = call(capsys, *arguments[:-1], "gl", "--out", "t")
+    assert code == 2 and '"raycast"' in err
+
+
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "stimuli", "list")
     assert code == 0 and "towers-topblock" in out and "action" in out
@@ -46,8 +57,10 @@ def test_a_set_is_shown(capsys: pytest.CaptureFixture[str], towers: Path, tmp_pa
 
 def test_a_set_is_audited(capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path) -> None:
     code, out, _ = call(capsys, "stimuli", "audit", towers, "--json", "--out", "audit.png")
-    names = {row["shortcut"] for row in json.loads(out)}
-    assert code == 0 and {"block count", "prompt alone", "neighbour rule"} <= names
+    found = json.loads(out)
+    names = {row["shortcut"] for row in found["shortcuts"]}
+    assert code == 0 and {"block count", "prompt alone", "neighbour rule", "item id", "answer before"} <= names
+    assert [row["|margin|"] for row in found["visibility"]] == ["0.1-0.2", "0.2-0.4", "0.4-0.7"]
     assert (tmp_path / "audit.png").stat().st_size > 5000
 
 

@@ -68,7 +68,7 @@ def test_two_targets_share_activations(
         (("--target", "margin", "--position", "first"), "choose from last, image, question"),
         (("--target", "margin", "--layers", "2", "--intervene", "1"), "not among --layers 2"),
         (("--target", "margin", "--compare", "nowhere"), "no adapter folder nowhere"),
-        (("--target", "count", "--limit", "16"), "groups of items are too few"),
+        (("--target", "margin", "--limit", "6"), "groups of items are too few"),
     ],
 )
 def test_slips_are_told_before_work_starts(

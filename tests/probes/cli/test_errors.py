@@ -121,7 +121,7 @@ def test_what_an_option_needs_is_looked_for_first(
     capsys: pytest.CaptureFixture[str], place: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm_probe.finetune.config.is_installed", lambda package: False)
-    if "photoreal" in arguments and is_installed("bpy"):
+    if "photoreal" in arguments and is_installed("mitsuba"):
         pytest.skip("the renderer is installed")
     with pytest.raises(SystemExit) as end:
         main(arguments)

@@ -54,6 +54,21 @@ def test_the_ideal_observer_end_to_end(probe: Probe, towers: Path, tmp_path: Pat
     assert len(rows(tmp_path / "r")) == 24 and kept[0].stat().st_mtime_ns == written
 
 
+def test_a_standard_set_of_another_size_by_another_renderer(
+    capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlm_probe.stimuli.standard.STANDARD_N", 8)
+    arguments = ["run", "--model", "chance", "--no-references", "--jobs", "1", "--size", "48", "--renderer", "raycast"]
+    code, _, err = run(capsys, *arguments, "--stimuli", "towers")
+    assert code == 0, err
+    assert len(rows(tmp_path / "runs/chance_towers-stability_px48_raycast")) == 8
+    (made,) = (tmp_path / "cache/sets").iterdir()
+    card = json.loads((made / "card.json").read_text())
+    assert (card["image_size"], card["renderer"]) == (48, "raycast")
+    code, _, err = run(capsys, *arguments, "--stimuli", towers)
+    assert code == 1 and "--size 48 --renderer raycast" in err and "Traceback" not in err
+
+
 def test_the_default_folder_and_the_table(capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path) -> None:
     arguments = ["run", "--model", "chance", "--stimuli", towers, "--no-references"]
     code, out, err = run(capsys, *arguments)
