@@ -257,6 +257,7 @@ class Campaign:
         faults: Of a folder after a kill; empty if it is what it may be.
         facts: Of a folder in which the command has ended.
         nested: Whether the command starts processes that work for it.
+        once: Whether a folder that is whole is refused when the command is given again.
     """
 
     name: str
@@ -267,6 +268,7 @@ class Campaign:
     faults: Callable[[Path], list[str]]
     facts: Callable[[Path], Facts]
     nested: bool = False
+    once: bool = False
 
     def seen(self, folder: Path, sign: str) -> set[tuple[str, int]]:
         """The files of a sign, with their sizes."""
@@ -391,6 +393,8 @@ def run_campaign(campaign: Campaign, kills: int, place: Path, rng: random.Random
                 tally.kills += 1
                 tally.midway += not campaign.ended(folder)
                 tally.faults += campaign.faults(folder)
+                if campaign.once and campaign.ended(folder):
+                    code = 0  # killed between the last piece of its work and its end: the next one would be refused
         tally.ends += 1
         if code != 0:
             tally.faults.append(f"{folder.name}: ended with {code}: {log.read_text().strip().splitlines()[-1][-300:]}")
@@ -445,6 +449,7 @@ def campaigns(place: Path) -> list[Campaign]:
             Path.exists,
             set_faults,
             files,
+            once=True,
         ),
         Campaign(
             "analysis",
