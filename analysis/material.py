@@ -47,7 +47,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """The trials of a report, by what they can say.
 
     Attributes:
@@ -124,7 +124,7 @@ class Material:
         return pd.DataFrame(rows)
 
 
-def select(trials: Trials, settings: Settings, registration: Registration | None = None) -> Material:
+def select(trials: Trials, settings: Settings, registration: Registration | None = None) -> ReportData:
     """Sort trials by what they can say.
 
     Plain trials of physics tasks are what the report compares; control conditions, worked examples, further attempts and
@@ -166,7 +166,7 @@ def select(trials: Trials, settings: Settings, registration: Registration | None
     watched = table[observer & physics & plain]
     if len(watched):
         choices.append(f"{len(watched)} trials of observers are reference lines, and enter no model.")
-    return Material(
+    return ReportData(
         trials=trials,
         models=_tight(models),
         plain=_tight(table[~observer & physics & same & plain]),

@@ -18,10 +18,10 @@ from typing import Any
 
 from vlm_probe.analysis import tables
 from vlm_probe.analysis.frame import load
-from vlm_probe.analysis.material import Material, Settings, select
+from vlm_probe.analysis.material import ReportData, Settings, select
 from vlm_probe.analysis.registration import Registration
 from vlm_probe.analysis.result import Result, plain
-from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.section import Figure, MissingData, Section
 from vlm_probe.stimuli.errors import ProbeError, reason_of
 from vlm_probe.stimuli.output import OutputFolder, claim
 from vlm_probe.stimuli.plain_json import dumps
@@ -130,7 +130,7 @@ def _quiet(now: str) -> None:
     """Nobody wants to know."""
 
 
-def answer(material: Material, progress: Progress = _quiet) -> tuple[list[Section], list[str]]:
+def answer(material: ReportData, progress: Progress = _quiet) -> tuple[list[Section], list[str]]:
     """All sections, and the keys of those that could not be computed although they should.
 
     Args:
@@ -152,14 +152,14 @@ def answer(material: Material, progress: Progress = _quiet) -> tuple[list[Sectio
     return sections, failed
 
 
-def _section(key: str, title: str, material: Material) -> tuple[Section, bool]:
+def _section(key: str, title: str, material: ReportData) -> tuple[Section, bool]:
     """A section, or why there is none; and whether that is as it should be."""
     make = import_module(f"vlm_probe.analysis.sections.{key}").section
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them is in the notes of the results
             return make(material), True
-    except Unanswerable as reason:
+    except MissingData as reason:
         return Section(key, title, "", missing=str(reason)), True
     except Exception as error:  # one section that fails must not cost the others
         if isinstance(error, ProbeError):  # of the data, and not of this program
@@ -184,7 +184,7 @@ def _drawn(section: Section, folder: Path) -> Section:
     return replace(section, figures=tuple(figures))
 
 
-def _data(sections: list[Section], material: Material) -> dict[str, Any]:
+def _data(sections: list[Section], material: ReportData) -> dict[str, Any]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -14,7 +14,7 @@ from vlm_probe.analysis.result import Result, plain
 from vlm_probe.stimuli.errors import ProbeError
 
 
-class Unanswerable(ProbeError, ValueError):
+class MissingData(ProbeError, ValueError):
     """A question that these trials cannot answer; the message says what is missing and how to get it."""
 
 

@@ -144,7 +144,7 @@ def transfer_contrasts(
 
     Args:
         trials: A trial table; observers and trials that are not plain are left out.
-        baselines: Of `Material.baselines`, for the best of them by test.
+        baselines: Of `ReportData.baselines`, for the best of them by test.
         bound: Difference in success rate that would matter; of signed scores, whose range is twice as wide, twice of it.
         alpha: Level of the tests.
         seed: Of the permutations of the measures.

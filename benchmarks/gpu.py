@@ -230,7 +230,7 @@ def learn(method: str, model: str, samples: int, folder: Path) -> dict[str, Any]
     result = train(config, folder / "run", progress=lambda done, total: clock.append(time.perf_counter()))
     steps = result["budget"]["steps"]
     # Without loading, and without the first rollout or step, which is slower.
-    first = steps // max(1, samples // (config.rollout if config.reinforced else config.batch))
+    first = steps // max(1, samples // (config.rollout if config.is_rl else config.batch))
     ends = clock[-steps:]
     rest = (ends[-1] - ends[first - 1]) / (samples * (steps - first) / steps)
     rows = result["curves"][1:] or result["curves"]

@@ -33,7 +33,7 @@ from vlm_probe.finetune.data import training_set
 from vlm_probe.finetune.train import train
 from vlm_probe.probes.allocation import keep_freed_memory
 from vlm_probe.probes.conditions import PLAIN, Presenter
-from vlm_probe.probes.episodes import Ask, Episodes, Memory
+from vlm_probe.probes.episodes import Episodes, Memory, TrialSpec
 from vlm_probe.probes.readout import Scorer
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import read_trials
@@ -512,7 +512,7 @@ def episode(folder: Path, stimuli: StimulusSet, attempts: int, file: Path) -> No
     item = solved[0]
     scorer = Scorer()
     episodes = Episodes(scorer, lambda _: "", (), folder, True, EDGE)
-    following: Ask | None = Ask(Presenter(stimuli), item, PLAIN, Memory(attempts, "all"))
+    following: TrialSpec | None = TrialSpec(Presenter(stimuli), item, PLAIN, Memory(attempts, "all"))
     for attempt in range(1, attempts):
         assert following is not None
         following = episodes.following(following, rows[item.item_id, attempt])

@@ -170,7 +170,7 @@ def statics_and_bullet(task: str, n: int, least: float = 0.1) -> float:
         least: Smallest |margin|.
     """
     from vlm_probe.stimuli.simulators import get_simulator
-    from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
+    from vlm_probe.stimuli.tasks import SamplingFailed, get_task
 
     the_task, simulator, rng = get_task(task), get_simulator(), np.random.default_rng(SEED)
     conditions = [c for c in the_task.conditions() if max(map(abs, c.margin_bin)) > least]
@@ -178,7 +178,7 @@ def statics_and_bullet(task: str, n: int, least: float = 0.1) -> float:
     while len(agree) < n:
         try:
             scene = the_task.sample(rng, conditions[rng.integers(len(conditions))])
-        except Unsatisfiable:
+        except SamplingFailed:
             continue
         expected = the_task.statics_answer(scene)
         if expected is None or abs(the_task.margin(scene)) < least:

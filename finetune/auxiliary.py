@@ -192,7 +192,7 @@ class HeadLearning(TrainerCallback):
             self._objective.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-class WithAuxiliary:
+class AuxiliaryMixin:
     """Adds an auxiliary objective to a trainer of TRL. Rows say which item they show in the column `index`.
 
     It goes with every method: the prompt is the same in all of them, and the gradient is simply added.

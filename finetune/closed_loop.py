@@ -32,7 +32,7 @@ from vlm_probe.finetune.grpo import GroupTrainer
 from vlm_probe.finetune.monitor import by_task
 from vlm_probe.finetune.policy import Policy
 from vlm_probe.finetune.ppo import PPOTrainer
-from vlm_probe.finetune.reward import Judge, Judged, RewardFunction
+from vlm_probe.finetune.reward import RewardFunction, RewardScorer, ScoredReply
 from vlm_probe.finetune.sampling import Results
 from vlm_probe.probes.episodes import Memory, Past
 from vlm_probe.probes.models import Trial
@@ -77,7 +77,7 @@ class Loop:
     """
 
     items: Sequence[Item]
-    judge: Judge
+    judge: RewardScorer
     memory: Memory
     prompter: Prompter
     discount: float = 1.0
@@ -106,7 +106,7 @@ class Sample:
     prompt_ids: list[int]
     reply_ids: list[int]
     reply: str
-    judged: Judged
+    judged: ScoredReply
     value: float | None = None
 
     @property
@@ -317,7 +317,7 @@ def make_loop(
     config: TrainConfig,
     policy: Policy,
     data: TrainingSet,
-    judge: Judge,
+    judge: RewardScorer,
     reply_tokens: int,
     results: Results | None = None,
 ) -> Loop:

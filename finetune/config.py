@@ -248,7 +248,7 @@ class TrainConfig:
         _check(self)
 
     @property
-    def reinforced(self) -> bool:
+    def is_rl(self) -> bool:
         """Whether the method learns from rewards rather than from demonstrations."""
         return self.method != "sft"
 
@@ -289,7 +289,7 @@ class TrainConfig:
     @property
     def group(self) -> int:
         """Samples that share a prompt."""
-        return self.generations if self.reinforced else 1
+        return self.generations if self.is_rl else 1
 
     def shares(self) -> tuple[float, ...]:
         """The share of each task, adding up to 1."""
@@ -353,7 +353,7 @@ def per_process(config: TrainConfig, processes: int) -> TrainConfig:
         raise TrainingError(
             f"--batch {config.batch} cannot be divided among {processes} processes: take a multiple of {processes}"
         )
-    if config.reinforced and config.attempts > 1 and config.rollout // processes % config.generations:
+    if config.is_rl and config.attempts > 1 and config.rollout // processes % config.generations:
         raise TrainingError(
             f"--rollout {config.rollout} does not hold whole groups of --generations {config.generations} for each of"
             f" {processes} processes, which --attempts needs: take a multiple of {processes * config.generations}"
@@ -418,13 +418,13 @@ def _check(config: TrainConfig) -> None:
         raise TrainingError(str(error)) from error
     _check_tasks(config)
     _check_attempts(config)
-    if config.reinforced:
+    if config.is_rl:
         _check_groups(config)
-    if config.demonstrations == "random" and (config.reinforced or config.attempts > 1):
+    if config.demonstrations == "random" and (config.is_rl or config.attempts > 1):
         raise TrainingError(
             "--demonstrations random replaces an expert's answers to first attempts: use it with --method sft, and without --attempts"
         )
-    if config.reinforced and config.dropout:
+    if config.is_rl and config.dropout:
         raise TrainingError(
             f"--dropout {config.dropout:g} is for sft: with {config.method}, the policy that is updated would not be the one that"
             " acted; leave it out"

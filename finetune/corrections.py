@@ -29,7 +29,7 @@ CACHE_SIZE = 16_384
 """Scores that are remembered: about 2 kB each."""
 
 
-class Corrections:
+class FailedAttemptAugmentation:
     """Puts attempts that failed before a demonstration; a pure function of the training's seed and the place.
 
     Args:

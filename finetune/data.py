@@ -33,7 +33,7 @@ from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.shifts import Shifts, check, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED, cache_folder, resolve
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, get_task, task_names
 
 FIRST_SEED = 1_000_000
 """Seeds of training sets are counted from here, those of test sets from 0: their scenes are drawn from other numbers."""
@@ -184,7 +184,7 @@ def rows(data: TrainingSet, config: TrainConfig) -> Any:
         "index": list(range(len(data))),
         "item": [_line(e.item) for e in data.examples],
     }
-    if not config.reinforced:
+    if not config.is_rl:
         features["completion"] = turn
         columns["completion"] = [[{"role": "assistant", "content": text}] for text in demonstrations(data, config)]
     return Dataset.from_dict(columns, features=Features(features))
@@ -304,11 +304,11 @@ def _make_group(recipe: Recipe, plan: design.Group) -> list[Example]:
         try:
             members = design.members(task, plan, rng, design.shift_rng(task, recipe.seed, plan.index, attempt))
             made = [_example(recipe, task, plan, member) for member in members]
-        except (Unsatisfiable, ValueError):
+        except (SamplingFailed, ValueError):
             continue
         if all(example is not None for example in made):
             return [example for example in made if example is not None]
-    raise Unsatisfiable(
+    raise SamplingFailed(
         f"{task.name}: no training items on the condition {plan.condition.code} in {MAX_ATTEMPTS} attempts: leave out the"
         " --shift, or choose another --seed"
     )

@@ -14,7 +14,7 @@ import numpy as np
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.errors import InvalidInput
-from vlm_probe.stimuli.question import Options
+from vlm_probe.stimuli.question import ChoiceFormat
 from vlm_probe.stimuli.shifts import Shifts, shifted_condition
 from vlm_probe.stimuli.tasks import Task
 
@@ -109,7 +109,7 @@ def describe(items: Iterable[Item]) -> dict[str, Any]:
     found = {}
     for task, those in by_task.items():
         shifts = Counter(f"{name}:{level}" for item in those for name, level in item.condition.shifts)
-        labels = Counter(str(item.answer) for item in those if isinstance(item.question.grammar, Options))
+        labels = Counter(str(item.answer) for item in those if isinstance(item.question.grammar, ChoiceFormat))
         found[task] = {
             "items": len(those),
             "scenes": len({item.scene_sha256 for item in those}),

@@ -49,7 +49,7 @@ def try_batch(
         batch=unit,
         rollout=unit,
         epochs=1,
-        max_new_tokens=SHORT if config.reinforced else 0,
+        max_new_tokens=SHORT if config.is_rl else 0,
         curriculum="none",
         auxiliary=0.0,
         report_to="none",

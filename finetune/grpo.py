@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.auxiliary import AuxiliaryMixin
 from vlm_probe.finetune.config import TrainConfig, on_one_gpu
-from vlm_probe.finetune.monitor import Counting
+from vlm_probe.finetune.monitor import CountingMixin
 from vlm_probe.finetune.ppo import PPOConfig, PPOTrainer
 from vlm_probe.finetune.reward import RewardFunction
-from vlm_probe.finetune.trl_adapter import AnyFamily, Restoring
+from vlm_probe.finetune.trl_adapter import AnyFamilyMixin, RestoringMixin
 from vlm_probe.probes.models.prompting import Prompter, turns_of
 
 
-class GroupTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
+class GroupTrainer(AuxiliaryMixin, CountingMixin, RestoringMixin, AnyFamilyMixin, GRPOTrainer):
     """TRL's GRPO trainer, which counts its tokens, and takes an auxiliary objective."""
 
 
@@ -33,7 +33,7 @@ has nothing against it, and has driven a policy from .5 to 5 nats within a thous
 """
 
 
-class LeaveOneOutTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, RLOOTrainer):
+class LeaveOneOutTrainer(AuxiliaryMixin, CountingMixin, RestoringMixin, AnyFamilyMixin, RLOOTrainer):
     """TRL's RLOO trainer, which counts its tokens, takes an auxiliary objective, and an entropy bonus as TRL's GRPO has, but bounded."""
 
     entropy_bonus: float = 0.0
@@ -111,7 +111,7 @@ TRAINERS: Mapping[str, Any] = {"ppo": PPOTrainer, "grpo": GroupTrainer, "rloo": 
 """The trainer of each method that learns from rewards, with one answer per scene."""
 
 
-def make_reinforced(
+def make_rl_trainer(
     config: TrainConfig,
     model: Any,
     processor: Any,

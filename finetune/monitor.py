@@ -68,7 +68,7 @@ BY_TASK = "success/"
 Progress = Callable[[int, int], None]
 
 
-class Counting:
+class CountingMixin:
     """Makes a trainer of TRL count the tokens that its optimiser has seen (prompt, picture and reply, every epoch)."""
 
     tokens_seen: int = 0

@@ -17,9 +17,9 @@ from vlm_probe.probes.models.adapter_folder import TRAINING, Part, check_base, p
 from vlm_probe.probes.models.adapters import attach_adapter
 from vlm_probe.probes.models.catalog import lookup
 from vlm_probe.probes.models.device import parameter_count, parameter_size, quantisation
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.probes.models.huggingface import end_tokens
 from vlm_probe.probes.models.loading import find_weights
-from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, weights_hash
 from vlm_probe.probes.models.network import load_network
 from vlm_probe.probes.models.prompting import Prompter
@@ -307,7 +307,7 @@ def load_policy(config: TrainConfig, device: str, moment: str = "") -> Policy:
     prompter.set_moment(moment)
     # What a checkpoint's own settings do to sampling (penalties, beams, ...) is in the replies, but not in their likelihood.
     generation, network.generation_config = network.generation_config, prompter.sampling()
-    inputs = prompter.inputs([[made_up()]]).to(network.device, network.dtype)
+    inputs = prompter.inputs([[dummy_inputs()]]).to(network.device, network.dtype)
     with torch.no_grad():
         if not torch.isfinite(network(**inputs).logits[:, -1]).any():
             raise ModelError(

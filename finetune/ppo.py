@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from trl import GRPOConfig, GRPOTrainer
 
-from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.auxiliary import AuxiliaryMixin
 from vlm_probe.finetune.config import TrainingError
-from vlm_probe.finetune.monitor import RESTART, Counting
-from vlm_probe.finetune.trl_adapter import AnyFamily, Restoring
+from vlm_probe.finetune.monitor import RESTART, CountingMixin
+from vlm_probe.finetune.trl_adapter import AnyFamilyMixin, RestoringMixin
 from vlm_probe.stimuli.errors import InvalidInput, reading
 from vlm_probe.stimuli.plain_json import dumps, parse_object
 
@@ -202,7 +202,7 @@ class PPOConfig(GRPOConfig):
             raise InvalidInput("adaptive_kl steers beta, which must not be 0: start with beta 0.01")
 
 
-class PPOTrainer(WithAuxiliary, Counting, Restoring, AnyFamily, GRPOTrainer):
+class PPOTrainer(AuxiliaryMixin, CountingMixin, RestoringMixin, AnyFamilyMixin, GRPOTrainer):
     """GRPO's rollouts with PPO's critic. Takes what `trl.GRPOTrainer` takes, and a `PPOConfig`."""
 
     _tag_names = ("trl", "ppo")

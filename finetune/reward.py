@@ -24,7 +24,7 @@ RewardFunction = Callable[..., Rewards]
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredReply:
     """What a reply is worth: how it was read, whether it is right or works, and its reward in [0, 1]."""
 
     parsed: Parsed
@@ -32,7 +32,7 @@ class Judged:
     reward: float
 
 
-class Judge:
+class RewardScorer:
     """Reads replies by their question's parser and scores them by `Task.score`; measures the time that takes.
 
     Args:
@@ -54,30 +54,30 @@ class Judge:
         """Whether a reply to an item states one legal answer."""
         return self._items[index].question.parse(reply).value is not None
 
-    def judge(self, replies: Sequence[str], indices: Sequence[int]) -> list[Judged]:
+    def judge(self, replies: Sequence[str], indices: Sequence[int]) -> list[ScoredReply]:
         """What each reply to each item is worth. A reply that cannot be read is worth nothing."""
         begun = time.thread_time()
         judged = [self._one(reply, self._items[index]) for reply, index in zip(replies, indices, strict=True)]
         self.seconds += time.thread_time() - begun
         return judged
 
-    def _one(self, reply: str, item: Item) -> Judged:
+    def _one(self, reply: str, item: Item) -> ScoredReply:
         parsed = item.question.parse(reply)
         if parsed.value is None or item.scene is None:
-            return Judged(parsed, False, 0.0)
+            return ScoredReply(parsed, False, 0.0)
         task = get_task(item.task)
         if task.kind != "action":
             # A judgement's score is whether it is the solution, which the item holds.
             right = parsed.value == item.answer
-            return Judged(parsed, right, float(right))
+            return ScoredReply(parsed, right, float(right))
         score = self.cache.score(
             task, item.scene, item.question, parsed.value, get_simulator(), scene_hash=item.scene_sha256
         )
-        return Judged(parsed, score.success, score.reward)
+        return ScoredReply(parsed, score.success, score.reward)
 
 
 def reward_functions(
-    judge: Judge, config: TrainConfig, results: Results | None = None
+    judge: RewardScorer, config: TrainConfig, results: Results | None = None
 ) -> tuple[list[RewardFunction], list[float]]:
     """The reward functions for TRL and their weights: the score, and the format term where one is asked for.
 

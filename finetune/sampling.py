@@ -323,7 +323,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-class Course:
+class TrainingSchedule:
     """What a training shows and asks beside the task, put together from its settings.
 
     Args:
@@ -342,7 +342,7 @@ class Course:
         by_task = {task: [item for item in items if item.task == task] for task in config.tasks}
         self._first = {task: next(i for i, item in enumerate(items) if item.task == task) for task in config.tasks}
         mixture = [Share(task, share) for task, share in zip(config.tasks, config.shares(), strict=True)]
-        block = config.rollout // config.group if config.reinforced else config.batch
+        block = config.rollout // config.group if config.is_rl else config.batch
         hard = {task: difficulty(those) for task, those in by_task.items()}
         self.order = Order(mixture, hard, parse_curriculum(config.curriculum), places, block, config.seed)
         self.results = Results(self.order) if self.order.kind == "adaptive" else None

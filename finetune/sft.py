@@ -9,15 +9,15 @@ import torch
 from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
-from vlm_probe.finetune.auxiliary import WithAuxiliary
+from vlm_probe.finetune.auxiliary import AuxiliaryMixin
 from vlm_probe.finetune.config import on_one_gpu
-from vlm_probe.finetune.monitor import Counting, by_task
+from vlm_probe.finetune.monitor import CountingMixin, by_task
 from vlm_probe.finetune.sampling import Results
-from vlm_probe.finetune.trl_adapter import Restoring
+from vlm_probe.finetune.trl_adapter import RestoringMixin
 from vlm_probe.probes.models.prompting import Prompter, turns_of, with_tokens
 
 
-class DemonstrationTrainer(WithAuxiliary, Counting, Restoring, SFTTrainer):
+class DemonstrationTrainer(AuxiliaryMixin, CountingMixin, RestoringMixin, SFTTrainer):
     """TRL's SFT trainer, which counts its tokens, takes an auxiliary objective, and knows which demonstrations it would have given.
 
     That is its success: every token of the reply and its end is the likeliest one, so that it is what greedy decoding says.

@@ -30,16 +30,16 @@ from transformers import TrainerCallback
 from vlm_probe.finetune.closed_loop import PLAYERS, check_episodes, make_loop
 from vlm_probe.finetune.closed_loop import reward_functions as loop_rewards
 from vlm_probe.finetune.config import Budget, TrainConfig, TrainingError, check_needs, per_process
-from vlm_probe.finetune.corrections import Corrections
+from vlm_probe.finetune.corrections import FailedAttemptAugmentation
 from vlm_probe.finetune.data import TrainingSet, check_tasks, training_set
 from vlm_probe.finetune.data import rows as make_rows
 from vlm_probe.finetune.first_batch import try_batch
-from vlm_probe.finetune.grpo import TRAINERS, make_reinforced
+from vlm_probe.finetune.grpo import TRAINERS, make_rl_trainer
 from vlm_probe.finetune.monitor import LIVE, Monitor, Progress, draw_curves, finished_checkpoints, last_checkpoint
 from vlm_probe.finetune.policy import Policy, load_policy, reply_tokens, silent_tokens
 from vlm_probe.finetune.ppo import CRITIC
-from vlm_probe.finetune.reward import Judge, reward_functions
-from vlm_probe.finetune.sampling import Course
+from vlm_probe.finetune.reward import RewardScorer, reward_functions
+from vlm_probe.finetune.sampling import TrainingSchedule
 from vlm_probe.finetune.sft import make_sft
 from vlm_probe.finetune.trl_adapter import score_replies_only
 from vlm_probe.probes.allocation import keep_freed_memory
@@ -151,17 +151,17 @@ def plan(config: TrainConfig, tokens_per_sample: float) -> Plan:
         tokens_per_sample: Tokens of a prompt with its picture and reply, about: for budgets in tokens.
     """
     budget = Budget.parse(config.budget)
-    per_rollout = config.epochs * (config.rollout // config.batch) if config.reinforced else 1
-    samples = config.rollout if config.reinforced else config.batch
-    tokens = samples * tokens_per_sample * (config.epochs if config.reinforced else 1)
+    per_rollout = config.epochs * (config.rollout // config.batch) if config.is_rl else 1
+    samples = config.rollout if config.is_rl else config.batch
+    tokens = samples * tokens_per_sample * (config.epochs if config.is_rl else 1)
     each = {"samples": samples, "steps": per_rollout, "tokens": tokens}[budget.kind]
     rounds = max(1, math.ceil(budget.amount / each))
     steps = rounds * per_rollout
-    log_every = per_rollout if config.reinforced else max(1, steps // LOG_ROWS)
+    log_every = per_rollout if config.is_rl else max(1, steps // LOG_ROWS)
     wanted = math.ceil(config.save_every / samples) if config.save_every else max(1, rounds // 10)
     # At the end of a rollout only: there, nothing of what is under way is lost.
     save_every = max(1, wanted) * per_rollout
-    if config.reinforced:
+    if config.is_rl:
         return Plan(
             steps, samples / per_rollout, rounds * samples // config.group, log_every, save_every, _tokens(budget)
         )
@@ -247,7 +247,7 @@ def _train(
         output.announce(*upcoming, FINAL)
     state.wait_for_everyone()
     with _quiet():
-        course = Course(config, [example.item for example in data.examples], policy.model, planned.prompts)
+        course = TrainingSchedule(config, [example.item for example in data.examples], policy.model, planned.prompts)
         trainer = _trainer(config, policy, data, course, table, planned, folder, monitor)
     if output is not None:
         trainer.add_callback(_Checkpoints(output))
@@ -358,7 +358,7 @@ def _trainer(
     config: TrainConfig,
     policy: Policy,
     data: TrainingSet,
-    course: Course,
+    course: TrainingSchedule,
     table: Any,
     planned: Plan,
     folder: Path,
@@ -391,19 +391,19 @@ def _trainer(
     rows, callbacks = course.rows(table), [*course.callbacks, monitor]
     items = [example.item for example in data.examples]
     longest_reply = reply_tokens(policy.processor, (item.question for item in items), config)
-    if not config.reinforced:
+    if not config.is_rl:
         shown: Any = dict
         if config.attempts > 1:
             memory = Memory(config.attempts, config.memory)
             check_episodes(memory, policy, data, longest_reply)
-            shown = Corrections(data.examples, memory, config.seed)
+            shown = FailedAttemptAugmentation(data.examples, memory, config.seed)
         watching = make_sft(policy.model, policy.processor, rows, settings, callbacks, policy.prompter, shown)
         watching.auxiliary, watching.results = course.objective, course.results
         watching.tasks = [example.item.task for example in data.examples] if len(config.tasks) > 1 else ()
         return watching
-    judge = Judge(items)
+    judge = RewardScorer(items)
     loop = make_loop(config, policy, data, judge, longest_reply, course.results) if config.attempts > 1 else None
-    acting = make_reinforced(
+    acting = make_rl_trainer(
         config,
         policy.model,
         policy.processor,
@@ -426,7 +426,7 @@ def _small_trainer(config: TrainConfig, policy: Policy, data: TrainingSet, folde
     """The trainer of a run of one step."""
     items = [example.item for example in data.examples]
     planned = Plan(1, config.batch, config.batch // config.group, 1, 1)
-    course, monitor = Course(config, items, policy.model, planned.prompts), Monitor(config, config.batch)
+    course, monitor = TrainingSchedule(config, items, policy.model, planned.prompts), Monitor(config, config.batch)
     table = make_rows(data, config)
     return _trainer(config, policy, data, course, table, planned, folder, monitor)
 
@@ -435,7 +435,7 @@ def _result(
     config: TrainConfig,
     policy: Policy,
     data: TrainingSet,
-    course: Course,
+    course: TrainingSchedule,
     monitor: Monitor,
     planned: Plan,
     started: datetime,

@@ -14,7 +14,7 @@ from transformers import BatchFeature
 from vlm_probe.finetune.config import TrainingError
 from vlm_probe.finetune.monitor import RESTART
 from vlm_probe.probes.models.adapter_folder import WEIGHTS
-from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.stimuli.errors import reading
 
 ROW = "row"
@@ -22,7 +22,7 @@ ROW = "row"
 PROMPT = ("input_ids", "attention_mask")
 
 
-class AnyFamily:
+class AnyFamilyMixin:
     """Makes a trainer of TRL score replies to whatever a family's processor gives.
 
     TRL carries images through a rollout in the forms that it knows. For families with another one, what carries them here is
@@ -117,7 +117,7 @@ class AnyFamily:
 
     def _is_unknown(self: Any) -> bool:
         """Whether TRL does not know in what form the processor gives images."""
-        turn, processor = made_up(), self.processing_class
+        turn, processor = dummy_inputs(), self.processing_class
         content = [{"type": "image", "image": turn.images[0]}, {"type": "text", "text": turn.text}]
         text = processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -169,7 +169,7 @@ def _always(device: object) -> bool:
     return True
 
 
-class Restoring:
+class RestoringMixin:
     """Makes a trainer of transformers read the adapter of a checkpoint itself.
 
     Where TRL keeps the policy's beginnings as a second adapter (for the KL divergence), some versions of transformers (5.17 for

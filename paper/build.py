@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.paper import manuscript, tex
 from vlm_probe.paper.numbers import Numbers
 from vlm_probe.paper.part import Part
@@ -131,7 +131,7 @@ def _build(study: Study, remarked: str, made: Path, out: Path, text: Path, step:
     for name in PARTS:
         try:
             _write(_make(name, study), generated, numbers)
-        except Unanswerable as reason:
+        except MissingData as reason:
             missing[name] = str(reason)
         except Exception as error:  # one part that fails must not cost the others
             log.debug("part %s", name, exc_info=True)

@@ -13,9 +13,9 @@ import pandas as pd
 from vlm_probe.analysis.contrasts import Contrasts, planned_contrasts
 from vlm_probe.analysis.frame import load
 from vlm_probe.analysis.logs import GROUNDING
-from vlm_probe.analysis.material import Material, Settings, select
+from vlm_probe.analysis.material import ReportData, Settings, select
 from vlm_probe.analysis.registration import REGISTRATION, Registration, read_registration, registered_contrasts
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.paper.numbers import records
 from vlm_probe.probes.trials import read_run, runs_below
 from vlm_probe.probes.trials.archive import LOGS
@@ -51,7 +51,7 @@ class Study:
     """
 
     name: str
-    material: Material
+    material: ReportData
     trainings: tuple[Mapping[str, Any], ...]
     decodings: tuple[Mapping[str, Any], ...]
     models: Mapping[str, Mapping[str, Any]]
@@ -71,7 +71,7 @@ class Study:
         Raises Unanswerable if nothing was trained.
         """
         if self.plain["transfer"].isna().all():
-            raise Unanswerable("no trained model was tested")
+            raise MissingData("no trained model was tested")
         if self.registration is None or not self.registration.method_contrasts:
             found = planned_contrasts(self.plain, self.settings.bound, self.settings.alpha)
             return replace(found, table=found.table.assign(training=OVER_ALL))

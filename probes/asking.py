@@ -10,14 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_probe.probes.episodes import Ask
+from vlm_probe.probes.episodes import TrialSpec
 from vlm_probe.probes.models import Ended, Generation, Model, Reply, Scored, Trial
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answered:
+class ModelOutput:
     """What came of one trial: a reply, log-probabilities or an error.
 
     Attributes:
@@ -31,7 +31,7 @@ class Answered:
         ends_batch: Whether it is the last of its batch.
     """
 
-    ask: Ask
+    ask: TrialSpec
     raw: str | None = None
     ended: Ended = ""
     thought: str | None = None
@@ -42,8 +42,8 @@ class Answered:
 
 
 def answers(
-    model: Model, pending: Sequence[Ask], readout: str, settings: Generation, batch_size: int = 0
-) -> Iterator[Answered]:
+    model: Model, pending: Sequence[TrialSpec], readout: str, settings: Generation, batch_size: int = 0
+) -> Iterator[ModelOutput]:
     """Ask everything in batches of prompts of similar length; the next batch is made ready meanwhile.
 
     A picture or a batch that fails costs its own trials only.
@@ -79,10 +79,10 @@ def answers(
             yield from _ask(model, ready, readout, settings)
 
 
-def _streamed(model: Model, pending: Sequence[Ask], readout: str, settings: Generation) -> Iterator[Answered]:
+def _streamed(model: Model, pending: Sequence[TrialSpec], readout: str, settings: Generation) -> Iterator[ModelOutput]:
     """Ask a model that takes trials one by one, and answers several at a time in any order."""
     asks = {ask.id: ask for ask in pending}
-    failed: list[Answered] = []
+    failed: list[ModelOutput] = []
 
     def shown() -> Iterator[Trial]:
         for batch in in_batches(pending, 1):
@@ -91,18 +91,18 @@ def _streamed(model: Model, pending: Sequence[Ask], readout: str, settings: Gene
             yield from (trial for _, trial in ready)
 
     for trial, value, latency in model.stream(shown(), readout, settings):
-        yield Answered(asks[trial.id], **_given(value, readout), latency_s=latency, ends_batch=True)
+        yield ModelOutput(asks[trial.id], **_given(value, readout), latency_s=latency, ends_batch=True)
     yield from failed
 
 
-def in_batches(pending: Sequence[Ask], size: int) -> list[list[Ask]]:
+def in_batches(pending: Sequence[TrialSpec], size: int) -> list[list[TrialSpec]]:
     """Trials of one manner in batches of prompts of similar length, which need little padding.
 
     Args:
         pending: What is asked.
         size: Trials per batch at most.
     """
-    batches: list[list[Ask]] = []
+    batches: list[list[TrialSpec]] = []
     for manner in dict.fromkeys(ask.manner for ask in pending):
         of_manner = [ask for ask in pending if ask.manner == manner]
         ordered = sorted(of_manner, key=lambda ask: (ask.item.question.style, len(ask.item.question.prompt)))
@@ -110,21 +110,23 @@ def in_batches(pending: Sequence[Ask], size: int) -> list[list[Ask]]:
     return batches
 
 
-def _show(model: Model, batch: Sequence[Ask]) -> tuple[list[tuple[Ask, Trial]], list[Answered]]:
+def _show(model: Model, batch: Sequence[TrialSpec]) -> tuple[list[tuple[TrialSpec, Trial]], list[ModelOutput]]:
     """The trials of a batch, with their pictures, and those whose picture cannot be shown."""
     ready, failed = [], []
     for ask in batch:
         try:
             ready.append((ask, ask.trial(with_picture=True)))
         except Exception as error:  # whatever is wrong with one picture must not end the run
-            failed.append(Answered(ask, error=message_of(error)))
+            failed.append(ModelOutput(ask, error=message_of(error)))
     if ready:
         with suppress(Exception):  # if it fails, it fails once more where it is asked, and is reported there
             model.prepare([trial for _, trial in ready])
     return ready, failed
 
 
-def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, settings: Generation) -> Iterator[Answered]:
+def _ask(
+    model: Model, asked: Sequence[tuple[TrialSpec, Trial]], readout: str, settings: Generation
+) -> Iterator[ModelOutput]:
     """Ask one batch; if that fails, each of its trials on its own, so that only what cannot be answered fails."""
     if not asked:
         return
@@ -136,7 +138,7 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
             raise ValueError(f"the model gave {len(given)} answers to {len(trials)} trials")
     except Exception as error:  # a trial that fails is a row in the log
         if len(trials) == 1:
-            yield Answered(asked[0][0], error=message_of(error), ends_batch=True)
+            yield ModelOutput(asked[0][0], error=message_of(error), ends_batch=True)
             return
         log.warning("a batch of %d failed (%s); asking its trials one by one", len(trials), message_of(error))
         for one in asked:
@@ -145,7 +147,7 @@ def _ask(model: Model, asked: Sequence[tuple[Ask, Trial]], readout: str, setting
     latency = round((time.perf_counter() - start) / len(trials), 6)
     for number, ((ask, _), value) in enumerate(zip(asked, given, strict=True), 1):
         ends = number == len(trials)
-        yield Answered(ask, **_given(value, readout), latency_s=latency, ends_batch=ends)
+        yield ModelOutput(ask, **_given(value, readout), latency_s=latency, ends_batch=ends)
 
 
 def _answers(model: Model, trials: Sequence[Trial], readout: str, settings: Generation) -> Sequence[Any]:
@@ -156,7 +158,7 @@ def _answers(model: Model, trials: Sequence[Trial], readout: str, settings: Gene
 
 
 def _given(value: Any, readout: str) -> dict[str, Any]:
-    """What a model gave for a trial, as attributes of `Answered`."""
+    """What a model gave for a trial, as attributes of `ModelOutput`."""
     if isinstance(value, Exception):
         return {"error": message_of(value)}
     if isinstance(value, Reply):

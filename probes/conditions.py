@@ -1,6 +1,6 @@
 """How an item is presented: as it is, or in one of the control conditions, with worked examples, in another wording.
 
-A run crosses its items with a list of `Manner`s. Every manner is a whole trial of its own, with its own key in the log.
+A run crosses its items with a list of `PromptCondition`s. Every manner is a whole trial of its own, with its own key in the log.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ CONTROLS: Mapping[str, Control] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class PromptCondition:
     """One way of asking an item.
 
     Attributes:
@@ -213,7 +213,7 @@ class Manner:
         return {name: getattr(self, name) for name in self.__slots__} | {"code": self.code}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any] | None) -> Manner:
+    def from_dict(cls, data: dict[str, Any] | None) -> PromptCondition:
         """Inverse of `to_dict`; nothing is the plain manner."""
         return cls(**{name: value for name, value in (data or {}).items() if name != "code"})
 
@@ -223,12 +223,12 @@ class Manner:
         return bool(self.style) or any(v is not None for v in (self.paraphrase, self.polarity, self.order))
 
 
-PLAIN = Manner()
+PLAIN = PromptCondition()
 
 
 def manners(
     design: str = "plain", examples: Sequence[int] = (0,), style: str = "", variants: Sequence[Variant] = ()
-) -> tuple[Manner, ...]:
+) -> tuple[PromptCondition, ...]:
     """The manners that a design names, crossed with numbers of examples.
 
     Args:
@@ -244,10 +244,10 @@ def manners(
     if not examples or len(set(examples)) != len(examples):
         raise PresentationError(f"give different numbers of examples, got {list(examples)}")
     if design == "variants":
-        bases = [Manner(paraphrase=v.paraphrase, polarity=v.polarity, order=v.order) for v in variants]
+        bases = [PromptCondition(paraphrase=v.paraphrase, polarity=v.polarity, order=v.order) for v in variants]
     else:
         wanted = {"plain": ("intact",), "controls": CONTROLS}.get(design) or tuple(design.split(","))
-        bases = [Manner(control=name) for name in dict.fromkeys(("intact", *wanted))]
+        bases = [PromptCondition(control=name) for name in dict.fromkeys(("intact", *wanted))]
     return tuple(replace(b, examples=k, style=style) for b, k in product(bases, examples))  # type: ignore[arg-type]
 
 
@@ -267,7 +267,7 @@ class Presenter:
     def __init__(
         self,
         stimuli: StimulusSet,
-        asked: Sequence[Manner] = (PLAIN,),
+        asked: Sequence[PromptCondition] = (PLAIN,),
         example_set: StimulusSet | None = None,
         seed: int = 0,
     ) -> None:
@@ -281,7 +281,7 @@ class Presenter:
         """Content hash of the set of worked examples; empty if there is none."""
         return "" if self._example_set is None else self._example_set.content_sha256
 
-    def asked(self, item: Item, manner: Manner) -> Item:
+    def asked(self, item: Item, manner: PromptCondition) -> Item:
         """The item as it is asked in that manner: with another wording, or as its mirror image.
 
         Args:
@@ -298,7 +298,7 @@ class Presenter:
         variant = replace(item.variant, **changes, style=manner.style or item.variant.style)
         return replace(item, question=get_task(item.task).question(item.scene, variant), variant=variant)
 
-    def trial(self, item: Item, manner: Manner, with_picture: bool = True) -> Trial:
+    def trial(self, item: Item, manner: PromptCondition, with_picture: bool = True) -> Trial:
         """What the model is shown and asked.
 
         Args:
@@ -315,7 +315,7 @@ class Presenter:
             image = control.image(item, self.stimuli, self._rng(item, control.purpose))
         return Trial(asked, image, self._context(asked, manner, with_picture), control.words(item), manner.code)
 
-    def example_ids(self, item: Item, manner: Manner) -> list[str]:
+    def example_ids(self, item: Item, manner: PromptCondition) -> list[str]:
         """Ids of the worked examples that come before an item.
 
         Args:
@@ -356,7 +356,7 @@ class Presenter:
                     f"{self._example_set.path} has {found} groups of {name} items, and {most} examples are wanted"
                 )
 
-    def _drawn(self, item: Item, manner: Manner) -> list[Item]:
+    def _drawn(self, item: Item, manner: PromptCondition) -> list[Item]:
         """Worked examples for an item: of different groups, drawn with the item's id; the first k of a longer draw."""
         if not manner.examples:
             return []
@@ -372,7 +372,7 @@ class Presenter:
         groups = [pool[group] for group in (list(pool)[i] for i in rng.permutation(len(pool)))]
         return [group[int(rng.integers(len(group)))] for group in groups][: manner.examples]
 
-    def _context(self, asked: Item, manner: Manner, with_picture: bool) -> tuple[Turn, ...]:
+    def _context(self, asked: Item, manner: PromptCondition, with_picture: bool) -> tuple[Turn, ...]:
         control, turns = CONTROLS[manner.control], list[Turn]()
         for example in self._drawn(asked, manner):
             assert self._example_set is not None

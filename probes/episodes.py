@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_probe.probes.conditions import Manner, PresentationError, Presenter
+from vlm_probe.probes.conditions import PresentationError, Presenter, PromptCondition
 from vlm_probe.probes.models import Generation, Identity, Model, Trial, Turn, trial_id
 from vlm_probe.probes.readout import Columns, Scorer, reply_of
 from vlm_probe.probes.trials import read_trials
@@ -178,7 +178,7 @@ AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Ask:
+class TrialSpec:
     """An item in one manner, after earlier attempts if there were any: what one trial asks.
 
     Attributes:
@@ -191,7 +191,7 @@ class Ask:
 
     presenter: Presenter
     item: Item
-    manner: Manner
+    manner: PromptCondition
     memory: Memory = ONCE
     past: tuple[Past, ...] = ()
 
@@ -256,12 +256,12 @@ class Episodes:
     """
 
     def __init__(
-        self, scorer: Scorer, key: Callable[[Ask], str], done: Iterable[str], log: Path, pictures: bool, size: int
+        self, scorer: Scorer, key: Callable[[TrialSpec], str], done: Iterable[str], log: Path, pictures: bool, size: int
     ) -> None:
         self.scorer, self.key = scorer, key
         self._done, self._log, self._pictures, self._size = frozenset(done), log, pictures, size
 
-    def following(self, ask: Ask, row: Mapping[str, Any], drawn: bool = True) -> Ask | None:
+    def following(self, ask: TrialSpec, row: Mapping[str, Any], drawn: bool = True) -> TrialSpec | None:
         """The next attempt after a row of the log; None if that one succeeded, failed to take place, or was the last.
 
         Args:
@@ -278,19 +278,19 @@ class Episodes:
             past = Past.of(past.reply, self.scorer.attempt(item, columns, self._size))
         return replace(ask, past=(*ask.past, past))
 
-    def resumed(self, first: Ask, drawn: bool = True) -> Ask | None:
+    def resumed(self, first: TrialSpec, drawn: bool = True) -> TrialSpec | None:
         """Where an episode goes on after the rows of the log; None if it is over.
 
         Args:
             first: The first attempt.
             drawn: Whether the next attempt is to be asked, so that the pictures of what happened are needed.
         """
-        ask: Ask | None = first
+        ask: TrialSpec | None = first
         while ask is not None and (row := self._known.get(self.key(ask))) is not None:
             ask = self.following(ask, row, drawn)
         return ask
 
-    def left(self, first: Ask) -> int:
+    def left(self, first: TrialSpec) -> int:
         """How many attempts an episode may still take."""
         ask = self.resumed(first, drawn=False)
         return 0 if ask is None else ask.memory.attempts - ask.attempt + 1
@@ -302,7 +302,7 @@ class Episodes:
         return {row["key"]: row for row in rows if row["key"] in self._done and row["error"] is None}
 
 
-def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: Sequence[Manner]) -> None:
+def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: Sequence[PromptCondition]) -> None:
     """Refuse what cannot be tried several times.
 
     Args:
@@ -340,7 +340,7 @@ def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: 
         )
 
 
-def groups(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
+def groups(asks: Sequence[TrialSpec]) -> Iterator[list[TrialSpec]]:
     """Episodes that are under way together: all, if they have one attempt only."""
     size = AT_ONCE if asks and asks[0].memory.attempts > 1 else max(len(asks), 1)
     for start in range(0, len(asks), size):

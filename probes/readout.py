@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from vlm_probe.probes.conditions import Manner, Presenter
+from vlm_probe.probes.conditions import Presenter, PromptCondition
 from vlm_probe.probes.models import Ended
 from vlm_probe.probes.trials import RunError, read_run, rewrite_trials
 from vlm_probe.stimuli import replies
@@ -19,7 +19,7 @@ from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.outcomes import OutcomeCache
 from vlm_probe.stimuli.output import OutputFolder
 from vlm_probe.stimuli.picture import painter
-from vlm_probe.stimuli.question import Answer, Integers, Options, Parsed
+from vlm_probe.stimuli.question import Answer, ChoiceFormat, IntegerFormat, Parsed
 from vlm_probe.stimuli.tasks import Score, get_task
 
 Columns = dict[str, Any]
@@ -157,7 +157,7 @@ class Scorer:
         kind = get_task(item.task).kind
         if kind == "action":
             return set(item.working) or None
-        if kind == "grounding" and isinstance(item.question.grammar, Integers):
+        if kind == "grounding" and isinstance(item.question.grammar, IntegerFormat):
             return {value for _, value in item.question.grammar.candidates() if self.score(item, value).success}
         return {item.answer}
 
@@ -171,7 +171,7 @@ class Scorer:
             "task": item.task,
             "task_version": item.task_version,
             "prompt": item.question.prompt,
-            "options": [value for _, value in candidates] if isinstance(grammar, Options) else None,
+            "options": [value for _, value in candidates] if isinstance(grammar, ChoiceFormat) else None,
             "truth": _plain(item.answer),
             "n_candidates": len(candidates),
             "chance": None if right is None else len(right) / len(candidates),
@@ -258,7 +258,7 @@ def rescore(run: Path | OutputFolder, stimuli: StimulusSet) -> Rescored:
         if row["item_id"] not in items:
             raise RunError(f"{folder} has a trial of {row['item_id']!r}, which its set does not have: restore its log")
         try:
-            item = presenter.asked(items[row["item_id"]], Manner.from_dict(row.get("manner")))
+            item = presenter.asked(items[row["item_id"]], PromptCondition.from_dict(row.get("manner")))
             # How a reply ended is known from its server alone, and stays.
             ended: Ended = next((name for name in get_args(Ended) if name == row["status"]), "")
             new = row | scorer.row(item, row["raw"], row["logprobs"], ended)

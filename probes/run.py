@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlm_probe.probes.asking import Answered, answers, in_batches, message_of
+from vlm_probe.probes.asking import ModelOutput, answers, in_batches, message_of
 from vlm_probe.probes.columns import check_row
 from vlm_probe.probes.conditions import CONTROLS, PresentationError, Presenter, manners
-from vlm_probe.probes.episodes import Ask, Episodes, check, groups
+from vlm_probe.probes.episodes import Episodes, TrialSpec, check, groups
 from vlm_probe.probes.models import THINKING_TOKENS, Generation, Model, ModelError, Trial
 from vlm_probe.probes.models.catalog import ENTRIES
 from vlm_probe.probes.provenance import origin, training_facts
@@ -65,13 +65,13 @@ class PreparedRun:
     config: RunConfig
     model: Model
     settings: Generation
-    wanted: Sequence[Ask]
+    wanted: Sequence[TrialSpec]
     keys: Mapping[tuple[str, str], str]
     record: dict[str, Any]
     image_size: int
     scorer: Scorer
 
-    def key(self, ask: Ask) -> str:
+    def key(self, ask: TrialSpec) -> str:
         """The key of a trial in the log."""
         return self.keys[ask.id] if ask.attempt == 1 else ask.key(self.model, self.config.readout, self.settings)
 
@@ -131,7 +131,7 @@ def prepare(
     _set_moment(model, folder, processes)
     _check_model(model, items, presenter)
     settings = Generation(config.max_new_tokens, config.temperature, config.seed)
-    wanted = [Ask(presenter, item, manner, memory) for manner in presenter.manners for item in items]
+    wanted = [TrialSpec(presenter, item, manner, memory) for manner in presenter.manners for item in items]
     keys = {ask.id: ask.key(model, config.readout, settings) for ask in wanted}
     if len(keys) != len(wanted):
         raise RunError(f"{stimuli.path}: item ids are not unique; make the set anew")
@@ -249,7 +249,7 @@ def _check_words(model: Model, presenter: Presenter) -> None:
         model.check_without_images()
 
 
-def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) -> None:
+def _check_context(model: Model, wanted: Sequence[TrialSpec], settings: Generation) -> None:
     """Refuse a model whose context is too short for the longest episode. Raises ModelError."""
     if wanted[0].memory.kept == "none":
         return
@@ -259,10 +259,10 @@ def _check_context(model: Model, wanted: Sequence[Ask], settings: Generation) ->
     model.check_context([ask.memory.longest(ask.trial(with_picture=True)) for ask in chosen], settings)
 
 
-def _check_request(model: Model, wanted: Sequence[Ask], readout: str, settings: Generation) -> None:
+def _check_request(model: Model, wanted: Sequence[TrialSpec], readout: str, settings: Generation) -> None:
     """Refuse a server that does not take the longest requests of the run. Raises ModelError."""
 
-    def length(ask: Ask) -> tuple[bool, int, bool, int]:
+    def length(ask: TrialSpec) -> tuple[bool, int, bool, int]:
         question = ask.asked.question
         return ask.manner.control != "description", ask.manner.examples, question.style == "think", len(question.prompt)
 
@@ -297,8 +297,8 @@ def make_presenter(config: RunConfig, stimuli: StimulusSet, examples: StimulusSe
 
 
 def _played(
-    model: Model, pending: Sequence[Ask], episodes: Episodes, config: RunConfig, settings: Generation
-) -> Iterator[tuple[Answered, Columns, int]]:
+    model: Model, pending: Sequence[TrialSpec], episodes: Episodes, config: RunConfig, settings: Generation
+) -> Iterator[tuple[ModelOutput, Columns, int]]:
     """Play episodes to their end, many at a time: all first attempts of a group, then the second ones, and so on.
 
     Yields:
@@ -308,7 +308,7 @@ def _played(
     for group in groups(pending):
         under_way = [ask for ask in map(episodes.resumed, group) if ask is not None]
         while under_way:
-            again: list[Ask] = []
+            again: list[TrialSpec] = []
             for answer in answers(model, under_way, config.readout, settings, config.batch_size):
                 ask = answer.ask
                 row = {"key": episodes.key(ask)} | name | _columns(episodes.scorer, answer)
@@ -318,7 +318,7 @@ def _played(
             under_way = again
 
 
-def _columns(scorer: Scorer, answer: Answered) -> Columns:
+def _columns(scorer: Scorer, answer: ModelOutput) -> Columns:
     """The columns of a row that do not name the run."""
     item = answer.ask.asked
     columns = scorer.describe(item) | UNANSWERED

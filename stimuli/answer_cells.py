@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from vlm_probe.stimuli.question import Answer, Grammar, Integers, Option, Options
+from vlm_probe.stimuli.question import Answer, ChoiceFormat, Grammar, IntegerFormat, Option
 
 
 class Unreadable(ValueError):
@@ -30,7 +30,7 @@ def read_grammar(text: str) -> Grammar:
     """
     if re.fullmatch(r"\s*-?\d+\s*\.\.\s*-?\d+\s*(,\s*-?\d+\s*\.\.\s*-?\d+\s*)?", text):
         bounds = [int(bound) for bound in re.findall(r"-?\d+", text)]
-        return Integers(tuple(zip(bounds[::2], bounds[1::2], strict=True)))
+        return IntegerFormat(tuple(zip(bounds[::2], bounds[1::2], strict=True)))
     options = []
     for part in text.split("|"):
         word, equals, value = (piece.strip() for piece in part.partition("="))
@@ -40,7 +40,7 @@ def read_grammar(text: str) -> Grammar:
         raise ValueError(
             f"the options {text!r} are not at least two different words separated by | (yes|no), nor a range (-20..20)"
         )
-    return Options(tuple(options))
+    return ChoiceFormat(tuple(options))
 
 
 def read_answer(grammar: Grammar, text: str, role: str = "answer", strict: bool = False) -> Answer:
@@ -57,7 +57,7 @@ def read_answer(grammar: Grammar, text: str, role: str = "answer", strict: bool 
     """
     if not text:
         raise Unreadable(role, "is empty")
-    if isinstance(grammar, Integers):
+    if isinstance(grammar, IntegerFormat):
         value, status = grammar.read(text)
         if value is None:
             ranges = " and ".join(f"{low} to {high}" for low, high in grammar.ranges)
@@ -95,7 +95,7 @@ def read_working(grammar: Grammar, answer: Answer, listed: str, tolerance: str) 
         return found
     if not tolerance:
         return [answer]
-    if not isinstance(grammar, Integers) or not re.fullmatch(r"\d{1,9}", tolerance):
+    if not isinstance(grammar, IntegerFormat) or not re.fullmatch(r"\d{1,9}", tolerance):
         raise Unreadable("tolerance", f"{tolerance[:20]!r} is not a whole number, or the answers are words")
     centre = np.atleast_1d(np.array(answer))
     near = [v for _, v in grammar.candidates() if (np.abs(np.atleast_1d(np.array(v)) - centre) <= int(tolerance)).all()]
@@ -109,4 +109,4 @@ def meaning(grammar: Grammar, answer: Answer) -> str:
         grammar: The legal answers.
         answer: One of them.
     """
-    return str(answer) if isinstance(grammar, Options) else grammar.text(answer)
+    return str(answer) if isinstance(grammar, ChoiceFormat) else grammar.text(answer)

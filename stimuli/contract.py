@@ -17,11 +17,11 @@ import numpy as np
 from vlm_probe.stimuli import design
 from vlm_probe.stimuli.picture import draw
 from vlm_probe.stimuli.plain_json import parse
-from vlm_probe.stimuli.question import PARAPHRASES, Answer, Integers, Question
+from vlm_probe.stimuli.question import PARAPHRASES, Answer, IntegerFormat, Question
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, get_simulator
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Task
 
 SIZE = 96
 """Edge of the pictures in which every object must be seen, pixels."""
@@ -410,7 +410,7 @@ def check_actions(task: Task) -> Iterator[Finding]:
         return
     for group in groups(task, 6, seed=5):
         scene, question, code = group.members[0].scene, group.questions[0], group.members[0].condition.code
-        if not isinstance(question.grammar, Integers):
+        if not isinstance(question.grammar, IntegerFormat):
             yield Finding(
                 "actions", "the answers of an action are words.", "Actions are one or two whole numbers: Integers."
             )
@@ -457,7 +457,7 @@ def groups(task: Task, count: int, seed: int = 0) -> Iterator[_Group]:
             try:
                 members = design.members(task, plan, design.group_rng(task, seed, plan.index, attempt))
                 questions = [task.question(m.scene, plan.variant) for m in members]
-            except (Unsatisfiable, ValueError) as error:
+            except (SamplingFailed, ValueError) as error:
                 reason = str(error)
                 continue
             yield _Group(plan, members, questions)
@@ -488,7 +488,7 @@ def _asked_alike(task: Task, plan: design.Group) -> list[tuple[Question, Answer]
         try:
             members = design.members(task, plan, design.group_rng(task, 99, plan.index, attempt))
             questions = [task.question(m.scene, plan.variant) for m in members]
-        except (Unsatisfiable, ValueError):
+        except (SamplingFailed, ValueError):
             continue
         found += [(q, task.solve(m.scene, q)) for m, q in zip(members, questions, strict=True)]
     return found
@@ -496,7 +496,7 @@ def _asked_alike(task: Task, plan: design.Group) -> list[tuple[Question, Answer]
 
 def _others(question: Question, answer: Answer, asked: list[tuple[Question, Answer]]) -> list[Answer]:
     """Wrong answers to a question: its other options, or the numbers that are right about other scenes."""
-    if isinstance(question.grammar, Integers):
+    if isinstance(question.grammar, IntegerFormat):
         return [other for _, other in asked if other != answer]
     return [value for _, value in question.grammar.candidates() if value != answer]
 

@@ -17,7 +17,7 @@ from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.opening import open_picture
 from vlm_probe.stimuli.question import Answer
 from vlm_probe.stimuli.tables import Report
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed, Task
 
 BINS = 3
 """On each side of the boundary, as designed sets have."""
@@ -70,7 +70,7 @@ def signs(task: Task) -> dict[Answer, int]:
                 if answer is None:
                     answer = task.solve(scene, task.question(scene, task.variants()[0]))
                 found.setdefault(answer, set()).add(int(np.sign(task.margin(scene))))
-        except (Unsatisfiable, ValueError):
+        except (SamplingFailed, ValueError):
             continue
     meant = {answer: only for answer, each in found.items() if len(each) == 1 and (only := next(iter(each)))}
     return meant if len(set(meant.values())) == 2 else {}

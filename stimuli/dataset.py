@@ -24,7 +24,7 @@ from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.errors import ProbeError, reading
 from vlm_probe.stimuli.opening import LARGEST_EDGE, open_picture
 from vlm_probe.stimuli.plain_json import dumps, parse_object
-from vlm_probe.stimuli.question import Answer, Grammar, Options, Question, Variant, grammar_from_dict
+from vlm_probe.stimuli.question import Answer, ChoiceFormat, Grammar, Question, Variant, grammar_from_dict
 from vlm_probe.stimuli.ranges import AMOUNT, shown, whole
 from vlm_probe.stimuli.responses import Response, read_csv
 from vlm_probe.stimuli.scene import Scene
@@ -238,8 +238,12 @@ class StimulusSet:
         """The items as flat rows of text and numbers, for a table: one column for every factor, scenes left out."""
         for item in self.items:
             grammar, row = item.question.grammar, item.to_row()
-            options = "|".join(f"{o.text}={o.value}" for o in grammar.options) if isinstance(grammar, Options) else ""
-            ranges = "" if isinstance(grammar, Options) else ", ".join(f"{low}..{high}" for low, high in grammar.ranges)
+            options = (
+                "|".join(f"{o.text}={o.value}" for o in grammar.options) if isinstance(grammar, ChoiceFormat) else ""
+            )
+            ranges = (
+                "" if isinstance(grammar, ChoiceFormat) else ", ".join(f"{low}..{high}" for low, high in grammar.ranges)
+            )
             working = [_listed(w) for w in item.working]
             names = ("file_name", "item_id", "task", "task_version", "prompt", "answer")
             yield (

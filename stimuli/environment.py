@@ -28,7 +28,7 @@ from vlm_probe.stimuli.dataset import Item
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.outcomes import DEFAULT_SIZE, OutcomeCache, shared_cache
 from vlm_probe.stimuli.picture import draw, find_renderer, painter, staged
-from vlm_probe.stimuli.question import Answer, Integers, Parsed, Question, Variant
+from vlm_probe.stimuli.question import Answer, IntegerFormat, Parsed, Question, Variant
 from vlm_probe.stimuli.ranges import ATTEMPTS, IMAGE_SIZE, Range
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import apply as apply_shifts
@@ -36,7 +36,7 @@ from vlm_probe.stimuli.shifts import check as check_shifts
 from vlm_probe.stimuli.shifts import parse_shifts, shifted_condition
 from vlm_probe.stimuli.simulators import BACKGROUND, STATE, Frame, body_states
 from vlm_probe.stimuli.spaces import PROBED_CONDITIONS, answer_space, prompt_space, reply_space, to_action, to_answer
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, get_task, task_names
 
 NAMESPACE = "VLMProbe"
 MAX_DRAWS = 30
@@ -335,9 +335,9 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
                 scene = apply_shifts(scene, self._shifts, rng) if self._shifts else scene
                 scene = mirror(scene) if condition.mirrored else scene
                 return _Posed(scene, self.task.question(scene, variant), condition.code)
-            except Unsatisfiable as error:
+            except SamplingFailed as error:
                 failure = error
-        raise Unsatisfiable(f"{self.task.name}: no scene on {condition.code} in {MAX_DRAWS} draws ({failure})")
+        raise SamplingFailed(f"{self.task.name}: no scene on {condition.code} in {MAX_DRAWS} draws ({failure})")
 
     def _given(self, item: Item) -> tuple[Scene, Question]:
         """Scene and question of an item of a set."""
@@ -347,32 +347,32 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
             raise InvalidInput(f"{item.item_id} has no scene (it was imported), so that nothing can be tried out in it")
         return item.scene, item.question
 
-    def _widest_grammar(self) -> Integers:
+    def _widest_grammar(self) -> IntegerFormat:
         """The answers of all scenes together; where ranges follow the scene, with room to the next ten."""
         rng, found = np.random.default_rng(0), []
         for condition in self._conditions[:: -(-len(self._conditions) // PROBED_CONDITIONS)] * 2:
             try:
                 grammar = self._pose(rng, condition, Variant()).question.grammar
-            except Unsatisfiable:
+            except SamplingFailed:
                 continue
-            if not isinstance(grammar, Integers):
+            if not isinstance(grammar, IntegerFormat):
                 raise InvalidInput(f"{self.task.name}: the answers of an environment are whole numbers, not words")
             found.append(grammar)
         if not found:
-            raise Unsatisfiable(f"{self.task.name}: no scene on any of the conditions")
+            raise SamplingFailed(f"{self.task.name}: no scene on any of the conditions")
         if all(grammar == found[0] for grammar in found):
             return found[0]
         ranges = []
         for spans in zip(*(grammar.ranges for grammar in found), strict=True):
             low, high = min(low for low, _ in spans), max(high for _, high in spans)
             ranges.append((10 * math.floor(low / 10), 10 * math.ceil(high / 10)))
-        return Integers(tuple(ranges), found[0].unit)
+        return IntegerFormat(tuple(ranges), found[0].unit)
 
     def _most_bodies(self) -> int:
         """The largest number of bodies in scenes on the conditions, with room for some more than were seen."""
         rng, found = np.random.default_rng(1), [1]
         for condition in self._conditions:
-            with suppress(Unsatisfiable):
+            with suppress(SamplingFailed):
                 found.append(len(self._pose(rng, condition, Variant()).scene.bodies))
         return max(found) + SPARE_BODIES
 
@@ -380,7 +380,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         """Whether the actions hold every answer of a grammar."""
         ours = self._grammar
         return (
-            isinstance(grammar, Integers)
+            isinstance(grammar, IntegerFormat)
             and (grammar.unit, len(grammar.ranges)) == (ours.unit, len(ours.ranges))
             and all(a <= c and d <= b for (a, b), (c, d) in zip(ours.ranges, grammar.ranges, strict=True))
         )

@@ -32,7 +32,7 @@ from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE, PROCESSES, REQUIRED, SE
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.shifts import Shifts, is_physical
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, Frame, body_states, get_simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, get_task, task_names
 from vlm_probe.stimuli.tasks.grounding import GroundingTask
 from vlm_probe.stimuli.viewing import is_sign, things
 
@@ -344,7 +344,7 @@ def _make_group(recipe: Recipe, folder: str, plan: design.Group) -> _GroupResult
             continue
         rows = [dumps(item.to_row()) + "\n" for item in items]
         return _GroupResult(rows, [item_cues(task, item) for item in items], rejected, resampled)
-    raise Unsatisfiable(
+    raise SamplingFailed(
         f"{task.name}: no group on the condition {plan.condition.code} within {MAX_ATTEMPTS} attempts"
         f" ({rejected} disagreements of statics and simulation, {resampled} unaskable or unsolvable)"
     )

@@ -20,11 +20,11 @@ from vlm_probe.stimuli.dataset import CARD, KIND, METADATA, Item, StimulusError,
 from vlm_probe.stimuli.imported_responses import COUNT_PREFIXES, counted_responses, listed_responses
 from vlm_probe.stimuli.output import check_absent, whole_folder, write_json
 from vlm_probe.stimuli.plain_json import dumps
-from vlm_probe.stimuli.question import THINK, Answer, Grammar, Integers, Options, Question, Variant
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Grammar, IntegerFormat, Question, Variant
 from vlm_probe.stimuli.ranges import AMOUNT, IMAGE_SIZE
 from vlm_probe.stimuli.responses import RESPONSES, Response, to_csv
 from vlm_probe.stimuli.tables import Report, Row, find_columns, number, read_table
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, get_task
 
 ROLES = {
     "file": "picture, relative to the folder of pictures",
@@ -227,7 +227,7 @@ def _usual_question(task: Task, variant: Variant) -> Question:
     for condition in conditions[:: max(1, len(conditions) // PROBED)]:
         try:
             asked.append(task.question(task.sample(rng, condition), variant))
-        except (Unsatisfiable, ValueError):
+        except (SamplingFailed, ValueError):
             continue
     # Grounding asks about something in the picture, even where one of its questions happens to be the same for all.
     if task.kind == "grounding" or not asked or any(question != asked[0] for question in asked):
@@ -288,7 +288,7 @@ class _Reader:
             wrong(error.role, str(error))
             return None
         grammar = question.grammar
-        named = isinstance(grammar, Integers) or all(
+        named = isinstance(grammar, IntegerFormat) or all(
             re.search(rf"\b{re.escape(option.text)}\b", question.prompt, re.IGNORECASE) for option in grammar.options
         )
         if not named:
@@ -340,7 +340,7 @@ def _card(
     rights = [item.working for item in items]
     counts: Counter[Answer] = Counter(answer for right in rights for answer in right)
     best = min(counts, key=lambda a: (-counts[a], str(a)))
-    words = all(isinstance(item.question.grammar, Options) for item in items)
+    words = all(isinstance(item.question.grammar, ChoiceFormat) for item in items)
     chance = [len(right) / len(i.question.grammar.candidates()) for right, i in zip(rights, items, strict=True)]
     described: dict[str, Any] = {
         "task": name,

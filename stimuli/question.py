@@ -44,7 +44,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ChoiceFormat:
     """A closed list of answers, in the order in which the prompt names them.
 
     Raises:
@@ -84,7 +84,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Integers:
+class IntegerFormat:
     """One or two whole numbers, each with an inclusive range.
 
     Attributes:
@@ -135,7 +135,7 @@ class Integers:
         return replies.read_bare(text, _reader(self, ""))
 
 
-Grammar = Options | Integers
+Grammar = ChoiceFormat | IntegerFormat
 
 
 def grammar_from_dict(data: dict[str, Any]) -> Grammar:
@@ -146,9 +146,11 @@ def grammar_from_dict(data: dict[str, Any]) -> Grammar:
     """
     try:
         if data["kind"] == "options":
-            return Options(tuple(Option(str(text), str(value)) for text, value in data["options"]))
+            return ChoiceFormat(tuple(Option(str(text), str(value)) for text, value in data["options"]))
         if data["kind"] == "integers":
-            return Integers(tuple((int(low), int(high)) for low, high in data["ranges"]), str(data.get("unit", "cm")))
+            return IntegerFormat(
+                tuple((int(low), int(high)) for low, high in data["ranges"]), str(data.get("unit", "cm"))
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an answer grammar: {data!r} ({error})") from error
     raise ValueError(f"not an answer grammar: unknown kind {data['kind']!r}")
@@ -244,7 +246,7 @@ def parse(reply: str, grammar: Grammar, style: str = "direct", prompt: str = "")
 def _reader(grammar: Grammar, prompt: str) -> replies.Reader:
     """What reads the replies to a question."""
     wording = wording_of(normalised(prompt))
-    if isinstance(grammar, Options):
+    if isinstance(grammar, ChoiceFormat):
         return OptionReader([(option.text, option.value) for option in grammar.options], wording)
     return NumberReader(grammar.ranges, grammar.unit, wording)
 

@@ -43,7 +43,7 @@ from vlm_probe.stimuli.viewing import axes, is_sign, things
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+IntegerFormat = npt.NDArray[np.int64]
 
 VERSION = 1
 """Goes up whenever the same scene gets other bytes."""
@@ -64,7 +64,7 @@ SLOW = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class ReportData:
     """How a surface looks apart from its colour.
 
     Attributes:
@@ -87,16 +87,16 @@ class Material:
 
 
 GRAINS = ("plain", "paint", "wood", "metal")
-SIGN = Material()
-PAINTED = Material("paint", 0.035, 140.0, gloss=0.25, polish=4, mirror=0.02)
-WOOD = Material("wood", 0.10, 60.0, gloss=0.2, polish=4, mirror=0.02)
-METAL = Material("metal", 0.05, 400.0, gloss=6.0, polish=4, mirror=0.55, tinted=1.0)
-RUBBER = Material(gloss=0.3, polish=3, mirror=0.02)
-LACQUER = Material(gloss=1.2, polish=6, mirror=0.05)
-SATIN = Material(gloss=0.25, polish=4, mirror=0.02)
+SIGN = ReportData()
+PAINTED = ReportData("paint", 0.035, 140.0, gloss=0.25, polish=4, mirror=0.02)
+WOOD = ReportData("wood", 0.10, 60.0, gloss=0.2, polish=4, mirror=0.02)
+METAL = ReportData("metal", 0.05, 400.0, gloss=6.0, polish=4, mirror=0.55, tinted=1.0)
+RUBBER = ReportData(gloss=0.3, polish=3, mirror=0.02)
+LACQUER = ReportData(gloss=1.2, polish=6, mirror=0.05)
+SATIN = ReportData(gloss=0.25, polish=4, mirror=0.02)
 
 
-def material(thing: Body | Marker) -> Material:
+def material(thing: Body | Marker) -> ReportData:
     """What a body or marker is made of.
 
     Arrows and ghosts are signs, without shine. Balls are lacquered; what is brown is wood, what is grey metal, what is black rubber,
@@ -238,11 +238,11 @@ class Prepared:
 
     camera: Floats
     settings: Floats
-    shape: Integers
+    shape: IntegerFormat
     planes: Floats
     solid: Floats
     lens: Floats
-    boxes: Integers
+    boxes: IntegerFormat
     way: Floats
     inverse: Floats
     finish: Floats
@@ -373,7 +373,9 @@ def _sun(light: Light) -> tuple[Floats, Floats, Floats]:
     return toward, across, np.cross(toward, across)
 
 
-def _lens(rays: ModuleType, camera: Floats, width: float, shape: Integers, planes: Floats, solid: Floats) -> Floats:
+def _lens(
+    rays: ModuleType, camera: Floats, width: float, shape: IntegerFormat, planes: Floats, solid: Floats
+) -> Floats:
     """The camera against every piece, (n, FACES, 4)."""
     eye, frame = camera[0], camera[1:4]
     found = np.zeros(planes.shape)
@@ -391,7 +393,7 @@ def _lens(rays: ModuleType, camera: Floats, width: float, shape: Integers, plane
     return found
 
 
-def _boxes(camera: Floats, points: Floats, size: int) -> Integers:
+def _boxes(camera: Floats, points: Floats, size: int) -> IntegerFormat:
     """Columns and rows (n, 4: from, from, to, to) within which the hulls of points (n, k, 3) are; all if one is behind the camera."""
     away = points - camera[0]
     depth = _dot(away, camera[1])
@@ -407,7 +409,7 @@ def _boxes(camera: Floats, points: Floats, size: int) -> Integers:
     return np.clip(np.floor(found), 0, size).astype(np.int64)
 
 
-def _shadows(camera: Floats, hulls: Floats, edges: Sequence[Floats], size: int) -> Integers:
+def _shadows(camera: Floats, hulls: Floats, edges: Sequence[Floats], size: int) -> IntegerFormat:
     """Where in the image shadows on the floor can be (n, 4), when the light comes from between the `edges`."""
     if min(edge[2] for edge in edges) < 0.02:
         return np.tile(np.array([0, 0, size, size]), (len(hulls), 1))
@@ -415,7 +417,7 @@ def _shadows(camera: Floats, hulls: Floats, edges: Sequence[Floats], size: int) 
     return _boxes(camera, np.concatenate(fallen, axis=1), size)
 
 
-def _surroundings(camera: Floats, hulls: Floats, reach: Floats, size: int) -> Integers:
+def _surroundings(camera: Floats, hulls: Floats, reach: Floats, size: int) -> IntegerFormat:
     """Where in the image the floor is so near pieces that they darken it (n, 4)."""
     low, high = hulls.min(axis=1) - reach[:, None], hulls.max(axis=1) + reach[:, None]
     ground = [np.stack([x[:, 0], y[:, 1], 0 * x[:, 2]], axis=1) for x in (low, high) for y in (low, high)]
@@ -481,7 +483,7 @@ SPOTS = _sobol(16) + 1 / 32
 
 
 @lru_cache(maxsize=1)
-def _lattice() -> tuple[Floats, Integers]:
+def _lattice() -> tuple[Floats, IntegerFormat]:
     """Random values (256,) of a lattice, and a permutation (513,) that scatters them."""
     rng = np.random.default_rng(5)
     order = rng.permutation(256)

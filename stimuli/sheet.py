@@ -12,7 +12,7 @@ from vlm_probe.stimuli.output import whole_file
 from vlm_probe.stimuli.picture import draw, painter, staged
 from vlm_probe.stimuli.ranges import SHOWN
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, apply_alike, shifted_condition, spell
-from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import SamplingFailed, get_task
 
 CELL, LINE, GAP = 320, 18, 8
 WIDEST = 50
@@ -83,7 +83,7 @@ def shift_sheet(task: str, out: str | Path, seed: int = 4, renderer: str = "") -
                     np.random.default_rng(seed), shifted_condition(the_task, condition, shifts)
                 )
                 scene = apply_alike(staged(scenes, renderer), shifts, np.random.default_rng(seed))[0]
-            except Unsatisfiable:
+            except SamplingFailed:
                 draw_on.text((left + 4, top + edge), f"no {name}:{level}", fill="black", font=font)
                 continue
             picture = Image.fromarray(draw(simulator, scene, 2 * edge).rgb)

@@ -21,7 +21,7 @@ from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.palettes import paint
 from vlm_probe.stimuli.scene import Background, Camera, Light, Marker, Scene, Vec3
 from vlm_probe.stimuli.shapes import bottom, corners
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed, Task
 from vlm_probe.stimuli.textures import ON_BODIES, ON_FLOORS, Texture
 from vlm_probe.stimuli.viewing import extent, fitted, project, shown, sides_kept, things
 
@@ -145,7 +145,7 @@ def shifted_condition(task: Task, condition: Condition, shifts: Shifts) -> Condi
     """
     for name, level in shifts:
         if name == "count":
-            condition = task.enlarged(condition, level)
+            condition = task.with_more_objects(condition, level)
     return replace(condition, shifts=shifts)
 
 
@@ -170,14 +170,14 @@ def check(task: Task, shifts: Shifts) -> None:
         try:
             plain = _objects(task.sample_matched(rng, condition)[0])
             more = _objects(task.sample_matched(rng, shifted_condition(task, condition, (("count", level),)))[0])
-        except Unsatisfiable as error:
+        except SamplingFailed as error:
             reason = str(error)
             break
         if more <= plain:
             reason = f"its scenes have {more} objects all the same"
             break
     if reason:
-        raise Unsatisfiable(f"{task.name} cannot be made with count:{level} ({reason}): {instead}, or a lower level")
+        raise SamplingFailed(f"{task.name} cannot be made with count:{level} ({reason}): {instead}, or a lower level")
 
 
 def _objects(scene: Scene) -> int:
@@ -320,7 +320,7 @@ def _distractors(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes
             return tuple(replace(scene, markers=scene.markers + markers) for scene in scenes)
         wider = replace(scenes[0].camera, distance=round(scenes[0].camera.distance * 1.1, 3))
         scenes = tuple(replace(scene, camera=wider) for scene in scenes)
-    raise Unsatisfiable(f"found no room behind the scene for {DISTRACTORS[level]} distractor(s)")
+    raise SamplingFailed(f"found no room behind the scene for {DISTRACTORS[level]} distractor(s)")
 
 
 def _places(

@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils.shared_memory import read_from_shared_memory
 
-from vlm_probe.stimuli.question import PARAPHRASES, Answer, Integers, Variant
-from vlm_probe.stimuli.tasks import Unsatisfiable, get_task
+from vlm_probe.stimuli.question import PARAPHRASES, Answer, IntegerFormat, Variant
+from vlm_probe.stimuli.tasks import SamplingFailed, get_task
 
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " \n"
 MAX_REPLY = 4096
@@ -21,13 +21,13 @@ PROBED_CONDITIONS = 32
 """Conditions whose prompts are looked at to find how long prompts get."""
 
 
-def answer_space(grammar: Integers) -> spaces.Discrete[Any] | spaces.MultiDiscrete:
+def answer_space(grammar: IntegerFormat) -> spaces.Discrete[Any] | spaces.MultiDiscrete:
     """The legal answers as actions from 0: Discrete for one whole number, MultiDiscrete for two."""
     sizes = [high - low + 1 for low, high in grammar.ranges]
     return spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
 
 
-def to_answer(grammar: Integers, action: Any) -> Answer:
+def to_answer(grammar: IntegerFormat, action: Any) -> Answer:
     """The answer that an action of `answer_space` stands for.
 
     Args:
@@ -46,7 +46,7 @@ def to_answer(grammar: Integers, action: Any) -> Answer:
     return values[0] if len(values) == 1 else (values[0], values[1])
 
 
-def to_action(grammar: Integers, answer: Answer) -> Any:
+def to_action(grammar: IntegerFormat, answer: Answer) -> Any:
     """The action that stands for an answer.
 
     Args:
@@ -72,7 +72,7 @@ def prompt_limits(task: str) -> tuple[str, int]:
     for condition in conditions[:: -(-len(conditions) // PROBED_CONDITIONS)]:
         try:
             scene = the_task.sample(rng, condition)
-        except Unsatisfiable:
+        except SamplingFailed:
             continue
         for paraphrase in range(PARAPHRASES):
             prompt = the_task.question(scene, Variant(paraphrase, style="think")).prompt

@@ -45,7 +45,7 @@ def resolve(
         OutputError: If the cache cannot be written.
         StimulusError: If it is a folder but not a stimulus set.
         UnknownTask: If it is none of the three; the message lists the closest task names.
-        ValueError: If there are no such shifts, or the task has no such scenes (`Unsatisfiable`).
+        ValueError: If there are no such shifts, or the task has no such scenes (`SamplingFailed`).
     """
     name, shifts = split_name(name)
     if os.sep in name or Path(name).is_dir():

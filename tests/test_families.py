@@ -18,7 +18,7 @@ from PIL import Image
 from tests.families import FAMILIES, RECIPES, families, save_family
 from vlm_probe.finetune.config import make_config
 from vlm_probe.finetune.policy import silent_tokens
-from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.finetune.reward import RewardScorer, ScoredReply
 from vlm_probe.finetune.train import train
 from vlm_probe.probes.models import Generation, Trial, Turn
 from vlm_probe.probes.models.activations import HiddenStates, Site
@@ -147,7 +147,9 @@ def _trained_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     """Random weights say nothing that can be read, and the loss is a mean over tokens only where replies are as long."""
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path_factory.getbasetemp() / "training"))
     monkeypatch.setattr(
-        Judge, "_one", lambda _, reply, item: Judged(item.question.parse("3"), False, len(reply.encode()) % 5 / 4)
+        RewardScorer,
+        "_one",
+        lambda _, reply, item: ScoredReply(item.question.parse("3"), False, len(reply.encode()) % 5 / 4),
     )
     monkeypatch.setattr("vlm_probe.finetune.train._draw", lambda *_: None)
     monkeypatch.setattr(

@@ -8,10 +8,10 @@ import pandas as pd
 
 from vlm_probe.analysis.figures.means import means
 from vlm_probe.analysis.labels import file_part, with_test, with_trained_on
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.rates import HOW, by_cell, by_run
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.section import Figure, MissingData, Section
 from vlm_probe.analysis.selection import CELL, TEST, present
 from vlm_probe.analysis.style import name_of
 
@@ -23,11 +23,11 @@ TWO_RUNS = (
 )
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Success rates. Raises Unanswerable if no model was asked a physics task."""
     plain = material.plain
     if plain.empty:
-        raise Unanswerable("no model was asked a physics task in the plain manner: give runs of `probe run` with one")
+        raise MissingData("no model was asked a physics task in the plain manner: give runs of `probe run` with one")
     table, runs = by_cell(plain, CELL), by_run(plain, CELL)
     if "status" in plain:
         read = plain.assign(parse_rate=plain["status"].astype(str) == "ok")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.rates import HOW, by_cell
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.selection import CELL, cells, present
 
 TRIED = ("memory", "attempts")
 """What several attempts differ in, besides the cell of the design."""
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Success within so many attempts. Raises Unanswerable if every item was tried once."""
     models = material.models
     tried = models[(models["attempts"] > 1) & (models["manner"] == "")] if len(models) else models
     if tried.empty:
-        raise Unanswerable("every item was tried once: add runs of an action with `probe run --attempts 3`")
+        raise MissingData("every item was tried once: add runs of an action with `probe run --attempts 3`")
     rows = []
     columns = [*present(tried, CELL), *TRIED]
     for key, own in cells(tried, columns):
@@ -44,7 +44,7 @@ def section(material: Material) -> Section:
                 }
             )
     if not rows:
-        raise Unanswerable("no item has a first attempt that took place: run `probe run --attempts 3` to its end")
+        raise MissingData("no item has a first attempt that took place: run `probe run --attempts 3` to its end")
     table = pd.DataFrame(rows)
     last = table[table["within"] == table["attempts"].astype(int)]
     better = int((last["rate_low"] > last["independent_rate"]).sum())

@@ -6,18 +6,18 @@ from functools import partial
 
 from vlm_probe.analysis.calibration import calibration
 from vlm_probe.analysis.figures.calibration import calibration as draw
-from vlm_probe.analysis.material import Material
-from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.material import ReportData
+from vlm_probe.analysis.section import Figure, MissingData, Section
 from vlm_probe.analysis.style import name_of
 
 CELL = ("model", "method")
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Calibration by method. Raises Unanswerable if no run scored the options."""
     options = material.options
     if options.empty or options["confidence"].isna().all():
-        raise Unanswerable("no run has option probabilities: add runs with `probe run --readout options`")
+        raise MissingData("no run has option probabilities: add runs with `probe run --readout options`")
     over_tests = calibration(options, by=CELL)
     by_test = calibration(options, by=("model", "method", "test_task"))
     answer = []

@@ -10,9 +10,9 @@ import pandas as pd
 
 from vlm_probe.analysis.contrasts import planned_contrasts
 from vlm_probe.analysis.labels import file_part, joined, span
-from vlm_probe.analysis.material import Material, Settings
+from vlm_probe.analysis.material import ReportData, Settings
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Figure, Section, Unanswerable, some_columns
+from vlm_probe.analysis.section import Figure, MissingData, Section, some_columns
 from vlm_probe.analysis.style import COLUMN_MM, GREY, LIGHT, PALETTE, drawing, signed
 from vlm_probe.analysis.tables import interval, number, p_value
 
@@ -56,11 +56,11 @@ MEANS = [
 ]
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """The planned contrasts. Raises Unanswerable if nothing was trained."""
     plain, settings = material.plain, material.settings
     if plain.empty or plain["transfer"].isna().all():
-        raise Unanswerable(
+        raise MissingData(
             "no run is of a trained model whose training tasks are known: train one (`probe train`), and run it with"
             " `probe run --adapter DIR` beside the base"
         )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from vlm_probe.analysis.controls import controls
-from vlm_probe.analysis.material import Material
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.material import ReportData
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.style import name_of
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task")
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Controls against the plain manner. Raises Unanswerable if there are none."""
     models = material.models
     if models.empty or not ((models["manner"] != "") | (models["examples"] > 0)).any():
-        raise Unanswerable("no control conditions were asked: add runs with `probe run --design controls`")
+        raise MissingData("no control conditions were asked: add runs with `probe run --design controls`")
     found = controls(models, by=CELL)
     blind = found.table[found.table["manner"].isin(["blank", "shuffled", "other-picture"])]
     answer = [

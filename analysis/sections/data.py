@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.result import Result
 from vlm_probe.analysis.section import Section
 from vlm_probe.analysis.selection import cells
@@ -15,7 +15,7 @@ RULES = (
 )
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """What was read."""
     table = material.trials.table
     runs = _runs(table)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from vlm_probe.analysis.material import Material
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.material import ReportData
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.signal_detection import sensitivity
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """d' and criterion by training and test. Raises Unanswerable if there is no two-option judgement."""
     plain = material.plain
     if plain.empty or plain["signal"].isna().all():
-        raise Unanswerable("no run is of a two-option judgement, such as towers-stability: add one")
+        raise MissingData("no run is of a two-option judgement, such as towers-stability: add one")
     if plain.loc[plain["signal"].notna(), "answer"].isna().all():
-        raise Unanswerable("no reply to a two-option judgement could be read: look at `raw` in the log")
+        raise MissingData("no reply to a two-option judgement could be read: look at `raw` in the log")
     result = sensitivity(plain)
     table = result.table
     told = table[(table["d_low"] > 0) | (table["d_high"] < 0)]

@@ -12,9 +12,9 @@ from vlm_probe.analysis.figures.learning import learning_curves
 from vlm_probe.analysis.frame import METHODS
 from vlm_probe.analysis.labels import joined, with_test, with_trained_on
 from vlm_probe.analysis.learning import KIND, TEST, curves_from_trials, learning
-from vlm_probe.analysis.material import Material, Settings
+from vlm_probe.analysis.material import ReportData, Settings
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.section import Figure, MissingData, Section
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.tables import number, p_value
 from vlm_probe.analysis.training import AFTER
@@ -23,7 +23,7 @@ WINDOW = 5
 """Logged points over which the success of training batches is averaged: a batch is small."""
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Learning curves. Raises Unanswerable if there are none."""
     results: dict[str, Result] = {}
     figures: list[Figure] = []
@@ -41,7 +41,7 @@ def section(material: Material) -> Section:
         by = (*KIND, *TEST)
         _add("checkpoints", curves, by, 1, caption, material.settings, results, figures, answer)
     if not results:
-        raise Unanswerable(
+        raise MissingData(
             "there are no learning curves: name the folders of the adapters as well (their training.json holds the curves), or"
             " runs of the checkpoints of a training"
         )

@@ -9,11 +9,11 @@ import pandas as pd
 from vlm_probe.analysis.cell_model import INTERVALS, TERMS, CellModel, fit_cells
 from vlm_probe.analysis.figures.caterpillar import caterpillar
 from vlm_probe.analysis.labels import file_part, joined
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.mixed_effects import FitResult
 from vlm_probe.analysis.random_effects import RULE
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.section import Figure, MissingData, Section
 from vlm_probe.analysis.tables import number, proportion
 from vlm_probe.analysis.transfer import with_names
 
@@ -21,10 +21,10 @@ SHOWN = ("run", "item")
 """Grouping factors of the caterpillar plot, as far as the model has them."""
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """The model of each model's trials. Raises Unanswerable if there are none."""
     if material.plain.empty:
-        raise Unanswerable("no model was asked a physics task in the plain manner: give runs of `probe run` with one")
+        raise MissingData("no model was asked a physics task in the plain manner: give runs of `probe run` with one")
     names = with_names(material.plain)
     results: dict[str, Result] = {}
     figures: list[Figure] = []

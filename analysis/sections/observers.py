@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from vlm_probe.analysis.error_consistency import error_consistency
-from vlm_probe.analysis.material import Material
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.material import ReportData
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.selection import CELL
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Error consistency with observers. Raises Unanswerable if there is none."""
     if material.plain.empty or material.observers.empty:
-        raise Unanswerable(
+        raise MissingData(
             "no observer was asked the same items: add `probe run --model noisy-simulation` and `--model heuristic` on these sets"
         )
     settings = material.settings

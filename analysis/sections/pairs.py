@@ -8,20 +8,20 @@ from dataclasses import replace
 import pandas as pd
 
 from vlm_probe.analysis.contrasts import REINFORCEMENT
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.minimal_pairs import pairs
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.selection import CELL, cells
 from vlm_probe.analysis.shortcut_rules import adjusted_success, cue_reliance, item_rules, reliance_by_method
 from vlm_probe.stimuli.errors import InvalidInput
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Pairs and rules. Raises Unanswerable if no pair was asked as a whole."""
     plain = material.plain
     if plain.empty or plain["pair_id"].isna().all():
-        raise Unanswerable("no item has a foil partner: use sets of `probe stimuli make`, and whole ones")
+        raise MissingData("no item has a foil partner: use sets of `probe stimuli make`, and whole ones")
     scored = pairs(plain, by=CELL)
     results = {"pairs": scored}
     table = scored.table
@@ -63,7 +63,7 @@ def section(material: Material) -> Section:
     )
 
 
-def _reliance(material: Material) -> Result | None:
+def _reliance(material: ReportData) -> Result | None:
     """Weights of margin and cues in the answers to judgements, of the sets that are still there; None if none can be told."""
     judged = material.plain[material.plain["signal"].notna()]
     found = []
@@ -79,7 +79,7 @@ def _reliance(material: Material) -> Result | None:
     return replace(found[0], table=pd.concat([one.table for one in found], ignore_index=True))
 
 
-def _adjusted(material: Material) -> Result | None:
+def _adjusted(material: ReportData) -> Result | None:
     """Success adjusted for the rules of the sets that are still there; None if none is, or none has rules."""
     judged = material.plain[material.plain["signal"].notna()]
     parts: list[pd.DataFrame] = []

@@ -11,20 +11,20 @@ import pandas as pd
 from vlm_probe.analysis.alignment import THIN, alignment
 from vlm_probe.analysis.alignment_model import alignment_model
 from vlm_probe.analysis.kappa import FEWEST_SHARED
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.sets import human_responses
 
 CELL = ("model", "method", "train_tasks", "regime", "test_task")
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Alignment with people. Raises Unanswerable if no set has human responses."""
     responses = human_responses(material.sets)
     asked = pd.concat([material.plain, material.observers]) if len(material.observers) else material.plain
     if responses.empty or asked.empty:
-        raise Unanswerable(
+        raise MissingData(
             "no stimulus set of these runs has human responses, or it is not where the runs found it: see"
             " `probe stimuli import --responses`"
         )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.rates import HOW, by_cell
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Section, Unanswerable
+from vlm_probe.analysis.section import MissingData, Section
 from vlm_probe.analysis.style import name_of
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Grounding questions by kind. Raises Unanswerable if none were asked."""
     grounding = material.grounding
     if grounding.empty:
-        raise Unanswerable(
+        raise MissingData(
             "no grounding questions were asked: add `probe run --stimuli FAMILY-grounding`, so that a failure of physics can"
             " be told from one of perception"
         )

@@ -10,20 +10,20 @@ import pandas as pd
 
 from vlm_probe.analysis.figures.psychometric import psychometric_curves
 from vlm_probe.analysis.labels import file_part, joined, with_test, with_trained_on
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.proportions import wilson
 from vlm_probe.analysis.psychometric import psychometric
-from vlm_probe.analysis.section import Figure, Section, Unanswerable
+from vlm_probe.analysis.section import Figure, MissingData, Section
 from vlm_probe.analysis.selection import CELL, cells, present, said_signal, signed_margin
 from vlm_probe.analysis.style import name_of
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """Psychometric functions by training and test. Raises Unanswerable if no judgement has margins."""
     plain = material.plain
     judged = plain[plain["signal"].notna() & plain["margin"].notna()] if len(plain) else plain
     if judged.empty:
-        raise Unanswerable("no run is of a two-option judgement with margins, such as towers-stability: add one")
+        raise MissingData("no run is of a two-option judgement with margins, such as towers-stability: add one")
     settings = material.settings
     result = psychometric(judged, by=CELL, resamples=settings.resamples, seed=settings.seed)
     flat = result.runs["flat"]

@@ -5,22 +5,22 @@ from __future__ import annotations
 import pandas as pd
 
 from vlm_probe.analysis.contrasts import Contrasts
-from vlm_probe.analysis.material import Material
+from vlm_probe.analysis.material import ReportData
 from vlm_probe.analysis.registration import registered_conditions, registered_contrasts
 from vlm_probe.analysis.result import Result
-from vlm_probe.analysis.section import Section, Unanswerable, some_columns
+from vlm_probe.analysis.section import MissingData, Section, some_columns
 from vlm_probe.analysis.sections.contrasts import MEANS, MODEL, SIZE, sentences
 from vlm_probe.analysis.tables import interval, number
 
 CELL = ["model", "training", "transfer", "contrast"]
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """The registered contrasts. Raises Unanswerable if nothing was trained."""
     registration, plain = material.registration, material.plain
     assert registration is not None
     if plain.empty or plain["transfer"].isna().all():
-        raise Unanswerable("nothing that was registered has been trained and tested: `probe study run` does it")
+        raise MissingData("nothing that was registered has been trained and tested: `probe study run` does it")
     results: dict[str, Result] = {}
     lines = [f"Registered on {registration.registered}, SHA-256 {registration.sha256[:16]}."]
     if registration.method_contrasts:

@@ -11,8 +11,8 @@ from vlm_probe.analysis.figures.heatmap import heatmap
 from vlm_probe.analysis.frame import METHODS
 from vlm_probe.analysis.labels import file_part, joined, span, training_name, with_test
 from vlm_probe.analysis.levels import TRANSFER
-from vlm_probe.analysis.material import Material
-from vlm_probe.analysis.section import Figure, Section, Unanswerable, some_columns
+from vlm_probe.analysis.material import ReportData
+from vlm_probe.analysis.section import Figure, MissingData, Section, some_columns
 from vlm_probe.analysis.source_target import Transfer
 from vlm_probe.analysis.style import name_of
 from vlm_probe.analysis.tables import number
@@ -89,11 +89,11 @@ SIGNED = (
 )
 
 
-def section(material: Material) -> Section:
+def section(material: ReportData) -> Section:
     """The transfer matrix. Raises Unanswerable if nothing was trained."""
     plain, settings = material.plain, material.settings
     if plain.empty or set(plain["method"].astype(str)) == {"none"}:
-        raise Unanswerable(
+        raise MissingData(
             "no run is of a trained model: train one (`probe train`), and run it with `probe run --adapter DIR` beside the base"
         )
     found = transfer_matrix(plain, material.baselines(), settings.bound, settings.alpha)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.look import draw_colours, draw_surroundings
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options
 from vlm_probe.stimuli.scene import Body, Camera, Marker, Scene
 from vlm_probe.stimuli.shapes import about_y, rotation
 from vlm_probe.stimuli.simulators import Simulator, Stop
@@ -90,7 +90,7 @@ class InclineSlide(Task):
         friction = scene.body("box").friction * scene.body("ramp").friction
         stated = f" The coefficient of friction between them is {friction:.3f}."
         prompt = f"{(SLIDE, STAY)[variant.polarity][variant.paraphrase]}{stated} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "slides" or "stays", by simulation."""

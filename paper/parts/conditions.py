@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from vlm_probe.analysis.contrasts import planned_contrasts
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import name_of
 from vlm_probe.paper.names import contrast_sides, key_of
 from vlm_probe.paper.numbers import Numbers, listed, records
@@ -28,7 +28,7 @@ def part(study: Study) -> Part:
     several = plain["train_tasks"].astype(str).str.contains("+", regex=False)
     chosen = {JOINT: several & (regime == ""), VARIED: regime.str.startswith("shift visual")}
     if not any(mask.any() for mask in chosen.values()):
-        raise Unanswerable("there is neither joint training nor training with varied pictures")
+        raise MissingData("there is neither joint training nor training with varied pictures")
     numbers = Numbers()
     for name, mask in chosen.items():
         numbers.verdict(f"{name}.there", "yes" if mask.any() else "no", ("yes", "no"))

@@ -6,7 +6,7 @@ import pandas as pd
 
 from vlm_probe.analysis import tables
 from vlm_probe.analysis.controls import controls
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import name_of
 from vlm_probe.paper import latex
 from vlm_probe.paper.names import key_of, task_name
@@ -31,7 +31,7 @@ def part(study: Study) -> Part:
     models = study.material.models
     manners = models["manner"].astype(str)
     if models.empty or not (manners != "").any():
-        raise Unanswerable("no control conditions were asked: name tasks under `controls` in the study's file")
+        raise MissingData("no control conditions were asked: name tasks under `controls` in the study's file")
     single = ~models["train_tasks"].astype(str).str.contains("+", regex=False) & (models["regime"].astype(str) == "")
     untrained = models["method"] == "none"
     own = models[untrained | (single & (models["train_tasks"].astype(str) == models["test_task"].astype(str)))]

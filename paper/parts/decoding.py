@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import COLUMN_MM, GREY, LIGHT, drawing, legend_above, look, name_of
 from vlm_probe.analysis.training import read_facts
 from vlm_probe.paper.names import key_of, task_name, training_name
@@ -38,7 +38,7 @@ def part(study: Study) -> Part:
     """Decoding before and after training. Raises Unanswerable if none was done."""
     compared = _compared(study)
     if not compared:
-        raise Unanswerable(
+        raise MissingData(
             "no decoding before and after training was done: name tasks under `decoding` in the study's file"
         )
     rows = [row for result in compared for row in _rows(result, study.trainings)]

@@ -9,7 +9,7 @@ import pandas as pd
 from vlm_probe.analysis.figures.learning import learning_curves
 from vlm_probe.analysis.frame import METHODS
 from vlm_probe.analysis.learning import KIND, learning
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import name_of
 from vlm_probe.paper.names import condition_keys, key_of, training_name
 from vlm_probe.paper.numbers import Numbers, listed, records
@@ -26,7 +26,7 @@ def part(study: Study) -> Part:
     curves = curves.assign(success=pd.to_numeric(curves["success"])) if len(curves) else curves
     known = curves.dropna(subset=["success"]) if len(curves) else curves
     if known.empty:
-        raise Unanswerable("the trainings have left no learning curves")
+        raise MissingData("the trainings have left no learning curves")
     found = learning(known, study.settings.criterion, by=KIND, window=WINDOW, seed=study.settings.seed)
     numbers = Numbers()
     numbers.rate("criterion", study.settings.criterion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_probe.analysis.rates import by_cell
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.paper.names import key_of
 from vlm_probe.paper.numbers import Numbers, listed, records
 from vlm_probe.paper.part import Part
@@ -21,7 +21,7 @@ def part(study: Study) -> Part:
     """Success of observers, on every task and over tasks. Raises Unanswerable if none were asked."""
     watched = study.material.observers
     if watched.empty:
-        raise Unanswerable("no observers were asked: name some under `observers` in the study's file")
+        raise MissingData("no observers were asked: name some under `observers` in the study's file")
     plain = watched[watched["shift"] == "none"]
     numbers = Numbers()
     for row in records(by_cell(plain, ("model", "test_task"))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_probe.analysis.levels import family_of
 from vlm_probe.analysis.rates import by_cell
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import name_of
 from vlm_probe.paper import latex
 from vlm_probe.paper.numbers import Numbers, listed, records
@@ -19,7 +19,7 @@ def part(study: Study) -> Part:
     """Grounding questions by family and method. Raises Unanswerable if none were asked."""
     grounding = study.material.grounding
     if grounding.empty:
-        raise Unanswerable("no grounding questions were asked: test a task such as towers-grounding as well")
+        raise MissingData("no grounding questions were asked: test a task such as towers-grounding as well")
     table = by_cell(grounding, ("method", "test_task"))
     numbers = Numbers()
     for row in records(table):

@@ -12,7 +12,7 @@ from vlm_probe.analysis.figures.psychometric import psychometric_curves
 from vlm_probe.analysis.levels import held_out
 from vlm_probe.analysis.proportions import wilson
 from vlm_probe.analysis.psychometric import psychometric
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.selection import cells, said_signal, signed_margin
 from vlm_probe.paper.names import condition_keys, key_of, task_name, training_name
 from vlm_probe.paper.numbers import Numbers, records
@@ -30,7 +30,7 @@ def part(study: Study) -> Part:
     judged = plain[plain["signal"].notna() & plain["margin"].notna() & (plain["shift"] == "none")]
     judged = judged[judged["test_family"].astype(str).isin(trained) & ~judged["test_task"].astype(str).map(held_out)]
     if judged.empty:
-        raise Unanswerable(
+        raise MissingData(
             "no judgement of a trained family has two options and margins, as towers-stability has: test one as well"
         )
     task = str(judged["test_task"].astype(str).iloc[0])

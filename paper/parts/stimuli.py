@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_probe.analysis.levels import family_of
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import PAGE_MM, drawing
 from vlm_probe.paper.part import Part
 from vlm_probe.paper.study_results import Study
@@ -25,7 +25,7 @@ def part(study: Study) -> Part:
     asked = [str(t) for t in dict.fromkeys(study.plain["test_task"].astype(str)) if not get_task(str(t)).held_out]
     tasks = {family_of(task): task for task in sorted(asked, key=lambda t: get_task(t).kind)}
     if not set(tasks) & set(FAMILIES):
-        raise Unanswerable("none of the tasks that were tested can be drawn")
+        raise MissingData("none of the tasks that were tested can be drawn")
     return Part(figures={"stimuli": lambda stem: _draw([tasks[f] for f in FAMILIES if f in tasks], stem)})
 
 

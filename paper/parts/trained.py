@@ -12,7 +12,7 @@ import pandas as pd
 from vlm_probe.analysis import tables
 from vlm_probe.analysis.figures.means import means
 from vlm_probe.analysis.rates import by_cell, by_run
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.style import name_of
 from vlm_probe.paper import latex
 from vlm_probe.paper.names import key_of, test_name
@@ -28,7 +28,7 @@ def part(study: Study) -> Part:
     """Success on the trained tasks. Raises Unanswerable if no model was tested on a task that it was trained on."""
     trained = within(study)
     if trained.empty:
-        raise Unanswerable("no model was tested on the task that it was trained on")
+        raise MissingData("no model was tested on the task that it was trained on")
     asked = set(trained["test_task"].astype(str))
     tasks = [task for task in task_names() if task in asked] + sorted(asked - set(task_names()))
     base = study.plain[

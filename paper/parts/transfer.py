@@ -10,7 +10,7 @@ import pandas as pd
 
 from vlm_probe.analysis.frame import METHODS
 from vlm_probe.analysis.levels import TRANSFER, family_of
-from vlm_probe.analysis.section import Unanswerable
+from vlm_probe.analysis.section import MissingData
 from vlm_probe.analysis.sections.transfer import signed_figure
 from vlm_probe.analysis.source_target import Transfer
 from vlm_probe.analysis.style import name_of
@@ -34,7 +34,7 @@ def part(study: Study) -> Part:
     """The transfer matrix. Raises Unanswerable if nothing was trained."""
     plain = study.plain
     if set(plain["method"].astype(str)) == {"none"}:
-        raise Unanswerable("no trained model was tested")
+        raise MissingData("no trained model was tested")
     found = transfer_matrix(plain, study.material.baselines(), study.settings.bound, study.settings.alpha)
     trained = found.table[found.table["method"].astype(str) != "none"]
     numbers = Numbers()

@@ -414,10 +414,10 @@ def _sides(fields: Fields, entry: Any, methods: tuple[str, ...], trainings: list
                 f"{fields.at('training')}: a contrast of two training conditions is not about a third: leave it out"
             )
         return sides
-    reinforced = [REINFORCEMENT] if {"ppo", "grpo", "rloo"} & set(methods) else []
+    is_rl = [REINFORCEMENT] if {"ppo", "grpo", "rloo"} & set(methods) else []
     sides = [side.lower() for side in sides]
     for side in sides:
-        one_of(side, [*methods, *reinforced], fields.at("compare"), "method")
+        one_of(side, [*methods, *is_rl], fields.at("compare"), "method")
     return sides
 
 

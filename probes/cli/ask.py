@@ -119,9 +119,9 @@ def _trial(question: str, images: list[Image.Image]) -> Trial:
     from vlm_probe.probes.models import Trial, Turn
     from vlm_probe.stimuli.condition import Condition
     from vlm_probe.stimuli.dataset import Item
-    from vlm_probe.stimuli.question import Option, Options, Question, Variant
+    from vlm_probe.stimuli.question import ChoiceFormat, Option, Question, Variant
 
-    asked = Question(question, Options((Option("yes", "yes"), Option("no", "no"))))
+    asked = Question(question, ChoiceFormat((Option("yes", "yes"), Option("no", "no"))))
     item = Item("question", "", 0, "", "", asked, "yes", 0.0, Condition(1), Variant(), "", "", "base", None, "")
 
     class Shown(Trial):

@@ -74,12 +74,14 @@ def reference_runs(stimuli: StimulusSet, model: str, limit: int | None, jobs: in
     from vlm_probe.probes.models.observers import CHUNK, ParallelObserver, make_observer
     from vlm_probe.probes.run import RunConfig, run
     from vlm_probe.probes.trials import RUN, read_run
-    from vlm_probe.stimuli.question import Options
+    from vlm_probe.stimuli.question import ChoiceFormat
     from vlm_probe.stimuli.standard import cache_folder
 
     first = stimuli.items[0]
     grammar = first.question.grammar
-    judgement = stimuli.card.get("kind") == "judgement" and isinstance(grammar, Options) and len(grammar.options) == 2
+    judgement = (
+        stimuli.card.get("kind") == "judgement" and isinstance(grammar, ChoiceFormat) and len(grammar.options) == 2
+    )
     if not judgement or model == OBSERVER or first.scene is None:
         return {}
     observer = make_observer(OBSERVER)

@@ -29,7 +29,7 @@ from vlm_probe.probes.decoding.readings import BOOTSTRAP, Problem, Reading
 from vlm_probe.probes.models import Trial
 from vlm_probe.probes.models.activations import Mover, Site
 from vlm_probe.stimuli.dataset import Item, StimulusSet
-from vlm_probe.stimuli.question import Integers, Options
+from vlm_probe.stimuli.question import ChoiceFormat, IntegerFormat
 
 KINDS = ("probe", "weights", "readout", "random", "permuted")
 DOSES = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
@@ -66,9 +66,9 @@ def outcomes(items: Sequence[Item]) -> list[Outcome]:
         DecodingError: If the answers are of other kinds.
     """
     grammars = [item.question.grammar for item in items]
-    if all(isinstance(g, Integers) and len(g.ranges) == 1 for g in grammars):
+    if all(isinstance(g, IntegerFormat) and len(g.ranges) == 1 for g in grammars):
         return [Outcome("expected answer", _expected)]
-    two = [g for g in grammars if isinstance(g, Options) and len(g.options) == 2]
+    two = [g for g in grammars if isinstance(g, ChoiceFormat) and len(g.options) == 2]
     meanings = {frozenset(option.value for option in g.options) for g in two}
     if len(two) < len(grammars) or len(meanings) != 1:
         raise DecodingError(
@@ -87,7 +87,7 @@ def _signal(items: Sequence[Item]) -> tuple[str, str]:
     pairs = set()
     for item in items:
         grammar = item.question.grammar
-        assert isinstance(grammar, Options)
+        assert isinstance(grammar, ChoiceFormat)
         first, second = (option.value for option in grammar.options)
         pairs.add((second, first) if (item.variant.order == 1) != (item.variant.polarity == 1) else (first, second))
     signal, other = min(pairs)
@@ -225,7 +225,7 @@ def _towards_signal(problem: Problem, items: Sequence[Item]) -> tuple[npt.NDArra
     if not problem.classes:
         return problem.y, f"more {problem.target.name}"
     grammar = items[0].question.grammar
-    wanted = _signal(items)[0] if isinstance(grammar, Options) else problem.classes[1]
+    wanted = _signal(items)[0] if isinstance(grammar, ChoiceFormat) else problem.classes[1]
     if wanted == problem.classes[0]:
         return 1 - problem.y, f"{problem.target.name} = {wanted}"
     return problem.y, f"{problem.target.name} = {problem.classes[1]}"

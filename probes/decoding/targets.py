@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vlm_probe.probes.decoding import DecodingError
 from vlm_probe.stimuli.dataset import Item
-from vlm_probe.stimuli.question import Integers, Options
+from vlm_probe.stimuli.question import ChoiceFormat, IntegerFormat
 from vlm_probe.stimuli.scene import Body, Scene
 from vlm_probe.stimuli.shapes import bottom
 from vlm_probe.stimuli.tasks import UnknownTask, get_task
@@ -43,15 +43,15 @@ def _margin(item: Item) -> Value:
 
 
 def _label(item: Item) -> Value:
-    return str(item.answer) if isinstance(item.question.grammar, Options) else None
+    return str(item.answer) if isinstance(item.question.grammar, ChoiceFormat) else None
 
 
 def _reply(item: Item) -> Value:
-    return item.question.grammar.text(item.answer) if isinstance(item.question.grammar, Options) else None
+    return item.question.grammar.text(item.answer) if isinstance(item.question.grammar, ChoiceFormat) else None
 
 
 def _answer(item: Item, place: int) -> Value:
-    if not isinstance(item.question.grammar, Integers):
+    if not isinstance(item.question.grammar, IntegerFormat):
         return None
     numbers = (item.answer,) if isinstance(item.answer, int) else item.answer
     return float(numbers[place]) if place < len(numbers) else None

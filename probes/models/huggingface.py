@@ -40,8 +40,8 @@ from vlm_probe.probes.models import (
 from vlm_probe.probes.models.adapter_folder import adapter_hash, adapter_hashes, check_base
 from vlm_probe.probes.models.adapters import attach_adapter, check_effect
 from vlm_probe.probes.models.device import SMALL, parameter_count, quantisation
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.probes.models.image_inputs import plain_settings, takes_images
-from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.model_folder import file_hashes, reading, reason_of, weights_hash
 from vlm_probe.probes.models.network import load_network, out_of_memory
 from vlm_probe.probes.models.option_scoring import OptionScorer, last_words_only
@@ -375,7 +375,7 @@ class HuggingFaceModel(Model):
 
     def _made_up(self, *, pictured: bool = True) -> Turn:
         """A made-up question, without an image if there is to be none or the model takes none."""
-        return made_up() if pictured and not self.text_only else replace(made_up(), images=())
+        return dummy_inputs() if pictured and not self.text_only else replace(dummy_inputs(), images=())
 
     def check_without_images(self) -> None:
         """Refuse a model that cannot be asked in words alone, before any trial.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.probes.models.model_folder import entries
 from vlm_probe.stimuli.plain_json import dumps, parse
 
@@ -60,7 +60,7 @@ def check_images(processor: Any) -> None:
     for name, value in plain_settings(processor).items():
         if name.endswith(("tokens", "seq_length")) and isinstance(value, int) and not 0 <= value <= MOST_TOKENS:
             raise ValueError(f"{name} is {value}")
-    made = images(images=[[made_up().images[0]]], return_tensors="pt")
+    made = images(images=[[dummy_inputs().images[0]]], return_tensors="pt")
     if not all(bool(tensor.isfinite().all()) for values in pixel_values(made) for tensor in values):
         given = ", ".join(f"{name} {settings[name]}" for name in IMAGE_SCALES if name in settings)
         raise ValueError(f"the image processor makes numbers that are not finite of an image, with {given}")

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from vlm_probe.probes.models import ModelError, Trial, Turn
+from vlm_probe.probes.models.dummy_inputs import QUESTIONS, dummy_inputs
 from vlm_probe.probes.models.image_inputs import seen_size, takes_images
 from vlm_probe.probes.models.limits import Limited, LimitError
-from vlm_probe.probes.models.made_up import QUESTIONS, made_up
 from vlm_probe.probes.models.reply_tree import Tokens
 from vlm_probe.probes.models.thinking import (
     AUTO,
@@ -98,7 +98,7 @@ class Prompter:
 
     def __init__(self, processor: Any, end_tokens: Sequence[int], name: str, thinking: Thinking = AUTO) -> None:
         self._processor = processor
-        self._question = made_up() if takes_images(processor) else replace(made_up(), images=())
+        self._question = dummy_inputs() if takes_images(processor) else replace(dummy_inputs(), images=())
         self._name, self._end_tokens = name, tuple(end_tokens)
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"
@@ -261,7 +261,7 @@ class Prompter:
         """
         copies = 1 if alone else 2
         # By way of a whole prompt: some processors hand on other settings than their image processor has.
-        turn = replace(made_up(), images=(Image.new("RGB", size),) * copies)
+        turn = replace(dummy_inputs(), images=(Image.new("RGB", size),) * copies)
         try:
             return seen_size(self.inputs([[turn]]), self._processor.image_processor, copies)
         except (ModelError, ValueError, TypeError, KeyError, RuntimeError):
@@ -384,10 +384,10 @@ class Prompter:
             mark = mark.join(QWEN_PICTURE)
         if self._form is not FALLBACK or not takes_images(self._processor):
             return mark
-        picture = [made_up().images]
+        picture = [dummy_inputs().images]
         try:
-            alone = self.process([made_up().text], picture)["input_ids"]
-            marked = self.process([mark + made_up().text], picture)["input_ids"]
+            alone = self.process([dummy_inputs().text], picture)["input_ids"]
+            marked = self.process([mark + dummy_inputs().text], picture)["input_ids"]
         except Exception as error:  # most processors refuse an image without a mark
             log.debug("%s: images need a mark (%s)", self._name, error)
             return mark
@@ -397,7 +397,7 @@ class Prompter:
 
     def _places(self, count: int) -> bool:
         """Whether the last of so many images has a place in a prompt."""
-        shown = [made_up(number % len(QUESTIONS)) for number in range(count)]
+        shown = [dummy_inputs(number % len(QUESTIONS)) for number in range(count)]
         bare = [*shown[:-1], Turn("user", shown[-1].text)]
 
         def conversation(turns: Sequence[Turn]) -> list[Turn]:

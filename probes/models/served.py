@@ -19,8 +19,8 @@ from vlm_probe.probes.models import (
     Trial,
     Turn,
 )
+from vlm_probe.probes.models.dummy_inputs import QUESTIONS, dummy_inputs
 from vlm_probe.probes.models.endpoint import Endpoint, RequestFailed
-from vlm_probe.probes.models.made_up import QUESTIONS, made_up
 from vlm_probe.probes.models.protocol import fault_of, is_cut, messages, positions, prompt_tokens, reply_of
 from vlm_probe.probes.models.sampling import Sampling, full, settle
 from vlm_probe.probes.models.served_adapter import Saying, check_served, served_hash
@@ -28,7 +28,7 @@ from vlm_probe.probes.models.served_options import Floats, ServedOptions, replie
 from vlm_probe.probes.models.thinking import AUTO, SWITCHES, Thinking
 from vlm_probe.probes.models.threads import in_threads
 from vlm_probe.stimuli.dataset import Item
-from vlm_probe.stimuli.question import Options
+from vlm_probe.stimuli.question import ChoiceFormat
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class ServedModel(Model):
             return
         for item in items:
             texts = replies(item)
-            if not isinstance(item.question.grammar, Options) or any(
+            if not isinstance(item.question.grammar, ChoiceFormat) or any(
                 one != other and other.startswith(one) for one in texts for other in texts
             ):
                 raise ModelError(
@@ -379,7 +379,7 @@ class ServedModel(Model):
             return self._complete(body, counted=False, retries=None if sent == 1 else 1, any_reply=True)
 
         try:
-            sampling, reply = settle(lambda tried: ask(tried, [made_up()]), settings.temperature)
+            sampling, reply = settle(lambda tried: ask(tried, [dummy_inputs()]), settings.temperature)
         except (RequestFailed, ModelError) as error:
             absent = known and self._model not in known
             hint = f"; it lists {', '.join(known[:8])}" if absent else ""
@@ -409,7 +409,7 @@ class ServedModel(Model):
     def _check_sight(self, seen: Mapping[str, Any]) -> None:
         """Warn of a server that counts no tokens for an image, given its answer to a question about one."""
         try:
-            blind = {"messages": messages([Turn("user", made_up().text)]), **self._sampling.replying(GREETING)}
+            blind = {"messages": messages([Turn("user", dummy_inputs().text)]), **self._sampling.replying(GREETING)}
             unseen = self._complete(blind, counted=False, retries=1, any_reply=True)
         except RequestFailed as error:
             log.debug("a question without an image is refused: %s", error)
@@ -422,7 +422,7 @@ class ServedModel(Model):
 
     def _says(self, number: int, model: str) -> Saying:
         """What a model says to a made-up question: the text, and log-probabilities where the server gives them."""
-        body = {"messages": messages([made_up(number)]), **self._sampling.replying(GREETING)}
+        body = {"messages": messages([dummy_inputs(number)]), **self._sampling.replying(GREETING)}
         try:
             top = self._options.most_or_none(5)
             body |= {"logprobs": True, "top_logprobs": top} if top else {}
@@ -447,8 +447,8 @@ def _conversation(images: int) -> list[Turn]:
     """A made-up conversation with so many images, one per question."""
     turns: list[Turn] = []
     for number in range(images - 1):
-        turns += [made_up(number % len(QUESTIONS)), Turn("assistant", "yes")]
-    return [*turns, made_up()]
+        turns += [dummy_inputs(number % len(QUESTIONS)), Turn("assistant", "yes")]
+    return [*turns, dummy_inputs()]
 
 
 def _words(reply: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.adapter_folder import CONFIG, WEIGHTS, adapter_hash
-from vlm_probe.probes.models.made_up import QUESTIONS
+from vlm_probe.probes.models.dummy_inputs import QUESTIONS
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.probes.models import ModelError, Trial
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.probes.models.endpoint import RequestFailed
-from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.protocol import brief, log_probability, messages, positions
 from vlm_probe.probes.models.sampling import Sampling
 from vlm_probe.stimuli.dataset import Item
@@ -28,7 +28,7 @@ TOP = 20
 """Likeliest tokens that are asked for: as many as OpenAI gives. Of a server that refuses so many, as many as it takes."""
 
 
-class Ask(Protocol):
+class TrialSpec(Protocol):
     """Sends a request with these fields; see `vlm_probe.probes.models.endpoint.Endpoint.complete`."""
 
     def __call__(
@@ -51,7 +51,7 @@ class ServedOptions:
         top: How many of the likeliest tokens it gives at most; None until it was asked.
     """
 
-    def __init__(self, ask: Ask, sampling: Sampling, url: str) -> None:
+    def __init__(self, ask: TrialSpec, sampling: Sampling, url: str) -> None:
         self._ask, self._sampling, self._url = ask, sampling, url
         self.kind: Kind = ""
         self.top: int | None = None
@@ -65,7 +65,7 @@ class ServedOptions:
         """
         reasons = []
         try:
-            self.prompt(messages([made_up()]), retries=1)
+            self.prompt(messages([dummy_inputs()]), retries=1)
             self.kind = "prompt"
             return
         except RequestFailed as error:
@@ -92,7 +92,7 @@ class ServedOptions:
             while refused - told > 1:
                 asked = TOP if refused > TOP else (told + refused) // 2
                 try:
-                    found = self.first(messages([made_up()]), asked, retries=1)
+                    found = self.first(messages([dummy_inputs()]), asked, retries=1)
                 except RequestFailed as error:
                     if error.status is None or asked == 1:
                         raise
@@ -153,7 +153,7 @@ class ServedOptions:
             asked: The conversation.
             top: How many are asked for; None = as many as the server tells.
             cancelled: Ends the waiting when it is set.
-            retries: As for `Ask`.
+            retries: As for `TrialSpec`.
 
         Raises:
             RequestFailed: If the server refuses or fails.
@@ -178,7 +178,7 @@ class ServedOptions:
         Args:
             asked: The conversation.
             cancelled: Ends the waiting when it is set.
-            retries: As for `Ask`.
+            retries: As for `TrialSpec`.
             rendering: How its end is written: vLLM's `add_generation_prompt`, `continue_final_message`.
 
         Raises:

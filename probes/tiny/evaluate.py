@@ -34,7 +34,7 @@ from vlm_probe.stimuli.question import PARAPHRASES, Question, Variant
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import LEVELS, VISUAL, Shifts, parse_shifts
 from vlm_probe.stimuli.simulators import get_simulator
-from vlm_probe.stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks import FAMILIES, SamplingFailed, Task, get_task, task_names
 from vlm_probe.stimuli.tasks.grounding import GroundingTask
 
 SEED = 20_261_201
@@ -190,7 +190,7 @@ def judgement(loaded: Loaded, name: str, scenes: int, seed: int = SEED + 2) -> d
     while len(items) < scenes:
         try:
             members = task.sample_matched(rng, conditions[group % len(conditions)])
-        except Unsatisfiable:
+        except SamplingFailed:
             continue  # a rare draw: the next one is another
         members = tuple(mirror(s) for s in members) if rng.random() < 0.5 else members
         # All members of a group are asked in the same words.
@@ -330,7 +330,7 @@ def _drawn(rng: np.random.Generator, task: Task, condition: Condition) -> Scene:
     while True:
         try:
             return draw_scene(rng, task, condition)
-        except Unsatisfiable:
+        except SamplingFailed:
             continue
 
 

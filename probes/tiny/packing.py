@@ -22,7 +22,7 @@ IGNORED = -100
 WORD_LAYER = 2
 """Decoder layer (counted from 1) after which a colour word should have found its thing."""
 
-Ask = Callable[[Picture], Exchange]
+TrialSpec = Callable[[Picture], Exchange]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Encoder:
         return [*self.text(question), self.assistant], [*self.text(answer), self.eos]
 
 
-def pack(pictures: Sequence[Picture], ask: Ask, encoder: Encoder, length: int) -> Pack:
+def pack(pictures: Sequence[Picture], ask: TrialSpec, encoder: Encoder, length: int) -> Pack:
     """Ask about every picture until the next question would not fit.
 
     Args:

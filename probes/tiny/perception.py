@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from vlm_probe.probes.tiny.architecture import GRID, HIDDEN, PATCH, PIXELS, TOKENS
 from vlm_probe.probes.tiny.pictures import Picture
 from vlm_probe.probes.tiny.questions import grounding, named, possible_asks, sayable, seen_by
-from vlm_probe.stimuli.question import Answer, Integers, Question
+from vlm_probe.stimuli.question import Answer, IntegerFormat, Question
 from vlm_probe.stimuli.scene import COLOURS, MARKER_SHAPES, NEUTRALS, Body, Marker, Scene
 from vlm_probe.stimuli.shapes import corners, rotation
 from vlm_probe.stimuli.tasks import FAMILIES
@@ -81,7 +81,7 @@ def attributes() -> tuple[dict[str, Attribute], dict[str, Attribute]]:
                 ask = task.asks[name]
                 about = set(ask.abouts(scene)[0])
                 grammar = ask.grammar(scene, 0)[0]
-                if isinstance(grammar, Integers):
+                if isinstance(grammar, IntegerFormat):
                     attribute = _range(*NUMBERS.get(name, (1, LARGEST_NUMBER)))
                 else:
                     attribute = Attribute(tuple(value for _, value in grammar.candidates()), False)

@@ -20,7 +20,7 @@ from vlm_probe.stimuli.plain_json import dumps, parse
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import VISUAL, Shifts, apply
 from vlm_probe.stimuli.simulators import FLOOR, Frame, get_simulator
-from vlm_probe.stimuli.tasks import FAMILIES, Task, Unsatisfiable, get_task, task_names
+from vlm_probe.stimuli.tasks import FAMILIES, SamplingFailed, Task, get_task, task_names
 
 RENDER_PIXELS = 224
 """Width and height at which a stimulus is rendered before the processor shrinks it."""
@@ -85,7 +85,7 @@ def sample_scene(rng: np.random.Generator, shifted: bool = True) -> tuple[str, S
             task = tasks[rng.integers(len(tasks))]
         try:
             scene = draw_scene(rng, task, task.conditions()[rng.integers(len(task.conditions()))])
-        except Unsatisfiable:
+        except SamplingFailed:
             continue
         if shifted and rng.random() >= UNSHIFTED:
             level = int(rng.choice(list(LEVELS), p=list(LEVELS.values())))
@@ -120,7 +120,7 @@ def shift_if_possible(rng: np.random.Generator, scene: Scene, shifts: Shifts) ->
     """
     try:
         return apply(scene, shifts, rng)
-    except Unsatisfiable:
+    except SamplingFailed:
         return apply(scene, tuple(s for s in shifts if s[0] != "distractors"), rng)
 
 

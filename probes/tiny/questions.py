@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from vlm_probe.probes.tiny.pictures import Picture, draw_scene, physics_tasks
-from vlm_probe.stimuli.question import PARAPHRASES, THINK, Answer, Integers, Question, Variant
+from vlm_probe.stimuli.question import PARAPHRASES, THINK, Answer, IntegerFormat, Question, Variant
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.tasks import FAMILIES, Task, get_task
 from vlm_probe.stimuli.tasks.grounding import GroundingTask
@@ -209,7 +209,7 @@ def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> list[E
         variant = replace(variant, style="think")
     question = task.question(scene, variant)
     grammar = question.grammar
-    if isinstance(grammar, Integers):
+    if isinstance(grammar, IntegerFormat):
         answers = [", ".join(str(rng.integers(low, high + 1)) for low, high in grammar.ranges)]
     else:
         options = [text for text, _ in grammar.candidates()]

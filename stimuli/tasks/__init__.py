@@ -39,7 +39,7 @@ class Score:
     outcome: Outcome | None = field(default=None, repr=False, compare=False)
 
 
-class Unsatisfiable(ProbeError, ValueError):
+class SamplingFailed(ProbeError, ValueError):
     """No scene of the family meets the condition."""
 
 
@@ -162,7 +162,7 @@ class Task(ABC):
         scene = self.sample_matched(rng, condition)[0]
         return mirror(scene) if condition.mirrored else scene
 
-    def enlarged(self, condition: Condition, level: int) -> Condition:
+    def with_more_objects(self, condition: Condition, level: int) -> Condition:
         """The condition with more objects than any of the designed set has, for level 1 to 3 of the shift `count`.
 
         A family whose conditions name more than the count (how many of them fall, say) changes that here too.

@@ -1,6 +1,6 @@
 """Grounding: what is in the picture? The questions that every family can ask, and the task that asks them.
 
-A family's grounding task is a `GroundingTask` with a table of `Ask`s: the ones made here (counting, colours, shapes, existence,
+A family's grounding task is a `GroundingTask` with a table of `TrialSpec`s: the ones made here (counting, colours, shapes, existence,
 left and right) about its own objects, and its own (which way does the arrow point?).
 """
 
@@ -18,17 +18,17 @@ from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import (
     THINK,
     Answer,
+    ChoiceFormat,
     Grammar,
-    Integers,
+    IntegerFormat,
     Option,
-    Options,
     Question,
     Variant,
     named_options,
 )
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import Score, Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed, Score, Task
 from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 About = dict[str, str | int]
@@ -40,7 +40,7 @@ LARGEST_COUNT = 6
 
 
 @dataclass(frozen=True)
-class Ask:
+class TrialSpec:
     """One kind of question.
 
     Attributes:
@@ -69,7 +69,7 @@ class GroundingTask(Task):
     """
 
     kind: ClassVar[Literal["judgement", "action", "grounding"]] = "grounding"
-    asks: ClassVar[Mapping[str, Ask]]
+    asks: ClassVar[Mapping[str, TrialSpec]]
 
     @abstractmethod
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:
@@ -101,21 +101,21 @@ class GroundingTask(Task):
             scene = self.sample_scene(rng, condition)
             if self.asks[ask].abouts(scene):
                 return (scene,)
-        raise Unsatisfiable(f"{self.name}: {ask} cannot be asked with {condition.count} object(s)")
+        raise SamplingFailed(f"{self.name}: {ask} cannot be asked with {condition.count} object(s)")
 
     def foil_condition(self, condition: Condition) -> Condition:
         """Grounding items have no foils but their mirror images."""
         return condition
 
-    def enlarged(self, condition: Condition, level: int) -> Condition:
+    def with_more_objects(self, condition: Condition, level: int) -> Condition:
         """More objects, as long as each can have a colour of its own.
 
         Raises:
             Unsatisfiable: If there are more objects than colours.
         """
-        larger = super().enlarged(condition, level)
+        larger = super().with_more_objects(condition, level)
         if larger.count > len(COLOURS):
-            raise Unsatisfiable(
+            raise SamplingFailed(
                 f"{larger.count} objects cannot all have colours of their own: there are {len(COLOURS)}"
             )
         return larger
@@ -192,7 +192,7 @@ def words(*options: str) -> Callable[[Scene, int], tuple[Grammar, str]]:
 
     def grammar(scene: Scene, order: int) -> tuple[Grammar, str]:
         named, clause = named_options([Option(o, o) for o in options], order)
-        return Options(named), f" Answer with one word: {clause}."
+        return ChoiceFormat(named), f" Answer with one word: {clause}."
 
     return grammar
 
@@ -200,12 +200,12 @@ def words(*options: str) -> Callable[[Scene, int], tuple[Grammar, str]]:
 def number_of(objects: Objects) -> Callable[[Scene, int], tuple[Grammar, str]]:
     """The grammar of a count of objects, or of the number of one among them."""
     return lambda scene, order: (
-        Integers(((1, max(LARGEST_COUNT, len(objects(scene)))),), ""),
+        IntegerFormat(((1, max(LARGEST_COUNT, len(objects(scene)))),), ""),
         " Answer with a number.",
     )
 
 
-def count(noun: str, objects: Objects) -> Ask:
+def count(noun: str, objects: Objects) -> TrialSpec:
     """How many objects are there?
 
     Args:
@@ -218,10 +218,10 @@ def count(noun: str, objects: Objects) -> Ask:
         f"What is the number of {noun}s?",
         f"How many {noun}s do you see?",
     )
-    return Ask(texts, lambda scene: [{}], lambda scene, about: len(objects(scene)), number_of(objects))
+    return TrialSpec(texts, lambda scene: [{}], lambda scene, about: len(objects(scene)), number_of(objects))
 
 
-def exists(noun: str, objects: Objects) -> Ask:
+def exists(noun: str, objects: Objects) -> TrialSpec:
     """Is there an object of that colour? Half of the colours asked about are there.
 
     Args:
@@ -246,10 +246,10 @@ def exists(noun: str, objects: Objects) -> Ask:
     def answer(scene: Scene, about: About) -> Answer:
         return "yes" if any(b.colour == about["a"] for b in objects(scene)) else "no"
 
-    return Ask(texts, abouts, answer, words("yes", "no"))
+    return TrialSpec(texts, abouts, answer, words("yes", "no"))
 
 
-def left_right(noun: str, objects: Objects) -> Ask:
+def left_right(noun: str, objects: Objects) -> TrialSpec:
     """Is one object left or right of another, as seen in the picture?
 
     Args:
@@ -276,7 +276,7 @@ def left_right(noun: str, objects: Objects) -> Ask:
         place = {b.colour: b.position[0] for b in objects(scene)}
         return "left" if place[str(about["a"])] < place[str(about["b"])] else "right"
 
-    return Ask(texts, abouts, answer, words("left", "right"))
+    return TrialSpec(texts, abouts, answer, words("left", "right"))
 
 
 def nth_colour(
@@ -284,7 +284,7 @@ def nth_colour(
     objects: Objects,
     where: str = "from the left",
     clear: Callable[[Scene], bool] = lambda _: True,
-) -> Ask:
+) -> TrialSpec:
     """What colour is the n-th object? `objects` lists them in that order; asked where `clear` says that it can be told.
 
     An observer whose view of a scene is noisy answers from the order that it sees, however unclear.
@@ -301,7 +301,7 @@ def nth_colour(
         f"Which colour does {noun} {{n}} have, counted {where}?",
         f"Name the colour of {noun} number {{n}} {where}.",
     )
-    return Ask(
+    return TrialSpec(
         texts,
         lambda scene: [{"n": i + 1} for i in range(len(objects(scene)))] if clear(scene) else [],
         lambda scene, about: objects(scene)[int(about["n"]) - 1].colour,
@@ -309,7 +309,7 @@ def nth_colour(
     )
 
 
-def shape(noun: str, objects: Objects, shape_word: Callable[[Body], str], shape_words: Sequence[str]) -> Ask:
+def shape(noun: str, objects: Objects, shape_word: Callable[[Body], str], shape_words: Sequence[str]) -> TrialSpec:
     """What shape has the object of that colour?
 
     Args:
@@ -328,4 +328,4 @@ def shape(noun: str, objects: Objects, shape_word: Callable[[Body], str], shape_
     def answer(scene: Scene, about: About) -> Answer:
         return next(shape_word(b) for b in objects(scene) if b.colour == about["a"])
 
-    return Ask(texts, lambda scene: [{"a": b.colour} for b in objects(scene)], answer, words(*shape_words))
+    return TrialSpec(texts, lambda scene: [{"a": b.colour} for b in objects(scene)], answer, words(*shape_words))

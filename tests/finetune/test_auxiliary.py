@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_probe.finetune.auxiliary import AuxiliaryObjective, Targets, WithAuxiliary, make_targets
+from vlm_probe.finetune.auxiliary import AuxiliaryMixin, AuxiliaryObjective, Targets, make_targets
 from vlm_probe.finetune.policy import Capacity, make_trainable
 from vlm_probe.probes.models import ModelError
 from vlm_probe.probes.models.network import load_network
@@ -137,7 +137,7 @@ class _Plain:
         return model(**{name: value for name, value in inputs.items() if name != "prompt_ids"}).logits.sum() * 0
 
 
-class _Trainer(WithAuxiliary, _Plain):
+class _Trainer(AuxiliaryMixin, _Plain):
     pass
 
 

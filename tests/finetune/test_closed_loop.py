@@ -23,9 +23,9 @@ from vlm_probe.finetune.closed_loop import PRIVATE, Episode, Loop, Playing, Samp
 from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config, per_process
 from vlm_probe.finetune.data import Example, TrainingSet
 from vlm_probe.finetune.monitor import Monitor
-from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.finetune.reward import RewardScorer, ScoredReply
 from vlm_probe.probes.conditions import PLAIN, Presenter
-from vlm_probe.probes.episodes import Ask, Episodes, Memory
+from vlm_probe.probes.episodes import Episodes, Memory, TrialSpec
 from vlm_probe.probes.models import ModelError, Trial
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.readout import Scorer
@@ -93,7 +93,7 @@ def asked_at_probing(model: Any, stimuli: StimulusSet, sample: Sample, earlier: 
     """The tokens with which an attempt would be asked at probing, after these replies."""
     scorer, item = Scorer(), sample.trial.item
     episodes = Episodes(scorer, lambda _: "", (), Path(), True, 64)
-    ask: Ask | None = Ask(Presenter(stimuli), item, PLAIN, memory)
+    ask: TrialSpec | None = TrialSpec(Presenter(stimuli), item, PLAIN, memory)
     for reply in earlier:
         assert ask is not None
         ask = episodes.following(ask, scorer.row(item, reply, None) | {"error": None})
@@ -164,7 +164,7 @@ def test_attempts_are_asked_as_at_probing_and_learned_from(
 
 def sample(episode: int, attempt: int, value: float | None, **judged: Any) -> Sample:
     trial: Any = SimpleNamespace(attempt=attempt)
-    worth = Judged(Parsed("", None, "empty"), **({"success": False, "reward": 0.0} | judged))
+    worth = ScoredReply(Parsed("", None, "empty"), **({"success": False, "reward": 0.0} | judged))
     return Sample(episode, 0, trial, [1], [2], "", worth, value)
 
 
@@ -201,7 +201,7 @@ def test_micro_batches_hold_prompts_of_similar_length() -> None:
     [(1.0, False, [0.4, 0.4, 0.4]), (0.5, False, [0.1, 0.2, 0.4]), (0.5, True, [0.0, 0.0, 0.0])],
 )
 def test_an_attempt_pays_what_its_episode_came_to(discount: float, success_reward: bool, expected: list[float]) -> None:
-    loop = Loop([], Judge([]), Memory(3), None, discount, success_reward)  # type: ignore[arg-type]
+    loop = Loop([], RewardScorer([]), Memory(3), None, discount, success_reward)  # type: ignore[arg-type]
     first: Any = SimpleNamespace(attempt=1)
     made = [sample(0, 1, None, reward=0.3), sample(0, 2, None), sample(0, 3, None, reward=0.4)]
     values = [one.value for one in _valued(Episode(0, 0, first, samples=made), loop).samples]

@@ -13,11 +13,11 @@ import torch
 
 import vlm_probe.finetune.train
 from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config
-from vlm_probe.finetune.corrections import Corrections
+from vlm_probe.finetune.corrections import FailedAttemptAugmentation
 from vlm_probe.finetune.data import Example, TrainingSet
 from vlm_probe.finetune.sft import Labelled
 from vlm_probe.probes.conditions import PLAIN, Presenter
-from vlm_probe.probes.episodes import Ask, Episodes, Memory
+from vlm_probe.probes.episodes import Episodes, Memory, TrialSpec
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.readout import Scorer
 from vlm_probe.stimuli.dataset import StimulusSet
@@ -35,7 +35,7 @@ def examples(stimuli: StimulusSet) -> tuple[Example, ...]:
 
 def test_what_comes_before_the_expert_has_failed_and_is_a_function_of_seed_and_place(topblock: StimulusSet) -> None:
     shown = examples(topblock)
-    corrections = Corrections(shown, Memory(4, "all"), seed=5)
+    corrections = FailedAttemptAugmentation(shown, Memory(4, "all"), seed=5)
     rows = [{"place": place, "index": place % len(shown), "completion": "kept"} for place in range(24)]
     found = [corrections(row) for row in rows]
     earlier = [sum(turn["role"] == "assistant" for turn in row["prompt"]) for row in found]
@@ -49,15 +49,15 @@ def test_what_comes_before_the_expert_has_failed_and_is_a_function_of_seed_and_p
             value = item.question.parse(reply).value
             assert value is not None and item.scene is not None
             assert not get_task(item.task).score(item.scene, item.question, value).success
-    again = Corrections(shown, Memory(4, "all"), seed=5)
+    again = FailedAttemptAugmentation(shown, Memory(4, "all"), seed=5)
     assert [row["prompt"] for row in map(again, reversed(rows))] == [row["prompt"] for row in reversed(found)]
-    other = Corrections(shown, Memory(4, "all"), seed=6)
+    other = FailedAttemptAugmentation(shown, Memory(4, "all"), seed=6)
     assert [row["prompt"] for row in map(other, rows)] != [row["prompt"] for row in found]
 
 
 def test_answers_near_the_right_one_fail_most_often(topblock: StimulusSet) -> None:
     (example, *_), rng = examples(topblock), np.random.default_rng(0)
-    corrections, right = Corrections([example], Memory(2, "all"), 0), example.item.answer
+    corrections, right = FailedAttemptAugmentation([example], Memory(2, "all"), 0), example.item.answer
     assert isinstance(right, int)
     replies = [corrections.trial(0, 1, rng).context[1].text for _ in range(60)]
     distances = [abs(int(reply) - right) for reply in replies]
@@ -96,8 +96,10 @@ def test_the_expert_is_asked_as_at_probing_and_its_reply_alone_is_learned(
             assert model._prompter.decode(said).strip() == str(item.answer)
             # The same earlier replies, carried out by the code that probing uses.
             rng = np.random.default_rng([0, int(place)])
-            whole = Corrections(examples(topblock), Memory(3, "all"), 0).trial(int(index), int(rng.integers(3)), rng)
-            ask: Ask | None = Ask(Presenter(topblock), item, PLAIN, memory)
+            whole = FailedAttemptAugmentation(examples(topblock), Memory(3, "all"), 0).trial(
+                int(index), int(rng.integers(3)), rng
+            )
+            ask: TrialSpec | None = TrialSpec(Presenter(topblock), item, PLAIN, memory)
             for turn in whole.context:
                 if turn.role == "assistant":
                     assert ask is not None

@@ -14,7 +14,7 @@ from tests.families import FAMILIES
 from vlm_probe.finetune.closed_loop import PlayingPPO
 from vlm_probe.finetune.config import TrainConfig, TrainingError, make_config
 from vlm_probe.finetune.policy import silent_tokens
-from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.finetune.reward import RewardScorer, ScoredReply
 from vlm_probe.finetune.train import train
 from vlm_probe.probes.models.huggingface import end_tokens
 
@@ -34,7 +34,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _readable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights say nothing that can be read, and replies that are all worth nothing teach nothing."""
     monkeypatch.setattr(
-        Judge, "_one", lambda _, reply, item: Judged(item.question.parse("3"), False, len(reply.encode()) % 5 / 4)
+        RewardScorer,
+        "_one",
+        lambda _, reply, item: ScoredReply(item.question.parse("3"), False, len(reply.encode()) % 5 / 4),
     )
 
 

@@ -145,9 +145,11 @@ def test_a_thought_is_rewarded_by_its_answer_alone(tmp_path: Path, monkeypatch: 
     """Its tokens are among those that are sampled and counted; what is read begins after it."""
     folder = with_template(THINKING, tmp_path / "m")
     read: list[str] = []
-    judge = training.Judge.judge
+    judge = training.RewardScorer.judge
     monkeypatch.setattr(
-        training.Judge, "judge", lambda self, replies, indices: read.extend(replies) or judge(self, replies, indices)
+        training.RewardScorer,
+        "judge",
+        lambda self, replies, indices: read.extend(replies) or judge(self, replies, indices),
     )
     said = ("3 or 4, so</seed:think>\n7</s>", "3</s>")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlm_probe.finetune.config import TrainingError
-from vlm_probe.finetune.trl_adapter import Restoring
+from vlm_probe.finetune.trl_adapter import RestoringMixin
 
 FILE = "adapter_model.safetensors"
 
@@ -28,7 +28,7 @@ class Forgetful:
         pass
 
 
-class Trainer(Restoring, Forgetful):
+class Trainer(RestoringMixin, Forgetful):
     """The same, mended."""
 
 

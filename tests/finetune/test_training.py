@@ -22,7 +22,7 @@ from vlm_probe.finetune.monitor import last_checkpoint
 from vlm_probe.finetune.policy import load_policy
 from vlm_probe.finetune.train import KIND, train
 from vlm_probe.probes.models import ModelError
-from vlm_probe.probes.models.made_up import made_up
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.probes.tiny import WEIGHTS
 from vlm_probe.stimuli.output import OutputError, claim
 
@@ -231,7 +231,7 @@ def test_prompts_of_a_run_state_one_date(tmp_path):
     (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
     policy = load_policy(settings("sft", model=str(model)), "cpu", "2024-02-29T12:34:56")
     assert policy.prompter.moment == "2024-02-29T12:34:56"
-    assert policy.prompter.text([made_up()]).startswith("29 Feb 2024")
+    assert policy.prompter.text([dummy_inputs()]).startswith("29 Feb 2024")
     assert load_policy(settings("sft"), "cpu", "2024-02-29T12:34:56").prompter.moment == ""
 
 

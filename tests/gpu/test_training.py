@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlm_probe.finetune.config import TrainConfig
-from vlm_probe.finetune.reward import Judge, Judged
+from vlm_probe.finetune.reward import RewardScorer, ScoredReply
 from vlm_probe.finetune.train import train
 from vlm_probe.probes.models import Generation, Trial
 from vlm_probe.probes.models.loading import load_model
@@ -91,7 +91,9 @@ def test_other_families_learn_in_four_bits(
 ) -> None:
     # Random weights say nothing that can be read, and replies that are all worth nothing teach nothing.
     monkeypatch.setattr(
-        Judge, "_one", lambda _, reply, item: Judged(item.question.parse(reply), False, crc32(reply.encode()) % 2)
+        RewardScorer,
+        "_one",
+        lambda _, reply, item: ScoredReply(item.question.parse(reply), False, crc32(reply.encode()) % 2),
     )
     given = {"load_in_4bit": True, "dtype": "bfloat16", "gradient_checkpointing": True, "batch": 8, "rollout": 8}
     given |= {"budget": "samples=16", "size": 64, "beta": 0.05, "model": str(save_family(family))}

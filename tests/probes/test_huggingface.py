@@ -19,7 +19,7 @@ from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import read_run, read_trials
 from vlm_probe.stimuli.dataset import StimulusSet
-from vlm_probe.stimuli.question import Integers, Option, Options, Question
+from vlm_probe.stimuli.question import ChoiceFormat, IntegerFormat, Option, Question
 
 SaveModel = Callable[..., Path]
 
@@ -168,7 +168,7 @@ def test_replies_are_written_as_the_chat_template_writes_them(
     def asking(question: Question) -> Trial:
         return replace(first, item=replace(first.item, question=question))
 
-    trial = asking(Question("Yes?", Options((Option("yes", "a"), Option("no", "b")))))
+    trial = asking(Question("Yes?", ChoiceFormat((Option("yes", "a"), Option("no", "b")))))
     template = (
         "{% for m in messages %}{{ m['role'].upper() + ':' }}{% for p in m['content'] %}"
         "{{ ' <image>' if p['type'] == 'image' else ' ' + p['text'] }}{% endfor %}"
@@ -181,7 +181,7 @@ def test_replies_are_written_as_the_chat_template_writes_them(
     decode = spaced._prompter._tokenizer.decode
     assert [decode(reply) for reply in replies] == [" yes</s>", " no</s>"]
     assert spaced._prompter.reply_length(trial) == 5
-    assert len(spaced._prompter.replies(asking(Question("How far?", Integers(((-20, 20),)))))) == 41
+    assert len(spaced._prompter.replies(asking(Question("How far?", IntegerFormat(((-20, 20),)))))) == 41
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from PIL import ImageOps
 
 from vlm_probe.analysis.summary import summarise
-from vlm_probe.probes.conditions import CONTROLS, Manner, PresentationError, Presenter, manners
+from vlm_probe.probes.conditions import CONTROLS, PresentationError, Presenter, PromptCondition, manners
 from vlm_probe.probes.models import Generation, Identity, Model, Trial
 from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.observers import make_observer
@@ -31,7 +31,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> StimulusSet:
 
 
 def trial_of(stimuli: StimulusSet, control: str, index: int = 0) -> Trial:
-    manner = Manner(control)
+    manner = PromptCondition(control)
     return Presenter(stimuli, [manner]).trial(stimuli.items[index], manner)
 
 
@@ -42,7 +42,7 @@ def pixels(trial: Trial) -> Any:
 
 def test_the_plain_manner_changes_nothing(stability: StimulusSet) -> None:
     item = stability.items[3]
-    trial = Presenter(stability).trial(item, Manner())
+    trial = Presenter(stability).trial(item, PromptCondition())
     assert trial.item == item and trial.manner == "" and trial.preamble == "" and trial.context == ()
     assert np.array_equal(pixels(trial), np.asarray(stability.image(item)))
     assert trial.prompt == item.question.prompt
@@ -73,7 +73,7 @@ def test_what_the_controls_show(stability: StimulusSet) -> None:
 @pytest.mark.parametrize("name", ["stability", "topblock", "grounding"])
 def test_the_mirrored_item_is_right_about_the_mirror_image(name: str, request: pytest.FixtureRequest) -> None:
     stimuli: StimulusSet = request.getfixturevalue(name)
-    presenter, manner = Presenter(stimuli, [Manner("mirrored")]), Manner("mirrored")
+    presenter, manner = Presenter(stimuli, [PromptCondition("mirrored")]), PromptCondition("mirrored")
     for item in stimuli.items[:8]:
         asked = presenter.asked(item, manner)
         task = get_task(item.task)
@@ -87,7 +87,7 @@ def test_a_strip_is_mirrored_panel_by_panel(stability: StimulusSet) -> None:
     item = stability.items[0]
     assert item.scene is not None
     strip = replace(item, scene=replace(item.scene, panels=(-0.3, -0.2, -0.1, 0.0)))
-    presenter, manner = Presenter(stability, [Manner("mirrored")]), Manner("mirrored")
+    presenter, manner = Presenter(stability, [PromptCondition("mirrored")]), PromptCondition("mirrored")
     seen, found = stability.image(item), presenter.trial(strip, manner).image
     assert found is not None
     for box in panel_boxes(seen.width):
@@ -95,7 +95,7 @@ def test_a_strip_is_mirrored_panel_by_panel(stability: StimulusSet) -> None:
 
 
 def test_worked_examples_come_first_and_are_worded_alike(stability: StimulusSet, examples: StimulusSet) -> None:
-    few, more = Manner(examples=1), Manner(examples=3)
+    few, more = PromptCondition(examples=1), PromptCondition(examples=3)
     presenter = Presenter(stability, [few, more], examples)
     item = stability.items[5]
     trial = presenter.trial(item, more)
@@ -114,9 +114,9 @@ def test_worked_examples_come_first_and_are_worded_alike(stability: StimulusSet,
 
 def test_examples_may_not_be_test_items(stability: StimulusSet) -> None:
     with pytest.raises(PresentationError, match="as well"):
-        Presenter(stability, [Manner(examples=1)], stability)
+        Presenter(stability, [PromptCondition(examples=1)], stability)
     with pytest.raises(PresentationError, match="--examples-from"):
-        Presenter(stability, [Manner(examples=1)])
+        Presenter(stability, [PromptCondition(examples=1)])
 
 
 def test_wordings_can_be_crossed(stability: StimulusSet) -> None:
@@ -127,7 +127,7 @@ def test_wordings_can_be_crossed(stability: StimulusSet) -> None:
     prompts = {presenter.trial(item, m).prompt for m in asked}
     assert len(prompts) == 16
     assert all(presenter.trial(item, m).item.answer == item.answer for m in asked)
-    think = Manner(style="think")
+    think = PromptCondition(style="think")
     assert "<think>" in Presenter(stability, [think]).trial(item, think).prompt
 
 
@@ -136,7 +136,7 @@ def test_designs_name_their_manners() -> None:
     assert [m.code for m in manners("blank", examples=(0, 2))] == ["", "examples2", "blank", "blank_examples2"]
     with pytest.raises(PresentationError, match="unknown control 'blnak': there are intact, blank"):
         manners("blnak")
-    assert all(Manner.from_dict(m.to_dict()) == m for m in manners("controls", (0, 1), "think"))
+    assert all(PromptCondition.from_dict(m.to_dict()) == m for m in manners("controls", (0, 1), "think"))
 
 
 class Looks(Model):
@@ -178,7 +178,7 @@ def test_a_model_reads_examples_and_descriptions(
     rows = {(r["item_id"], r["manner"]["code"]): r["logprobs"] for r in read_trials(report.path)}
     assert report.n_errors == 0 and len({str(v) for v in rows.values()}) == 16
     model: Any = load_model(str(llava))
-    manner = Manner(examples=2)
+    manner = PromptCondition(examples=2)
     trial = Presenter(stability, [manner], examples).trial(stability.items[0], manner)
     alone = model.score_options([trial])[0]
     assert np.abs(alone - rows[trial.item.item_id, manner.code]).max() < 1e-4

@@ -16,8 +16,8 @@ from transformers import AutoProcessor, BlipImageProcessor, LogitsProcessor, Log
 from tests.families import tokenizer_of
 from vlm_probe.analysis.summary import summarise
 from vlm_probe.probes.models import Generation, ModelError, Reply, Trial, Turn
+from vlm_probe.probes.models.dummy_inputs import dummy_inputs
 from vlm_probe.probes.models.loading import load_model
-from vlm_probe.probes.models.made_up import made_up
 from vlm_probe.probes.models.prompting import Prompter, turns_of, with_tokens
 from vlm_probe.probes.models.thinking import Thinking, closes_thought, opened, read_arguments, split, tags_of
 from vlm_probe.probes.readout import rescore
@@ -69,9 +69,11 @@ def test_templates_of_every_kind(kind: str, tmp_path: Path) -> None:
     text, prompt, reply = KINDS[kind]
     loaded: Any = load_model(str(with_template(text, tmp_path / "m")))
     prompter = loaded._prompter
-    assert prompter.text([made_up()]) == prompt.format(q=made_up().text)
-    assert [prompter.decode([token], special=True) for token in prompter.reply_tokens([made_up()], ("7",))[0]] == reply
-    ids = prompter.inputs([[made_up()]])["input_ids"][0].tolist()
+    assert prompter.text([dummy_inputs()]) == prompt.format(q=dummy_inputs().text)
+    assert [
+        prompter.decode([token], special=True) for token in prompter.reply_tokens([dummy_inputs()], ("7",))[0]
+    ] == reply
+    ids = prompter.inputs([[dummy_inputs()]])["input_ids"][0].tolist()
     assert ids.count(prompter.encode("<s>")[0]) == 1
     assert prompter.thinks is None and not prompter.thinking_used
 
@@ -88,7 +90,7 @@ def test_a_start_token_that_the_tokenizer_adds_is_not_written_twice(tmp_path: Pa
         processor.tokenizer._tokenizer.post_processor = adds
         processor.chat_template = text
         prompter = Prompter(processor, [processor.tokenizer.eos_token_id], "m")
-        assert prompter.inputs([[made_up()]])["input_ids"][0].tolist().count(start) == 1
+        assert prompter.inputs([[dummy_inputs()]])["input_ids"][0].tolist().count(start) == 1
 
 
 def test_of_named_templates_the_default_is_used(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_of_named_templates_the_default_is_used(tmp_path: Path) -> None:
     named = [{"name": "tools", "template": "{{ 1 / 0 }}"}, {"name": "default", "template": template("<s>Default. ")}]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": named}))
     loaded: Any = load_model(str(folder))
-    assert loaded._prompter.text([made_up()]).startswith("<s>Default. <user><image>")
+    assert loaded._prompter.text([dummy_inputs()]).startswith("<s>Default. <user><image>")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,8 @@ def test_images_that_the_processor_inserts_are_not_marked_as_well() -> None:
     for kind, form in (("Blip2Processor", "Question: {q} Answer:"), ("OtherProcessor", "{q}\nAnswer:")):
         processor.__class__ = type(kind, (t.Blip2Processor,), {})
         prompter = Prompter(processor, [1], "m")
-        assert prompter.text([made_up()]) == form.format(q=made_up().text)
-        ids = prompter.inputs([[made_up()]])["input_ids"][0]
+        assert prompter.text([dummy_inputs()]) == form.format(q=dummy_inputs().text)
+        ids = prompter.inputs([[dummy_inputs()]])["input_ids"][0]
         assert int((ids == tokenizer.convert_tokens_to_ids("<image>")).sum()) == 4
 
 
@@ -199,11 +201,11 @@ def test_real_templates_are_switched_as_they_document(name: str) -> None:
             continue
         prompter = Prompter(processor, [1], name, Thinking(mode))  # type: ignore[arg-type]
         assert prompter.thinks is thinks
-        prompt = prompter.text([made_up()])
+        prompt = prompter.text([dummy_inputs()])
         assert prompt.rstrip().endswith("<think>") == (prompter.tags is not None)
         # As transformers renders it, by the template's own switch.
         switch = {} if mode == "auto" or thinks is None else {"enable_thinking": mode == "on"}
-        content = [{"type": "image"}, {"type": "text", "text": made_up().text}]
+        content = [{"type": "image"}, {"type": "text", "text": dummy_inputs().text}]
         if prompter._forms["user"]:
             turns = [{"role": "user", "content": content}]
             assert prompt == processor.apply_chat_template(turns, add_generation_prompt=True, **switch)
@@ -315,7 +317,7 @@ def test_a_thought_can_be_closed_at_once(stability: StimulusSet, tmp_path: Path,
     for asked, closed in (("<assistant><seed:think>", "</seed:think>"), ("<assistant><think>\n", "\n</think>\n\n")):
         folder = with_template(template(asked=asked), tmp_path / str(len(asked)))
         model: Any = load_model(str(folder), thinking=Thinking("off"))
-        assert model._prompter.text([made_up()]).endswith(asked + closed) and model._prompter.thinks is False
+        assert model._prompter.text([dummy_inputs()]).endswith(asked + closed) and model._prompter.thinks is False
         assert "no switch for thinking: the thought is closed" in caplog.text
         assert len(model.score_options(trials_of(stability, 1))[0]) == 2
 
@@ -331,14 +333,14 @@ def test_a_tag_at_the_end_of_the_prompt_opens_a_thought_by_any_name(history: str
 def test_arguments_reach_the_template(tmp_path: Path) -> None:
     folder = with_template("{% if effort is defined %}{{ effort }}{% endif %}" + template(), tmp_path / "m")
     model: Any = load_model(str(folder), thinking=Thinking(arguments="effort=high"))
-    assert model._prompter.text([made_up()]).startswith("high<s>")
+    assert model._prompter.text([dummy_inputs()]).startswith("high<s>")
     assert "effort=high" in model.identity.details["thinking"]
     with pytest.raises(ModelError, match=r"chat_template.jinja has no argument 'other'"):
         load_model(str(folder), thinking=Thinking(arguments="other=1"))
 
 
 def test_turns_of_text_and_of_parts() -> None:
-    one, two = (made_up(number).images[0] for number in (0, 1))
+    one, two = (dummy_inputs(number).images[0] for number in (0, 1))
     texts = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert turns_of(texts, [one]) == [Turn("user", "a", (one,)), Turn("assistant", "b"), Turn("user", "c")]
     parts: list[dict[str, Any]] = [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vlm_probe.probes.readout import Scorer
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.dataset import Item
-from vlm_probe.stimuli.question import Integers, Status, Variant, parse
+from vlm_probe.stimuli.question import IntegerFormat, Status, Variant, parse
 from vlm_probe.stimuli.tasks import get_task, task_names
 
 TASKS = [name for name in task_names() if get_task(name).family in ("towers", "balance", "collision", "support")]
@@ -134,7 +134,7 @@ def check(item: Item, scorer: Scorer, worth: set[object], reply: str) -> None:
         if parsed.value is not None:
             assert grammar.text(parsed.value) in {text for text, _ in grammar.candidates()}
     parsed = item.question.parse(reply)
-    simulated = isinstance(grammar, Integers)
+    simulated = isinstance(grammar, IntegerFormat)
     if simulated and parsed.value is not None and parsed.value not in worth and len(worth) >= SCORED:
         return  # carried out are some answers only
     worth.add(parsed.value)

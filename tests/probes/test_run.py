@@ -20,7 +20,7 @@ from vlm_probe.probes.readout import Scorer, rescore
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.probes.trials import COLUMNS, RunError, read_run, read_trials, trials_hash
 from vlm_probe.stimuli.dataset import Item, StimulusSet
-from vlm_probe.stimuli.question import Integers
+from vlm_probe.stimuli.question import IntegerFormat
 from vlm_probe.stimuli.ranges import OutOfRange
 from vlm_probe.stimuli.tasks import get_task
 
@@ -173,7 +173,7 @@ def test_the_probability_of_being_right_counts_all_right_answers(request: pytest
         assert even["p_correct"] == pytest.approx(columns["chance"])
         if item.task == "towers-topblock":
             assert columns["chance"] == len(item.certificate["working"]) / 41
-        if isinstance(item.question.grammar, Integers) and item.question.about.get("ask") == "shift":
+        if isinstance(item.question.grammar, IntegerFormat) and item.question.about.get("ask") == "shift":
             assert columns["chance"] in (2 / 21, 3 / 21)
 
 

@@ -12,7 +12,7 @@ from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import mirror
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.statics import centre_of_mass, seesaw_margin
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, get_task
 from vlm_probe.stimuli.tasks.balance.heavier import equalised
 from vlm_probe.stimuli.tasks.balance.place import in_the_way, working
 from vlm_probe.stimuli.tasks.balance.pose import come_down, end_down, levelled, plank_angle
@@ -49,7 +49,7 @@ def members(name, groups, seed=0):
     for group in design.plan(task, groups, seed):
         try:
             found = design.members(task, group, design.group_rng(task, seed, group.index))
-        except Unsatisfiable:
+        except SamplingFailed:
             continue
         yield task, group, found
 
@@ -162,7 +162,7 @@ def test_every_rule_without_physics_is_right_on_one_member_of_each_group():
 def test_the_shift_of_the_count_puts_five_objects_on_the_plank():
     task = get_task("balance-tilt")
     for index, condition in enumerate(task.conditions()[::9]):
-        scenes = task.sample_matched(np.random.default_rng(index), task.enlarged(condition, 1))
+        scenes = task.sample_matched(np.random.default_rng(index), task.with_more_objects(condition, 1))
         assert {len(standing(scene)) for scene in scenes} == {5}
         assert sorted(str(task.statics_answer(scene)) for scene in scenes) == ["balanced", "left", "right"]
 
@@ -218,13 +218,13 @@ def test_a_colour_stands_for_one_weight_and_size_for_density():
 def test_impossible_conditions_are_refused():
     tilt, heavier = get_task("balance-tilt"), get_task("balance-heavier")
     rng = np.random.default_rng(0)
-    with pytest.raises(Unsatisfiable, match="give a margin bin within 0 to 1"):
+    with pytest.raises(SamplingFailed, match="give a margin bin within 0 to 1"):
         tilt.sample(rng, replace(tilt.conditions()[0], margin_bin=(-0.2, -0.1)))
-    with pytest.raises(Unsatisfiable, match="colours of their own"):
+    with pytest.raises(SamplingFailed, match="colours of their own"):
         tilt.sample(rng, replace(tilt.conditions()[0], count=7, shown="text", build="weight"))
     with pytest.raises(ValueError, match="cannot be shown by 'smell'"):
         tilt.sample(rng, replace(tilt.conditions()[0], shown="smell"))
-    with pytest.raises(Unsatisfiable, match="a build out of level, left-down, right-down"):
+    with pytest.raises(SamplingFailed, match="a build out of level, left-down, right-down"):
         heavier.sample(rng, replace(heavier.conditions()[0], build="upside-down"))
 
 

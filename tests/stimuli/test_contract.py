@@ -10,10 +10,10 @@ import pytest
 
 from vlm_probe.probes.cli import main
 from vlm_probe.stimuli.contract import CHECKS, run_check
-from vlm_probe.stimuli.question import Option, Options, Question
+from vlm_probe.stimuli.question import ChoiceFormat, Option, Question
 from vlm_probe.stimuli.scene import Camera, Marker
 from vlm_probe.stimuli.simulators import get_simulator
-from vlm_probe.stimuli.tasks import Score, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import SamplingFailed, Score, get_task
 from vlm_probe.stimuli.tasks.towers.topblock import TowersTopblock
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inclined_plane"
@@ -122,7 +122,7 @@ class Monotonous(InclineSlide):
 class Telling(InclineSlide):
     def question(self, scene, variant):
         question = super().question(scene, variant)
-        options = Options((Option("alpha", "slides"), Option("beta", "stays")))
+        options = ChoiceFormat((Option("alpha", "slides"), Option("beta", "stays")))
         hint = "alpha" if self.margin(scene) < 0 else "beta"
         return Question(question.prompt.replace("Answer", f"Hint: {hint}. Answer"), options, question.style)
 
@@ -144,7 +144,7 @@ class Crashing(InclineSlide):
 
 class Impossible(InclineSlide):
     def sample_matched(self, rng, condition):
-        raise Unsatisfiable("there are no such ramps")
+        raise SamplingFailed("there are no such ramps")
 
 
 class Ruleless(TowersTopblock):

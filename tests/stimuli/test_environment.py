@@ -30,7 +30,7 @@ from vlm_probe.stimuli.tasks import get_task
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-class Counting:
+class CountingMixin:
     """An engine that counts its simulations."""
 
     def __init__(self):
@@ -257,7 +257,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_repeated_answers_are_remembered_and_the_cache_is_bounded():
-    task, cache, engine = get_task("towers-topblock"), OutcomeCache(2), Counting()
+    task, cache, engine = get_task("towers-topblock"), OutcomeCache(2), CountingMixin()
     env = PhysicsEnv(size=16)
     env.reset(seed=0)
     ask = (task, env.scene, env.question)

@@ -19,7 +19,7 @@ from vlm_probe.stimuli.answer_cells import read_answer, read_grammar
 from vlm_probe.stimuli.audit import audit
 from vlm_probe.stimuli.dataset import StimulusError, StimulusSet
 from vlm_probe.stimuli.importing import ImportProblems, import_set
-from vlm_probe.stimuli.question import Integers, Options
+from vlm_probe.stimuli.question import ChoiceFormat, IntegerFormat
 from vlm_probe.stimuli.sheet import contact_sheet
 from vlm_probe.stimuli.tables import read_table
 
@@ -188,8 +188,8 @@ def test_answers_are_meanings_or_words():
     assert read_answer(grammar, "Yes") == read_answer(grammar, "stands") == "stands"
     with pytest.raises(ValueError, match="a word means different things"):
         read_answer(grammar, "yes", strict=True)
-    assert isinstance(read_grammar("yes|no"), Options)
-    assert read_grammar("-30..30, 0..50") == Integers(((-30, 30), (0, 50)))
+    assert isinstance(read_grammar("yes|no"), ChoiceFormat)
+    assert read_grammar("-30..30, 0..50") == IntegerFormat(((-30, 30), (0, 50)))
     for broken in ("yes", "yes|yes", "|", "a=x|b=x"):
         with pytest.raises(ValueError, match="not at least two different words"):
             read_grammar(broken)

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vlm_probe.stimuli.question import Integers, Option, Options, Question, grammar_from_dict, parse
+from vlm_probe.stimuli.question import ChoiceFormat, IntegerFormat, Option, Question, grammar_from_dict, parse
 
-YES_NO = Options((Option("yes", "stands"), Option("no", "falls")))
-COLOURS = Options(tuple(Option(c, c) for c in ("red", "green", "blue")))
-ONE = Integers(((-20, 20),))
-TWO = Integers(((-30, 30), (0, 50)))
+YES_NO = ChoiceFormat((Option("yes", "stands"), Option("no", "falls")))
+COLOURS = ChoiceFormat(tuple(Option(c, c) for c in ("red", "green", "blue")))
+ONE = IntegerFormat(((-20, 20),))
+TWO = IntegerFormat(((-30, 30), (0, 50)))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_answer_like_texts_never_break_the_parser(words):
         parse(" ".join(words), grammar)
 
 
-@pytest.mark.parametrize("grammar", [YES_NO, COLOURS, ONE, TWO, Integers(((1, 6),), "")])
+@pytest.mark.parametrize("grammar", [YES_NO, COLOURS, ONE, TWO, IntegerFormat(((1, 6),), "")])
 def test_every_candidate_is_read_back_and_the_grammar_survives_json(grammar):
     assert grammar_from_dict(grammar.to_dict()) == grammar
     for style in ("direct", "think"):
@@ -130,8 +130,8 @@ def test_every_candidate_is_read_back_and_the_grammar_survives_json(grammar):
 
 
 def test_lists_make_the_same_grammars_as_tuples():
-    assert parse("yes.", Options([Option("yes", "stands"), Option("no", "falls")])).value == "stands"
-    assert parse("7 cm", Integers([[-20, 20]])).value == 7
+    assert parse("yes.", ChoiceFormat([Option("yes", "stands"), Option("no", "falls")])).value == "stands"
+    assert parse("7 cm", IntegerFormat([[-20, 20]])).value == 7
 
 
 def test_illegal_answers_and_grammars_are_refused():

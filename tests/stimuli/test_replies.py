@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_probe.stimuli.question import Grammar, Integers, Option, Options, Question, grammar_from_dict, parse
+from vlm_probe.stimuli.question import ChoiceFormat, Grammar, IntegerFormat, Option, Question, grammar_from_dict, parse
 
 CORPUS = Path(__file__).parent.parent / "data" / "replies.jsonl"
 """First the questions, then replies to them, each with the readings that are right, the best one first; null is invalid."""
@@ -353,12 +353,12 @@ def test_only_what_is_said_outside_of_thoughts_is_read(words: list[str], name: s
     numbers = value if isinstance(value, list) else [value]
     said = (
         [grammar.text(str(value))]
-        if isinstance(grammar, Options)
+        if isinstance(grammar, ChoiceFormat)
         else [NUMBERS.get(str(abs(n)), str(abs(n))) for n in numbers]
     )
     assert all(re.search(rf"\b(?:{word})\b", spoken) for word in said)
     assert not (
-        isinstance(grammar, Options)
+        isinstance(grammar, ChoiceFormat)
         and re.search(rf"\bor {said[0]}\b|\bnot {said[0]}\b", spoken)
         and words.count(said[0]) == 1
     )
@@ -400,7 +400,7 @@ def test_the_examples_of_the_page_are_read_as_it_says() -> None:
 
 
 def test_the_prompt_says_which_way_is_positive() -> None:
-    grammar = Integers(((-20, 20),))
+    grammar = IntegerFormat(((-20, 20),))
     for prompt, left in (
         ("How far? Right is positive, left is negative.", -5),
         ("How far? Left is positive, right is negative.", 5),
@@ -414,7 +414,7 @@ def test_the_prompt_says_which_way_is_positive() -> None:
 def test_a_question_of_its_own_is_not_the_one_that_was_asked() -> None:
     asked = Question(
         "Will this tower stay up? Answer with one word: yes or no.",
-        Options((Option("yes", "stands"), Option("no", "falls"))),
+        ChoiceFormat((Option("yes", "stands"), Option("no", "falls"))),
     )
     assert asked.parse("Will this tower stay up? No.").value == "falls"
     assert asked.parse("Will this tower fall? No.").value is None

@@ -33,7 +33,7 @@ from vlm_probe.stimuli.shifts import (
 )
 from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, get_simulator
 from vlm_probe.stimuli.standard import resolve
-from vlm_probe.stimuli.tasks import FAMILIES, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import FAMILIES, SamplingFailed, get_task
 from vlm_probe.stimuli.viewing import MIN_SEPARATION, project, unproject
 
 ALL = [((name, level),) for name in ORDER if name != "count" for level in LEVELS]
@@ -290,9 +290,9 @@ def test_larger_towers_are_sampled_seen_and_judged_right(name):
 
 
 def test_what_a_task_cannot_do_is_refused_before_work_starts(tmp_path):
-    with pytest.raises(Unsatisfiable, match=r"towers-grounding cannot be made with count:3.*leave count out"):
+    with pytest.raises(SamplingFailed, match=r"towers-grounding cannot be made with count:3.*leave count out"):
         check(get_task("towers-grounding"), parse_shifts("count:3,camera:1"))
-    with pytest.raises(Unsatisfiable, match="colours"):
+    with pytest.raises(SamplingFailed, match="colours"):
         make_set("towers-grounding", 8, 0, tmp_path / "set", shifts=parse_shifts("count:3"))
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from vlm_probe.stimuli.question import Variant
 from vlm_probe.stimuli.scene import Scene, mirror
 from vlm_probe.stimuli.shifts import FRICTIONS
 from vlm_probe.stimuli.simulators import get_simulator
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Unsatisfiable, get_task
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, get_task
 from vlm_probe.stimuli.tasks.grounding import GroundingTask
 from vlm_probe.stimuli.tasks.support.brace import MOVABLE, working_places
 from vlm_probe.stimuli.tasks.support.remove import candidates, removal_margins, without
@@ -157,7 +157,7 @@ def test_the_prompt_states_the_force_and_weights_of_the_scene():
 def test_there_are_no_structures_on_three_posts_under_a_push():
     for name in ("support-hold", "support-brace"):
         task = get_task(name)
-        with pytest.raises(Unsatisfiable, match="post"):
+        with pytest.raises(SamplingFailed, match="post"):
             task.sample_matched(np.random.default_rng(0), replace(task.conditions()[-1], count=3))
 
 

@@ -10,16 +10,16 @@ import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.errors import InvalidInput
-from vlm_probe.stimuli.question import Grammar, Integers
+from vlm_probe.stimuli.question import Grammar, IntegerFormat
 from vlm_probe.stimuli.scene import Body, Scene
-from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed
 from vlm_probe.stimuli.tasks.balance.pose import come_down, end_down, levelled
 from vlm_probe.stimuli.tasks.balance.seesaw import SHAPE_WORDS, Look, Standing, standing
 from vlm_probe.stimuli.tasks.balance.weights import draw_layout
 from vlm_probe.stimuli.tasks.grounding import (
     About,
-    Ask,
     GroundingTask,
+    TrialSpec,
     count,
     exists,
     left_right,
@@ -87,10 +87,10 @@ def _distance_grammar(scene: Scene, order: int) -> tuple[Grammar, str]:
     """Whole centimetres up to the length of the plank, which the prompt states."""
     length = 100 * scene.body("plank").size[0]
     sentence = f" The plank is {length:.3g} cm long. Answer with one whole number of centimetres."
-    return Integers(((0, round(length)),)), sentence
+    return IntegerFormat(((0, round(length)),)), sentence
 
 
-SIDE = Ask(
+SIDE = TrialSpec(
     (
         "Is the {a} object on the left or on the right of the grey support?",
         "On which side of the grey support does the {a} object stand?",
@@ -101,7 +101,7 @@ SIDE = Ask(
     lambda scene, about: _side(_place(scene, about["a"])),
     words("left", "right"),
 )
-ARM = Ask(
+ARM = TrialSpec(
     (
         "On which side of the grey support is the plank longer?",
         "The plank sticks out on both sides of the grey support. On which side further?",
@@ -112,7 +112,7 @@ ARM = Ask(
     lambda scene, about: _side(_offset(scene)),
     words("left", "right"),
 )
-POSE = Ask(
+POSE = TrialSpec(
     (
         "Which end of the plank is down, the left or the right one, or is the plank level?",
         "How does the plank lie: with its left end down, with its right end down, or level?",
@@ -123,7 +123,7 @@ POSE = Ask(
     lambda scene, about: {-1: "left", 0: "level", 1: "right"}[end_down(scene)],
     words("left", "level", "right"),
 )
-DISTANCE = Ask(
+DISTANCE = TrialSpec(
     (
         "How many centimetres along the plank is the {a} object from the middle of the grey support?",
         "The {a} object stands on the plank. How far is it from the middle of the grey support?",
@@ -145,7 +145,7 @@ class BalanceGrounding(GroundingTask):
 
     name: ClassVar[str] = "balance-grounding"
     family: ClassVar[str] = "balance"
-    asks: ClassVar[Mapping[str, Ask]] = {
+    asks: ClassVar[Mapping[str, TrialSpec]] = {
         "count": count("object", objects),
         "exists": exists("object", objects),
         "left-right": left_right("object", objects),
@@ -184,4 +184,4 @@ class BalanceGrounding(GroundingTask):
             fulcrum = round(float(rng.uniform(-LARGEST_OFFSET, LARGEST_OFFSET)), 3)
             scene = Look(rng).scene(layout.about(fulcrum), "")
             return come_down(scene, 1 if rng.random() < 0.5 else -1) if layout_name else scene
-        raise Unsatisfiable(f"{condition.count} objects do not fit on the plank")
+        raise SamplingFailed(f"{condition.count} objects do not fit on the plank")

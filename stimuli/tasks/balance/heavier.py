@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.stimuli.condition import Condition, in_bin
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options, wordings
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.balance.pose import come_down, end_down, levelled
 from vlm_probe.stimuli.tasks.balance.seesaw import (
     MARGIN_BINS,
@@ -108,15 +108,15 @@ class BalanceHeavier(Task):
         low, high = condition.margin_bin
         return replace(condition, margin_bin=(-high, -low))
 
-    def enlarged(self, condition: Condition, level: int) -> Condition:
-        """Raises `Unsatisfiable`: it is a question about two objects."""
-        raise Unsatisfiable(f"{self.name} compares two objects: there are no scenes with more")
+    def with_more_objects(self, condition: Condition, level: int) -> Condition:
+        """Raises `SamplingFailed`: it is a question about two objects."""
+        raise SamplingFailed(f"{self.name} compares two objects: there are no scenes with more")
 
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene, Scene, Scene]:
         """An unclear scene and two in which one object must be heavier, which differ from it in one object each."""
         low, high = condition.margin_bin
         if condition.build not in BUILDS or not -1 <= low < high <= 0:
-            raise Unsatisfiable(
+            raise SamplingFailed(
                 f"{self.name} samples from unclear scenes: give a margin bin within -1 to 0 and a build out of {', '.join(BUILDS)}"
             )
         down, half = BUILDS[condition.build], int(rng.integers(HALF_WIDTHS[0], HALF_WIDTHS[1] + 1)) / 1000
@@ -142,7 +142,7 @@ class BalanceHeavier(Task):
                 scene = look.scene(Layout(half, 0.0, PLANK, weighed, places), "", colours)
                 scenes.append(come_down(scene, down) if down else scene)
             return scenes[0], scenes[1], scenes[2]
-        raise Unsatisfiable(f"found no scenes with |margin| in {condition.margin_bin} on the build {condition.build}")
+        raise SamplingFailed(f"found no scenes with |margin| in {condition.margin_bin} on the build {condition.build}")
 
     def margin(self, scene: Scene) -> float:
         """How far the difference of the distances lies from where it becomes clear which object is heavier, as a share of it.
@@ -161,7 +161,7 @@ class BalanceHeavier(Task):
         named = [Option(left, "left"), Option(right, "right"), Option("unclear", "unclear")]
         options, clause = named_options(named, variant.order)
         prompt = f"{TEXTS[variant.paraphrase].format(left=left, right=right)}{ASSUMED} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """What two equal weights would do, in simulation: if the plank could lie as it does with them, it is unclear."""

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.question import THINK, Answer, IntegerFormat, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.shapes import bottom
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.statics import seesaw_margin
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Score, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.balance.seesaw import (
     SHAPE_WORDS,
     SHOWN,
@@ -121,7 +121,7 @@ class BalancePlace(Task):
                 and low_margin < self.margin(scene) < high_margin
             ):
                 return (scene,)
-        raise Unsatisfiable(
+        raise SamplingFailed(
             f"found no plank with {condition.count} object(s) that a counterweight {condition.build} out balances (weight"
             f" shown by {condition.shown})"
         )
@@ -144,7 +144,7 @@ class BalancePlace(Task):
             f" positive, left is negative. Answer with one whole number of centimetres from {low} to {high}."
         )
         prompt = text + weight_sentences(scene) + ask + (THINK if variant.style == "think" else "")
-        return Question(prompt, Integers(((low, high),)), variant.style)
+        return Question(prompt, IntegerFormat(((low, high),)), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The place at which the plank is balanced best, centimetres."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.stimuli.condition import Condition, in_bin
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options, wordings
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.statics import seesaw_margin
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.balance.rules import cues, objects_alone, sides, sign_rules, torque_side
 from vlm_probe.stimuli.tasks.balance.seesaw import (
     LENGTH,
@@ -104,7 +104,7 @@ class BalanceTilt(Task):
         """A balanced plank, and planks that tilt to the left and to the right, which differ from it in one object."""
         low, high = condition.margin_bin
         if not 0 <= low < high <= 1:
-            raise Unsatisfiable(
+            raise SamplingFailed(
                 f"{self.name} samples from balanced planks: give a margin bin within 0 to 1, not ({low}, {high})"
             )
         layouts = _triple(rng, condition)
@@ -129,7 +129,7 @@ class BalanceTilt(Task):
         """Left, right or balanced, after what is to be known of the weights. Polarity does not apply."""
         options, clause = named_options([Option(word, word) for word in SIDES.values()], variant.order)
         prompt = f"{TEXTS[variant.paraphrase]}{weight_sentences(scene)} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "left", "right" or "balanced", by simulation."""
@@ -194,7 +194,7 @@ def _triple(rng: np.random.Generator, condition: Condition) -> tuple[Layout, Lay
                 for k in (int(rng.choice(np.flatnonzero(mask & alike))) for mask in masks)
             )
             return first, left, right
-    raise Unsatisfiable(
+    raise SamplingFailed(
         f"found no planks with {condition.count} object(s), |margin| in {condition.margin_bin}, that differ in one object's"
         f" {condition.build} (weight shown by {condition.shown})"
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import Scene
-from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed
 from vlm_probe.stimuli.tasks.balance.seesaw import (
     EQUAL,
     SHAPE_WORDS,
@@ -65,7 +65,7 @@ def draw_layout(
         Unsatisfiable: If weights are stated for more objects than there are colours to name them by.
     """
     if shown == "text" and count > 6:
-        raise Unsatisfiable(f"{count} objects cannot all have colours of their own, by which their weights are stated")
+        raise SamplingFailed(f"{count} objects cannot all have colours of their own, by which their weights are stated")
     loads = tuple(draw_load(rng, shown) for _ in range(count))
     places = scatter(rng, loads)
     if places is None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from vlm_probe.stimuli import kinematics
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.question import THINK, Answer, IntegerFormat, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Score, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.collision.table import (
     ARROW_TIME,
     LARGEST,
@@ -96,13 +96,13 @@ class CollisionAim(Task):
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
         """A table on which a shot of that size is needed, and one straight at the struck ball fails."""
         if not 2 <= condition.count <= LARGEST:
-            raise Unsatisfiable(f"{self.name} has 2 to {LARGEST} balls, got {condition.count}")
+            raise SamplingFailed(f"{self.name} has 2 to {LARGEST} balls, got {condition.count}")
         low, high = (int(part) for part in condition.build.removesuffix("deg").split("to"))
         for _ in range(60):
             scene = _draw(rng, condition, low, high)
             if scene is not None:
                 return (scene,)
-        raise Unsatisfiable(f"found no table on which a shot at {condition.build} is needed")
+        raise SamplingFailed(f"found no table on which a shot at {condition.build} is needed")
 
     def margin(self, scene: Scene) -> float:
         """By how much a shot straight at the struck ball misses the gate, in its half widths (negative: it misses)."""
@@ -121,7 +121,7 @@ class CollisionAim(Task):
         """One whole number of degrees. Polarity and order do not apply."""
         text = TEXTS[variant.paraphrase].format(a=scene.body("cue").colour, b=scene.body("target").colour)
         return Question(
-            text + ASK + (THINK if variant.style == "think" else ""), Integers((RANGE,), "degrees"), variant.style
+            text + ASK + (THINK if variant.style == "think" else ""), IntegerFormat((RANGE,), "degrees"), variant.style
         )
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:

@@ -11,7 +11,7 @@ from vlm_probe.stimuli import kinematics
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.question import Answer, Question, Variant
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
-from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed
 from vlm_probe.stimuli.tasks.collision.table import (
     ARROW_TIME,
     MOMENTS,
@@ -26,8 +26,8 @@ from vlm_probe.stimuli.tasks.collision.table import (
 )
 from vlm_probe.stimuli.tasks.grounding import (
     About,
-    Ask,
     GroundingTask,
+    TrialSpec,
     count,
     exists,
     left_right,
@@ -91,12 +91,12 @@ class CollisionGrounding(GroundingTask):
 
     name: ClassVar[str] = "collision-grounding"
     family: ClassVar[str] = "collision"
-    asks: ClassVar[Mapping[str, Ask]] = {
+    asks: ClassVar[Mapping[str, TrialSpec]] = {
         "count": count("ball", _balls),
         "nth-colour": nth_colour("ball", _in_order, clear=_apart),
         "left-right": left_right("ball", _balls),
         "exists": exists("ball", _balls),
-        "mover": Ask(
+        "mover": TrialSpec(
             (
                 "Which ball moves?",
                 "What colour is the ball that moves?",
@@ -107,7 +107,7 @@ class CollisionGrounding(GroundingTask):
             lambda scene, about: scene.body("cue").colour,
             words(*COLOURS),
         ),
-        "heading": Ask(
+        "heading": TrialSpec(
             (
                 "Does the moving ball move to the left or to the right?",
                 "To which side of the picture does the moving ball go?",
@@ -118,7 +118,7 @@ class CollisionGrounding(GroundingTask):
             _side,
             words("left", "right"),
         ),
-        "up-down": Ask(
+        "up-down": TrialSpec(
             (
                 "Does the moving ball move up or down in the picture?",
                 "Seen in the picture, is the moving ball on its way up or down?",
@@ -145,9 +145,9 @@ class CollisionGrounding(GroundingTask):
     def sample_scene(self, rng: np.random.Generator, condition: Condition) -> Scene:
         """Balls anywhere on the table, one of which moves to anywhere and meets nothing in what is shown."""
         if not 1 <= condition.count < len(COLOURS):
-            raise Unsatisfiable(f"{self.name} has 1 to {len(COLOURS) - 1} balls, got {condition.count}")
+            raise SamplingFailed(f"{self.name} has 1 to {len(COLOURS) - 1} balls, got {condition.count}")
         if condition.shown not in SHOWN:
-            raise Unsatisfiable(f"{self.name} shows motion by one of {', '.join(SHOWN)}, got {condition.shown!r}")
+            raise SamplingFailed(f"{self.name} shows motion by one of {', '.join(SHOWN)}, got {condition.shown!r}")
         # Drawn once: trails of balls that move up leave the picture more often, and directions must stay balanced.
         speed = rng.uniform(0.5, 0.85)
         velocity = speed * kinematics.heading(rng.uniform(-180, 180))
@@ -175,7 +175,7 @@ class CollisionGrounding(GroundingTask):
             scene = look.scene([moving(balls[0], velocity), *balls[1:]], (), condition.shown)
             if in_picture(scene):
                 return scene
-        raise Unsatisfiable(f"{self.name}: found no room for {condition.count} balls")
+        raise SamplingFailed(f"{self.name}: found no room for {condition.count} balls")
 
 
 def _separate(places: Floats) -> bool:

@@ -11,15 +11,15 @@ import numpy as np
 
 from vlm_probe.stimuli import kinematics
 from vlm_probe.stimuli.condition import Condition, in_bin
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options
 from vlm_probe.stimuli.scene import PANELS, Body, Push, Scene
 from vlm_probe.stimuli.simulators import FRAME_INTERVAL, Simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.collision.table import (
     LARGEST,
     Floats,
     Look,
-    Stuff,
+    Materials,
     Way,
     ball,
     bystanders,
@@ -117,15 +117,15 @@ class CollisionLaunch(Task):
         """A launch and its foil (the other way round if the bin is negative)."""
         low, high = condition.margin_bin
         if low < 0 < high or (low, high) == (0.0, 0.0):
-            raise Unsatisfiable(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
+            raise SamplingFailed(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
         if condition.build not in BUILDS or not 2 <= condition.count <= LARGEST:
-            raise Unsatisfiable(f"{self.name} has 2 to {LARGEST} balls and builds {BUILDS}, got {condition.code}")
+            raise SamplingFailed(f"{self.name} has 2 to {LARGEST} balls and builds {BUILDS}, got {condition.code}")
         size = (low, high) if low > 0 else (-high, -low)
         for _ in range(200):
             pair = _draw(rng, condition, size)
             if pair is not None:
                 return pair if low > 0 else (pair[1], pair[0])
-        raise Unsatisfiable(f"found no launch with a foil by {condition.build} with |margin| in {size}")
+        raise SamplingFailed(f"found no launch with a foil by {condition.build} with |margin| in {size}")
 
     def margin(self, scene: Scene) -> float:
         """Share of its speed that the first ball gives the second; or minus the size of gap and delay (see the class)."""
@@ -141,7 +141,7 @@ class CollisionLaunch(Task):
         text = STRIP + (CAUSED, ALONE)[variant.polarity][variant.paraphrase]
         text = text.format(a=scene.body("cue").colour, b=scene.body("target").colour)
         prompt = f"{text} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "caused" or "alone": whether the second ball moves otherwise, by the last picture, when the first is taken away."""
@@ -289,7 +289,7 @@ def _draw(rng: np.random.Generator, condition: Condition, size: tuple[float, flo
     drawn, look = draw_stuff(rng, condition.count), Look(rng, condition.count)
     radius, mass = drawn.radii[0], round(drawn.masses[0] / 2, 2)
     # With this ratio of the masses the first ball stops dead when it strikes.
-    stuff = Stuff(
+    stuff = Materials(
         (radius, radius, *drawn.radii[2:]),
         (mass, round(mass / share, 4), *drawn.masses[2:]),
         round(math.sqrt(share), 5),
@@ -364,7 +364,7 @@ def _flaw(rng: np.random.Generator, build: str, size: tuple[float, float]) -> tu
     return math.sqrt(max(0.0, whole**2 - (delay * step) ** 2)), delay
 
 
-def _ball(name: str, index: int, place: Floats, stuff: Stuff, look: Look) -> Body:
+def _ball(name: str, index: int, place: Floats, stuff: Materials, look: Look) -> Body:
     return ball(
         name,
         _point(place),

@@ -11,10 +11,10 @@ import numpy as np
 
 from vlm_probe.stimuli import kinematics
 from vlm_probe.stimuli.condition import Condition, in_bin
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options, wordings
 from vlm_probe.stimuli.scene import Body, Scene
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.collision.table import (
     ARROW_TIME,
     GATES,
@@ -103,9 +103,9 @@ class CollisionOutcome(Task):
         """A scene for the middle gate (if the bin is negative; else for an outer one), then one for each other gate."""
         low, high = condition.margin_bin
         if low < 0 < high or (low, high) == (0.0, 0.0):
-            raise Unsatisfiable(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
+            raise SamplingFailed(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
         if condition.build not in BUILDS or condition.shown not in SHOWN or not 2 <= condition.count <= LARGEST:
-            raise Unsatisfiable(
+            raise SamplingFailed(
                 f"{self.name} has 2 to {LARGEST} balls, builds {BUILDS} and ways to show {SHOWN}, got {condition.code}"
             )
         size = (low, high) if low > 0 else (-high, -low)
@@ -117,7 +117,7 @@ class CollisionOutcome(Task):
                     return middle, left, right
                 # The nearest other gate first, so that `foil_condition` is that of the first foil.
                 return (left, middle, right) if rng.random() < 0.5 else (right, middle, left)
-        raise Unsatisfiable(f"found no three {condition.build} scenes with |margin| in {size}")
+        raise SamplingFailed(f"found no three {condition.build} scenes with |margin| in {size}")
 
     def margin(self, scene: Scene) -> float:
         """Distance from the nearer boundary of the middle gate, in its half widths; positive in an outer gate."""
@@ -140,7 +140,7 @@ class CollisionOutcome(Task):
         seen = SEEN[scene.shown] + " " if scene.shown in SEEN else ""
         text = (seen + TEXTS[variant.paraphrase]).format(**colours)
         prompt = f"{text}{SIDES} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The gate, by simulation. A struck ball that never crosses the line counts where its path would."""

@@ -221,7 +221,7 @@ def moving(body: Body, velocity: Sequence[float] | Floats) -> Body:
 
 
 @dataclass(frozen=True)
-class Stuff:
+class Materials:
     """What the balls of a picture are made of: radii (metres), masses (kilograms) and the restitution of each."""
 
     radii: tuple[float, ...]
@@ -229,7 +229,7 @@ class Stuff:
     restitution: float
 
 
-def draw_stuff(rng: np.random.Generator, count: int) -> Stuff:
+def draw_stuff(rng: np.random.Generator, count: int) -> Materials:
     """Balls of 7 to 9 cm whose masses do not follow from their sizes, and give back half to all of an impact's speed.
 
     Args:
@@ -238,7 +238,7 @@ def draw_stuff(rng: np.random.Generator, count: int) -> Stuff:
     """
     radii = np.round(rng.uniform(0.036, 0.046, count), 3)
     masses = np.round(rng.uniform(0.3, 0.6, count), 2)
-    return Stuff(tuple(radii.tolist()), tuple(masses.tolist()), float(np.round(rng.uniform(0.72, 1.0), 2)))
+    return Materials(tuple(radii.tolist()), tuple(masses.tolist()), float(np.round(rng.uniform(0.72, 1.0), 2)))
 
 
 class Look:
@@ -288,7 +288,7 @@ class Look:
 
 
 def bystanders(
-    rng: np.random.Generator, ways: Sequence[Way], stuff: Stuff, look: Look, first: int = 2, tries: int = 200
+    rng: np.random.Generator, ways: Sequence[Way], stuff: Materials, look: Look, first: int = 2, tries: int = 200
 ) -> list[Body] | None:
     """Still balls for which there is no part in what happens: in nobody's way, and clear of each other; None if there is no room.
 

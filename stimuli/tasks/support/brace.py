@@ -9,10 +9,10 @@ import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.errors import InvalidInput
-from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.question import THINK, Answer, IntegerFormat, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Body, Scene, mirror
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Score, Task
 from vlm_probe.stimuli.tasks.support.structure import (
     FRICTION_NEEDED,
     THICKNESS,
@@ -95,7 +95,7 @@ class SupportBrace(Task):
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
         """A structure that comes down under the push, and withstands it with the movable post elsewhere."""
         if condition.count != 2:
-            raise Unsatisfiable(f"{self.name} has two posts, not {condition.count}")
+            raise SamplingFailed(f"{self.name} has two posts, not {condition.count}")
         structure = _find(rng, condition.build)
         scene = Look(rng, 3).scene(structure)
         return (mirror(scene) if rng.random() < 0.5 else scene,)
@@ -115,7 +115,7 @@ class SupportBrace(Task):
             " post from the middle of the plank; right is positive, left is negative. Answer with one whole number of"
             f" centimetres from {RANGE[0]} to {RANGE[1]}."
         )
-        return Question(prompt + (THINK if variant.style == "think" else ""), Integers((RANGE,)), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), IntegerFormat((RANGE,)), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The place in the middle of those that work, centimetres."""
@@ -314,7 +314,7 @@ def _find(rng: np.random.Generator, build: str) -> Structure:
                 push_height=float(push[i]),
                 force=float(needed[i]),
             )
-    raise Unsatisfiable(f"support-brace: found no structure on {build}")
+    raise SamplingFailed(f"support-brace: found no structure on {build}")
 
 
 def _columns(drawn: Floats) -> tuple[Any, ...]:

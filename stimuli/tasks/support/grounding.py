@@ -10,7 +10,16 @@ import numpy as np
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.scene import Body, Scene, mirror
-from vlm_probe.stimuli.tasks.grounding import Ask, GroundingTask, count, exists, left_right, nth_colour, shape, words
+from vlm_probe.stimuli.tasks.grounding import (
+    GroundingTask,
+    TrialSpec,
+    count,
+    exists,
+    left_right,
+    nth_colour,
+    shape,
+    words,
+)
 from vlm_probe.stimuli.tasks.support.structure import (
     THICKNESS,
     Floats,
@@ -44,7 +53,7 @@ def _pushed(scene: Scene) -> str:
     return body if body == "plank" else "post" if body.startswith("post") else "load"
 
 
-ARROW_SIDE = Ask(
+ARROW_SIDE = TrialSpec(
     (
         "To which side does the arrow point?",
         "In which direction does the arrow push?",
@@ -55,7 +64,7 @@ ARROW_SIDE = Ask(
     lambda scene, about: "right" if direction(scene) > 0 else "left",
     words("left", "right"),
 )
-ARROW_TARGET = Ask(
+ARROW_TARGET = TrialSpec(
     (
         "What does the tip of the arrow touch: the plank, a post under it or a load on it?",
         "At what does the arrow point: at the plank, at a post below it or at a load above it?",
@@ -66,7 +75,7 @@ ARROW_TARGET = Ask(
     lambda scene, about: _pushed(scene),
     words("plank", "post", "load"),
 )
-ABOVE = Ask(
+ABOVE = TrialSpec(
     (
         "Is the {a} object above or below the plank?",
         "Where is the {a} object: above or below the plank?",
@@ -89,7 +98,7 @@ class SupportGrounding(GroundingTask):
 
     name: ClassVar[str] = "support-grounding"
     family: ClassVar[str] = "support"
-    asks: ClassVar[Mapping[str, Ask]] = {
+    asks: ClassVar[Mapping[str, TrialSpec]] = {
         "count": count("coloured object", _things),
         "posts": count("post", posts),
         "exists": exists("object", _things),

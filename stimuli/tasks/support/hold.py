@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from vlm_probe.stimuli.condition import Condition, in_bin
 from vlm_probe.stimuli.errors import InvalidInput
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed, Task
 from vlm_probe.stimuli.tasks.support.structure import (
     FRICTION_NEEDED,
     MARGIN_BINS,
@@ -110,7 +110,7 @@ class SupportHold(Task):
         """The scene on the condition and its foil, in which one body stands elsewhere and the outcome is the other."""
         low, high = condition.margin_bin
         if low < 0 < high or (low, high) == (0.0, 0.0):
-            raise Unsatisfiable(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
+            raise SamplingFailed(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
         holds_bin = condition.margin_bin if low >= 0 else (-high, -low)
         holds, falls = _pair(rng, condition.count, holds_bin, condition.build)
         look = Look(rng, condition.count + 1)
@@ -136,7 +136,7 @@ class SupportHold(Task):
             f"A steady push of {force(scene):.1f} N acts on {'the plank' if body == 'plank' else target} where the arrow points."
             f" {stated_weights(scene)} {wording} Answer with one word: {clause}."
         )
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "holds" or "falls", by simulation."""
@@ -214,7 +214,7 @@ def _pair(
     if pushed not in ("plank", "load", "post") or kind not in ("ahead", "behind", "plain", "tricky"):
         raise InvalidInput(f"support-hold knows no build {build!r}; use plank, load or post, and e.g. -plain")
     if count > 2:
-        raise Unsatisfiable(
+        raise SamplingFailed(
             f"support-hold has one post or two, not {count}: with more, statics does not say what happens"
         )
     falls_bin = (-holds_bin[1], -holds_bin[0])
@@ -250,7 +250,7 @@ def _pair(
         if len(found):
             return _structure(a, found[0], pushed), _structure(b, found[0], pushed)
         batch = min(2 * batch, 16384)
-    raise Unsatisfiable(f"found no {build} pair on {count} post(s) with |margin| in {holds_bin}")
+    raise SamplingFailed(f"found no {build} pair on {count} post(s) with |margin| in {holds_bin}")
 
 
 def _draw(rng: np.random.Generator, count: int, batch: int, pushed: str) -> dict[str, Floats]:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_probe.stimuli.condition import Condition, in_bin
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options, wordings
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options, wordings
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.simulators import Simulator
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed, Task
 from vlm_probe.stimuli.tasks.support.structure import (
     DEPTH,
     MARGIN_BINS,
@@ -105,7 +105,7 @@ class SupportRemove(Task):
         colours = sorted((b.colour for b in candidates(scene)), key=list(COLOURS).index)
         options, clause = named_options([Option(c, c) for c in colours], variant.order)
         prompt = f"{TEXTS[variant.paraphrase]}{MATERIAL} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The colour of the block without which the structure stays up, by simulating every removal.
@@ -192,7 +192,7 @@ def _pair(rng: np.random.Generator, condition: Condition) -> tuple[Scene, Scene]
     casts, kinds = CASTS.get((condition.count, condition.build)), condition.build.split("-")
     if casts is None:
         known = ", ".join(f"{build} with {count}" for count, build in CASTS)
-        raise Unsatisfiable(
+        raise SamplingFailed(
             f"support-remove knows no build {condition.build!r} with {condition.count}; there are {known}"
         )
     batch = 1024
@@ -223,7 +223,7 @@ def _pair(rng: np.random.Generator, condition: Condition) -> tuple[Scene, Scene]
             scenes = [look.scene(_structure(s, i, float(x)), names, colours) for x in (s["load"][i], elsewhere[i])]
             return scenes[0], scenes[1]
         batch = min(2 * batch, 8192)
-    raise Unsatisfiable(f"support-remove: found no {condition.build} pair of {condition.count} coloured blocks")
+    raise SamplingFailed(f"support-remove: found no {condition.build} pair of {condition.count} coloured blocks")
 
 
 def _draw(rng: np.random.Generator, batch: int, standing: int, blocks: int) -> dict[str, Floats]:

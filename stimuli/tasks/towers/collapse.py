@@ -15,9 +15,9 @@ from vlm_probe.stimuli.errors import InvalidInput
 from vlm_probe.stimuli.question import (
     THINK,
     Answer,
-    Integers,
+    ChoiceFormat,
+    IntegerFormat,
     Option,
-    Options,
     Question,
     Variant,
     named_options,
@@ -26,7 +26,7 @@ from vlm_probe.stimuli.question import (
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.statics import stack_margin, stack_overshoot
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.towers.tower import (
     FALLEN,
     MARGIN_BINS,
@@ -175,7 +175,7 @@ class TowersDirection(Task):
         """Left or right, as seen in the picture. Polarity does not apply."""
         options, clause = named_options((Option("left", "left"), Option("right", "right")), variant.order)
         prompt = f"{DIRECTION_TEXTS[variant.paraphrase]} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The side to which the blocks that sank have moved, on average, when everything has come to rest."""
@@ -260,7 +260,7 @@ class TowersCount(Task):
             nudges = [np.zeros(count), *(rng.choice((-JITTER, JITTER), count) for _ in range(2))]
             if all(_on_floor(_nudged(scene, nudge)) == target for nudge in nudges):
                 return (scene,)
-        raise Unsatisfiable(f"found no tower of {count} blocks that leaves {target} on the floor")
+        raise SamplingFailed(f"found no tower of {count} blocks that leaves {target} on the floor")
 
     def margin(self, scene: Scene) -> float:
         """Signed stability margin of the tower, half widths."""
@@ -278,7 +278,9 @@ class TowersCount(Task):
         """A number from 1 to 4, or to the number of blocks where there are more. Polarity and order do not apply."""
         most = max(MOST, len(scene.bodies))
         prompt = f"{COUNT_TEXTS[variant.paraphrase]} Answer with a number from 1 to {most}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Integers(((1, most),), ""), variant.style)
+        return Question(
+            prompt + (THINK if variant.style == "think" else ""), IntegerFormat(((1, most),), ""), variant.style
+        )
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """Number of blocks in contact with the floor at rest, by simulation."""
@@ -375,7 +377,7 @@ def profiled_tower(
     """
     further = FURTHER if size[0] >= MARGIN_BINS[1][0] else 0.0
     out = {"out": (OUT[0] + further, OUT[1] + further)}
-    failed = Unsatisfiable(f"found no tower of {condition.count} blocks: {condition.code}")
+    failed = SamplingFailed(f"found no tower of {condition.count} blocks: {condition.code}")
     for _ in range(8):  # some windows leave little room
         windows = (WINDOWS[rng.integers(len(WINDOWS))] if profile.step > 0 else HELD) | out
 
@@ -388,7 +390,7 @@ def profiled_tower(
         draw = partial(draw_profile, profile=profile, windows=windows)
         try:
             return first_tower(rng, condition.count, accept, condition.code, 16384, draw)
-        except Unsatisfiable as error:
+        except SamplingFailed as error:
             failed = error
     raise failed
 

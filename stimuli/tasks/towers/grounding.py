@@ -10,12 +10,12 @@ import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
 from vlm_probe.stimuli.errors import InvalidInput
-from vlm_probe.stimuli.question import Answer, Grammar, Integers
+from vlm_probe.stimuli.question import Answer, Grammar, IntegerFormat
 from vlm_probe.stimuli.scene import COLOURS, Body, Scene
 from vlm_probe.stimuli.tasks.grounding import (
     About,
-    Ask,
     GroundingTask,
+    TrialSpec,
     count,
     exists,
     left_right,
@@ -44,9 +44,9 @@ def blocks(scene: Scene) -> Sequence[Body]:
     return scene.bodies
 
 
-def shift() -> Ask:
+def shift() -> TrialSpec:
     """By how many centimetres is the top block displaced from the one below?"""
-    return Ask(
+    return TrialSpec(
         (
             "How far is the top block shifted from the block below it?",
             "By how many centimetres is the top block displaced from the block under it?",
@@ -60,9 +60,9 @@ def shift() -> Ask:
     )
 
 
-def which_number() -> Ask:
+def which_number() -> TrialSpec:
     """Which block from the bottom has that colour?"""
-    return Ask(
+    return TrialSpec(
         (
             "Which number from the bottom is the {a} block?",
             "Counting from the bottom, which block is {a}?",
@@ -75,9 +75,9 @@ def which_number() -> Ask:
     )
 
 
-def position() -> Ask:
+def position() -> TrialSpec:
     """How many centimetres is a block from the middle of the picture?"""
-    return Ask(
+    return TrialSpec(
         (
             "How far is the {a} block from the middle of the picture?",
             "Where is the {a} block, in centimetres from the middle?",
@@ -91,14 +91,14 @@ def position() -> Ask:
     )
 
 
-def above_colour() -> Ask:
+def above_colour() -> TrialSpec:
     """What colour is the block that rests on another?"""
 
     def answer(scene: Scene, about: About) -> Answer:
         colours = [block.colour for block in tower_blocks(scene)]
         return colours[colours.index(str(about["a"])) + 1]
 
-    return Ask(
+    return TrialSpec(
         (
             "What colour is the block above the {a} block?",
             "Which colour does the block on top of the {a} block have?",
@@ -111,7 +111,7 @@ def above_colour() -> Ask:
     )
 
 
-def shift_between() -> Ask:
+def shift_between() -> TrialSpec:
     """By how many centimetres is one block displaced from another?"""
 
     def abouts(scene: Scene) -> list[About]:
@@ -126,7 +126,7 @@ def shift_between() -> Ask:
     def answer(scene: Scene, about: About) -> Answer:
         return round(100 * (_coloured(scene, about["a"]).position[0] - _coloured(scene, about["b"]).position[0]))
 
-    return Ask(
+    return TrialSpec(
         (
             "How far is the {a} block shifted from the {b} block?",
             "By how many centimetres is the {a} block displaced from the {b} block?",
@@ -160,7 +160,7 @@ def _centimetres(reach: int) -> Callable[[Scene, int], tuple[Grammar, str]]:
         wide = width_cm(scene)
         far = round(reach * wide)
         sentence = f"{scale(wide)} Answer with one whole number of centimetres from {-far} to {far}."
-        return Integers(((-far, far),)), sentence
+        return IntegerFormat(((-far, far),)), sentence
 
     return grammar
 
@@ -175,7 +175,7 @@ class TowersGrounding(GroundingTask):
     name: ClassVar[str] = "towers-grounding"
     version: ClassVar[int] = 2
     family: ClassVar[str] = "towers"
-    asks: ClassVar[Mapping[str, Ask]] = {
+    asks: ClassVar[Mapping[str, TrialSpec]] = {
         "count": count("block", blocks),
         "nth-colour": nth_colour("block", tower_blocks, "from the bottom"),
         "left-right": left_right("block", blocks),

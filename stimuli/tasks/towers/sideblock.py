@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.question import THINK, Answer, IntegerFormat, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.statics import stack_margin
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Score, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.towers.tower import (
     BLOCK,
     MAX_EXTENT,
@@ -126,7 +126,9 @@ class TowersSideblock(Task):
                 middle = look.offset(min(tower.min(), red), max(tower.max(), red))
                 return (look.scene(np.round(tower - middle, 2), (COLOUR, round(red - middle, 2))),)
             batch = min(2 * batch, 8192)
-        raise Unsatisfiable(f"found no leaning tower of {condition.count} blocks with a red block at {condition.build}")
+        raise SamplingFailed(
+            f"found no leaning tower of {condition.count} blocks with a red block at {condition.build}"
+        )
 
     def margin(self, scene: Scene) -> float:
         """Stability margin of the tower as shown, half widths; positive, since it stands."""
@@ -140,7 +142,7 @@ class TowersSideblock(Task):
         """Two whole numbers of centimetres. Polarity and order do not apply."""
         wide, blocks = width_cm(scene), len(tower_blocks(scene))
         prompt = TEXTS[variant.paraphrase] + ask(wide, blocks) + (THINK if variant.style == "think" else "")
-        return Question(prompt, Integers(answer_ranges(wide, blocks)), variant.style)
+        return Question(prompt, IntegerFormat(answer_ranges(wide, blocks)), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The middle of the sideways moves that work, and the height of the tower, centimetres."""

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition, in_bin
-from vlm_probe.stimuli.question import THINK, Answer, Option, Options, Question, Variant, named_options
+from vlm_probe.stimuli.question import THINK, Answer, ChoiceFormat, Option, Question, Variant, named_options
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.statics import stack_margin
-from vlm_probe.stimuli.tasks import Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import SamplingFailed, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.towers.tower import (
     MARGIN_BINS,
     MAX_STEP,
@@ -89,7 +89,7 @@ class TowersStability(Task):
         """The scene on the condition and its foil, in which one block stands elsewhere and the outcome is the other."""
         low, high = condition.margin_bin
         if low < 0 < high or (low, high) == (0.0, 0.0):
-            raise Unsatisfiable(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
+            raise SamplingFailed(f"{self.name} needs a margin bin on one side of 0, got ({low}, {high})")
         stands_bin = condition.margin_bin if low >= 0 else (-high, -low)
         stands, falls = _pair(rng, condition.count, stands_bin, condition.build)
         look = Look(rng, condition.count)
@@ -116,7 +116,7 @@ class TowersStability(Task):
         options, clause = named_options((Option("yes", yes), Option("no", no)), variant.order)
         wording = (STAY, FALL)[variant.polarity][variant.paraphrase]
         prompt = f"{wording} Answer with one word: {clause}."
-        return Question(prompt + (THINK if variant.style == "think" else ""), Options(options), variant.style)
+        return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """ "stands" or "falls", by simulation."""
@@ -183,7 +183,7 @@ def _pair(rng: np.random.Generator, count: int, stands_bin: tuple[float, float],
         if len(good):
             return first[good[0]], second[good[0]]
         batch = min(2 * batch, 16384)
-    raise Unsatisfiable(f"found no {build} pair of towers of {count} blocks with |margin| in {stands_bin}")
+    raise SamplingFailed(f"found no {build} pair of towers of {count} blocks with |margin| in {stands_bin}")
 
 
 def _largest_steps(x: Floats) -> Floats:

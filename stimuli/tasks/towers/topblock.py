@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlm_probe.stimuli.condition import Condition
-from vlm_probe.stimuli.question import THINK, Answer, Integers, Question, Variant, wordings
+from vlm_probe.stimuli.question import THINK, Answer, IntegerFormat, Question, Variant, wordings
 from vlm_probe.stimuli.scene import Scene
 from vlm_probe.stimuli.simulators import Simulator
 from vlm_probe.stimuli.statics import stack_margin
-from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, Score, Task, Unsatisfiable, simulator_or_default
+from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Score, Task, simulator_or_default
 from vlm_probe.stimuli.tasks.towers.tower import (
     BLOCK,
     MAX_STEP,
@@ -111,7 +111,7 @@ class TowersTopblock(Task):
                     look = Look(rng, condition.count)
                     return (look.scene(look.centred(towers[index])),)
             batch = min(2 * batch, 8192)
-        raise Unsatisfiable(f"found no tower of {condition.count} blocks that a shift of {condition.build} mends")
+        raise SamplingFailed(f"found no tower of {condition.count} blocks that a shift of {condition.build} mends")
 
     def margin(self, scene: Scene) -> float:
         """Stability margin of the tower as shown, half widths; negative, since it falls."""
@@ -125,7 +125,7 @@ class TowersTopblock(Task):
         """One whole number of centimetres. Polarity and order do not apply."""
         wide = width_cm(scene)
         prompt = TEXTS[variant.paraphrase] + ask(wide) + (THINK if variant.style == "think" else "")
-        return Question(prompt, Integers((answer_range(wide),)), variant.style)
+        return Question(prompt, IntegerFormat((answer_range(wide),)), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
         """The shift in the middle of those that work, centimetres."""

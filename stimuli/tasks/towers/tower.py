@@ -16,7 +16,7 @@ from vlm_probe.stimuli.look import draw_colours, draw_surroundings
 from vlm_probe.stimuli.scene import Body, Camera, Scene
 from vlm_probe.stimuli.simulators import Stop
 from vlm_probe.stimuli.statics import stack_margin, stack_overshoot
-from vlm_probe.stimuli.tasks import Unsatisfiable
+from vlm_probe.stimuli.tasks import SamplingFailed
 from vlm_probe.stimuli.viewing import extent, fitted
 
 BLOCK = 0.10
@@ -143,7 +143,7 @@ def first_tower(
         if len(good):
             return towers[good[0]]
         batch = max(batch, min(2 * batch, 4096))
-    raise Unsatisfiable(f"found no tower of {count} blocks: {what}")
+    raise SamplingFailed(f"found no tower of {count} blocks: {what}")
 
 
 class Look:

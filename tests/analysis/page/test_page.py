@@ -24,7 +24,7 @@ from vlm_probe.analysis.page.trials import MOST_OPTIONS, probabilities, shown_tr
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.run import RunConfig, run
 from vlm_probe.stimuli.dataset import StimulusSet
-from vlm_probe.stimuli.question import Integers
+from vlm_probe.stimuli.question import IntegerFormat
 
 HOSTILE = "</script><script>document.title = 'taken'</script><!--<script> {{data}} \u2028 & \U0001f642"
 
@@ -158,7 +158,7 @@ def test_a_table_of_other_people_is_a_page_too(tmp_path: Path) -> None:
 
 
 def test_probabilities_are_of_all_legal_answers() -> None:
-    grammar = Integers(((-20, 20),))
+    grammar = IntegerFormat(((-20, 20),))
     logprobs = [-0.1 * abs(value - 3) - 5 for value in range(-20, 21)]
     listed, others = probabilities({"logprobs": logprobs, "options": None}, grammar)
     assert listed[0][0] == "3" and len(listed) == MOST_OPTIONS

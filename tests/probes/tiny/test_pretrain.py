@@ -16,7 +16,7 @@ from vlm_probe.probes.tiny.pretrain import Recipe, Stage, pretrain
 from vlm_probe.probes.tiny.questions import grounding, perception, physics_format, possible_asks, prompt_texts
 from vlm_probe.probes.tiny.tokenizer import IMAGE, build_tokenizer
 from vlm_probe.stimuli.picture import draw
-from vlm_probe.stimuli.question import Integers, Variant
+from vlm_probe.stimuli.question import IntegerFormat, Variant
 from vlm_probe.stimuli.scene import COLOURS, mirror
 from vlm_probe.stimuli.simulators import get_simulator
 from vlm_probe.stimuli.tasks import FAMILIES, get_task
@@ -151,7 +151,7 @@ def test_physics_prompts_come_with_every_answer_in_random_order():
             assert len({e.prompt for e in exchanges}) == 1 and len({e.reply for e in exchanges}) == len(exchanges)
             assert all(e.question.parse(e.reply).status == "ok" for e in exchanges)
             grammar = exchanges[0].question.grammar
-            assert len(exchanges) == (1 if isinstance(grammar, Integers) else len(grammar.candidates()))
+            assert len(exchanges) == (1 if isinstance(grammar, IntegerFormat) else len(grammar.candidates()))
             if exchanges[0].reply in counts:
                 counts[exchanges[0].reply] += 1
     assert sum(counts.values()) > 100 and 0.35 < counts["yes"] / sum(counts.values()) < 0.65

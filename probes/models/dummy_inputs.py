@@ -15,7 +15,7 @@ QUESTIONS = (
 )
 
 
-def made_up(number: int = 0) -> Turn:
+def dummy_inputs(number: int = 0) -> Turn:
     """A question about a picture, 224 x 224 pixels.
 
     Args:
