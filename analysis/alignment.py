@@ -1,4 +1,4 @@
-"""Alignment with people: do models answer as people do, item by item, and as well as people predict each other?"""
+"""Alignment with participants: do models answer as participants do, item by item, and as well as participants predict each other?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vlm_probe.analysis.selection import (
 )
 
 FEWEST = 3
-"""Items with a readable answer below which a run is not compared with people."""
+"""Items with a readable answer below which a run is not compared with participants."""
 LARGEST_SHARE = 0.25
 """Part of the variance of a run's answers over items that one item may carry: above it agreement is a matter of that item alone."""
 
@@ -41,12 +41,12 @@ OF_ITEMS = ("r", "r_low", "r_high", "spearman", "r_single", "kappa_low", "kappa_
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Alignment(Result):
-    """Alignment of models with people. The table has one row per run and task.
+    """Alignment of models with participants. The table has one row per run and task.
 
     Attributes:
-        ceilings: What people reach among each other, one row per task.
-        kappas: Task -> Cohen's kappas of all pairs of people; empty where only counts are known.
-        items: Item by item: P(signal) of people and of every run.
+        ceilings: What participants reach among each other, one row per task.
+        kappas: Task -> Cohen's kappas of all pairs of participants; empty where only counts are known.
+        items: Item by item: P(signal) of participants and of every run.
     """
 
     ceilings: pd.DataFrame
@@ -61,13 +61,13 @@ class Alignment(Result):
 def alignment(
     trials: pd.DataFrame, responses: pd.DataFrame, by: Sequence[str] = CELL, resamples: int = 1000, seed: int = 0
 ) -> Alignment:
-    """Compare every run with people who answered the same items.
+    """Compare every run with participants who answered the same items.
 
     Args:
         trials: A trial table of two-option judgements, as `vlm_probe.analysis.frame` makes it.
         responses: Human responses, as `vlm_probe.analysis.humans.human_answers` takes them.
         by: Columns that make a cell.
-        resamples: Bootstrap samples: participants and items are drawn anew, independently of each other.
+        resamples: Bootstrap samples: participants and items are drawn again, independently of each other.
         seed: Of the bootstrap.
 
     Raises:
@@ -167,20 +167,20 @@ def _compared(
         "spearman": float(_pearson(rankdata(p)[None], rankdata(human)[None])[0]),
         "rmse": float(np.sqrt(np.mean((p - human) ** 2))),
         "kappa": _mean(kappa),
-        # How many pairs of people agree less than the run does with people, of those with enough items in common.
+        # How many pairs of participants agree less than the run does with participants, of those with enough items in common.
         "kappa_percentile": float(np.mean(pairs < _mean(kappa))) if len(pairs) and len(kappa) else math.nan,
         "r_single": _mean(single),
     }
     for name, values in (("r", r), ("rmse", rmse)):
         row[f"{name}_low"], row[f"{name}_high"] = _interval(values)
-    # Of counts, whose people are not known, there is nothing to draw anew.
+    # Of counts, whose participants are not known, there is nothing to draw again.
     drawn_kappas = np.empty(0) if people.counted else kappas_of_samples(said, people, resamples, rng)
     row["kappa_low"], row["kappa_high"] = _interval(drawn_kappas)
     return row | {"n_items": len(kept), "n_people": len(people.participants), "n_responses": int(people.n.sum())}
 
 
 def _ceiling(people: Humans, among: Floats, truth: Floats) -> dict[str, Any]:
-    """What people reach among each other: the bounds within which the best possible model lies."""
+    """What participants reach among each other: the bounds within which the best possible model lies."""
     n, p = people.n, people.p
     several = n > 1
     spread = float(p[several].var(ddof=1)) if several.sum() > 1 else math.nan

@@ -31,12 +31,12 @@ CERTAINTY = 0.02
 
 
 def alignment_model(trials: pd.DataFrame, responses: pd.DataFrame) -> Result:
-    """How well the model's P(signal) of an item predicts what people answer to it, alone and beside the truth.
+    """How well the model's P(signal) of an item predicts what participants answer to it, alone and next to the truth.
 
         said signal ~ model (+ truth) + (1 + model | participant) + (1 | item)
 
-    `model`: log odds of the run's P(signal), per standard deviation over the items. Beside the truth its coefficient says
-    whether the model errs where people err; alone it also gets the credit of both being right. Tests of `model` have the
+    `model`: log odds of the run's P(signal), per standard deviation over the items. Next to the truth its coefficient says
+    whether the model errs where participants err; alone it also gets the credit of both being right. Tests of `model` have the
     degrees of freedom between participants (where it has a random slope) or items, whichever are fewer.
 
     Args:

@@ -457,7 +457,7 @@ def _rate_variance(data: pd.DataFrame) -> RateVariance:
 
 
 def _run_sd(trained: pd.DataFrame) -> float:
-    """Standard deviation of runs of a training in log odds, beyond chance in single answers."""
+    """Standard deviation of runs of a training run in log odds, beyond chance in single answers."""
     cell = ["training", "cell"]
     numerator = denominator = 0.0
     for _, own in trained.groupby(cell, observed=True):

@@ -1,4 +1,4 @@
-"""The planned contrasts: what each training does within its task and beyond it, and reinforcement learning against imitation."""
+"""The planned contrasts: what each training run does within its task and beyond it, and reinforcement learning against imitation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Contrasts(Result):
 
     Attributes:
         omnibus: Likelihood-ratio test of training as a whole (methods, and methods by tests), per model and level.
-        run_means: Success rate of every run on every test, beside the untrained model's.
+        run_means: Success rate of every run on every test, next to the untrained model's.
     """
 
     omnibus: pd.DataFrame
@@ -64,7 +64,7 @@ def planned_contrasts(
     were tested: tasks have the same weight, and tests of a task under shifts share it. The p-value of record is that of the mixed-effects model with t between runs. Holm's
     correction is over the contrasts of a model and level: the family of one hypothesis.
 
-    Tests on means, which assume nothing about log odds, stand beside it (`vlm_probe.analysis.run_means`): over runs and items, which is
+    Tests on means, which assume nothing about log odds, stand next to it (`vlm_probe.analysis.run_means`): over runs and items, which is
     about the same as the model, and on these items, the t test on run means. That a method makes no difference is tested, not
     inferred: TOST of the difference in rates within the bound, and by Bayes factors: JZS of the means over runs and items, and
     the BIC approximation of the mixed model.
@@ -73,7 +73,7 @@ def planned_contrasts(
         trials: A trial table.
         bound: Difference in success rate below which there is no difference that matters; to be stated beforehand.
         alpha: Level of the equivalence tests.
-        regime: Trainings of this regime only ("" for the plain one).
+        regime: Training runs of this regime only ("" for the plain one).
         wanted: Level -> contrast -> method -> weight, for others than these.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The tidy trial table: any number of runs, and tables of other people, as one row per trial that took place.
+"""The tidy trial table: any number of runs, and external tables, as one row per trial that took place.
 
-Every analysis starts here. Three rules hold for all of them. A trial that failed (a broken picture, an error of the
+Every analysis starts here. Three rules hold for all of them. A trial that failed (a broken image, an error of the
 model) never took place: it is left out, counted and listed by reason. A reply that states no legal answer took place and
 was wrong: `correct`, `success` and `reward` are 0, and `status` says how reading it went. A trial that is there twice is
 refused, because it would count as two observations.
@@ -37,7 +37,7 @@ COLUMNS = tuple(column.name for column in TABLE)
 """The columns of the table, all always present; `vlm_probe.probes.trials.TABLE` declares what they hold and mean."""
 
 REQUIRED = tuple(column.name for column in TABLE if column.required)
-"""What a table of other people must have; everything else has a default."""
+"""What an external table must have; everything else has a default."""
 
 _IDENTITY = ["run", "readout", "stimuli", "test_task", "item_id", "manner", "attempts", "memory", "attempt", "sample"]
 _MISSING = frozenset(("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None"))
@@ -72,13 +72,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Trials:
-    """The tidy table, and what became of everything that was read.
+    """The tidy table, and the outcome of everything that was read.
 
     Attributes:
         table: One row per trial, with `COLUMNS`, sorted; independent of the order in which runs were named.
         dropped: What is not in it, by reason and source.
         sources: The logs and tables that were read.
-        curves: Curves of the trainings that were named, with `vlm_probe.analysis.training.CURVE_COLUMNS`.
+        curves: Curves of the training runs that were named, with `vlm_probe.analysis.training.CURVE_COLUMNS`.
     """
 
     table: pd.DataFrame
@@ -159,9 +159,9 @@ def _log_of(table: pd.DataFrame, at: int) -> Path:
 
 
 def _joined(curves: Sequence[tuple[Path, pd.DataFrame]]) -> pd.DataFrame:
-    """Curves of all trainings as one table.
+    """Curves of all training runs as one table.
 
-    A training whose record lies in two folders, as merging leaves it, has one curve; trainings that would be called alike, since they
+    A training whose record lies in two folders, as merging leaves it, has one curve; training runs that would be called alike, since they
     differ in something that no name tells, get that of their folder.
     """
     alike: dict[str, list[tuple[Path, pd.DataFrame]]] = {}
@@ -229,7 +229,7 @@ def _row_of(name: str) -> Place:
 
 
 def _filled(table: pd.DataFrame, name: str, place: Place) -> tuple[pd.DataFrame, Counter[str]]:
-    """A table of other people with every column, checked, and what had to be left out of it."""
+    """An external table with every column, checked, and what had to be left out of it."""
     double = table.columns[table.columns.duplicated()]
     if len(double):
         raise FrameError(f"{name} has two columns called {double[0]!r}: give each a name of its own")
@@ -304,7 +304,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
-    """The table without trials that a battery of controls has asked once more, with the same answer.
+    """The table without trials that a battery of controls has asked again, with the same answer.
 
     Every battery asks the plain question again, to compare with, and begins with grounding questions; where another run of
     the model has asked them as well, they are the same trials, and count once. Any other repetition is a mistake, for
@@ -359,7 +359,7 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
             levels = [str(level) for level in pd.unique(values.dropna())]
             columns[name] = pd.Categorical(values, _ordered(name, levels), ordered=name in ("transfer", "margin_bin"))
     tidy = pd.DataFrame(columns)
-    # Runs in the order of their trainings, the untrained model first; so are all tables and figures.
+    # Runs in the order of their training runs, the untrained model first; so are all tables and figures.
     of_run = tidy.drop_duplicates("run").sort_values(["model", "method", "train_tasks", "regime", "seed", "run"])
     tidy["run"] = tidy["run"].cat.reorder_categories([str(run) for run in of_run["run"]])
     return tidy.sort_values(_IDENTITY, kind="stable", ignore_index=True)

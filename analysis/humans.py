@@ -14,7 +14,7 @@ from vlm_probe.stimuli.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Humans:
-    """Answers of people to two-option items.
+    """Answers of participants to two-option items.
 
     Attributes:
         items: Item ids (items,).
@@ -50,7 +50,7 @@ class Humans:
             return np.asarray(self.signals / self.answers)
 
     def resampled(self, rng: np.random.Generator, resamples: int) -> tuple[Floats, Floats]:
-        """Signal answers and answers per item (resamples, items), of participants drawn anew; with counts, of answers drawn anew.
+        """Signal answers and answers per item (resamples, items), of participants drawn again; with counts, of answers drawn again.
 
         Args:
             rng: Source of the draws.
@@ -65,17 +65,17 @@ class Humans:
 
 
 def of_the_same_items(trials: pd.DataFrame, responses: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The trials of items that people answered, and the responses, under one `item_id` as text.
+    """The trials of items that participants answered, and the responses, under one `item_id` as text.
 
     Where both tables say of which stimulus set an item is, it is part of the id: items of two sets, or of a set and the same set
-    under a shift, can have the same id and show another picture.
+    under a shift, can have the same id and show another image.
 
     Args:
         trials: A trial table.
         responses: Human responses, with `item_id`.
 
     Raises:
-        ValueError: If people answered none of the items.
+        ValueError: If participants answered none of the items.
     """
     need(responses, "item_id", "response")
     both = [

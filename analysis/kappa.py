@@ -1,4 +1,4 @@
-"""Cohen's kappa: of all pairs of people, and of a run with every person."""
+"""Cohen's kappa: of all pairs of participants, and of a run with every person."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEWEST_SHARED = 10
 
 
 def pairwise_kappas(people: Humans) -> Floats:
-    """Kappas of all pairs of participants with enough items in common; of counts, the one of two people drawn at random."""
+    """Kappas of all pairs of participants with enough items in common; of counts, the one of two participants drawn at random."""
     if people.counted:
         k, n = people.signals[0], people.answers[0]
         several = n > 1
@@ -66,7 +66,7 @@ def kappas_with_each(said: Floats, people: Humans, columns: Any = slice(None)) -
 
 
 def kappas_of_samples(said: Floats, people: Humans, resamples: int, rng: np.random.Generator) -> Floats:
-    """Mean kappa with people, for participants and items drawn anew.
+    """Mean kappa with participants, for participants and items drawn again.
 
     Args:
         said: The run's answers to the items (items,): 0, 1 or nan.

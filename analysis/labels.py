@@ -1,4 +1,4 @@
-"""What trainings and tests are called in figures, tables and file names, and the order in which names stand."""
+"""What training runs and tests are called in figures, tables and file names, and the order in which names stand."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def trained_on(tasks: object, regime: object = "") -> str:
 
 
 def with_trained_on(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `trained_on`: tasks and regime of the training in words, "none" where there was none."""
+    """The table with `trained_on`: tasks and regime of the training run in words, "none" where there was none."""
     pairs = zip(table["train_tasks"], table["regime"], strict=True)
     return table.assign(trained_on=[trained_on(*pair) for pair in pairs])
 
 
 def training_name(method: object, tasks: object, regime: object = "") -> str:
-    """A training in words, such as "GRPO on towers-topblock"."""
+    """A training run in words, such as "GRPO on towers-topblock"."""
     if method == "none":
         return name_of("none")
     return f"{name_of(str(method))} on {trained_on(tasks, regime)}"

@@ -47,7 +47,7 @@ class Learning(Result):
 
 
 def curves_from_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Learning curves from runs of the checkpoints of trainings: success on a test set over samples seen.
+    """Learning curves from runs of the checkpoints of training runs: success on a test set over samples seen.
 
     Args:
         trials: A trial table with `samples`; all checkpoints of one training (same seed) become one curve per test.
@@ -75,7 +75,7 @@ def learning(
 ) -> Learning:
     """Area under the learning curve and samples to criterion of every run, and what kinds of training make of them.
 
-    Runs are cut at the sample count that all runs of a task have reached, so that longer trainings have no advantage. The area is
+    Runs are cut at the sample count that all runs of a task have reached, so that longer training runs have no advantage. The area is
     divided by the range: the mean of the measure over training. Samples to criterion are those at which the curve, linear
     between its points, first reaches it; a run that never does is censored, and kinds with such runs have a restricted mean
     (area under the Kaplan-Meier curve, Royston & Parmar, 2013), which stays an honest lower bound of the mean.

@@ -1,4 +1,4 @@
-"""What a test is to a training: the level of transfer, from the tasks and shifts of both."""
+"""What a test is to a training run: the level of transfer, from the tasks and shifts of both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def transfer_level(test_task: str, shifts: Shifts, train_tasks: tuple[str, ...],
     shifted         the test's own task was trained, but under fewer or weaker shifts than it is tested under
     within          the test's own task was trained, under such shifts; the items are new
 
-    So a shift of an untrained question is no level of its own: the shift is a factor beside the level.
+    So a shift of an untrained question is no level of its own: the shift is a factor next to the level.
 
     Args:
         test_task: Task that is tested.

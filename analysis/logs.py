@@ -45,7 +45,7 @@ class Source:
         set_path: Where the set was when it was asked.
         baselines: What chance, the best constant answer and shortcut rules score on the set.
         facts: Readout, temperature, versions and weights behind the trials, as run.json has them.
-        edited: Whether the log was edited by hand at some time after the run had ended, and the run gone on with.
+        edited: Whether the log was edited by hand at some time after the run had ended, and the run resumed.
     """
 
     path: str
@@ -61,7 +61,7 @@ class Source:
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The runs and the trainings that a folder holds, on the disk or in an archive: itself, or else all below it.
+    """The runs and the training runs that a folder holds, on the disk or in an archive: itself, or else all below it.
 
     Of runs inside another run, only its `GROUNDING` is one of its own.
 
@@ -138,7 +138,7 @@ def _unedited(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _columns(rows: Sequence[Row], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the tidy table, but for what only all the runs together decide."""
+    """The columns of the tidy table, except for what only all the runs together decide."""
     training = training_of(record)
     conditions = [row.get("condition") or {} for row in rows]
     variants = [row.get("variant") or {} for row in rows]

@@ -55,7 +55,7 @@ class ReportData:
         models: Trials of models on physics tasks, with one readout, in every manner.
         plain: Those of them that were asked in the plain manner, first attempts only.
         observers: Plain trials of observers, on the same tasks.
-        grounding: Plain trials of models on questions about what is in the picture.
+        grounding: Plain trials of models on questions about what is in the image.
         options: Plain trials whose option probabilities were logged, whatever the readout of the others.
         choices: What was left aside, and why, in sentences.
         settings: What a reader can change.

@@ -8,7 +8,7 @@ Success counts right answers, and cannot tell a model that guesses from one that
   on the other side and 0 where it is on neither or invalid; its mean, with both sides counting the same, is the hit rate minus the
   false-alarm rate, from -1 to 1, and 0 for every constant answer. It is linear in the answers, so that runs and items can both be random
   in its tests. The same as d' (log-linear correction) for choices and as a correlation and direction accuracy for numbers
-  stand beside it, of valid replies.
+  stand next to it, of valid replies.
 
 Sides are those of the truth: left and right, the two options, the signs of numbers, or above and below the median where no truth is negative.
 Choices among unordered options have none: there the score is (right - chance) / (1 - chance).

@@ -312,6 +312,6 @@ def _checked(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _round(value: float) -> int:
-    """To two significant digits, as people choose numbers."""
+    """To two significant digits, as participants choose numbers."""
     digits = max(0, math.floor(math.log10(value)) - 1)
     return int(round(value / 10**digits) * 10**digits)

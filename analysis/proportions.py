@@ -116,7 +116,7 @@ def _solved(tried: Mapping[int, Row], k: int) -> bool | None:
 
 @dataclass(frozen=True)
 class MannerCell:
-    """Trials of one manner of presentation, beside the same items in the manner of reference.
+    """Trials of one manner of presentation, next to the same items in the manner of reference.
 
     Attributes:
         code: The manner; "intact" for the plain one.

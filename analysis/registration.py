@@ -27,7 +27,7 @@ REGISTRATION = "registration.json"
 RL = "rl"
 """In registered contrasts: the mean of the reinforcement methods."""
 BUDGET_SLACK = 1.1
-"""A budget is rounded up to whole batches or rollouts; what has seen more than this is another training."""
+"""A budget is rounded up to whole batches or rollouts; what has seen more than this is another training run."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _weights(wanted: Sequence[Mapping[str, str]], there: set[str]) -> dict[str, 
 
 
 def _never_run(conditions: Sequence[TrainingCondition], own: pd.DataFrame) -> list[str]:
-    """Registered trainings of which there is no trial."""
+    """Registered training runs of which there is no trial."""
     there = set(own[["method", "train_tasks", "seed"]].astype(str).itertuples(index=False, name=None))
     return [
         f"{method} {c.name} seed {seed}"
@@ -272,5 +272,5 @@ def _condition(entry: Mapping[str, Any], design: Mapping[str, Any]) -> TrainingC
 
 
 def _as_budgeted(seen: Any, budget: float | None) -> bool:
-    """Whether a training has seen as much as was registered; what was stopped early has not."""
+    """Whether a training run has seen as much as was registered; what was stopped early has not."""
     return budget is None or seen != seen or budget <= seen <= budget * BUDGET_SLACK + 256

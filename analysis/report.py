@@ -115,7 +115,7 @@ def analyse(
 
 
 def _write(folder: OutputFolder, sections: list[Section], data: dict[str, Any]) -> None:
-    """Write a report beside its place, and move it there when it is whole: it is never half of one and half of another."""
+    """Write a report next to its place, and move it there when it is whole: it is never half of one and half of another."""
     with folder.scratch() as made:
         shown = []
         for section in sections:

@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def failed(row: Row) -> bool:
-    """Whether the trial never took place: a broken picture or a model error, which is not a wrong answer."""
+    """Whether the trial never took place: a broken image or a model error, which is not a wrong answer."""
     return bool(row.get("error"))
 
 

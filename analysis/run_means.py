@@ -1,6 +1,6 @@
 """Tests on means, alongside the model: the success of runs as plain numbers, with nothing assumed about log odds.
 
-There are two, and they differ in what they are about. Both take runs for a sample of the trainings of their kind.
+There are two, and they differ in what they are about. Both take runs for a sample of the training runs of their kind.
 
 **On these items**, the test on run means: every run is one number, and items and the untrained model's answers to them are what they
 are. It says what these items show, and nothing about others.
@@ -58,7 +58,7 @@ class MeansTests:
 
 
 def run_means(tested: pd.DataFrame) -> pd.DataFrame:
-    """Success rate of every run on every test, beside that of the untrained model."""
+    """Success rate of every run on every test, next to that of the untrained model."""
     keys = ["run", *TRAINING, "test"]
     text = tested.assign(**{name: tested[name].astype(str) for name in keys})
     rates = text.groupby(keys)["success"].mean().rename("rate").reset_index()
@@ -67,7 +67,7 @@ def run_means(tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_item(tested: pd.DataFrame) -> pd.DataFrame:
-    """Success of every run at every item (`y`), with numbers for the names of runs, trainings and items.
+    """Success of every run at every item (`y`), with numbers for the names of runs, training runs and items.
 
     Args:
         tested: `run`, `method`, `training`, `test`, `item` and `success`, one row per trial.
@@ -81,7 +81,7 @@ def per_item(tested: pd.DataFrame) -> pd.DataFrame:
 def contrast_of_means(answers: pd.DataFrame, weights: Mapping[str, float]) -> MeansTests:
     """Test a contrast of the methods' mean success rates.
 
-    A run counts with its mean over tests, in which tasks weigh the same. Trainings of a method on different tasks are different kinds of run: they
+    A run counts with its mean over tests, in which tasks weigh the same. Training runs of a method on different tasks are different kinds of run: they
     count equally, and the variance between runs is pooled within them, over all methods that are there.
 
     Args:
@@ -167,7 +167,7 @@ def _between_runs(
     share = np.array([weights.get(method, 0.0) / kinds[method] for method, _ in mean.index])
     df = float(len(values) - len(mean))
     if df < 1 and len(values) > 1 and UNTRAINED in weights:
-        # One run per training: the trainings are the replications.
+        # One run per training: the training runs are the replications.
         df, squares = float(len(values) - 1), float(((values - values.mean()) ** 2).sum())
     n = 1 / float((share**2 / size.to_numpy(float)).sum())
     return (squares / df / n if df >= 1 else math.nan), df, n
@@ -225,7 +225,7 @@ class Compared:
     """A difference of two sides on one measure.
 
     Attributes:
-        over_runs: About trainings of the kind and items of the kind; about items alone if there is one run.
+        over_runs: About training runs of the kind and items of the kind; about items alone if there is one run.
         each: Largest p of single runs tested over items; nan where the signs differ, or there are none.
         of_runs: The difference of every run of the first side.
         runs_p: One-sided p of every run of the first side, upwards.

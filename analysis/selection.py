@@ -59,7 +59,7 @@ def plain_trials(trials: pd.DataFrame) -> pd.DataFrame:
 def item_groups(trials: pd.DataFrame) -> npt.NDArray[np.str_]:
     """What each trial depends on others by, (n,): its group of foils and mirror images, or else its item.
 
-    Tables of other people may not know groups, and missing ones are no group of their own.
+    external tables may not know groups, and missing ones are no group of their own.
     """
     items = (
         trials["item_id"].astype(str).to_numpy() if "item_id" in trials.columns else np.arange(len(trials)).astype(str)

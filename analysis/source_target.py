@@ -1,6 +1,6 @@
 """Transfer from source to target: what training on each task changes on each tested task, and in which direction.
 
-One row per source (tasks and regime of a training, over methods) and target (a tested task), and the same for each method. Tests of a task under
+One row per source (tasks and regime of a training run, over methods) and target (a tested task), and the same for each method. Tests of a task under
 shifts are nested within it and share its weight. Two measures are compared with the untrained model: success, and the signed score of
 `vlm_probe.analysis.measures`, which is below 0 where answers are turned round.
 
@@ -518,7 +518,7 @@ def _baseline(baselines: pd.DataFrame | None, task: str) -> dict[str, Any]:
 
 
 def _ratio(origin: Sequence[Block], target: Block, side: Side, untrained: NDArray[np.int64]) -> dict[str, Any]:
-    """Target gain / source gain with its Fieller interval; none where the source gain is not told from 0."""
+    """Target gain / source gain with its Fieller interval; none where the source gain is not significantly different from 0."""
     row: dict[str, Any] = dict.fromkeys(("ratio", "ratio_low", "ratio_high"), math.nan)
     base = _base(untrained)
     asked = [own for own in side.runs if target.asked[own] and all(block.asked[own] for block in origin)]

@@ -46,7 +46,7 @@ class Summary:
         headline: What the proportion of successes is called: answers are right ("accuracy"), actions work.
         readout: "generate" or "options".
         n: Trials in the log.
-        errors: Trials that never took place (a broken picture, a model error); in no proportion below.
+        errors: Trials that never took place (a broken image, a model error); in no proportion below.
         accuracy: Proportion right (judgements) or working (actions); replies that cannot be read count as wrong.
         parse_rate: Proportion of replies that state one legal answer.
         statuses: How many replies had each parse status.
@@ -61,7 +61,7 @@ class Summary:
         counts: Accuracy per number of objects.
         builds: Accuracy per kind of build.
         catch: Proportion right of the items farthest from the boundary, which nobody should miss; of runs in several manners.
-        manners: Accuracy per manner of presentation, beside the first; empty if there is only one.
+        manners: Accuracy per manner of presentation, next to the first; empty if there is only one.
         grounding: Proportion right of each kind of grounding question that a battery of controls began with; else empty.
         attempts: Success within 1, 2, ... attempts; empty if there was one only.
         memory: What of earlier attempts the model was told.

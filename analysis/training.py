@@ -1,4 +1,4 @@
-"""How a model was trained: the facts that a run has of its adapter, what the run is called, and curves of trainings."""
+"""How a model was trained: the facts that a run has of its adapter, what the run is called, and curves of training runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ UNKNOWN = "unknown"
 RANDOM_ANSWERS = "demonstrations random"
 """Regime of the format-only control, which learned random legal answers."""
 AFTER = "after "
-"""How the regime of a training begins that went on from an adapter."""
+"""How the regime of a training run begins that went on from an adapter."""
 MEASURES = ("success", "reward", "parse_rate", "step", "tokens")
-"""What curves are kept of, beside the samples seen."""
+"""What curves are kept of, next to the samples seen."""
 CURVE_COLUMNS = ("run", "model", "method", "train_tasks", "train_family", "regime", "seed", "samples", *MEASURES)
 
 
@@ -36,7 +36,7 @@ class Training:
         method: "none", "sft", "ppo", ...; `UNKNOWN` if nobody wrote it down.
         tasks: Tasks that were trained on, sorted.
         shifts: Shifts that were trained under.
-        seed: Of the training.
+        seed: Of the training run.
         samples: That were seen; None if unknown.
         regime: What else was special, empty if nothing.
     """
@@ -75,11 +75,11 @@ def training_of(record: Mapping[str, Any]) -> Training:
 
 
 def read_facts(facts: Mapping[str, Any], seed: int = 0) -> Training:
-    """A training from the entries of `training.json`.
+    """A training run from the entries of `training.json`.
 
     Args:
         facts: The entries; what is not there has its default.
-        seed: Of the training, where the entries do not say.
+        seed: Of the training run, where the entries do not say.
     """
     tasks = facts.get("tasks") or ()
     return Training(
@@ -93,7 +93,7 @@ def read_facts(facts: Mapping[str, Any], seed: int = 0) -> Training:
 
 
 def read_curves(folder: Path) -> pd.DataFrame:
-    """The curves of a training, one row per logged step, with `CURVE_COLUMNS`; empty if none were kept.
+    """The curves of a training run, one row per logged step, with `CURVE_COLUMNS`; empty if none were kept.
 
     Raises:
         RunError: If its `training.json` cannot be read.
@@ -152,7 +152,7 @@ def _start(facts: Mapping[str, Any]) -> str:
 
 
 def _regime(facts: Mapping[str, Any]) -> str:
-    """What was special about a training: everything but method, tasks, seed and budget that is not the default."""
+    """What was special about a training run: everything but method, tasks, seed and budget that is not the default."""
     parts = []
     if facts.get("demonstrations") == "random":
         parts.append(RANDOM_ANSWERS)

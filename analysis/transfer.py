@@ -1,4 +1,4 @@
-"""The transfer matrix: every training on every test, against the untrained model and against what needs no physics."""
+"""The transfer matrix: every training run on every test, against the untrained model and against what needs no physics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def with_names(trials: pd.DataFrame) -> pd.DataFrame:
 def transfer_matrix(
     trials: pd.DataFrame, baselines: pd.DataFrame | None = None, bound: float = 0.1, alpha: float = 0.05
 ) -> Result:
-    """Estimated success rate of every training on every test, with its difference from the untrained model.
+    """Estimated success rate of every training run on every test, with its difference from the untrained model.
 
     One mixed-effects model per model and test (see `vlm_probe.analysis.cell_model`): runs and items at random, t between runs. Rates are
     those over runs and items (the random effects averaged over), so that they can be compared with counted ones.

@@ -21,7 +21,7 @@ ALL = "all"
 LEARNING = ("within", "shifted")
 """Levels at which the target is the source itself."""
 MANY_INVALID = 0.2
-"""Share of invalid replies of one side from which a difference that is not told from 0 among valid replies is one of format."""
+"""Share of invalid replies of one side from which a difference that is not significantly different from 0 among valid replies is one of format."""
 VERDICTS = ("higher", "lower", "reversed", "equivalent", "inconclusive", "uninformative")
 RULE = (
     "verdict: reversed if the signed score is below 0 (Holm) and below that of the untrained model (p); uninformative at floor or ceiling (no condition is"
@@ -96,7 +96,7 @@ def decide(row: Mapping[Any, Any], alpha: float = 0.05) -> tuple[str, str]:
     differs, equal = below("p_holm"), below("p_equivalence_holm")
     invalid = float(np.nanmax([row.get("invalid", 0.0), row.get("invalid_untrained", 0.0)]))
     if differs and not equal:
-        # With many invalid replies few valid ones are left, whose difference is uncertain: that it is not told from 0 is enough then.
+        # With many invalid replies few valid ones are left, whose difference is uncertain: that it is not significantly different from 0 is enough then.
         small = abs(row["difference_valid"]) < abs(row["difference"]) / 2 or invalid > MANY_INVALID
         vanishes = row["p_valid"] >= alpha and small
         as_control = (

@@ -107,7 +107,7 @@ def compare_scoring(model: HuggingFaceModel, task: str, batch_size: int, rounds:
 def scoring(*, model: str = "tiny", batch_size: int = 0, rounds: int = 40, threads: int = 1) -> None:
     """What scoring all legal answers costs: `score_options` against one plain forward pass over the same prompts.
 
-    Baseline: `model(**inputs)` on the same batch of prompts and pictures, which gives the logits of every position and no
+    Baseline: `model(**inputs)` on the same batch of prompts and images, which gives the logits of every position and no
     score of anything. Both get inputs that are ready: making them costs the same for either.
 
     Both are timed in turn in one process, the order changing from round to round, after five rounds that are not counted.
@@ -228,7 +228,7 @@ def whole(
 ) -> None:
     """What a run costs around the model: the whole of `vlm_probe.probes.run.run` against a plain transformers loop.
 
-    Baseline: the same model and the same batches; pictures opened with Pillow, prompts through the chat template and the
+    Baseline: the same model and the same batches; images opened with Pillow, prompts through the chat template and the
     processor, `generate`, `batch_decode`. Nothing is prefetched, checked, hashed, scored or written.
 
     Both are timed in turn in one process, the order changing from round to round, after one round that is not counted.

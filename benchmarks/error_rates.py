@@ -215,7 +215,7 @@ def normal(level: float, items: float, runs: float, both: float) -> Answers:
 
 
 def identical(rng: np.random.Generator, n_runs: int, n_items: int) -> list[NDArray[np.bool_]]:
-    """All runs of a training with the same answers, right in .7 of the items."""
+    """All runs of a training run with the same answers, right in .7 of the items."""
     return [answers for count in (1, n_runs, n_runs) for answers in [rng.random(n_items) < 0.7] * count]
 
 

@@ -1,4 +1,4 @@
-"""What a model of 7 billion weights takes on a GPU: memory and time of asking and of training, beside what was estimated.
+"""What a model of 7 billion weights takes on a GPU: memory and time of asking and of training, next to what was estimated.
 
 No weights are downloaded: an untrained Qwen2.5-VL of the published shape is made (16.6 GB in bfloat16, on the disk of
 `--folder`), with a tokenizer that cuts our prompts about as finely as the real one. What it says is noise, and its replies
@@ -161,7 +161,7 @@ def peak() -> dict[str, float]:
 
 
 def ask(settings: dict[str, Any], model: str, n: int, folder: Path) -> dict[str, Any]:
-    """Memory and time of asking, beside the estimate and a plain loop."""
+    """Memory and time of asking, next to the estimate and a plain loop."""
     from vlm_probe.probes.models import Generation, Trial
     from vlm_probe.probes.models.footprint import ITEMS, footprint
     from vlm_probe.probes.models.huggingface import HuggingFaceModel

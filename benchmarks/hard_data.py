@@ -12,7 +12,7 @@ from scipy.special import expit
 
 
 def unbalanced(rng: np.random.Generator) -> pd.DataFrame:
-    """Three factors, crossed people and items of very different numbers, a slope that varies by item, missing people."""
+    """Three factors, crossed participants and items of very different numbers, a slope that varies by item, missing participants."""
     n = 1500
     table = pd.DataFrame(
         {
@@ -35,7 +35,7 @@ def unbalanced(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def nested(rng: np.random.Generator) -> pd.DataFrame:
-    """People within laboratories with slopes that follow from their intercepts, weights, and no variance between laboratories."""
+    """Participants within laboratories with slopes that follow from their intercepts, weights, and no variance between laboratories."""
     person = np.repeat(np.arange(24), 30)
     laboratory = person // 4
     table = pd.DataFrame(

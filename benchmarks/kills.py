@@ -41,7 +41,7 @@ app = App(
 TIMES = ("latency_s", "time")
 """Columns of a trial that say when it took place, and nothing about it."""
 CLOCKED = ("step_s", "simulator_s")
-"""The same of the curves of a training."""
+"""The same of the curves of a training run."""
 
 Facts = Any
 """Compared as JSON."""
@@ -66,7 +66,7 @@ def log_faults(folder: Path) -> list[str]:
 
 
 def log_facts(folder: Path) -> Facts:
-    """The rows of a log as they are in it, but for times, and what its `run.json` says of how it ended."""
+    """The rows of a log as they are in it, except for times, and what its `run.json` says of how it ended."""
     lines = [json.loads(line) for line in (folder / TRIALS).read_text().splitlines()]
     rows = sorted(json.dumps({k: v for k, v in line.items() if k not in TIMES}, sort_keys=True) for line in lines)
     record = read_run(folder)
@@ -92,7 +92,7 @@ def set_faults(folder: Path) -> list[str]:
 
 
 def files(folder: Path) -> Facts:
-    """Every byte of every file, but for hidden ones, which are locks and what kills have left."""
+    """Every byte of every file, except for hidden ones, which are locks and what kills have left."""
     return {
         str(path.relative_to(folder)): digest(path)
         for path in sorted(folder.rglob("*"))
@@ -101,7 +101,7 @@ def files(folder: Path) -> Facts:
 
 
 def training_faults(folder: Path) -> list[str]:
-    """A training that says that it has ended has everything."""
+    """A training run that says that it has ended has everything."""
     if not (folder / "training.json").exists():
         return []
     made = json.loads((folder / "training.json").read_text())
@@ -111,7 +111,7 @@ def training_faults(folder: Path) -> list[str]:
 
 
 def training_facts(folder: Path) -> Facts:
-    """The adapter's bytes, and the curves but for what is measured by the clock."""
+    """The adapter's bytes, and the curves except for what is measured by the clock."""
     made = json.loads((folder / "training.json").read_text())
     curves = [{k: v for k, v in row.items() if k not in CLOCKED} for row in made["curves"]]
     return [digest(folder / "adapter_model.safetensors"), made["data_sha256"], curves]
@@ -235,7 +235,7 @@ ITEMS, SIZE = 60, 32
 FAMILY_TICK = 0.02
 """Seconds between two looks at a child and all that it has started, which takes longer."""
 LET_END = 0.25
-"""Share of the starts that nobody kills, so that ends are seen even of commands that begin anew after every kill."""
+"""Share of the starts that nobody kills, so that ends are seen even of commands that begin again after every kill."""
 STUDY = """
 study: luck
 observers: [chance, heuristic]
@@ -484,9 +484,9 @@ def campaigns(place: Path) -> list[Campaign]:
 
 @app.command
 def kill(*, kills: int = 200, only: tuple[str, ...] = (), seed: int = 0) -> int:
-    """What is left of runs, sets, trainings, studies and analyses whose process is killed while it works.
+    """What is left of runs, sets, training runs, studies and analyses whose process is killed while it works.
 
-    A *campaign* starts a command line again and again. Once the first piece of its work is on the disk (a row, a picture, a checkpoint, a
+    A *campaign* starts a command line again and again. Once the first piece of its work is on the disk (a row, an image, a checkpoint, a
     figure), it is killed (SIGKILL) after a random part of the processor time that it takes from there to its end; now and then it may end,
     and then begins again in another folder. After every kill the folder must be what it may be, and what
     comes out in the end must be what comes out undisturbed. Exits with 1 if anything is not as it should be.
@@ -603,7 +603,7 @@ def _call(place: Path, arguments: str, variables: dict[str, str]) -> dict[str, A
 def repeat() -> int:
     """Whether the same commands give the same bytes, the second time, and with two processes in place of one.
 
-    A set, a run of it, and an analysis of the run with its tables and figures; the run is made once more by two processes that share it, as
+    A set, a run of it, and an analysis of the run with its tables and figures; the run is made again by two processes that share it, as
     `accelerate launch` starts them. What may differ: times in logs, and the records of when and where (`run.json`); of two processes that
     share a run, the order of the rows. Prints what differs, and exits with 1 if anything does.
     """

@@ -1,9 +1,9 @@
-"""Leakage: scenes of trainings and of pretraining that are asked about in tests, themselves, as mirror images or as foils.
+"""Leakage: scenes of training runs and of pretraining that are asked about in tests, themselves, as mirror images or as foils.
 
     python benchmarks/leakage.py [STUDY] [--pretrained 60000]    # by default the committed study, paper/results
 
-Nothing is simulated or drawn. What was asked is read from the logs of the study. What its trainings could have been shown is drawn
-once more from their seeds: of every group of matched scenes (a scene, its foils and their mirror images) as many draws as a training
+Nothing is simulated or drawn. What was asked is read from the logs of the study. What its training runs could have been shown is drawn
+again from their seeds: of every group of matched scenes (a scene, its foils and their mirror images) as many draws as a training run
 could have come to. Every scene is known by its hash, and, since towers on a grid of millimetres can coincide, by its
 geometry as well: bodies of the same shape, size and mass in the same places, in whatever look.
 """
@@ -33,14 +33,14 @@ from vlm_probe.stimuli.standard import STANDARD_N, STANDARD_SEED
 from vlm_probe.stimuli.tasks import get_task, task_names
 
 DRAWS = 3
-"""Draws of a group that are looked at: a training takes the first, and a later one where an expert or the engine objects to it."""
+"""Draws of a group that are looked at: a training run takes the first, and a later one where an expert or the engine objects to it."""
 PRETRAINED = CHUNK * len(Pretraining().chunks)
-"""Pictures of pretraining."""
+"""Images of pretraining."""
 
 
 @dataclass(frozen=True, order=True)
 class Recipe:
-    """What decides the scenes of a set or of a training."""
+    """What decides the scenes of a set or of a training run."""
 
     task: str
     n: int
@@ -66,7 +66,7 @@ class Shared:
 
 
 def drawn(recipe: Recipe, draws: int = 1) -> Iterator[Scene]:
-    """The scenes of a set or of a training, group by group: the first draws of each that are possible.
+    """The scenes of a set or of a training run, group by group: the first draws of each that are possible.
 
     Args:
         recipe: What decides the scenes.
@@ -150,7 +150,7 @@ def test_recipes(study: Path) -> list[Recipe]:
 
 
 def training_recipes(registration: Mapping[str, Any]) -> list[Recipe]:
-    """What decides the scenes of all trainings that were registered, whether they have been done or not."""
+    """What decides the scenes of all training runs that were registered, whether they have been done or not."""
     registered = registration["design"]
     found = set()
     for training in registered["trainings"]:

@@ -42,7 +42,7 @@ TRAIN = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a mishap: what went wrong, what happened then, and whether that is as it should be."""
+    """The outcome of a mishap: what went wrong, what happened then, and whether that is as it should be."""
 
     mishap: str
     then: str
@@ -78,7 +78,7 @@ class Bench:
         return f"analyze {self.place / 'runs'} --out {out}".split()
 
     def train(self, out: Path) -> list[str]:
-        """The command line of a training."""
+        """The command line of a training run."""
         return f"{TRAIN} {out}".split()
 
     def ended(self, arguments: list[str], before: Callable[[], None] = lambda: None) -> tuple[int, str]:
@@ -240,7 +240,7 @@ MISHAPS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
 
 
 def main() -> int:
-    """Let them happen and print what came of it; 1 if anything is not as it should be."""
+    """Let them happen and print the outcome; 1 if anything is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", nargs="*", default=list(MISHAPS), choices=MISHAPS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Time and memory of mixed-effects fits, beside lme4 where R is installed.
+"""Time and memory of mixed-effects fits, next to lme4 where R is installed.
 
     python benchmarks/mixed_effects.py [SIZE...] [--no-r]
 

@@ -287,8 +287,8 @@ def sets(
 ) -> None:
     """What the toolkit costs around the bare engine when a stimulus set is made, for every family.
 
-    Baseline: pybullet alone, doing for every item what the physics and the picture need: build the same bodies and markers with the
-    same contact settings, push what is pushed, draw with the same renderer at the same size as often as the picture has panels,
+    Baseline: pybullet alone, doing for every item what the physics and the image need: build the same bodies and markers with the
+    same contact settings, push what is pushed, draw with the same renderer at the same size as often as the image has panels,
     and take as many steps as the outcome took. Nothing is sampled, looked at, checked, hashed, encoded or written.
 
     Prints per family, for its headline judgement, as ratios within one run: CPU time per item on one process to the bare engine
@@ -422,7 +422,7 @@ def episode_work(task: str, played: list[Episode]) -> list[EpisodeWork]:
 
 
 def bare_steps(work: list[EpisodeWork], size: int) -> tuple[float, float]:
-    """Wall and CPU seconds of the engine alone: the first picture, the simulation, the picture of what happened."""
+    """Wall and CPU seconds of the engine alone: the first image, the simulation, the image of what happened."""
     engine = get_simulator()
     wall, cpu = time.perf_counter(), time.process_time()
     for one in work:
@@ -434,7 +434,7 @@ def bare_steps(work: list[EpisodeWork], size: int) -> tuple[float, float]:
 
 
 def played(task: str, some: list[Episode], size: int, *, drawn: bool) -> tuple[float, float]:
-    """Wall and CPU seconds of the environment on the same episodes; `drawn`: with a scene drawn anew before each."""
+    """Wall and CPU seconds of the environment on the same episodes; `drawn`: with a scene drawn again before each."""
     # A cache of its own: what an earlier round found out must not help this one.
     env = PhysicsEnv(task, size=size, cache=OutcomeCache())
     rng, conditions = np.random.default_rng(0), env.task.conditions()
@@ -477,7 +477,7 @@ def environment(
     Args:
         task: An action task.
         n: Episodes.
-        size: Pixels of a picture.
+        size: Pixels of an image.
         rounds: Timed.
     """
     some = episodes(task, n, size)

@@ -108,7 +108,7 @@ def cost(
         model: Short name or folder.
         task: That is learned.
         rollouts: Per training.
-        rounds: Trainings per method.
+        rounds: Training runs per method.
         method: Train with this one in this process, and print JSON.
     """
     if method:
@@ -138,7 +138,7 @@ WINDOW = 5
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its name, task, method and seed, and what differs from the preset."""
+    """One training run: its name, task, method and seed, and what differs from the preset."""
 
     name: str
     task: str
@@ -500,10 +500,10 @@ def differences(folder: Path, stimuli: StimulusSet, attempts: int) -> None:
 
 
 def episode(folder: Path, stimuli: StimulusSet, attempts: int, file: Path) -> None:
-    """Draw an episode that took all attempts and ended well: what was seen, what was said, and what came of it."""
+    """Draw an episode that took all attempts and ended well: what was seen, what was said, and the outcome."""
     tries = range(1, attempts + 1)
     rows = {(row["item_id"], row["attempt"]): row for row in read_trials(folder)}
-    # There is no picture of what a reply that cannot be read did.
+    # There is no image of what a reply that cannot be read did.
     read = [i for i in stimuli.items if all(rows.get((i.item_id, k), {}).get("status") == "ok" for k in tries)]
     solved = [item for item in read if rows[item.item_id, attempts]["success"]]
     if not solved:
@@ -561,12 +561,12 @@ def attempts(
         method: Of the second training.
         shown: Samples of the first training.
         samples: Of the second training; 0: none.
-        items: Of each training.
+        items: Of each training run.
         attempts: Per scene.
         n: Items that are asked.
         shift: Of the items that are asked, such as visual:2.
         test_seed: Of the items that are asked.
-        seed: Of the trainings.
+        seed: Of the training runs.
     """
     keep_freed_memory()
     from vlm_probe.probes.models.loading import load_model

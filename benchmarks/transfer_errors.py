@@ -4,7 +4,7 @@
 
 A study has one untrained run and trained runs that answer the same items, in groups of two that depend on each other. Log odds are normal: runs,
 groups, and groups for the trained model alone have the standard deviations of `KINDS`. Rates over runs and items are equal (or differ by the bound,
-for the equivalence test), so that every rejection is wrong. With random tests, what a training does differs from test to test: the claim is
+for the equivalence test), so that every rejection is wrong. With random tests, what a training run does differs from test to test: the claim is
 then about these tests. The scenarios are whole studies with one kind of transfer each; the table says how often each verdict came out.
 """
 

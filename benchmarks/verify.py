@@ -154,7 +154,7 @@ def shortcut(task: str, name: str) -> float:
 
 
 def pixels(task: str) -> float:
-    """What a linear classifier on small pictures scores on the standard set, cross-validated by group."""
+    """What a linear classifier on small images scores on the standard set, cross-validated by group."""
     from vlm_probe.stimuli.audit import audit
 
     (found,) = (s.score for s in audit(_standard(task)).shortcuts if s.kind == "pixels")
@@ -277,7 +277,7 @@ def parameters() -> float:
 
 
 def perception(family: str, ask: str, n: int = 64) -> float:
-    """Share of right answers of the embedded model to a perceptual question, on pictures that nobody has seen."""
+    """Share of right answers of the embedded model to a perceptual question, on images that nobody has seen."""
     from vlm_probe.probes.tiny.evaluate import accuracies
 
     return float(accuracies(_tiny(), family, n, seed=SEED, asks=[ask])[ask]["accuracy"])
@@ -297,7 +297,7 @@ def asked_scenes() -> float:
 
 @functools.cache
 def _shared() -> Any:
-    """What its tests share with a sample of its trainings: every family, every kind of question, the varied pictures."""
+    """What its tests share with a sample of its training runs: every family, every kind of question, the varied images."""
     from benchmarks import leakage
     from vlm_probe.finetune.data import FIRST_SEED
 
@@ -308,7 +308,7 @@ def _shared() -> Any:
 
 
 def shared_scenes() -> float:
-    """Scenes asked about that a training was shown, or whose mirror image or foil it was shown."""
+    """Scenes asked about that a training run was shown, or whose mirror image or foil it was shown."""
     return float(_shared().scenes)
 
 
@@ -354,7 +354,7 @@ def faults_after_kills() -> float:
 
 
 def learning_record() -> float:
-    """Trainings of learning.json that the document states otherwise, or whose interval is not that of their counts."""
+    """Training runs of learning.json that the document states otherwise, or whose interval is not that of their counts."""
     from scipy.stats import binomtest
 
     text = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")

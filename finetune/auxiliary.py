@@ -1,8 +1,8 @@
-"""An auxiliary objective: beside its main loss, a model learns to state a physical quantity from one of its hidden layers.
+"""An auxiliary objective: next to its main loss, a model learns to state a physical quantity from one of its hidden layers.
 
 A linear head reads the quantity (the margin, say) from the hidden state of the last token of the prompt, and its squared
 error is added to the main loss (Jaderberg et al. 2017). The head is no part of the model: it has an optimiser of its own, is
-kept in checkpoints alone, and is gone when the training is over. What stays is what it did to the adapter.
+kept in checkpoints alone, and is gone when the training run is over. What stays is what it did to the adapter.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class AuxiliaryObjective:
     Args:
         model: The model that is trained, with or without an adapter. It is given a hook, and nothing else.
         targets: What is to be predicted.
-        weight: Of the head's mean squared error, beside the main loss.
+        weight: Of the head's mean squared error, next to the main loss.
         layer: Language layer whose output is read, from 1; 0: the middle one.
 
     Raises:
@@ -107,7 +107,7 @@ class AuxiliaryObjective:
         width = base.config.get_text_config().hidden_size
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, int(targets.tasks.max()) + 1))
         with torch.no_grad():
-            # From zero: it says the mean at first, and no random numbers are taken from the training.
+            # From zero: it says the mean at first, and no random numbers are taken from the training run.
             for parameter in self.head[1].parameters():
                 parameter.zero_()
         self.head.to(base.get_input_embeddings().weight.device, torch.float32)

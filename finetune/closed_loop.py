@@ -1,12 +1,12 @@
 """The closed loop: a model tries a scene up to K times, sees what each answer did, and learns from how it ends.
 
 Every attempt is a sample of its own. Its prompt is the conversation that the memory allows, made by the very code with which a model
-is asked at probing (`vlm_probe.probes.episodes`, `vlm_probe.probes.models.prompting`); its completion is the reply and nothing else. So pictures and
+is asked at probing (`vlm_probe.probes.episodes`, `vlm_probe.probes.models.prompting`); its completion is the reply and nothing else. So images and
 words of what happened are never in the loss, any memory can be had, and a conversation is whole or the run does not begin.
 
 That is why TRL's own ways into a rollout are not taken. `environment_factory` appends what happened to the completion: nothing
 can be forgotten, the chat template must render tool calls, and what does not fit into `max_completion_length` is rolled back while the
-environment has moved on. `rollout_func` can give back no pictures. What is overridden here is the pair of methods in
+environment has moved on. `rollout_func` can give back no images. What is overridden here is the pair of methods in
 which TRL collects a rollout; generation, scoring under the old policy and the reference, and the loss are TRL's.
 
 The return of an attempt is what its episode came to: the task's score of the last answer, times the discount for every
@@ -57,7 +57,7 @@ PRIVATE = (
 """Names of TRL's trainer that are used here although they are private; tests/finetune/test_contract.py holds TRL to them."""
 
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
-"""Entries of a rollout that have a column for every token of prompt and reply, beside the tokens themselves."""
+"""Entries of a rollout that have a column for every token of prompt and reply, next to the tokens themselves."""
 LONGEST = 8
 """Of the longest prompts, so many different ones are tried for whether a whole episode fits into the model's context."""
 
@@ -259,7 +259,7 @@ class Playing:
         return int(counts.sum() if kind == "sum" else counts.max())
 
     def _log_episodes(self: Any, episodes: Sequence[Episode]) -> None:
-        """Log what came of the episodes, and of the attempts."""
+        """Log the outcome of the episodes, and of the attempts."""
         made = [sample for episode in episodes for sample in episode.samples]
         solved = [episode.samples[-1].judged.success for episode in episodes]
         first = [episode.samples[0].judged.success for episode in episodes]
@@ -291,7 +291,7 @@ class PlayingGroup(Playing, GroupTrainer):
 
 
 def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of micro-batches that go into one step of the optimiser, sorted anew by the lengths of their prompts."""
+    """The rows of micro-batches that go into one step of the optimiser, sorted again by the lengths of their prompts."""
     parts = [split_pixel_values_by_grid(batch) for batch in batches]
     order = torch.cat([part["prompt_mask"].sum(dim=1) for part in parts]).argsort(stable=True)
     size = len(order) // len(parts)
@@ -405,7 +405,7 @@ def reward_functions(loop: Loop, config: TrainConfig) -> tuple[list[RewardFuncti
 
 
 def conversation(trial: Trial) -> list[dict[str, Any]]:
-    """A trial as TRL takes conversations: with its pictures in their places."""
+    """A trial as TRL takes conversations: with its images in their places."""
     found = []
     for turn in trial.turns:
         told, pictures = message(turn), iter(turn.images)
@@ -415,7 +415,7 @@ def conversation(trial: Trial) -> list[dict[str, Any]]:
 
 
 def images(trial: Trial) -> list[Any]:
-    """The pictures of a trial, in the order in which they are shown."""
+    """The images of a trial, in the order in which they are shown."""
     return [image for turn in trial.turns for image in turn.images]
 
 

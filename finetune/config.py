@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vlm_probe.probes.models.thinking import Thinking
 
 DEVICES = ("auto", "cpu", "cuda")
-"""What a training can be told. One GPU of several is chosen by what the process can see (`CUDA_VISIBLE_DEVICES`)."""
+"""What a training run can be told. One GPU of several is chosen by what the process can see (`CUDA_VISIBLE_DEVICES`)."""
 
 
 def on_one_gpu(arguments: Any) -> Any:
@@ -377,7 +377,7 @@ def check_needs(config: TrainConfig) -> None:
     Raises:
         TrainingError, ModelError, StimulusError: If a package, a device, a folder or the cache is missing; with the fix.
     """
-    # Here, since only a training that begins needs them, and not every reading of a study's file.
+    # Here, since only a training run that begins needs them, and not every reading of a study's file.
     from vlm_probe.probes.models.loading import check_options
     from vlm_probe.stimuli.standard import check_available, check_cache
 

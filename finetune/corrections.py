@@ -1,7 +1,7 @@
 """Demonstrations for the closed loop: an expert answers after attempts that failed, as if they had been its own.
 
 Every presentation of an item has up to K - 1 attempts before it, in the very conversation that would be asked at probing: the
-answers, the pictures and words of what came of them, as far as the memory goes. The reply that is learned is the expert's.
+answers, the images and words of the outcome, as far as the memory goes. The reply that is learned is the expert's.
 What of an earlier attempt tells where the answer lies, and that it is not the answer that failed, can be learned from that.
 """
 
@@ -35,7 +35,7 @@ class FailedAttemptAugmentation:
     Args:
         examples: The training items, by index.
         memory: Attempts at most, and what is remembered of them.
-        seed: Of the training.
+        seed: Of the training run.
     """
 
     def __init__(self, examples: Sequence[Example], memory: Memory, seed: int) -> None:
@@ -43,7 +43,7 @@ class FailedAttemptAugmentation:
         self._cache = OutcomeCache(CACHE_SIZE)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of the training with the earlier attempts in its prompt, which are any number from 0 to K - 1."""
+        """A row of the training run with the earlier attempts in its prompt, which are any number from 0 to K - 1."""
         rng = np.random.default_rng([self._seed, int(row["place"])])
         trial = self.trial(int(row["index"]), int(rng.integers(self._memory.attempts)), rng)
         return {**row, "prompt": [message(turn) for turn in trial.turns], "images": images(trial)}

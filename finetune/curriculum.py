@@ -1,7 +1,7 @@
-"""Curricula: how hard an item is, and how much of the items a training has opened at any time.
+"""Curricula: how hard an item is, and how much of the items a training run has opened at any time.
 
 Difficulty comes from what the stimuli state, the margin and the number of objects, and never from the model. A curriculum
-changes the order in which the items of a training set are shown and nothing else, so that trainings with different
+changes the order in which the items of a training set are shown and nothing else, so that training runs with different
 curricula see the same items. Sources: Bengio et al. 2009 (easy to hard), Hacohen & Weinshall 2019 (pacing, and hard to
 easy as the control), Platanios et al. 2019 (following the learner).
 """
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Kind = Literal["none", "easy-to-hard", "hard-to-easy", "adaptive"]
 
 OPEN_AT_FIRST = 0.25
-"""Share of the items that is open when a training starts."""
+"""Share of the items that is open when a training run starts."""
 ALL_OPEN = 0.5
 """Share of the training after which a pace that is set beforehand has opened everything."""
 STEP = 0.125
@@ -70,12 +70,12 @@ def difficulty(items: Sequence[Item]) -> Floats:
 
 
 def paced_share(progress: float) -> float:
-    """The share of the items that is open at that point of a training, where the pace is set beforehand.
+    """The share of the items that is open at that point of a training run, where the pace is set beforehand.
 
     It grows in a straight line from `OPEN_AT_FIRST` to 1 at `ALL_OPEN`.
 
     Args:
-        progress: Share of the training that is over, in [0, 1].
+        progress: Share of the training run that is over, in [0, 1].
     """
     return min(1.0, OPEN_AT_FIRST + (1 - OPEN_AT_FIRST) * progress / ALL_OPEN)
 

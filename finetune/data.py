@@ -1,6 +1,6 @@
 """What is trained on: items of the designed conditions, the order in which they come, and the rows that TRL reads.
 
-An item is a pure function of the task's version, the seed, the index and the settings of the pictures. Items come in the
+An item is a pure function of the task's version, the seed, the index and the settings of the images. Items come in the
 groups of the designed sets (foils and mirror images together), so that the labels are balanced within them; seeds of
 training lie apart from those of test sets, and no scene of a test set that is named may be trained on.
 """
@@ -45,14 +45,14 @@ MAX_ATTEMPTS = 30
 
 @dataclass(frozen=True)
 class Example:
-    """One training item with its picture, a PNG."""
+    """One training item with its image, a PNG."""
 
     item: Item
     png: bytes
 
     @property
     def image(self) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         return Image.open(io.BytesIO(self.png)).convert("RGB")
 
     @property
@@ -72,7 +72,7 @@ class TrainingSet:
 
     @cached_property
     def content_sha256(self) -> str:
-        """Hash of all items, which hold the hashes of their pictures."""
+        """Hash of all items, which hold the hashes of their images."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(_line(example.item).encode())
@@ -126,7 +126,7 @@ def training_set(config: TrainConfig, *, jobs: int = 1, progress: Progress | Non
     """The items of a run, from the cache or made now.
 
     Args:
-        config: Tasks, shares, seed, number of items, pictures, style and shifts count.
+        config: Tasks, shares, seed, number of items, images, style and shifts count.
         jobs: Worker processes.
         progress: Called with (items done, items in all).
 

@@ -1,4 +1,4 @@
-"""One batch is learned from before anything is made for a training: a model that cannot be trained says so at once."""
+"""One batch is learned from before anything is made for a training run: a model that cannot be trained says so at once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def try_batch(
     with _untouched(policy.model), tempfile.TemporaryDirectory() as nowhere:
         try:
             trainer = make_trainer(few, replace(policy, prompter=prompter), few_items(few), Path(nowhere))
-            # Set by the loop of a training, which is not run.
+            # Set by the loop of a training run, which is not run.
             trainer.current_gradient_accumulation_steps = 1
             rows = next(iter(trainer.get_train_dataloader()))
             trainer.compute_loss(trainer.model, trainer._prepare_inputs(rows)).backward()

@@ -1,4 +1,4 @@
-"""Several tasks in one training: their weights, and which task comes at which place of the training."""
+"""Several tasks in one training run: their weights, and which task comes at which place of the training run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_WEIGHT = 1000.0
 
 @dataclass(frozen=True)
 class Share:
-    """A task, and the share of the training that it gets, in (0, 1]."""
+    """A task, and the share of the training run that it gets, in (0, 1]."""
 
     task: str
     share: float

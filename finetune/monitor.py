@@ -29,7 +29,7 @@ RESTART = "restore it, or delete the folder of checkpoints to begin from the sta
 """What to do about a checkpoint that is damaged."""
 STATE = "monitor.json"
 LIVE = "curves.jsonl"
-"""File beside the checkpoints in which a run can be watched while it goes on."""
+"""File next to the checkpoints in which a run can be watched while it goes on."""
 
 # What TRL calls it, and what it is called here.
 NAMES = {
@@ -69,7 +69,7 @@ Progress = Callable[[int, int], None]
 
 
 class CountingMixin:
-    """Makes a trainer of TRL count the tokens that its optimiser has seen (prompt, picture and reply, every epoch)."""
+    """Makes a trainer of TRL count the tokens that its optimiser has seen (prompt, image and reply, every epoch)."""
 
     tokens_seen: int = 0
     """Of this process, since it was started."""
@@ -130,7 +130,7 @@ class Monitor(TrainerCallback):
         self._clock, self._cpu = time.monotonic(), time.process_time()
 
     def spent(self) -> dict[str, float]:
-        """Seconds, and CPU-seconds of this process, that the training has taken, those before its checkpoint included."""
+        """Seconds, and CPU-seconds of this process, that the training run has taken, those before its checkpoint included."""
         return {
             "seconds": round(self.record.seconds_before + time.monotonic() - self._clock, 1),
             "cpu_seconds": round(self.record.cpu_seconds_before + time.process_time() - self._cpu, 1),
@@ -273,7 +273,7 @@ def _damage(checkpoint: Path) -> str:
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """Path of every file of a checkpoint, but for the mark itself -> its SHA-256."""
+    """Path of every file of a checkpoint, except for the mark itself -> its SHA-256."""
     found = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / COMPLETE):
         with path.open("rb") as file:

@@ -39,7 +39,7 @@ class Capacity:
     """How much of a model is trained, and where.
 
     Attributes:
-        where: An adapter in the "language" model, the "vision" tower, the "projector" (what carries pictures into the
+        where: An adapter in the "language" model, the "vision" tower, the "projector" (what carries images into the
             language model), or "all" three; or "full": every weight of a small model itself, without an adapter.
         rank: Of the adapter's matrices.
         alpha: The adapter's output is scaled by alpha / rank.
@@ -124,12 +124,12 @@ def lora_config(model: Any, capacity: Capacity) -> Any:
 
 
 def make_trainable(model: Any, capacity: Capacity, *, init: Path | None = None) -> Any:
-    """Prepare a model for training: with a new adapter, with one to go on from, or with its own weights.
+    """Prepare a model for training: with a new adapter, with one to start from, or with its own weights.
 
     Args:
         model: A vision-language model, in 4 bits or not.
         capacity: Place and size.
-        init: Folder of an adapter to go on from, whose own place and size count.
+        init: Folder of an adapter to start from, whose own place and size count.
 
     Returns:
         A PEFT model whose base is frozen; for "full", the model itself.
@@ -145,7 +145,7 @@ def make_trainable(model: Any, capacity: Capacity, *, init: Path | None = None) 
     if quantised:
         from peft import prepare_model_for_kbit_training
 
-        # Norms and embeddings in single precision (Dettmers et al. 2023). Whether activations are kept or computed anew is
+        # Norms and embeddings in single precision (Dettmers et al. 2023). Whether activations are kept or computed again is
         # the trainer's business.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if init is not None:
@@ -206,13 +206,13 @@ UNKNOWN = "unknown"
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
-    """The trainings that led to what lies in a folder, the earliest first; empty for a base model.
+    """The training runs that led to what lies in a folder, the earliest first; empty for a base model.
 
     Args:
         folder: Of an adapter that is gone on from, or of a model that was trained in full or merged.
 
     Returns:
-        One entry per training: method, tasks, seed, samples, and the hash of what came of it. What nobody wrote down is
+        One entry per training: method, tasks, seed, samples, and the hash of the outcome. What nobody wrote down is
         `UNKNOWN`.
 
     Raises:
@@ -253,7 +253,7 @@ class Policy:
         name, revision, weights_sha256, files: Of the base model (`vlm_probe.probes.models.Identity`).
         prompter: Makes its prompts.
         generation: The generation settings that the checkpoint came with. Nothing is sampled with them.
-        lineage: The trainings that this one goes on from, the earliest first.
+        lineage: The training runs that this one goes on from, the earliest first.
         capacity: Where the adapter is and how large, as it really is.
     """
 
@@ -355,7 +355,7 @@ def reply_tokens(processor: Any, questions: Iterable[Question], config: TrainCon
 
 
 def silent_tokens(model: Any, processor: Any) -> list[int]:
-    """Tokens that must never be sampled: place-holders of pictures and the like, which a model cannot read back as text."""
+    """Tokens that must never be sampled: place-holders of images and the like, which a model cannot read back as text."""
     config = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
     marks = ("image", "video", "vision", "boi", "eoi", "audio")

@@ -1,6 +1,6 @@
 """Proximal policy optimisation for vision-language models with a reward that is any Python function.
 
-`PPOTrainer` is TRL's GRPO trainer with a critic in the place of the group: pictures, prompts, generation, reward functions
+`PPOTrainer` is TRL's GRPO trainer with a critic in the place of the group: images, prompts, generation, reward functions
 and the reference come from TRL; from here come the value head, the reward of every token (KL penalty, and the score on the
 last one), generalised advantages, the clipped value loss, and what of it is saved. (Schulman et al. 2017; Ziegler et al.
 2019 for the penalty per token and its adaptation.)
@@ -250,7 +250,7 @@ class PPOTrainer(AuxiliaryMixin, CountingMixin, RestoringMixin, AnyFamilyMixin, 
         self._hidden = None
         self._recorded.append(values)
         # Data parallelism looks for parameters that did not contribute to the output, so the values must be part of it.
-        # It makes the output anew from its class, so the field must be declared; and outputs have a method `values`.
+        # It makes the output again from its class, so the field must be declared; and outputs have a method `values`.
         return _with_values(output.__class__)(**output, value_estimates=values)
 
     @contextmanager
@@ -436,7 +436,7 @@ class PPOTrainer(AuxiliaryMixin, CountingMixin, RestoringMixin, AnyFamilyMixin, 
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter (or the model) as TRL does, and the value head beside it."""
+        """Save the adapter (or the model) as TRL does, and the value head next to it."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir) / CRITIC

@@ -1,8 +1,8 @@
-"""What a training shows, and when: the item of every place, the rows that a trainer reads, and what is learned beside the task.
+"""What a training shows, and when: the item of every place, the rows that a trainer reads, and what is learned next to the task.
 
 A place is one presentation. Places come in blocks: the items of one rollout, or of one optimiser step. The task of a place
 is decided by the mixture, the item by the curriculum. Within what is open, every item comes once before any comes again.
-An adaptive curriculum decides what comes next while the training is under way, so that the rows cannot be laid out
+An adaptive curriculum decides what comes next while the training run is under way, so that the rows cannot be laid out
 beforehand: they are looked up one by one, when they are asked for. What a place shows is known from its number, and
 successes come back the same way.
 """
@@ -53,21 +53,21 @@ class Place:
 
 
 class Order:
-    """The order of a training, decided block by block.
+    """The order of a training run, decided block by block.
 
-    It is a pure function of its arguments and, for an adaptive curriculum, of the successes recorded: an order made anew
-    and given the same successes goes on exactly as the first one did, which is how a training is resumed.
+    It is a pure function of its arguments and, for an adaptive curriculum, of the successes recorded: an order made again
+    and given the same successes goes on exactly as the first one did, which is how a training run is resumed.
 
     Args:
         mixture: Tasks and their shares.
         difficulty: Task -> how hard each of its items is, (items,); see `vlm_probe.finetune.curriculum.difficulty`.
         kind: The curriculum.
-        places: Presentations in the whole training.
+        places: Presentations in the whole training run.
         block: Places per block.
         seed: Of the order within what is open.
 
     Raises:
-        ValueError: If a task has no items, or the training has no places.
+        ValueError: If a task has no items, or the training run has no places.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Order:
         return self._results
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold so that the order can be gone on with: plain JSON-ready data."""
+        """What a checkpoint must hold so that the order can be resumed: plain JSON-ready data."""
         return {"results": self._results}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class Order:
     def summary(self) -> dict[str, Any]:
         """What was shown when, for `training.json`: shares of the tasks, and block by block what was open and how hard it was.
 
-        `sha256` is that of all (task, item) in order: equal for two trainings that were shown the same in the same order.
+        `sha256` is that of all (task, item) in order: equal for two training runs that were shown the same in the same order.
         """
         digest = hashlib.sha256("".join(f"{p.task} {p.item}\n" for p in self._shown).encode())
         blocks = []
@@ -234,7 +234,7 @@ FILE = "order.json"
 
 
 def present(table: Any, order: Order, first: Mapping[str, int]) -> Any:
-    """The rows of a training set in the order of the training, as a `datasets.Dataset`.
+    """The rows of a training set in the order of the training run, as a `datasets.Dataset`.
 
     Args:
         table: One row per item, task after task.
@@ -242,7 +242,7 @@ def present(table: Any, order: Order, first: Mapping[str, int]) -> Any:
         first: Task -> row of its first item.
 
     Returns:
-        As many rows as the training has places; each is that of the item that its place shows, with the column `place`.
+        As many rows as the training run has places; each is that of the item that its place shows, with the column `place`.
     """
     from datasets import Dataset
 
@@ -260,7 +260,7 @@ class _Lookup:
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         # TRL asks for the rows of a rollout before every step that is made from it, and looks at the first time's alone:
-        # without a memory, most of the pictures would be decoded for nothing.
+        # without a memory, most of the images would be decoded for nothing.
         if batch["place"] != self._places:
             shown = [self._order[place] for place in batch["place"]]
             self._rows = self._table[[self._first[place.task] + place.item for place in shown]]
@@ -280,7 +280,7 @@ class Results:
         self._heard: dict[int, list[float]] = {}
 
     def note(self, places: Sequence[int], successes: Sequence[float]) -> None:
-        """Say how some presentations went. To be called by all processes at once, in the order of the training.
+        """Say how some presentations went. To be called by all processes at once, in the order of the training run.
 
         Args:
             places: Where each was shown; several answers to one presentation have one place.
@@ -324,13 +324,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class TrainingSchedule:
-    """What a training shows and asks beside the task, put together from its settings.
+    """What a training shows and asks next to the task, put together from its settings.
 
     Args:
         config: The settings.
         items: The training set, task after task.
         model: The model that is trained.
-        places: Presentations in the whole training.
+        places: Presentations in the whole training run.
 
     Raises:
         ValueError: If the auxiliary target is not defined for a task.
@@ -357,7 +357,7 @@ class TrainingSchedule:
             self.callbacks.append(HeadLearning(self.objective))
 
     def rows(self, table: Any) -> Any:
-        """The rows of the training set in the order of the training."""
+        """The rows of the training set in the order of the training run."""
         return present(table, self.order, self._first)
 
     def resume(self, checkpoint: Path) -> None:

@@ -54,7 +54,7 @@ from vlm_probe.stimuli.output import OutputFolder, check_claim, claim
 from vlm_probe.stimuli.plain_json import dumps, parse, parse_object
 
 SPARE = 50_000_000
-"""Bytes that must be free beside what the checkpoints take."""
+"""Bytes that must be free next to what the checkpoints take."""
 
 
 def check_room(folder: Path, model: Any, checkpoints: int) -> None:
@@ -117,7 +117,7 @@ FINAL = f"{CHECKPOINTS}/final"
 """Where TRL saves to at the end; what is wanted of it moves up."""
 NOT_KEPT = ("training_args.bin", "README.md")
 STRAY = (f"{CHECKPOINTS}/{LIVE}", f"{CHECKPOINTS}/README.md")
-"""What else lies beside the checkpoints while a run goes on: its curves, and what TRL writes."""
+"""What else lies next to the checkpoints while a run goes on: its curves, and what TRL writes."""
 LOG_ROWS = 200
 """Rows of the record that a supervised run has; a reinforced one has a row for every rollout."""
 CHECKPOINTS_KEPT = 2
@@ -148,7 +148,7 @@ def plan(config: TrainConfig, tokens_per_sample: float) -> Plan:
 
     Args:
         config: The run's settings.
-        tokens_per_sample: Tokens of a prompt with its picture and reply, about: for budgets in tokens.
+        tokens_per_sample: Tokens of a prompt with its image and reply, about: for budgets in tokens.
     """
     budget = Budget.parse(config.budget)
     per_rollout = config.epochs * (config.rollout // config.batch) if config.is_rl else 1
@@ -173,7 +173,7 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
 
     Args:
         config: The settings.
-        out: Folder of the run; one with the same settings that was interrupted is gone on with.
+        out: Folder of the run; one with the same settings that was interrupted is resumed.
         jobs: Processes that make training items.
         progress: Called with (done, in all), for items and then for steps.
 
@@ -195,7 +195,7 @@ def train(config: TrainConfig, out: str | Path, *, jobs: int = 1, progress: Prog
         return done
     state.wait_for_everyone()
     with claim(folder, KIND) if state.is_main_process else contextlib.nullcontext() as output:
-        # Once more: another process may have finished it meanwhile.
+        # Again: another process may have finished it meanwhile.
         return _finished(folder, config) or _train(config, folder, output, state, jobs, progress)
 
 
@@ -265,7 +265,7 @@ def _train(
     if output is not None:
         made = folder / FINAL
         if (made / WEIGHTS).is_file():
-            # The rest is what TRL saves beside an adapter, and nothing reads: its reference copy, the processor, its own settings.
+            # The rest is what TRL saves next to an adapter, and nothing reads: its reference copy, the processor, its own settings.
             kept = [made / CONFIG, made / WEIGHTS, *sorted(made.glob(f"{CRITIC}/*"))]
             result["adapter_sha256"] = adapter_hash(made)
         else:
@@ -344,7 +344,7 @@ def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _sample_tokens(prompter: Prompter, data: TrainingSet, n: int = 8) -> float:
-    """Tokens of a prompt with its picture and of the expert's reply: the mean over a few items."""
+    """Tokens of a prompt with its image and of the expert's reply: the mean over a few items."""
     total = 0
     some = data.examples[:: max(1, len(data) // n)][:n]
     for example in some:
@@ -496,7 +496,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _result_of(file: Path) -> dict[str, Any]:
-    """What a training that is over says. Raises TrainingError if it does not say what it should."""
+    """What a training run that is over says. Raises TrainingError if it does not say what it should."""
     with reading(file, TrainingError, "choose another --out, or delete the folder first"):
         found = parse_object(file.read_bytes())
         kinds = {"method": str, "model": str, "tasks": list, "budget": dict, "curves": list}

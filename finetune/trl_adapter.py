@@ -26,7 +26,7 @@ class AnyFamilyMixin:
     """Makes a trainer of TRL score replies to whatever a family's processor gives.
 
     TRL carries images through a rollout in the forms that it knows. For families with another one, what carries them here is
-    the place of each reply in the rollout, and the processor makes the inputs of every micro-batch anew.
+    the place of each reply in the rollout, and the processor makes the inputs of every micro-batch again.
     """
 
     _remade: bool | None = None
@@ -173,7 +173,7 @@ class RestoringMixin:
     """Makes a trainer of transformers read the adapter of a checkpoint itself.
 
     Where TRL keeps the policy's beginnings as a second adapter (for the KL divergence), some versions of transformers (5.17 for
-    one) read that one alone, in silence: a training that is gone on with would begin anew, with the optimiser of its middle.
+    one) read that one alone, in silence: a training run that is resumed would begin again, with the optimiser of its middle.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -176,7 +176,7 @@ def _write(part: Part, generated: Path, numbers: Numbers) -> None:
 
 
 def _lay_out(text: Path, out: Path, numbers: Numbers, missing: dict[str, str]) -> str:
-    """Put the manuscript and its bibliographies beside what was generated; what does not fit, or nothing."""
+    """Put the manuscript and its bibliographies next to what was generated; what does not fit, or nothing."""
     main = out / manuscript.MAIN
     shutil.copyfile(text, main)
     for bibliography in text.parent.glob("*.bib"):

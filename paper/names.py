@@ -1,4 +1,4 @@
-"""What trainings, tests and levels are called in the paper: short, since figures are one column wide."""
+"""What training runs, tests and levels are called in the paper: short, since figures are one column wide."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class Numbers:
         return "\n".join(["% Made by `probe paper`: do not edit.", MACROS, *lines]) + "\n"
 
     def to_json(self) -> str:
-        """All values with all their digits, for people and programs."""
+        """All values with all their digits, for participants and programs."""
         found = {
             name: {"text": v.text, "value": plain(v.value)} | ({"among": list(v.among)} if v.among else {})
             for name, v in sorted(self.values.items())

@@ -1,4 +1,4 @@
-"""The results of a study: trials, trainings, decoding and what was registered, from the folder that the study left."""
+"""The results of a study: trials, training runs, decoding and what was registered, from the folder that the study left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Study:
     Attributes:
         name: Of the study.
         material: Its trials, by what they can say.
-        trainings: The record of every training, its curves apart (they are in the trials).
+        trainings: The record of every training run, its curves apart (they are in the trials).
         decodings: The contents of every `decode.json`.
         models: Of every model that was asked, what its runs say of it.
         registration: What was planned before anything was trained; None if nothing was.
@@ -113,7 +113,7 @@ def read_study(folder: Path, resamples: int = 200) -> Study:
     registration = read_registration(folder) if (folder / REGISTRATION).is_file() else None
     bound = Settings().bound if registration is None else registration.bound
     settings = Settings(bound=bound, resamples=resamples)
-    # Beside its results, a live study's folder has pilots, results of earlier designs, and runs that are going on.
+    # Next to its results, a live study's folder has pilots, results of earlier designs, and runs that are going on.
     trained = sorted((folder / TRAININGS).glob(f"*/{TRAINING}"))
     sources = [folder] if packed else [*_finished(folder), *(path.parent for path in trained)]
     if not sources:
@@ -159,7 +159,7 @@ def _deviations(folder: Path) -> tuple[str, ...]:
 
 
 def _models(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """What runs without an adapter say of their model: weights, parameters, and the size at which it sees pictures."""
+    """What runs without an adapter say of their model: weights, parameters, and the size at which it sees images."""
     found: dict[str, Mapping[str, Any]] = {}
     packed = (folder / LOGS).is_file()
     for path in runs_below(folder if packed else folder / ASKED[0]):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from vlm_probe.analysis.equivalence import verdict as decided
 
 VERDICTS = ("higher", "lower", "trivial", "equivalent", "undecided")
-"""higher, lower: told from 0 after Holm's correction. trivial: told from 0, and within the bound of what would matter. equivalent:
-not told from 0, and within the bound. undecided: neither, so that the data do not say."""
+"""higher, lower: significantly different from 0 after Holm's correction. trivial: significantly different from 0, and within the bound of what would matter. equivalent:
+not significantly different from 0, and within the bound. undecided: neither, so that the data do not say."""
 
 EFFECTS = {
     "higher": "is higher",
@@ -40,7 +40,7 @@ def verdict(difference: float, p_holm: float, p_equivalence: float, alpha: float
 def improves(verdicts: Sequence[str]) -> str:
     """Whether results agree with "training improves this": all, some or none of the comparisons are higher.
 
-    That none is told from 0 contradicts it only where the data say that there is no difference that matters.
+    That none is significantly different from 0 contradicts it only where the data say that there is no difference that matters.
     """
     if verdicts and all(v == "higher" for v in verdicts):
         return "agrees"

@@ -1,4 +1,4 @@
-"""Keeping freed memory: glibc gives large blocks back to the system at once, and every step then pays for them anew."""
+"""Keeping freed memory: glibc gives large blocks back to the system at once, and every step then pays for them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking: trials go to a model in batches, or one by one, and what came of each comes back: an answer, or what went wrong."""
+"""Asking: trials go to a model in batches, or one by one, and the outcome of each comes back: an answer, or what went wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What came of one trial: a reply, log-probabilities or an error.
+    """The outcome of one trial: a reply, log-probabilities or an error.
 
     Attributes:
         ask: What was asked.
@@ -46,7 +46,7 @@ def answers(
 ) -> Iterator[ModelOutput]:
     """Ask everything in batches of prompts of similar length; the next batch is made ready meanwhile.
 
-    A picture or a batch that fails costs its own trials only.
+    An image or a batch that fails costs its own trials only.
 
     Args:
         model: The model.
@@ -111,15 +111,15 @@ def in_batches(pending: Sequence[TrialSpec], size: int) -> list[list[TrialSpec]]
 
 
 def _show(model: Model, batch: Sequence[TrialSpec]) -> tuple[list[tuple[TrialSpec, Trial]], list[ModelOutput]]:
-    """The trials of a batch, with their pictures, and those whose picture cannot be shown."""
+    """The trials of a batch, with their images, and those whose image cannot be shown."""
     ready, failed = [], []
     for ask in batch:
         try:
             ready.append((ask, ask.trial(with_picture=True)))
-        except Exception as error:  # whatever is wrong with one picture must not end the run
+        except Exception as error:  # whatever is wrong with one image must not end the run
             failed.append(ModelOutput(ask, error=message_of(error)))
     if ready:
-        with suppress(Exception):  # if it fails, it fails once more where it is asked, and is reported there
+        with suppress(Exception):  # if it fails, it fails again where it is asked, and is reported there
             model.prepare([trial for _, trial in ready])
     return ready, failed
 

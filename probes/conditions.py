@@ -175,7 +175,7 @@ class PromptCondition:
 
     Attributes:
         control: One of `CONTROLS`.
-        examples: Number of worked examples that come first, with pictures and right answers.
+        examples: Number of worked examples that come first, with images and right answers.
         style: "direct" or "think" (reason first); empty for the item's own.
         paraphrase, polarity, order: Wording; None for the item's own.
 
@@ -219,7 +219,7 @@ class PromptCondition:
 
     @property
     def rewords(self) -> bool:
-        """Whether the question is worded anew."""
+        """Whether the question is worded again."""
         return bool(self.style) or any(v is not None for v in (self.paraphrase, self.polarity, self.order))
 
 
@@ -257,8 +257,8 @@ class Presenter:
     Args:
         stimuli: The set.
         asked: The manners.
-        example_set: Where worked examples are drawn from; it may share no scene and no picture with `stimuli`.
-        seed: Of what is drawn at random (examples, other pictures, orders of tiles), with the item's id.
+        example_set: Where worked examples are drawn from; it may share no scene and no image with `stimuli`.
+        seed: Of what is drawn at random (examples, other images, orders of tiles), with the item's id.
 
     Raises:
         PresentationError: If a manner cannot be had with these items.
@@ -304,10 +304,10 @@ class Presenter:
         Args:
             item: Of the set.
             manner: One of the presenter's.
-            with_picture: Whether the model looks at pictures.
+            with_picture: Whether the model looks at images.
 
         Raises:
-            StimulusError: If the picture cannot be read.
+            StimulusError: If the image cannot be read.
         """
         asked, control = self.asked(item, manner), CONTROLS[manner.control]
         image = None

@@ -1,15 +1,15 @@
 """What one trial asks, and what follows it: an item in one manner, tried until it succeeds or no attempt is left.
 
 A run without further attempts has episodes of one trial. Earlier attempts are turns of the same conversation: what was answered,
-and what came of it, as a picture and in words. A model that may try K times on the same scene is asked, for each attempt, in a conversation of its own:
+and the outcome, as an image and in words. A model that may try K times on the same scene is asked, for each attempt, in a conversation of its own:
 
     user       the scene, the question
     assistant  an earlier reply                                    | once for every attempt
-    user       the picture of what happened, what happened in      | that is remembered
-               words, the question once more                       |
+    user       the image of what happened, what happened in      | that is remembered
+               words, the question again                       |
 
 With the memory "none" every attempt is asked like the first. What is forgotten is not in the context in any form, neither as words
-nor as pictures.
+nor as images.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Past:
 
     Attributes:
         reply: What the model said.
-        words: What came of it, in words.
-        picture: What came of it, as a picture; None if nothing was carried out.
+        words: The outcome, in words.
+        picture: The outcome, as an image; None if nothing was carried out.
     """
 
     reply: str
@@ -58,7 +58,7 @@ class Past:
 
         Args:
             reply: What the model said.
-            attempt: What came of it.
+            attempt: The outcome.
         """
         picture = None if attempt.picture is None else Image.fromarray(attempt.picture)
         return cls(reply, attempt.words, picture)
@@ -99,10 +99,10 @@ class Memory:
         return recall(replace(first, attempt=len(past) + 1), self.of(past))
 
     def longest(self, first: Trial) -> Trial:
-        """The trial with the longest context that an episode can have, but for the lengths of the model's replies."""
+        """The trial with the longest context that an episode can have, except for the lengths of the model's replies."""
         question = first.item.question
         reply = max((question.reply(value) for _, value in question.grammar.candidates()), key=len)
-        # A trial without a picture has none of what happens either; an unread reply has none, and is no longer.
+        # A trial without an image has none of what happens either; an unread reply has none, and is no longer.
         past = Past(reply, max(WORDS, key=len), first.image)
         return self.trial(first, [past] * (self.attempts - 1))
 
@@ -130,7 +130,7 @@ def recall(first: Trial, past: Sequence[Past]) -> Trial:
 
 
 def told(item: Item, past: Past) -> str:
-    """What a model is told after an attempt: what happened, and the question once more.
+    """What a model is told after an attempt: what happened, and the question again.
 
     Args:
         item: That was tried.
@@ -160,7 +160,7 @@ def trial_key(identity: Identity, item: Item, readout: str, settings: Generation
     asked = [question.prompt, question.grammar.to_dict(), question.style]
     parts = [
         [identity.name, identity.revision, identity.weights_sha256, identity.adapter_sha256, *identity.files.items()],
-        # The item's id keeps two items with the same picture and prompt apart; observers look at the scene.
+        # The item's id keeps two items with the same image and prompt apart; observers look at the scene.
         [item.item_id, item.image_sha256, item.scene_sha256, _sha256(asked)],
         [readout, asdict(settings) if readout == "generate" else {}],
         *([list(manner)] if manner else []),
@@ -174,7 +174,7 @@ def _sha256(data: list[Any]) -> str:
 
 
 AT_ONCE = 256
-"""Episodes that are under way at a time: their pictures are kept in memory, 150 kB each with 224 pixels."""
+"""Episodes that are under way at a time: their images are kept in memory, 150 kB each with 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class TrialSpec:
         """What the model is shown.
 
         Raises:
-            StimulusError: If a picture cannot be read.
+            StimulusError: If an image cannot be read.
         """
         return self.memory.trial(self.presenter.trial(self.item, self.manner, with_picture), self.past)
 
@@ -247,12 +247,12 @@ class Episodes:
     """What follows an answer, from the first attempt to the last.
 
     Args:
-        scorer: Of the run; what it has simulated is not simulated again for the pictures.
+        scorer: Of the run; what it has simulated is not simulated again for the images.
         key: The key in the log of what is asked.
         done: Keys of the trials that the log had at the start.
         log: Folder of the run, whose rows say how the episodes went on that were begun earlier.
-        pictures: Whether the model looks at pictures.
-        size: Of the pictures of what happened, pixels.
+        pictures: Whether the model looks at images.
+        size: Of the images of what happened, pixels.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class Episodes:
         Args:
             ask: What was asked.
             row: Of the log.
-            drawn: Whether the next attempt is to be asked, so that the pictures of what happened are needed.
+            drawn: Whether the next attempt is to be asked, so that the images of what happened are needed.
         """
         if ask.attempt == ask.memory.attempts or row.get("success") or row["error"] is not None:
             return None
@@ -283,7 +283,7 @@ class Episodes:
 
         Args:
             first: The first attempt.
-            drawn: Whether the next attempt is to be asked, so that the pictures of what happened are needed.
+            drawn: Whether the next attempt is to be asked, so that the images of what happened are needed.
         """
         ask: TrialSpec | None = first
         while ask is not None and (row := self._known.get(self.key(ask))) is not None:
@@ -312,7 +312,7 @@ def check(memory: Memory, stimuli: StimulusSet, items: Sequence[Item], manners: 
         manners: In which they are asked.
 
     Raises:
-        PresentationError: If an item is no action with a scene, its pictures are drawn by another renderer than what happens
+        PresentationError: If an item is no action with a scene, its images are drawn by another renderer than what happens
             would be, or the manner is a control.
     """
     if memory.attempts == 1:

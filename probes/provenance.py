@@ -109,7 +109,7 @@ def origin(*further: str) -> dict[str, Any]:
     """Where numbers come from: versions, those of them that were not tested, the state of the code, and hardware.
 
     Args:
-        further: Packages beside `PACKAGES` whose versions count.
+        further: Packages next to `PACKAGES` whose versions count.
     """
     outside = untested()
     if outside:

@@ -1,4 +1,4 @@
-"""From what a model gave to what it is worth: replies and log-probabilities become the scored columns of a trial."""
+"""From what a model gave to its score: replies and log-probabilities become the scored columns of a trial."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scorer:
     def score(self, item: Item, answer: Answer) -> Score:
         """What an answer to an item is worth.
 
-        It is `Task.score`, which simulates, but for two cases that cannot come out otherwise: an item without a scene
+        It is `Task.score`, which simulates, except for two cases that cannot come out otherwise: an item without a scene
         (imported) has nothing but the answers that its table calls right; and the stored answer of a judgement item *is* the simulated
         outcome, with which its task would compare the answer, as long as the task's version is the one that made the
         item.
@@ -127,12 +127,12 @@ class Scorer:
         return answered | {"logprobs": logprobs.tolist(), "p_correct": p_correct}
 
     def attempt(self, item: Item, row: Columns, size: int) -> Attempt:
-        """What became of the answer in a scored row, with a picture.
+        """What became of the answer in a scored row, with an image.
 
         Args:
             item: Of an action task, with a scene.
             row: Its row in the log.
-            size: Edge of the picture, pixels.
+            size: Edge of the image, pixels.
         """
         assert item.scene is not None  # actions without a scene are refused before the run
         reply = reply_of(item, row)

@@ -88,8 +88,8 @@ def run(
 ) -> RunReport:
     """Ask a model all items, in every manner of the design, that the run in `out` does not have yet.
 
-    A picture or a batch that fails costs its own trials only: they become rows with an error, and are asked again
-    when the run is started once more. Ctrl-C and kill leave a run that can be resumed.
+    An image or a batch that fails costs its own trials only: they become rows with an error, and are asked again
+    when the run is started again. Ctrl-C and kill leave a run that can be resumed.
 
     Args:
         config: What is asked of whom, and how.
@@ -302,7 +302,7 @@ def _played(
     """Play episodes to their end, many at a time: all first attempts of a group, then the second ones, and so on.
 
     Yields:
-        What came of a trial, its row, and how many attempts have been used up or are not needed any more.
+        The outcome of a trial, its row, and how many attempts have been used up or are not needed any more.
     """
     name = {"model": model.identity.name, "readout": config.readout}
     for group in groups(pending):
@@ -348,7 +348,7 @@ def _check_scorable(items: Sequence[Item]) -> None:
 
 
 def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, presenter: Presenter) -> dict[str, Any]:
-    """The contents of run.json at the start. "fingerprint" is what must be equal for a run to be gone on with."""
+    """The contents of run.json at the start. "fingerprint" is what must be equal for a run to be resumed."""
     identity = asdict(model.identity)
     # Who answers and what is shown are known by their hashes; batches do not matter.
     names = ("readout", "limit", "temperature", "max_new_tokens", "seed", "design", "style")
@@ -361,7 +361,7 @@ def _describe(config: RunConfig, stimuli: StimulusSet, model: Model, n: int, pre
         "examples": " ".join(map(str, config.examples)),
         "examples_from": presenter.examples_sha256,
     }
-    if config.attempts > 1:  # left out otherwise, so that runs of earlier versions can be gone on with
+    if config.attempts > 1:  # left out otherwise, so that runs of earlier versions can be resumed
         fingerprint |= {"attempts": config.attempts, "memory": config.memory}
     fingerprint |= {k: v for k, v in identity["details"].items() if isinstance(v, str | int | float)}
     fingerprint |= {f"file {name}": value for name, value in identity["files"].items()}
@@ -410,7 +410,7 @@ def _quantiser(details: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _trained_folder(config: RunConfig) -> Path | None:
-    """Where a training may have left its record: the folder of the adapter, or of a whole model."""
+    """Where a training run may have left its record: the folder of the adapter, or of a whole model."""
     if config.base_url is not None:
         return None
     # A short name does not mean a folder, even if there is one of that name.

@@ -1,7 +1,7 @@
 """Several processes on one run: each asks its share of the trials, and what they write becomes one log.
 
 `accelerate launch` and `torchrun` start the same command several times and tell each process its number. The first
-process opens the run and says what is left to ask; every further one writes a log of its own beside it
+process opens the run and says what is left to ask; every further one writes a log of its own next to it
 (`trials.1.jsonl`, ...), because appending to one file from several machines is safe on no network file system; and at
 the end, or when the run is next started after a kill, the first process takes the rows of the others over.
 """
@@ -84,7 +84,7 @@ class Processes:
         return values or []
 
     def open_log(self, folder: Path | OutputFolder, run: Mapping[str, Any]) -> TrialLog:
-        """The log that this process appends to: the run's own in the first, one beside it in the others.
+        """The log that this process appends to: the run's own in the first, one next to it in the others.
 
         Its `done` is the same everywhere.
 

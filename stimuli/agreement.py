@@ -1,4 +1,4 @@
-"""Agreement of engines: every item of a set, simulated once more by a second engine, and written into the card.
+"""Agreement of engines: every item of a set, simulated again by a second engine, and written into the card.
 
 A judgement agrees if the second engine gives the answer that the set calls correct. An action agrees if, in the second
 engine, the correct answer works and a wrong one fails: the first half alone would be passed by an engine in which

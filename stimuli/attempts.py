@@ -1,4 +1,4 @@
-"""One attempt at an action: an answer is carried out, and what came of it is drawn and said in words.
+"""One attempt at an action: an answer is carried out, and the outcome is drawn and said in words.
 
 The environment, probing with several attempts and training in the closed loop all carry answers out here, so that the same answer
 to the same scene looks, reads and pays the same everywhere.
@@ -30,7 +30,7 @@ SUCCEEDED = "It worked: the picture shows what happened."
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of one answer.
+    """The outcome of one answer.
 
     Attributes:
         parsed: The answer as it was read.
@@ -54,7 +54,7 @@ class Attempt:
 
     @property
     def words(self) -> str:
-        """What happened, in plain words, as it is told to a model that may try again."""
+        """What happened, in words, as it is told to a model that may try again."""
         if self.frame is None:
             return UNREAD
         if self.score.success:
@@ -80,7 +80,7 @@ def carry_out(
         scene: Before the attempt.
         question: As it was asked.
         parsed: The answer, as the question's parser read it.
-        size: Edge of the picture, pixels.
+        size: Edge of the image, pixels.
         simulator: Simulates and draws.
         cache: Of scores.
         scene_hash: The scene's content hash, where the caller knows it.

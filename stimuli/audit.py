@@ -1,4 +1,4 @@
-"""The audit: what shortcuts score on a stimulus set, overall and by factor of its design, beside chance and constants."""
+"""The audit: what shortcuts score on a stimulus set, overall and by factor of its design, next to chance and constants."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlm_probe.stimuli.viewing import across
 log = logging.getLogger(__name__)
 
 PIXELS = 16
-"""Edge of the pictures that classifiers on pixels see."""
+"""Edge of the images that classifiers on pixels see."""
 FOLDS = 5
 PROCESSORS = {
     "LLaVA-1.5": (336, 14),
@@ -180,7 +180,7 @@ def audit(stimuli: StimulusSet) -> Audit:
     The classifiers are cross-validated by group, so that foils and mirror images of a training item are never tested.
 
     Raises:
-        StimulusError: If the set has fewer than ten groups, or unreadable pictures.
+        StimulusError: If the set has fewer than ten groups, or unreadable images.
     """
     items = stimuli.items
     name = stimuli.card["task"]
@@ -226,7 +226,7 @@ def audit(stimuli: StimulusSet) -> Audit:
     limit = limit_of(task, chance)
 
     def reason(name: str) -> str:
-        # What the task's own sets are known for says nothing about the pictures of somebody else.
+        # What the task's own sets are known for says nothing about the images of somebody else.
         return "the pictures of this set let it" if imported else reason_of(task, name)
 
     def row(name: str, kind: str, accuracy: Callable[[npt.NDArray[np.bool_]], float]) -> Shortcut:
@@ -250,7 +250,7 @@ def audit(stimuli: StimulusSet) -> Audit:
 
 
 def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> npt.NDArray[np.float64]:
-    """The pictures, averaged down to `PIXELS` x `PIXELS` pixels.
+    """The images, averaged down to `PIXELS` x `PIXELS` pixels.
 
     Args:
         stimuli: The set.
@@ -260,7 +260,7 @@ def pixel_features(stimuli: StimulusSet, items: Sequence[Item]) -> npt.NDArray[n
         (n, 768) in [0, 1].
 
     Raises:
-        StimulusError: If a picture cannot be read.
+        StimulusError: If an image cannot be read.
     """
     small = [stimuli.image(item).resize((PIXELS, PIXELS), Image.Resampling.BOX) for item in items]
     return np.stack([np.asarray(picture, dtype=np.float64).ravel() / 255 for picture in small])

@@ -23,7 +23,7 @@ class Condition:
         build: How the outcome relates to the obvious cue: "plain" (the cue is right), "tricky" (the cue is wrong), or a
             value that the family defines.
         mirrored: Whether the scene is the left-right mirror image of its base scene.
-        shown: How a quantity that a plain picture does not show is given ("arrow", "text", ...); empty where there is none.
+        shown: How a quantity that a plain image does not show is given ("arrow", "text", ...); empty where there is none.
         shifts: Visual and physical shifts as (name, level 1 to 3), in the order in which they are applied.
 
     Raises:

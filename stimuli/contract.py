@@ -1,4 +1,4 @@
-"""The contract of a task: what every task must keep, as functions that say in plain words what a task does not keep.
+"""The contract of a task: what every task must keep, as functions that say which requirements a task does not keep.
 
 The tests run it over every registered task; `probe check my_package.my_module:MyTask` runs it over anybody's own.
 """
@@ -24,7 +24,7 @@ from vlm_probe.stimuli.simulators import BACKGROUND, FLOOR, get_simulator
 from vlm_probe.stimuli.tasks import AMBIGUITY_BAND, SamplingFailed, Task
 
 SIZE = 96
-"""Edge of the pictures in which every object must be seen, pixels."""
+"""Edge of the images in which every object must be seen, pixels."""
 TOLERATED_DISAGREEMENT = 0.05
 """Share of scenes outside the ambiguity band whose closed form and simulation may differ (sets leave them out)."""
 TOLERATED_LEAK = 0.25
@@ -323,7 +323,7 @@ def check_foils(task: Task) -> Iterator[Finding]:
 
 
 def check_picture(task: Task) -> Iterator[Finding]:
-    """Every body and marker is inside the picture and to be seen in it."""
+    """Every body and marker is inside the image and to be seen in it."""
     for group in groups(task, 12, seed=3):
         for member in group.members:
             finding = _out_of_sight(member.scene, member.condition.code)
@@ -333,7 +333,7 @@ def check_picture(task: Task) -> Iterator[Finding]:
 
 
 def check_shifted_picture(task: Task) -> Iterator[Finding]:
-    """Every object stays inside the picture at every level of every visual shift."""
+    """Every object stays inside the image at every level of every visual shift."""
     for group in groups(task, 4, seed=3):
         scenes = [member.scene for member in group.plain]
         for name, level in product(VISUAL, LEVELS):
@@ -355,7 +355,7 @@ def check_prompts(task: Task) -> Iterator[Finding]:
             yield Finding("prompts", problem, f"question must give {PARAPHRASES} of them, by variant.paraphrase.")
             return
         prompts = {task.question(m.scene, group.plan.variant).prompt for m in group.plain}
-        # Where the prompt itself states the weights, foils may have the same picture and other weights.
+        # Where the prompt itself states the weights, foils may have the same image and other weights.
         if len(prompts) != 1 and scene.shown != "text":
             problem = "foils are asked in other words than their base scene, so that the prompt tells them apart."
             fix = 'Ask all members of a group alike; if the prompt has to state a quantity, set shown="text" in the scene.'
@@ -467,7 +467,7 @@ def groups(task: Task, count: int, seed: int = 0) -> Iterator[_Group]:
 
 
 def _out_of_sight(scene: Scene, where: str) -> Finding | None:
-    """What is wrong with where the objects of a scene are in its picture, if anything is."""
+    """What is wrong with where the objects of a scene are in its image, if anything is."""
     mask = draw(get_simulator(), replace(scene, panels=()), SIZE).segmentation
     border = set(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).tolist()) - {FLOOR, BACKGROUND}
     things = [body.name for body in scene.bodies] + [marker.name for marker in scene.markers]

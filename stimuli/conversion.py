@@ -87,12 +87,12 @@ def contradictions(items: list[Item], expected: dict[Answer, int]) -> list[Item]
 
 
 SMALLEST = 16
-"""Edge of the smallest picture that is taken, pixels."""
+"""Edge of the smallest image that is taken, pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it will be stored: its hash, the bytes of the PNG, and its edge in pixels."""
+    """An image as it will be stored: its hash, the bytes of the PNG, and its edge in pixels."""
 
     sha256: str
     data: bytes
@@ -107,18 +107,18 @@ def convert(
     report: Report,
     wrong: Callable[[str, str], None],
 ) -> Picture | None:
-    """A picture as a square RGB PNG, turned as its camera was.
+    """An image as a square RGB PNG, turned as its camera was.
 
     Args:
-        folder: That of the table, which no picture may lie outside of.
-        file: The picture's name in the table.
+        folder: That of the table, which no image may lie outside of.
+        file: The image's name in the table.
         size: Edge to which it is scaled, pixels; None leaves it as it is.
-        loaded: Pictures that have been converted already, by name; this one is added.
+        loaded: Images that have been converted already, by name; this one is added.
         report: Where what was done to it is noted.
         wrong: Told a column's role and what is wrong, if it cannot be had.
 
     Returns:
-        The picture; None if it cannot be had.
+        The image; None if it cannot be had.
     """
     if file in loaded:
         return loaded[file]
@@ -161,7 +161,7 @@ def convert(
 
 
 def _rgb(picture: Image.Image, report: Report) -> Image.Image:
-    """A picture with three channels of eight bits in sRGB; what is transparent becomes white.
+    """An image with three channels of eight bits in sRGB; what is transparent becomes white.
 
     Raises:
         ValueError: If its numbers say nothing about how bright they are to be shown.
@@ -188,7 +188,7 @@ def _rgb(picture: Image.Image, report: Report) -> Image.Image:
 
 
 def _to_srgb(picture: Image.Image, data: bytes, report: Report) -> Image.Image:
-    """A picture whose colours are those of a profile, as cameras and printers have them, in the colours of a screen."""
+    """An image whose colours are those of a profile, as cameras and printers have them, in the colours of a screen."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
     grey = profile.profile.xcolor_space.strip() == "GRAY"  # its curve is close to that of sRGB
     if grey or "srgb" in ImageCms.getProfileDescription(profile).lower():

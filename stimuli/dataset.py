@@ -1,4 +1,4 @@
-"""Stimulus sets: a folder with one row per item, the pictures, and a card that says what the set is worth.
+"""Stimulus sets: a folder with one row per item, the images, and a card that says what the set is worth.
 
 SET/metadata.jsonl            one item per line; `datasets.load_dataset("imagefolder", data_dir=SET)` opens it
 SET/images/<sha256>.png
@@ -52,13 +52,13 @@ class StimulusError(ProbeError, ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
         item_id: Unique in the set, and opaque: it says nothing about the answer.
         task: Task name; `task_version` is the version that made it.
-        file_name: Picture, relative to the set's folder.
-        image_sha256: Hash of the picture's file.
+        file_name: Image, relative to the set's folder.
+        image_sha256: Hash of the image's file.
         question: Prompt, answer grammar and style.
         answer: The correct answer.
         margin: Signed physical margin, dimensionless.
@@ -67,7 +67,7 @@ class Item:
         pair_id: Shared by the minimal-pair foils of a group (and by nothing else).
         group_id: Shared by a base scene, its foils and their mirror images.
         role: "base" or "foil1", "foil2", ...
-        scene: What the picture shows; None in imported sets.
+        scene: What the image shows; None in imported sets.
         certificate: Facts found by the simulator, such as all answers that work.
     """
 
@@ -190,7 +190,7 @@ class StimulusSet:
 
     @property
     def content_sha256(self) -> str:
-        """Hash of the metadata, which holds the hash of every picture."""
+        """Hash of the metadata, which holds the hash of every image."""
         return str(self.card["content_sha256"])
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -258,10 +258,10 @@ class StimulusSet:
             )
 
     def image(self, item: Item) -> Image.Image:
-        """The picture of an item, RGB.
+        """The image of an item, RGB.
 
         Raises:
-            StimulusError: If it is missing, unreadable, or not the picture that the metadata describes.
+            StimulusError: If it is missing, unreadable, or not the image that the metadata describes.
         """
         try:
             data = self._within(item.file_name).read_bytes()

@@ -15,8 +15,8 @@ STILL = 1e-6
 def describe(scene: Scene) -> str:
     """The bodies of a scene with their shapes, colours, sizes, places, tilts and motions, in plain English.
 
-    Centimetres; x runs to the right of the picture from its middle, z upwards from the floor, y (where it matters) away from
-    the viewer. Masses are left out, as in the picture: where a question states them, it does so itself. Markers are
+    Centimetres; x runs to the right of the image from its middle, z upwards from the floor, y (where it matters) away from
+    the viewer. Masses are left out, as in the image: where a question states them, it does so itself. Markers are
     described only where they carry something that is not a property of a body (lines on the floor, gates).
     """
     deep = any(abs(body.position[1]) > STILL or abs(body.velocity[1]) > STILL for body in scene.bodies)
@@ -75,7 +75,7 @@ def _size(shape: str, size: tuple[float, float, float]) -> str:
 
 
 def _tilt(body: Body) -> float:
-    """Degrees by which a body is turned in the picture plane, clockwise; 0 for what does not look turned."""
+    """Degrees by which a body is turned in the image plane, clockwise; 0 for what does not look turned."""
     if body.shape == "sphere":
         return 0.0
     turn = rotation(body.orientation)

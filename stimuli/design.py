@@ -2,7 +2,7 @@
 
 A group is one base scene, its foils, and the mirror images of all of them. Conditions and wordings are laid over the
 groups in shuffled blocks, so that each is used equally often (as far as n allows) and neither predicts the other. All
-members of a group share one wording, so that foils differ in the picture alone.
+members of a group share one wording, so that foils differ in the image alone.
 """
 
 from __future__ import annotations

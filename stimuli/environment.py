@@ -55,7 +55,7 @@ Observation = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One earlier attempt: the picture that was seen, and the answer to it (None if it could not be read)."""
+    """One earlier attempt: the image that was seen, and the answer to it (None if it could not be read)."""
 
     picture: Pixels
     answer: Answer | None
@@ -91,7 +91,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
     the attempts made before. An episode ends on success or when no attempt is left; it is never truncated.
 
     `info` holds after a reset: task, condition, margin, scene_sha256; after a step also: answer (as text), status (of the parser),
-    success, score (the reward before the discount), simulated (whether the picture shows a simulation, or the answer as
+    success, score (the reward before the discount), simulated (whether the image shows a simulation, or the answer as
     it was carried out but could not have been), detail (of the scorer).
 
     Args:
@@ -110,7 +110,7 @@ class PhysicsEnv(gymnasium.Env[Observation, Any]):
         engine: Name of the simulator; by default the default one.
         renderer: What draws, see `vlm_probe.stimuli.generate.make_set`; empty for the default.
         views: Which of `VIEWS` an observation has, separated by commas, such as "state" or "image,segmentation".
-        render_mode: "rgb_array" or None. `render` gives the picture of the last observation.
+        render_mode: "rgb_array" or None. `render` gives the image of the last observation.
 
     Raises:
         UnknownTask: If there is no such task.

@@ -1,4 +1,4 @@
-"""Making a stimulus set: scenes, outcomes and pictures for every group of a design, over as many processes as wanted."""
+"""Making a stimulus set: scenes, outcomes and images for every group of a design, over as many processes as wanted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def folders(self) -> list[str]:
-        """Folders of a set beside its metadata."""
+        """Folders of a set next to its metadata."""
         return ["images", *(name for name in ("segmentation", "depth", "state") if getattr(self, name))]
 
     def __post_init__(self) -> None:
@@ -211,7 +211,7 @@ class _GroupResult:
 
 
 def _write(recipe: Recipe, task: Task, folder: Path, jobs: int, progress: Progress | None) -> dict[str, Any]:
-    """Write pictures and metadata into the folder; returns the card."""
+    """Write images and metadata into the folder; returns the card."""
     per_group = design.group_size(task)
     groups = -(-recipe.n // per_group)
     cues, cut, ends = CueTable(), set[tuple[str, str]](), [0]
@@ -359,14 +359,14 @@ class _Unaskable(Exception):
 
 
 def shifted_well(task: Task, member: design.Member, mask: npt.NDArray[np.int32]) -> bool:
-    """Whether a shifted scene is still what its condition says, and its picture shows everything in it.
+    """Whether a shifted scene is still what its condition says, and its image shows everything in it.
 
-    A physical shift may carry the margin out of its bin; and what was beside something may be behind it for another camera.
+    A physical shift may carry the margin out of its bin; and what was next to something may be behind it for another camera.
 
     Args:
         task: The task.
         member: The scene and its condition.
-        mask: (size, size) segmentation of its picture.
+        mask: (size, size) segmentation of its image.
     """
     scene, (low, high) = member.scene, member.condition.margin_bin
     if task.kind != "grounding" and is_physical(member.condition.shifts):
@@ -426,7 +426,7 @@ def _item(recipe: Recipe, task: Task, plan: design.Group, member: design.Member,
         question = task.question(scene, plan.variant)
     except ValueError as error:
         raise _Unaskable from error
-    # The engine builds the world once if it is simulated untouched: after one picture of the start, or before a strip.
+    # The engine builds the world once if it is simulated untouched: after one image of the start, or before a strip.
     answer = task.solve(scene, question, simulator) if scene.panels else None
     frame = draw(painter(recipe.renderer), scene, recipe.size)
     moved = recipe.shifts or find_renderer(recipe.renderer).raised

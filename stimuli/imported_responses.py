@@ -1,4 +1,4 @@
-"""Human responses in imported tables: as counts in columns of the items' own table, or one per row of a table beside it."""
+"""Human responses in imported tables: as counts in columns of the items' own table, or one per row of a table next to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESPONSE_ROLES = {
     "rt": "reaction time, seconds",
 }
 COUNT_PREFIXES = ("n_", "response_")
-"""Columns of the table that hold how many people gave an answer: n_yes, response_stands, ..."""
+"""Columns of the table that hold how many participants gave an answer: n_yes, response_stands, ..."""
 
 
 def counted_responses(table: Path, row: Row, header: Sequence[str], item: Item, report: Report) -> Iterator[Response]:
@@ -66,7 +66,7 @@ def listed_responses(path: Path, mapping: Mapping[str, str], items: Sequence[Ite
     by_name: dict[str, Item | None] = {}
     for item in items:
         source = str(item.question.about["source"])
-        # A picture names its item as long as it has only one.
+        # An image names its item as long as it has only one.
         by_name[source] = item if source not in by_name else None
     by_name |= {item.item_id: item for item in items}
     found = []

@@ -1,4 +1,4 @@
-"""Sets of other people: a folder of pictures and a table of trials become a stimulus set, with human responses if there are any."""
+"""external stimulus sets: a folder of images and a table of trials become a stimulus set, with human responses if there are any."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PROBED = 4
 """Scenes of a task whose questions are compared, to see whether its question depends on the scene."""
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
+"""Called with (images done, images in all)."""
 
 
 class ImportProblems(StimulusError):
@@ -80,12 +80,12 @@ def import_set(
     size: int | None = None,
     progress: Progress | None = None,
 ) -> StimulusSet:
-    """Make a stimulus set from pictures and a table. Everything is checked before anything is written.
+    """Make a stimulus set from images and a table. Everything is checked before anything is written.
 
     Args:
-        images: Folder of the pictures.
+        images: Folder of the images.
         table: CSV, TSV or JSONL with one row per item; its columns are named as in `ROLES`, or mapped by `columns`.
-            Columns like n_yes and n_no (or response_stands ...) count what people answered.
+            Columns like n_yes and n_no (or response_stands ...) count what participants answered.
         out: Folder to make; it appears when it is whole.
         task: Task whose question is asked, in whose words the answers are; None if the table has prompts and options.
         columns: Role -> the column's name in this table.
@@ -95,14 +95,14 @@ def import_set(
         response_columns: Role -> the column's name in that table.
         wordings: "first": the task's first wording for all; "all": its wordings in turn, one per group.
         style: "think" adds the request to reason first.
-        size: Edge to which pictures are scaled; None keeps them. Pictures that are not square are padded in any case.
-        progress: Called with (pictures done, pictures in all).
+        size: Edge to which images are scaled; None keeps them. Images that are not square are padded in any case.
+        progress: Called with (images done, images in all).
 
     Returns:
         The set. Its card lists what had to be converted under imported.notes.
 
     Raises:
-        ImportProblems: If anything is wrong with the tables or the pictures; every problem names its row and column.
+        ImportProblems: If anything is wrong with the tables or the images; every problem names its row and column.
         OutputError: If `out` exists or cannot be written.
         StimulusError: If a table or folder cannot be read.
         UnknownTask: If there is no such task.
@@ -229,7 +229,7 @@ def _usual_question(task: Task, variant: Variant) -> Question:
             asked.append(task.question(task.sample(rng, condition), variant))
         except (SamplingFailed, ValueError):
             continue
-    # Grounding asks about something in the picture, even where one of its questions happens to be the same for all.
+    # Grounding asks about something in the image, even where one of its questions happens to be the same for all.
     if task.kind == "grounding" or not asked or any(question != asked[0] for question in asked):
         raise StimulusError(
             f"what {task.name} asks depends on the scene, which imported pictures do not have:"

@@ -1,4 +1,4 @@
-"""How a picture looks apart from its physics: small random differences in colour, light and floor within the unshifted set."""
+"""How an image looks apart from its physics: small random differences in colour, light and floor within the unshifted set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlm_probe.stimuli.scene import COLOURS, Background, Light
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Light and background of a picture."""
+    """Light and background of an image."""
 
     light: Light
     background: Background

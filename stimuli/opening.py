@@ -1,4 +1,4 @@
-"""Opening pictures of unknown origin: what is too large, torn or no common format is refused."""
+"""Opening images of unknown origin: what is too large, torn or no common format is refused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ as many, and a narrow strip becomes that large once it is padded to a square; ei
 
 
 def open_picture(source: Path | bytes) -> tuple[Image.Image, bool]:
-    """A picture, decoded and turned as its camera was; and whether its file has further ones.
+    """An image, decoded and turned as its camera was; and whether its file has further ones.
 
     Args:
         source: A file, or its contents.
 
     Raises:
-        ValueError: If it is no picture, is cut off, or has an edge longer than `LARGEST_EDGE`.
+        ValueError: If it is no image, is cut off, or has an edge longer than `LARGEST_EDGE`.
     """
     try:
         with warnings.catch_warnings():
@@ -33,7 +33,7 @@ def open_picture(source: Path | bytes) -> tuple[Image.Image, bool]:
                     raise ValueError(
                         f"{width} x {height} pixels are too many: scale it to edges of at most {LARGEST_EDGE:,}"
                     )
-                # A telephone may hide a second picture (a map of depth, say) in a JPEG, which no viewer shows.
+                # A telephone may hide a second image (a map of depth, say) in a JPEG, which no viewer shows.
                 several = bool(getattr(opened, "is_animated", False)) and opened.format != "MPO"
                 opened.load()
                 return ImageOps.exif_transpose(opened), several

@@ -556,7 +556,7 @@ def whole_folder(path: Path, kind: str, option: str = "--out") -> Iterator[Path]
 
 @contextmanager
 def _lock_beside(path: Path) -> Iterator[None]:
-    """Keep other processes from making the same folder. The file that is locked lies beside it, and goes afterwards."""
+    """Keep other processes from making the same folder. The file that is locked lies next to it, and goes afterwards."""
     name = f".{path.name}{LOCK}"
     while True:
         try:

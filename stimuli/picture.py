@@ -99,7 +99,7 @@ def staged(scenes: Sequence[Scene], renderer: str = "") -> tuple[Scene, ...]:
 
 
 def draw(simulator: Simulator, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
-    """A square picture of a scene: of its start, of its panels where it has some, or with the bodies at `poses`.
+    """A square image of a scene: of its start, of its panels where it has some, or with the bodies at `poses`.
 
     Args:
         simulator: Draws, and simulates what panels later than the start show.
@@ -149,7 +149,7 @@ def panel_boxes(size: int) -> list[tuple[int, int, int, int]]:
 
 
 def _tile(pictures: list[npt.NDArray], size: int, fill: int) -> npt.NDArray:  # type: ignore[type-arg]
-    """Four pictures in reading order, with a gap between them."""
+    """Four images in reading order, with a gap between them."""
     whole = np.full((size, size, *pictures[0].shape[2:]), fill, dtype=pictures[0].dtype)
     for (left, top, right, bottom), picture in zip(panel_boxes(size), pictures, strict=True):
         whole[top:bottom, left:right] = picture

@@ -324,7 +324,7 @@ class _Solid:
 
 def _solid(rays: ModuleType, thing: Body | Marker, piece: Piece, place: Floats, turn: Floats, reach: float) -> _Solid:
     hull = _dot(piece.points[:, None], turn) + place
-    # Wedges have fewer corners: the first once more is none.
+    # Wedges have fewer corners: the first again is none.
     hull = np.concatenate([hull, np.repeat(hull[:1], CORNERS - len(hull), axis=0)])
     planes, numbers = np.zeros((rays.FACES, 4)), np.zeros(10)
     radius, half = thing.size[0] / 2, thing.size[2] / 2

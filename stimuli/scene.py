@@ -42,7 +42,7 @@ LARGEST = 1e12
 """Magnitude below which every number of a scene must lie; NaN does not."""
 _LENGTHS = {"Vec3": 3, "Quaternion": 4}
 PANELS = 4
-"""A strip of frames has this many pictures, in reading order: upper left, upper right, lower left, lower right."""
+"""A strip of frames has this many images, in reading order: upper left, upper right, lower left, lower right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +186,9 @@ class Scene:
         floor_friction: Coulomb coefficient of the floor.
         camera, light, background: How it is shown.
         palette: Which colours the colour names stand for (`vlm_probe.stimuli.palettes`).
-        panels: Empty for one picture of the start; else `PANELS` moments (seconds; negative ones come before the start,
+        panels: Empty for one image of the start; else `PANELS` moments (seconds; negative ones come before the start,
             when every body moved uniformly) shown side by side.
-        shown: How a quantity that a plain picture does not show is given ("arrow", "text", ...; each family defines its
+        shown: How a quantity that a plain image does not show is given ("arrow", "text", ...; each family defines its
             own), so that the question can say so.
 
     Raises:
@@ -230,7 +230,7 @@ class Scene:
         raise KeyError(f"no body {name!r} in the scene; there are {', '.join(b.name for b in self.bodies)}")
 
     def moved(self, name: str, dx: float = 0.0, dz: float = 0.0) -> Scene:
-        """A copy in which one body is displaced by (dx, dz) metres in the picture plane.
+        """A copy in which one body is displaced by (dx, dz) metres in the image plane.
 
         Args:
             name: Of the body.
@@ -292,7 +292,7 @@ class Scene:
 
 
 def mirror(scene: Scene) -> Scene:
-    """The scene reflected in the plane x = 0, so that its picture is the mirror image (up to rasterisation)."""
+    """The scene reflected in the plane x = 0, so that its image is the mirror image (up to rasterisation)."""
 
     def flip(v: Vec3) -> Vec3:
         return (-v[0] + 0.0, v[1], v[2])  # + 0.0 turns -0.0 into 0.0, which would otherwise change the hash

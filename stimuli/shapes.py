@@ -171,7 +171,7 @@ def _prism(outline: Floats, depth: float) -> Piece:
 
 
 def corners(thing: Body | Marker) -> Floats:
-    """(n, 3) world points whose convex hull holds a body or marker, metres (for keeping it in the picture)."""
+    """(n, 3) world points whose convex hull holds a body or marker, metres (for keeping it in the image)."""
     points = _outline(thing.shape, thing.size)
     if thing.orientation != (0.0, 0.0, 0.0, 1.0):
         points = points @ rotation(thing.orientation).T
@@ -203,7 +203,7 @@ def rotation(quaternion: Quaternion) -> Floats:
 
 
 def about_y(degrees: float) -> Quaternion:
-    """A turn in the picture plane: clockwise as the camera at yaw 0 sees it."""
+    """A turn in the image plane: clockwise as the camera at yaw 0 sees it."""
     return (0.0, math.sin(math.radians(degrees) / 2), 0.0, math.cos(math.radians(degrees) / 2))
 
 

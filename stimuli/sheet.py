@@ -1,4 +1,4 @@
-"""Contact sheets: the pictures of a set, or of a scene under every shift, side by side, for looking at."""
+"""Contact sheets: the images of a set, or of a scene under every shift, side by side, for looking at."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CELL, LINE, GAP = 320, 18, 8
 WIDEST = 50
 """Characters of a caption that fit under an image."""
 SHOWN_SHIFTS = (*VISUAL, "count", "size")
-"""Shifts that a picture shows: mass, friction and gravity cannot be seen."""
+"""Shifts that an image shows: mass, friction and gravity cannot be seen."""
 
 
 def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: int = 4) -> None:
@@ -53,7 +53,7 @@ def contact_sheet(stimuli: StimulusSet, out: str | Path, n: int = 24, columns: i
 
 
 def shift_sheet(task: str, out: str | Path, seed: int = 4, renderer: str = "") -> None:
-    """Write a PNG of every shift (rows) at every level (columns, after the unshifted picture) on one scene of a task.
+    """Write a PNG of every shift (rows) at every level (columns, after the unshifted image) on one scene of a task.
 
     Args:
         task: Its name.

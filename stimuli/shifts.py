@@ -2,7 +2,7 @@
 
 Visual shifts change how a scene looks and nothing of its physics, so that its margin and its outcome stay what they are.
 Physical shifts change sizes, masses, frictions, gravity or the number of objects; margins are computed and outcomes
-simulated anew. Whatever belongs together (a scene, its foils, its mirror images) is shifted alike.
+simulated again. Whatever belongs together (a scene, its foils, its mirror images) is shifted alike.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PHYSICAL = ("count", "size", "mass", "friction", "gravity")
 GROUPS = {"visual": VISUAL, "physical": PHYSICAL}
 """Names that stand for several shifts."""
 ORDER = (*PHYSICAL, *VISUAL)
-"""Shifts are applied in this order, in whatever order they are named: distractors find their place in the final picture."""
+"""Shifts are applied in this order, in whatever order they are named: distractors find their place in the final image."""
 
 FRAME = 0.95
-"""Share of the picture, from its middle, within which every body and marker stays."""
+"""Share of the image, from its middle, within which every body and marker stays."""
 STEEPEST = -75.0
 """Degrees of pitch beyond which the camera does not go."""
 
@@ -326,7 +326,7 @@ def _distractors(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes
 def _places(
     scenes: Scenes, kinds: Sequence[str], unit: float, back: float, rng: np.random.Generator
 ) -> list[Marker] | None:
-    """Markers of those shapes, apart from everything and from each other in the picture; None if there is no room."""
+    """Markers of those shapes, apart from everything and from each other in the image; None if there is no room."""
     camera = scenes[0].camera
     taken = [_box(camera, points) for scene in scenes for _, points in shown(scene)]
     found: list[Marker] = []
@@ -357,7 +357,7 @@ def _places(
 
 
 def _box(camera: Camera, points: Floats) -> tuple[Floats, Floats]:
-    """Lower left and upper right corner of what points cover in the picture."""
+    """Lower left and upper right corner of what points cover in the image."""
     places = project(camera, points)[:, :2]
     return places.min(axis=0), places.max(axis=0)
 
@@ -374,7 +374,7 @@ def _size(scenes: Scenes, level: int, rng: np.random.Generator) -> Scenes:
     """Everything grows or shrinks alike; forces and masses go with the volume.
 
     Velocities go with the lengths, so that arrows, trails and strips still show them. The camera keeps its distance, unless
-    things have grown out of the picture.
+    things have grown out of the image.
     """
     factor = float(rng.choice(SIZES[level]))
 

@@ -105,7 +105,7 @@ def split_name(name: str) -> tuple[str, Shifts]:
     """The name of a set and the shifts that follow it after an `@`.
 
     Raises:
-        StimulusError: If a folder is to be shifted: its pictures are drawn already.
+        StimulusError: If a folder is to be shifted: its images are drawn already.
         ValueError: If there are no such shifts.
     """
     bare, sign, text = name.rpartition("@")
@@ -130,7 +130,7 @@ def further_set(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> StimulusSet:
-    """A set of the task beside the standard one, from the cache or made now: worked examples, grounding checks.
+    """A set of the task next to the standard one, from the cache or made now: worked examples, grounding checks.
 
     Args:
         task: Registered task name.
@@ -170,6 +170,10 @@ def further_set(
     return StimulusSet.load(folder)
 
 
+DESIGN = 2
+"""Raised when the same task and seed give other items: since 2, items are in random order and their ids are opaque."""
+
+
 def _place(task: str, n: int, seed: int, size: int, renderer: str, shifts: Shifts) -> Path:
     """Where such a set is kept."""
     the_task = get_task(task)
@@ -178,4 +182,6 @@ def _place(task: str, n: int, seed: int, size: int, renderer: str, shifts: Shift
         engine += "_" + painter(renderer).renderer.replace(" ", "-")
     # Every shift by name and level, so that `visual:2` and its parts are one set.
     code = "".join(f"_{name}{level}" for name, level in shifts)
-    return cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}_n{n}_s{seed}_{size}px_{engine}{code}"
+    return (
+        cache_folder() / "sets" / f"{the_task.name}_v{the_task.version}-{DESIGN}_n{n}_s{seed}_{size}px_{engine}{code}"
+    )

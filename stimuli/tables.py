@@ -1,4 +1,4 @@
-"""Tables of other people: rows with the line they came from, columns by what they are for, and a list of what is wrong."""
+"""external tables: rows with the line they came from, columns by what they are for, and a list of what is wrong."""
 
 from __future__ import annotations
 

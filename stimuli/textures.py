@@ -32,7 +32,7 @@ BODY_PERIOD = 0.45
 FLOOR_PERIOD = 0.12
 """Length of a pattern on the floor, as a share of the distance of the camera."""
 SKY_PERIOD = 0.45
-"""Length of a pattern in the sky, in half pictures."""
+"""Length of a pattern in the sky, in half images."""
 
 
 @dataclass(frozen=True, slots=True)

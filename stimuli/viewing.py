@@ -1,4 +1,4 @@
-"""Where things fall in the picture: the camera's geometry, from world points to the picture and from pixels back."""
+"""Where things fall in the image: the camera's geometry, from world points to the image and from pixels back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EDGE = 0.95
 
 
 def axes(camera: Camera) -> tuple[Floats, Floats, Floats, Floats]:
-    """Place of the camera (m), and the unit vectors to the right of the picture, up in it, and into it."""
+    """Place of the camera (m), and the unit vectors to the right of the image, up in it, and into it."""
     yaw, pitch = math.radians(camera.yaw), math.radians(camera.pitch)
     into = np.array([-math.sin(yaw) * math.cos(pitch), math.cos(yaw) * math.cos(pitch), math.sin(pitch)])
     right = np.array([math.cos(yaw), math.sin(yaw), 0.0])
@@ -39,14 +39,14 @@ def axes(camera: Camera) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def project(camera: Camera, points: Floats) -> Floats:
-    """Where world points (n, 3), metres, fall in the picture.
+    """Where world points (n, 3), metres, fall in the image.
 
     Args:
         camera: The camera.
         points: (n, 3) in the world, metres.
 
     Returns:
-        (n, 3): place to the right and up, from -1 to 1 within the picture, and depth along the viewing axis, metres.
+        (n, 3): place to the right and up, from -1 to 1 within the image, and depth along the viewing axis, metres.
     """
     eye, right, up, into = axes(camera)
     away = np.asarray(points, dtype=float) - eye
@@ -56,12 +56,12 @@ def project(camera: Camera, points: Floats) -> Floats:
 
 
 def across(scene: Scene, length: float, size: int) -> float:
-    """How many pixels a length from left to right takes in the picture, in the middle of the bodies.
+    """How many pixels a length from left to right takes in the image, in the middle of the bodies.
 
     Args:
         scene: What is shown.
         length: Metres.
-        size: Edge of the picture, pixels; of a strip of panels, the whole of it.
+        size: Edge of the image, pixels; of a strip of panels, the whole of it.
     """
     middle = np.mean([body.position for body in scene.bodies], axis=0)
     ends = project(scene.camera, middle + np.array([[-0.5], [0.5]]) * length * np.array([1.0, 0.0, 0.0]))
@@ -77,7 +77,7 @@ def unproject(
         camera: The camera.
         rows, columns: (n,) of the pixels.
         depth: (n,) metres along the viewing axis.
-        size: Edge of the picture, pixels.
+        size: Edge of the image, pixels.
     """
     eye, right, up, into = axes(camera)
     half = depth * math.tan(math.radians(camera.fov) / 2)
@@ -88,12 +88,12 @@ def unproject(
 
 
 def fitted(camera: Camera, points: Floats, frame: float) -> Camera:
-    """The camera, moved straight back (to the next millimetre) until all points are in the picture.
+    """The camera, moved straight back (to the next millimetre) until all points are in the image.
 
     Args:
         camera: The camera.
         points: (n, 3) in the world, metres.
-        frame: Share of the picture, from its middle, within which they have to be.
+        frame: Share of the image, from its middle, within which they have to be.
     """
     eye, right, up, into = axes(camera)
     away = points - eye
@@ -157,7 +157,7 @@ def is_sign(thing: Body | Marker) -> bool:
 
 
 def extent(scene: Scene) -> Floats:
-    """(n, 3) points that hold everything the picture of a scene shows, in all its panels before the start, metres."""
+    """(n, 3) points that hold everything the image of a scene shows, in all its panels before the start, metres."""
     return np.concatenate([points for _, points in shown(scene)])
 
 

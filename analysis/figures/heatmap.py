@@ -1,4 +1,4 @@
-"""The transfer matrix as a heat map: every training on every test, coloured by its difference from the untrained model."""
+"""The transfer matrix as a heat map: every training run on every test, coloured by its difference from the untrained model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def heatmap(cells: pd.DataFrame, stem: Path, label: str = "Difference from the u
 
     Args:
         cells: `training` and `test` (labels, in their order), `rate`, `difference` (to the untrained model; nan: unknown),
-            `reliable` (whether the difference is told from 0) and `within` (the task that was trained).
+            `reliable` (whether the difference is significantly different from 0) and `within` (the task that was trained).
         stem: Where to write, without suffix.
         label: What the colours show.
     """

@@ -49,7 +49,7 @@ def psychometric_curves(points: pd.DataFrame, curves: pd.DataFrame, stem: Path) 
                 dots = own[own["method"] == method].sort_values("margin")
                 if not len(dots):
                     continue
-                # Methods stand a little beside each other, or their intervals would hide one another.
+                # Methods stand a little next to each other, or their intervals would hide one another.
                 x = dots["margin"] + 0.008 * reach * (index - (len(methods) - 1) / 2) * 2
                 y = dots["p_signal"].to_numpy(float)
                 errors = [(y - dots["low"]).clip(lower=0), (dots["high"] - y).clip(lower=0)]

@@ -118,7 +118,7 @@ def is_function(name: str) -> bool:
 
 @cache
 def context() -> dict[str, Any]:
-    """What formulas may call beside formulaic's own functions."""
+    """What formulas may call next to formulaic's own functions."""
     from formulaic.transforms import C
     from formulaic.utils.stateful_transforms import stateful_transform
 

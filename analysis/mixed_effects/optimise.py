@@ -2,7 +2,7 @@
 
 The factors of covariance matrices are not bounded: changing the sign of a column of `L` changes nothing, so that an
 estimate on the boundary (a variance of 0) is an ordinary stationary point. It may be the wrong one, which is why every
-variance of 0 is tried once more from elsewhere.
+variance of 0 is tried again from elsewhere.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _inverse_root(matrix: Array) -> Array:
 
 
 def _snap(objective: Counter, x: Array, value: float, diagonal: NDArray[np.bool_]) -> tuple[Array, float]:
-    """Set those variances to 0 exactly that are 0 but for the accuracy of the search."""
+    """Set those variances to 0 exactly that are 0 except for the accuracy of the search."""
     for place in np.flatnonzero(diagonal & (np.abs(x) < NEARLY_ZERO)):
         other = x.copy()
         other[place] = 0

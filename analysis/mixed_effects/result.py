@@ -50,7 +50,7 @@ class FitResult(FittedModel):
     def profile(
         self, of: Mapping[str, float] | None = None, *, level: float = 0.95, df: str | None = None
     ) -> pd.DataFrame:
-        """Profile-likelihood tests and intervals, beside the Wald ones of `coefficients`; of linear models by ML.
+        """Profile-likelihood tests and intervals, next to the Wald ones of `coefficients`; of linear models by ML.
 
         Args:
             of: Weights of coefficients by name, for one combination of them; None for every coefficient.
@@ -139,7 +139,7 @@ class FitResult(FittedModel):
     ) -> pd.DataFrame:
         """The same contrasts by a t test on one mean response per run (or other group), with pooled variance.
 
-        With few runs it is the plainer test; report it beside the model's. It is about runs on these items: what else the
+        With few runs it is the plainer test; report it next to the model's. It is about runs on these items: what else the
         formula takes at random, such as items, is as it is, so that effects of items that a condition's runs share
         count as effects of the condition.
 

@@ -1,4 +1,4 @@
-"""Building the page: the data of runs as one JSON block, pictures as another, beside the page's own script and style."""
+"""Building the page: the data of runs as one JSON block, images as another, next to the page's own script and style."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _items(trials: Trials, sets: Mapping[str, StimulusSet]) -> dict[tuple[str, s
 
 
 def _missing(trials: Trials, sets: Mapping[str, StimulusSet]) -> list[str]:
-    """Which sets are not where their runs found them, so that the page has no pictures of their trials."""
+    """Which sets are not where their runs found them, so that the page has no images of their trials."""
     gone = {s.set_path: None for s in trials.sources if s.set_path and s.stimuli[:12] not in sets}
     return [f"no pictures of {path}: the set is not there, seen from this folder, or is another one" for path in gone]
 
@@ -228,7 +228,7 @@ def _transfer(trials: Trials) -> dict[str, Any] | None:
 
 
 def _html(data: Mapping[str, Any], pictures: Mapping[str, str], live: bool) -> str:
-    """The page. Its policy admits its own script and style, pictures within it, and nothing else."""
+    """The page. Its policy admits its own script and style, images within it, and nothing else."""
     assets = files("vlm_probe.analysis.page") / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
     body = "".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)

@@ -1,4 +1,4 @@
-"""Pictures inside a page: each once, whatever number of trials it was shown in, small and as text."""
+"""Images inside a page: each once, whatever number of trials it was shown in, small and as text."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vlm_probe.stimuli.dataset import Item, StimulusError, StimulusSet
 from vlm_probe.stimuli.ranges import PAGE_SIZE
 
 QUALITY = 75
-"""Of WebP. A picture of a set takes about 0.7 kB at 224 pixels, a sixth of its PNG."""
+"""Of WebP. An image of a set takes about 0.7 kB at 224 pixels, a sixth of its PNG."""
 
 KEY = 16
-"""Digits of a picture's hash that name it in the page."""
+"""Digits of an image's hash that name it in the page."""
 
 
 class Pictures:
-    """Small pictures by hash; asked again, as a page that is served is, each is read once.
+    """Small images by hash; asked again, as a page that is served is, each is read once.
 
     Args:
-        size: Longest edge in pixels; 0 for no pictures.
+        size: Longest edge in pixels; 0 for no images.
 
     Raises:
         OutOfRange: If the size is.
@@ -37,7 +37,7 @@ class Pictures:
     def collect(
         self, trials: Iterable[Shown], sets: Mapping[str, StimulusSet], items: Mapping[tuple[str, str], Item]
     ) -> dict[str, str]:
-        """The pictures of trials whose sets are there, as base64 of WebP, by the first digits of their hash.
+        """The images of trials whose sets are there, as base64 of WebP, by the first digits of their hash.
 
         One that cannot be read, or is not the one that was shown, is left out.
 
@@ -64,7 +64,7 @@ class Pictures:
 
 
 def encoded(picture: Image.Image, size: int) -> str:
-    """A picture as base64 of WebP, made smaller where its longest edge is above `size` pixels."""
+    """An image as base64 of WebP, made smaller where its longest edge is above `size` pixels."""
     if max(picture.size) > size:
         picture = picture.copy()
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)

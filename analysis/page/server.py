@@ -1,4 +1,4 @@
-"""Serving the page on loopback while a run goes on: built anew when the logs have changed and a reader asks."""
+"""Serving the page on loopback while a run goes on: built again when the logs have changed and a reader asks."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Shown:
         options: (answer, probability) of the likeliest legal answers; empty if they were not scored.
         others: Probability of the options that are not listed.
         detail: What the scorer says, as text.
-        image, stimuli: Hash of the picture, and of the set (first digits).
+        image, stimuli: Hash of the image, and of the set (first digits).
         error: Why the trial failed.
     """
 
@@ -181,7 +181,7 @@ def _of_row(row: Row, source: int, stimuli: str, grammar: Grammar | None) -> Sho
 
 
 def _of_table(rows: pd.DataFrame, source: int) -> Iterator[Shown]:
-    """Trials of other people's tables, which have neither replies nor pictures."""
+    """Trials of external tables, which have neither replies nor images."""
     for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
         shift = str(row["shift"])
         outcome = "right" if row["success"] else "unread" if row["status"] != "ok" else "wrong"

@@ -1,4 +1,4 @@
-"""Success rates on every test, run by run and over runs, beside what needs no physics."""
+"""Success rates on every test, run by run and over runs, next to what needs no physics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several attempts at an item: success within one, two, three, beside as many independent guesses."""
+"""Several attempts at an item: success within one, two, three, next to as many independent guesses."""
 
 from __future__ import annotations
 

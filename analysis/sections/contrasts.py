@@ -1,4 +1,4 @@
-"""The planned contrasts: what trainings do within their task and beyond it, and reinforcement learning against imitation."""
+"""The planned contrasts: what training runs do within their task and beyond it, and reinforcement learning against imitation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control conditions: blank, mirrored and shuffled pictures, descriptions, stated physics, worked examples."""
+"""Control conditions: blank, mirrored and shuffled images, descriptions, stated physics, worked examples."""
 
 from __future__ import annotations
 

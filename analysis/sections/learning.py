@@ -1,4 +1,4 @@
-"""Learning curves and sample efficiency: of trainings that were named, and of checkpoints that were probed."""
+"""Learning curves and sample efficiency: of training runs that were named, and of checkpoints that were probed."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def section(material: ReportData) -> Section:
     models = list(dict.fromkeys(names["model"].astype(str)))
     for model in models:
         own = names[names["model"].astype(str) == model]
-        # Items by trainings matter to contrasts within a test; here they would cost most of the time and say little.
+        # Items by training runs matter to contrasts within a test; here they would cost most of the time and say little.
         fitted = fit_cells(own, ["training", "test"], allowed=TERMS[:3])
         part = file_part(model) if len(models) > 1 else ""
         results |= {joined(key, part): result for key, result in _results(fitted, model).items()}

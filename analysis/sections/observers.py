@@ -1,4 +1,4 @@
-"""Errors of models beside those of observers: who guesses errs elsewhere than who simulates through noise."""
+"""Errors of models next to those of observers: who guesses errs elsewhere than who simulates through noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agreement with people, where a set came with human responses."""
+"""Agreement with participants, where a set came with human responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CELL = ("model", "method", "train_tasks", "regime", "test_task")
 
 
 def section(material: ReportData) -> Section:
-    """Alignment with people. Raises Unanswerable if no set has human responses."""
+    """Alignment with participants. Raises Unanswerable if no set has human responses."""
     responses = human_responses(material.sets)
     asked = pd.concat([material.plain, material.observers]) if len(material.observers) else material.plain
     if responses.empty or asked.empty:
@@ -43,7 +43,7 @@ def section(material: ReportData) -> Section:
 
 
 def in_words(row: Mapping[Any, Any], items: pd.DataFrame) -> str:
-    """What a run has in common with people, as a sentence; or why that cannot be said.
+    """What a run has in common with participants, as a sentence; or why that cannot be said.
 
     Args:
         row: A row of the table of `alignment`.

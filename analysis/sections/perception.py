@@ -1,4 +1,4 @@
-"""Perception first: a model that does not see what a picture shows is not failing at physics."""
+"""Perception first: a model that does not see what an image shows is not failing at physics."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _several(points: pd.DataFrame, part: str) -> bool:
 
 
 def _groups(points: pd.DataFrame) -> list[tuple[str, str]]:
-    """Models and trainings that get a figure of their own; the untrained model is in each."""
+    """Models and training runs that get a figure of their own; the untrained model is in each."""
     found = list(dict.fromkeys(zip(points["model"].astype(str), points["trained_on"], strict=True)))
     trained = [pair for pair in found if pair[1] != "none"]
     return trained + [pair for pair in found if pair[1] == "none" and pair[0] not in {model for model, _ in trained}]

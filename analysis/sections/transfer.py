@@ -1,4 +1,4 @@
-"""The transfer matrix: every training on every test, against the untrained model."""
+"""The transfer matrix: every training run on every test, against the untrained model."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def _figure(table: pd.DataFrame, alpha: float) -> Figure:
         reliable=(table["p_holm"] < alpha).to_numpy(bool),
         within=(table["transfer"].astype(str) == "within").to_numpy(bool),
     )
-    # Tests in one order for all trainings; trainings in the order of the table, which is that of the runs.
+    # Tests in one order for all training runs; training runs in the order of the table, which is that of the runs.
     tests = sorted(set(cells["test"]))
     first = cells.sort_values("test", key=lambda names: names.map(tests.index), kind="stable")
     trainings = list(dict.fromkeys(sorted(cells["training"], key=lambda name: _place(cells, name))))

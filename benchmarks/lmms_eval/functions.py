@@ -1,4 +1,4 @@
-"""What lmms-eval asks of a stimulus set: the picture, the question, and whether a reply is the stored answer."""
+"""What lmms-eval asks of a stimulus set: the image, the question, and whether a reply is the stored answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def pictures(doc: dict[str, Any]) -> list[Any]:
-    """The picture of an item."""
+    """The image of an item."""
     return [doc["image"].convert("RGB")]
 
 

@@ -1,4 +1,4 @@
-"""The transfer matrix over the width of a page: trainings in groups of rows, tests in groups of columns, one per family."""
+"""The transfer matrix over the width of a page: training runs in groups of rows, tests in groups of columns, one per family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two extra conditions, joint training and training with varied pictures, each against the untrained model; exploratory."""
+"""The two extra conditions, joint training and training with varied images, each against the untrained model; exploratory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def part(study: Study) -> Part:
 
 
 def _against_single(numbers: Numbers, single: pd.DataFrame, varied: pd.DataFrame) -> None:
-    """Success after training with varied pictures beside that with plain ones, on the same tests, method by method."""
+    """Success after training with varied images next to that with plain ones, on the same tests, method by method."""
     if varied.empty:
         return
     task = str(varied["train_tasks"].astype(str).iloc[0])

@@ -206,7 +206,7 @@ def _differences(found: Contrasts, study: Study) -> pd.DataFrame:
     means = found.run_means
     trained = means[(means["method"] != "none") & means["untrained"].notna()]
     if study.registration is not None:
-        # Those of single conditions are beside them in the table, and belong to other contrasts.
+        # Those of single conditions are next to them in the table, and belong to other contrasts.
         over_all = {c.train_tasks for c in study.registration.conditions if c.is_plain}
         trained = trained[trained["training"].str.split(" ", n=1).str[1].isin(over_all)]
     trained = trained.assign(difference=trained["rate"] - trained["untrained"], level=trained["transfer"].map(LEVELS))

@@ -1,4 +1,4 @@
-"""Control conditions on the trained tasks: what is left of success when the picture is taken away, changed or put into words."""
+"""Control conditions on the trained tasks: what is left of success when the image is taken away, changed or put into words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANNERS = {
     "facts": "physics stated",
 }
 BLIND = ("blank", "other-picture", "shuffled")
-"""Manners in which no right picture is seen: what success is left there is not vision."""
+"""Manners in which no right image is seen: what success is left there is not vision."""
 
 
 def part(study: Study) -> Part:
@@ -50,7 +50,7 @@ def part(study: Study) -> Part:
     if len(blind):
         numbers.rate("controls.blind.highest", float(blind["rate"].max()))
         numbers.rate("controls.intact.lowest", float(blind["intact_rate"].min()))
-        # Success without the picture is told from that with it if the paired interval lies below 0.
+        # Success without the image is told from that with it if the paired interval lies below 0.
         needs = blind["difference_high"] < 0
         numbers.verdict(
             "controls.vision", "all" if needs.all() else "some" if needs.any() else "none", ("all", "some", "none")

@@ -24,7 +24,7 @@ NAMES = {"label": "right answer", "com-offset": "centre of mass", "count": "numb
 
 
 def decodable(study: Study) -> list[bool] | None:
-    """Of every quantity and training, whether it was decoded above chance after the training; None if nothing was decoded."""
+    """Of every quantity and training, whether it was decoded above chance after the training run; None if nothing was decoded."""
     rows = [row for result in _compared(study) for row in _rows(result, study.trainings)]
     after = [row for row in rows if row["is_record"] and row["method"] != "none"]
     return [bool(row["low"] > row["chance"]) for row in after] or None
@@ -145,7 +145,7 @@ def _training(result: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]])
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the figure: the bare model once per panel, and every training on it."""
+    """The rows of the figure: the bare model once per panel, and every training run on it."""
     panels = [
         f"{task_name(task)}: {NAMES.get(target, target)}"
         for task, target in zip(table["task"], table["target"], strict=True)

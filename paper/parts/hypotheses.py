@@ -1,4 +1,4 @@
-"""The findings of the reference study beside what came out here, with intervals, and whether the two agree."""
+"""The findings of the reference study next to what came out here, with intervals, and whether the two agree."""
 
 from __future__ import annotations
 

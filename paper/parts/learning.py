@@ -21,7 +21,7 @@ WINDOW, PANELS = 5, 3
 
 
 def part(study: Study) -> Part:
-    """Learning curves. Raises Unanswerable if trainings have left none."""
+    """Learning curves. Raises Unanswerable if training runs have left none."""
     curves = study.material.trials.curves
     curves = curves.assign(success=pd.to_numeric(curves["success"])) if len(curves) else curves
     known = curves.dropna(subset=["success"]) if len(curves) else curves

@@ -1,4 +1,4 @@
-"""Perception first: does the model see what the pictures show, before and after training, and does it answer at all?"""
+"""Perception first: does the model see what the images show, before and after training, and does it answer at all?"""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ def _draw(tasks: list[str], stem: Path) -> None:
 
 
 HEIGHT_MM, TEXT_MM = 64.0, 19.0
-"""Of the figure, and of the questions below the pictures."""
+"""Of the figure, and of the questions below the images."""
 WRAP = 44
-"""Characters that fit below a picture."""
+"""Characters that fit below an image."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture, and its question."""
+    """An image, and its question."""
 
     title: str
     picture: Path
@@ -55,7 +55,7 @@ class Shown:
 
 
 def stimuli(shown: Sequence[Shown], stem: Path) -> None:
-    """Pictures side by side over the width of a page.
+    """Images side by side over the width of a page.
 
     Args:
         shown: The items.
@@ -75,4 +75,4 @@ def stimuli(shown: Sequence[Shown], stem: Path) -> None:
             axes.set_title(item.title, loc="left", fontweight="bold")
             wrapped = "\n".join(textwrap.wrap(item.prompt, WRAP))
             text = axes.text(0, -0.04, wrapped, transform=axes.transAxes, ha="left", va="top", fontsize=5.0)
-            text.set_in_layout(False)  # questions are longer than pictures are wide, and would shrink them
+            text.set_in_layout(False)  # questions are longer than images are wide, and would shrink them

@@ -1,4 +1,4 @@
-"""The trained tasks: success of every method on new items, run by run, beside what needs no physics."""
+"""The trained tasks: success of every method on new items, run by run, next to what needs no physics."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _draw(cells: pd.DataFrame, runs: pd.DataFrame, references: pd.DataFrame, ste
     def named(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(test=[test_name(str(task), "none") for task in table["test_task"]])
 
-    # Every method was trained on the task that it is tested on: one panel, whatever the trainings.
+    # Every method was trained on the task that it is tested on: one panel, whatever the training runs.
     panel = {"trained_on": ["none" if m == "none" else "trained" for m in cells["method"]]}
     of_runs = {"trained_on": ["none" if m == "none" else "trained" for m in runs["method"]]}
     reference = named(references) if len(references) else pd.DataFrame({"test": []})

@@ -1,4 +1,4 @@
-"""Transfer: what every source changes on every target and in which direction, and the matrix of every training on every test."""
+"""Transfer: what every source changes on every target and in which direction, and the matrix of every training run on every test."""
 
 from __future__ import annotations
 

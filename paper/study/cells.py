@@ -1,8 +1,8 @@
 """The cells of a study: independent pieces of work, each a few command lines of `probe`, known by a hash of all that decides them.
 
-A *step* is one command line and the folder that it fills. A *cell* is what one job does: making a test set, one training, or
+A *step* is one command line and the folder that it fills. A *cell* is what one job does: making a test set, one training run, or
 all tests of one trained model, one after the other in one process, so that a model of eight billion weights is not started
-for every test anew. A step's hash holds its settings and the hashes of the steps that it needs; so a change of the design
+for every test again. A step's hash holds its settings and the hashes of the steps that it needs; so a change of the design
 reruns what it touches, and nothing else.
 """
 
@@ -51,7 +51,7 @@ class Step:
         pace: Steps with the same pace take the same time for the same amount of work.
         amount: Of work: items, samples or trials.
         unit: What the amount counts.
-        least: The smallest amount of a training that can be timed; 1 for everything else, 0 for what cannot be.
+        least: The smallest amount of a training run that can be timed; 1 for everything else, 0 for what cannot be.
         items: (pace, amount) of the sets that a training makes for itself.
     """
 
@@ -100,7 +100,7 @@ def make_cells(design: Design) -> list[Cell]:
         design: The design.
 
     Raises:
-        StudyError: If a setting of a training is not possible, or a model is not there.
+        StudyError: If a setting of a training run is not possible, or a model is not there.
     """
     return list(_Maker(design).cells())
 
@@ -112,7 +112,7 @@ def trained_name(model: Model, training: Training, method: str, seed: int) -> st
         model: The base.
         training: The condition.
         method: "sft", "ppo" and so on.
-        seed: Of the training.
+        seed: Of the training run.
     """
     return f"{model.short}_{method}_{training.name}_s{seed}"
 
@@ -169,7 +169,7 @@ class _Maker:
         return [(training, seed) for _, training, seed in sorted(ranked, key=lambda entry: entry[0])]
 
     def _is_decoded(self, training: Training, seed: int) -> bool:
-        """Whether a trained model is decoded. It is decoded beside its base; so the base needs no cell of its own."""
+        """Whether a trained model is decoded. It is decoded next to its base; so the base needs no cell of its own."""
         decoding = self._design.decoding
         return decoding is not None and seed in decoding.seeds and training.name in decoding.trainings
 
@@ -234,7 +234,7 @@ class _Maker:
             )
         families = {get_task(task).family for task in tasks}
         # No scene of the trained families' tests may be trained on. What is kept away changes nothing of what is learned from,
-        # so that a further test does not throw trainings away.
+        # so that a further test does not throw training runs away.
         avoided = [set_ for set_, task in self._sets_made() if get_task(task).family in families]
         arguments = ["train", "--model", model.name, "--tasks", ",".join(training.tasks), "--method", method]
         arguments += ["--preset", model.preset] if model.preset else []

@@ -153,7 +153,7 @@ def pilot(cells: Sequence[Cell], store: Store, size: int, processes: int) -> lis
     Args:
         cells: Of the study.
         store: The study.
-        size: Edge of the pictures.
+        size: Edge of the images.
         processes: That steps may start for stimuli.
 
     Returns:
@@ -185,7 +185,7 @@ def pilot(cells: Sequence[Cell], store: Store, size: int, processes: int) -> lis
 
 
 def _cells(wanted: Iterable[Step], size: int) -> Iterator[Cell]:
-    """The cells of a pilot: sets, then trainings, then everything that is asked."""
+    """The cells of a pilot: sets, then training runs, then everything that is asked."""
     by_command: dict[str, list[Step]] = defaultdict(list)
     for step in wanted:
         by_command[step.arguments[0]].append(step)

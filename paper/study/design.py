@@ -24,7 +24,7 @@ LEVELS = ("within", "shifted", "cross-task", "cross-family", "zero-shot")
 READOUTS = ("generate", "options")
 OBSERVERS = tuple(entry.name for entry in ENTRIES if entry.kind == "observer")
 OWN = ("tasks", "method", "methods", "seed", "seeds", "model", "out", "avoid", "force", "report_to", "weights")
-"""Settings of a training that follow from the design, or change nothing of what is learned."""
+"""Settings of a training run that follow from the design, or change nothing of what is learned."""
 LOADING = ("revision", "dtype", "load_in_4bit")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -37,7 +37,7 @@ class Model:
 
     Attributes:
         name: Alias, folder (absolute) or hub id.
-        preset: Of its trainings; empty for none.
+        preset: Of its training runs; empty for none.
         loading: Revision, dtype and 4 bits, as far as they are given.
     """
 
@@ -76,7 +76,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Sets:
-    """The test sets: so many items, from that seed, of pictures with that edge (pixels)."""
+    """The test sets: so many items, from that seed, of images with that edge (pixels)."""
 
     n: int = 500
     seed: int = 77
@@ -153,7 +153,7 @@ class Design:
         name: Of the study.
         models, methods, seeds, trainings: Who is trained, how, how often, on what.
         budgets: Of methods; what is not named has the preset's.
-        settings: Options of `probe train` for all trainings, and by method.
+        settings: Options of `probe train` for all training runs, and by method.
         sets, tests: What is tested on.
         readouts: How answers are read.
         controls, decoding: None for none.
@@ -183,13 +183,13 @@ class Design:
         return asdict(self)
 
     def training_settings(self, model: Model, training: Training, method: str, seed: int) -> dict[str, Any]:
-        """The settings that are given for one training: those of all, of the method, and of the condition, later ones first.
+        """The settings that are given for one training run: those of all, of the method, and of the condition, later ones first.
 
         Args:
             model: What is trained.
             training: The condition.
             method: "sft", "ppo" and so on.
-            seed: Of the training.
+            seed: Of the training run.
         """
         general = {name: value for name, value in self.settings.items() if name not in METHODS}
         budget = {"budget": self.budgets[method]} if method in self.budgets else {}

@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a key that is given twice is an error; by default, the second would silently win."""
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """As its parent's, but for what no file name and no table takes."""
+        """As its parent's, except for what no file name and no table takes."""
         found = super().construct_scalar(node)
         if isinstance(found, str) and (not is_text(found) or "\0" in found):
             raise yaml.constructor.ConstructorError(
@@ -166,7 +166,7 @@ class Fields:
         return _once(value, self.at(key))
 
     def mapping(self, key: str) -> dict[str, Any]:
-        """A mapping with keys of one's own; empty where there is none."""
+        """A mapping with keys of your own; empty where there is none."""
         value = self.data.get(key)
         if value is None:
             return {}

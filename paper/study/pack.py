@@ -7,7 +7,7 @@ TO/state.json                      cells done, failed and missing, what they too
 TO/logs.parquet, runs.parquet      all logs, byte for byte (`vlm_probe.probes.trials.archive`); read like the runs themselves
 TO/adapters/<name>/training.json   how every adapter was trained, with its curves; the weights stay behind
 TO/decoding/<name>/<task>/...      results of decoding
-TO/sets/<name>/card.json           what every set holds; the pictures are made again from the declaration
+TO/sets/<name>/card.json           what every set holds; the images are made again from the declaration
 
 The packed folder stands in the place of the study's wherever runs are read: `probe analyze TO`.
 """
@@ -31,7 +31,7 @@ from vlm_probe.stimuli.output import claim, write_json
 
 STUDY, STATE, REMARKS = "study.yaml", "state.json", "remarks.tex"
 SMALL = {"sets": CARD, "adapters": TRAINING, "decoding": RESULT}
-"""The file that is kept of every step, by kind, beside the logs."""
+"""The file that is kept of every step, by kind, next to the logs."""
 KIND = "packed study"
 
 

@@ -101,7 +101,7 @@ class LocalPool:
         return {cell: how_it_died(code) for cell, code in over.items()}
 
     def stop(self) -> str:
-        """End the processes; runs and trainings keep what they have."""
+        """End the processes; runs and training runs keep what they have."""
         for process in self._running.values():
             process.terminate()
         deadline = time.monotonic() + GRACE
@@ -120,7 +120,7 @@ class CellJob:
     """A cell as submitit's function: a process of its own, so that the signals of Slurm reach this one first.
 
     When a job is preempted or its time is over, submitit asks for a checkpoint and puts the job back into the queue; steps
-    go on where they were, so that there is nothing to hand over.
+    resume where they were, so that there is nothing to hand over.
 
     Attributes:
         folder: Of the study.

@@ -34,7 +34,7 @@ def register(
     Args:
         design, cells, store: The study.
         output: Its folder, as `Store.held` gives it.
-        again: Register a changed design anew; the earlier record stays beside the new one, and is named in it.
+        again: Register a changed design again; the earlier record stays next to the new one, and is named in it.
 
     Returns:
         The record: the one that is there already, if it says the same.

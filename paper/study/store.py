@@ -1,4 +1,4 @@
-"""What is there of a study: which steps are done, which cells are at work, and what became of those that failed.
+"""What is there of a study: which steps are done, which cells are at work, and the outcome of those that failed.
 
 STUDY/sets, adapters, runs, observers, decoding    results, as `probe stimuli make`, `train`, `run` and `decode` leave them
 STUDY/.../step.json                                in every folder of a step: its hash, and what it took once it is done

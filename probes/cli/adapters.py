@@ -1,4 +1,4 @@
-"""`probe adapters`: what trainings have left: list, show, verify and merge adapters."""
+"""`probe adapters`: what training runs have left: list, show, verify and merge adapters."""
 
 from __future__ import annotations
 

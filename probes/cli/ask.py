@@ -1,4 +1,4 @@
-"""`probe ask`: one question about an image of one's own, and what a model says to it."""
+"""`probe ask`: one question about an image of your own, and what a model says to it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _opened(file: Path) -> Image.Image:
 
 
 def _trial(question: str, images: list[Image.Image]) -> Trial:
-    """A question of one's own as a trial; only its words and images matter."""
+    """A question of your own as a trial; only its words and images matter."""
     from vlm_probe.probes.models import Trial, Turn
     from vlm_probe.stimuli.condition import Condition
     from vlm_probe.stimuli.dataset import Item

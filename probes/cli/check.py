@@ -1,4 +1,4 @@
-"""`probe check`: does a task of one's own keep the contract that every task has to keep?"""
+"""`probe check`: does a task of your own keep the contract that every task has to keep?"""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def check(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Check that a task keeps the contract: sampling, margins, scores, foils, pictures, prompts.
+    """Check that a task keeps the contract: sampling, margins, scores, foils, images, prompts.
 
-    Says in plain words what it does not keep and what to do. Exits with 1 if there is anything.
+    Says which requirements it does not keep and what to do. Exits with 1 if there is anything.
     """
     from vlm_probe.probes.cli.console import progress, show, show_json, tell
     from vlm_probe.probes.cli.errors import FAILURE, SUCCESS

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Program:
-    """Something beside Python that a part of this project calls.
+    """Something next to Python that a part of this project calls.
 
     Attributes:
         name: What a reader knows it as.
         commands: All of which it takes.
         purpose: What cannot be done without it.
-        install: On Debian or Ubuntu, as root; for what no package manager of one's own gives, what to do instead.
+        install: On Debian or Ubuntu, as root; for what no package manager of your own gives, what to do instead.
     """
 
     name: str

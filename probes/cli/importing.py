@@ -1,4 +1,4 @@
-"""`probe stimuli import` and `export`: sets of other people in, tables for other programs out."""
+"""`probe stimuli import` and `export`: external stimulus sets in, tables for other programs out."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def import_(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Make a stimulus set from a folder of pictures and a table of trials, with human responses if there are any.
+    """Make a stimulus set from a folder of images and a table of trials, with human responses if there are any.
 
     The table has one row per item. Its columns may be called file, answer, id, prompt, options, working, tolerance,
     margin, pair, group, count and mirrored; only file and answer are needed with a task. Columns such as n_yes and n_no
-    count what people answered. Everything is checked before anything is written.
+    count what participants answered. Everything is checked before anything is written.
 
     Args:
-        images: Folder of the pictures.
+        images: Folder of the images.
         table: CSV, TSV or JSONL.
         out: Folder to make.
         task: Task whose question is asked; left out where the table has columns prompt and options.
@@ -46,7 +46,7 @@ def import_(
         response_columns: Other names of its columns, such as participant=subject,item=stimulus.
         wordings: `first`: the task's first wording for all items; `all`: all of them in turn.
         style: Whether prompts ask for the bare answer or for reasoning first.
-        size: Edge to scale pictures to, pixels; by default they keep theirs.
+        size: Edge to scale images to, pixels; by default they keep theirs.
     """
     from vlm_probe.probes.cli.console import progress, show, show_json, tell
     from vlm_probe.probes.cli.errors import FAILURE

@@ -28,7 +28,7 @@ def paper(
 
     Args:
         out: Folder of the paper; what an earlier build left there is replaced.
-        manuscript: LaTeX file to use instead of the paper of this project; bibliographies beside it come along.
+        manuscript: LaTeX file to use instead of the paper of this project; bibliographies next to it come along.
     """
     from vlm_probe.probes.cli.resources import one_thread
 

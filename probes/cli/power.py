@@ -42,7 +42,7 @@ def power(
         alpha: Level of the tests.
         bound: Difference below which two success rates are called equivalent.
         simulations: Simulated data sets per cell, with the effect and as many without.
-        check: Data sets of two cells that the mixed-effects model itself is fitted to, beside the fast test.
+        check: Data sets of two cells that the mixed-effects model itself is fitted to, next to the fast test.
         seed: Of the simulation.
         out: Folder for the figure (PDF and PNG) and the table (CSV, JSON).
     """

@@ -1,4 +1,4 @@
-"""`probe pretrain`: make the weights of the embedded model anew."""
+"""`probe pretrain`: make the weights of the embedded model again."""
 
 from __future__ import annotations
 

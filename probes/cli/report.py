@@ -29,15 +29,15 @@ def report(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Write runs as one HTML file to explore: overview, transfer matrix, filters, every item with picture and reply.
+    """Write runs as one HTML file to explore: overview, transfer matrix, filters, every item with image and reply.
 
     The file needs no network and no other file. The same logs give the same bytes. Numbers for a paper come from
     `probe analyze`.
 
     Args:
         out: The file.
-        size: Longest edge of pictures in pixels; 0 leaves them out.
-        motions: Scenes and answers that are simulated once more to show what happens, spread over the tests.
+        size: Longest edge of images in pixels; 0 leaves them out.
+        motions: Scenes and answers that are simulated again to show what happens, spread over the tests.
     """
     from vlm_probe.analysis.page.build import build
     from vlm_probe.analysis.page.motion import Motions
@@ -83,8 +83,8 @@ def view(
 
     Args:
         port: 0 takes a free one.
-        size: Longest edge of pictures in pixels; 0 leaves them out.
-        motions: Scenes and answers that are simulated once more to show what happens.
+        size: Longest edge of images in pixels; 0 leaves them out.
+        motions: Scenes and answers that are simulated again to show what happens.
     """
     from vlm_probe.analysis.page.motion import Motions
     from vlm_probe.analysis.page.pictures import Pictures

@@ -141,7 +141,7 @@ def shifted_name(name: str, shift: str | None) -> str:
         shift: What `--shift` says; empty or None for nothing.
 
     Raises:
-        CommandError: If it is a folder, whose pictures are drawn already.
+        CommandError: If it is a folder, whose images are drawn already.
     """
     if not shift:
         return name

@@ -18,7 +18,7 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
     """Ask the family's grounding questions, and say how many of each kind are right; the battery's summary begins with them, too.
 
     A model that cannot count the blocks is not failing at physics. Nothing is asked for a family without such a task,
-    for a grounding set itself, or of an observer, which does not look at pictures.
+    for a grounding set itself, or of an observer, which does not look at images.
 
     Args:
         config: Of the run; the grounding questions are asked of the same model with the same settings, in the plain
@@ -26,7 +26,7 @@ def ask_grounding(config: RunConfig, stimuli: StimulusSet, folder: Path, model: 
         stimuli: What the battery is about.
         folder: Of the run; the grounding run goes into a folder inside it.
         model: The loaded model.
-        jobs: Processes that make the questions' pictures; None takes all cores.
+        jobs: Processes that make the questions' images; None takes all cores.
     """
     from vlm_probe.analysis.logs import GROUNDING
     from vlm_probe.analysis.summary import seen

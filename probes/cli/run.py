@@ -1,4 +1,4 @@
-"""`probe run`: ask a model the items of a stimulus set, and say what came of it."""
+"""`probe run`: ask a model the items of a stimulus set, and reports the result."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ RendererName = Annotated[
 ]
 
 SETTINGS = "config.toml"
-"""What a run or a training writes into its folder: its options, from which the same command can be given again."""
+"""What a run or a training run writes into its folder: its options, from which the same command can be given again."""
 
 Source = Callable[[App, tuple[str, ...], ArgumentCollection], None]
 
@@ -66,7 +66,7 @@ OTHER_VARIABLES = ("PROBE_DEBUG", "PROBE_CACHE", "PROBE_API_KEY")
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of values beside the command line, for cyclopts, which asks them in this order.
+    """The sources of values next to the command line, for cyclopts, which asks them in this order.
 
     Attributes:
         program: The whole command line, so that an option of another command is not taken for a slip.
@@ -285,5 +285,5 @@ def _toml(value: Any) -> str:
         return repr(value)
     from vlm_probe.stimuli.plain_json import dumps
 
-    # A basic string: what JSON escapes, TOML escapes alike, but for the delete character.
+    # A basic string: what JSON escapes, TOML escapes alike, except for the delete character.
     return dumps(str(value)).replace("\x7f", "\\u007f")

@@ -185,7 +185,7 @@ def check(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Simulate every item once more with another engine, and write the agreement into the set's card.
+    """Simulate every item again with another engine, and write the agreement into the set's card.
 
     Exits with 1 if the engines agree on less than 99 % of a family's items outside the ambiguity band (97 % for collision).
 

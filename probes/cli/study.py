@@ -138,7 +138,7 @@ def run(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Do the cells that are missing. The same command again goes on where it was stopped, and tries failed cells once more.
+    """Do the cells that are missing. The same command again resumes where it was stopped, and tries failed cells again.
 
     With `--only`, do the cells of these names, and before them what they need.
 
@@ -151,8 +151,8 @@ def run(
         partition: Of Slurm.
         time_limit: Minutes that a job may take; a cell that takes longer is put back into the queue and goes on.
         gpus: GPUs of a job, or of a cell that is launched.
-        launch: Start trainings and runs with accelerate, by one of the configurations `single-gpu`, `multi-gpu` and `zero3`, or by a
-            file of one's own.
+        launch: Start training runs and runs with accelerate, by one of the configurations `single-gpu`, `multi-gpu` and `zero3`, or by a
+            file of your own.
         sbatch: Further options of sbatch, such as `cpus_per_task=8` or `mem=32G`; may be repeated.
     """
     from vlm_probe.paper.study.cells import matching, with_needs
@@ -194,7 +194,7 @@ def status(
 
     Args:
         jobs: Cells that are done at a time, for the time that is left.
-        watch: Draw the table anew every two seconds, until nothing is at work.
+        watch: Draw the table again every two seconds, until nothing is at work.
     """
     from vlm_probe.paper.study.cells import matching
     from vlm_probe.probes.cli.console import show_json
@@ -230,7 +230,7 @@ def pack(
 ) -> int:
     """Pack what is done of a study into a folder of a few megabytes, for a repository: every trial, and how it came about.
 
-    The folder can be read in place of the runs: `probe analyze FOLDER`. Logs are kept byte for byte; weights and pictures stay behind.
+    The folder can be read in place of the runs: `probe analyze FOLDER`. Logs are kept byte for byte; weights and images stay behind.
 
     Args:
         to: The folder; what an earlier packing left there is replaced.

@@ -105,7 +105,7 @@ def _save_settings(folder: OutputFolder, settings: dict[str, Any]) -> None:
 
 
 def _table(result: dict[str, Any], folder: Path) -> Any:
-    """What came of it, at the beginning and at the end of the run."""
+    """The outcome, at the beginning and at the end of the run."""
     from rich.table import Table
 
     rows = result["curves"]

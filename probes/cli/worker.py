@@ -199,7 +199,7 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """The program."""
-    # A polite end (of a driver, or of Slurm) is an interruption: runs and trainings keep what they have.
+    # A polite end (of a driver, or of Slurm) is an interruption: runs and training runs keep what they have.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work(Path(arguments[0]), arguments[1])

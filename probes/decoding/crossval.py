@@ -182,7 +182,7 @@ def logistic_model(x: Floats, y: Ints, strength: float) -> Any:
 def _scaled(fit: Floats, held: Floats) -> tuple[Floats, Floats]:
     """Both parts, standardised by the first; turned onto its principal axes where it has more features than items.
 
-    The penalty is the same in every direction, so that a rotation changes no prediction, and the axes in which the training
+    The penalty is the same in every direction, so that a rotation changes no prediction, and the axes in which the training run
     items do not vary get weight 0.
     """
     from sklearn.preprocessing import StandardScaler

@@ -3,7 +3,7 @@
 A probe's weights say how to read a value, not how states differ when the value does: they also cancel what is not wanted, and
 point where states hardly vary. The step of the probe is its activation pattern (Haufe et al. 2014), the covariance of the states
 with the decoded value: how states move, in the data, when the decoded value moves by one standard deviation. It is taken from
-a probe that was fitted without the trial's own fold. Beside it, the same states are moved equally far along
+a probe that was fitted without the trial's own fold. Next to it, the same states are moved equally far along
 
 weights    the probe's weights themselves
 random     random directions

@@ -68,7 +68,7 @@ def describe(
     identity: Identity,
     cues: Sequence[str],
 ) -> dict[str, Any]:
-    """What `decode.json` says beside the readings: of whom, on what, and how.
+    """What `decode.json` says next to the readings: of whom, on what, and how.
 
     Args:
         config: What was decoded from whom.

@@ -4,7 +4,7 @@ OUT/activations/<key>/activations.json     model, adapter and set by their hashe
 OUT/activations/<key>/<site>.npy           (items, width) float32, in the order of the set
 OUT/activations/<key>/done.npy             (items,) which rows are written
 
-A reading that was stopped goes on where it was. Numbers are float32, whatever the model's type: what flows between the layers
+A reading that was stopped resumes where it was. Numbers are float32, whatever the model's type: what flows between the layers
 of a bfloat16 model can be larger than float16 holds.
 """
 
@@ -53,7 +53,7 @@ class Activations:
 
 
 def identify(model: Any, stimuli: StimulusSet, items: Sequence[Item]) -> dict[str, Any]:
-    """What activations depend on: the model, its adapter and numerics, the pictures and the prompts.
+    """What activations depend on: the model, its adapter and numerics, the images and the prompts.
 
     Args:
         model: A model with weights.
@@ -100,7 +100,7 @@ def collect(
     Raises:
         OutputError: If something else is in their place.
         RunError: If the folder cannot be written.
-        StimulusError: If a picture cannot be read.
+        StimulusError: If an image cannot be read.
         ModelError: If the model has no such sites.
     """
     described = identify(model, stimuli, items)
@@ -130,7 +130,7 @@ def _holds(folder: Path, described: Mapping[str, Any], sites: Sequence[Site]) ->
         shapes = [(described["n"], stored["widths"][site.name]) for site in sites]
         return bool(np.load(folder / DONE).all()) and [a.shape for a in arrays] == shapes
     except Exception:
-        return False  # half written or damaged: made anew
+        return False  # half written or damaged: made again
 
 
 def _fill(
@@ -195,7 +195,7 @@ def _fill(
 def _shown(
     model: Any, stimuli: StimulusSet, items: Sequence[Item], batches: Sequence[Sequence[int]]
 ) -> Iterator[list[Trial]]:
-    """The trials of every batch; pictures and inputs of the next are made ready while the model reads."""
+    """The trials of every batch; images and inputs of the next are made ready while the model reads."""
 
     def show(batch: Sequence[int]) -> list[Trial]:
         trials = [Trial(items[i], stimuli.image(items[i])) for i in batch]

@@ -94,7 +94,7 @@ def _speed(scene: Scene) -> float | None:
 
 
 def _structure(scene: Scene) -> list[Body]:
-    """The bodies of what stands there, without a loose block beside a tower; empty if nothing stands on anything."""
+    """The bodies of what stands there, without a loose block next to a tower; empty if nothing stands on anything."""
     blocks = [body for body in scene.bodies if body.name.startswith("block")]
     parts = blocks or list(scene.bodies)
     return parts if any(not _on_floor(body) for body in parts) else []

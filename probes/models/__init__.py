@@ -28,7 +28,7 @@ Ended = Literal["", "unfinished", "filtered"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation: who speaks, the pictures that come first, and the words."""
+    """One turn of a conversation: who speaks, the images that come first, and the words."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -41,7 +41,7 @@ class Trial:
 
     Attributes:
         item: The item, with the question as it is asked here.
-        image: The picture that comes with the question; None if there is none, or the model does not look at pictures.
+        image: The image that comes with the question; None if there is none, or the model does not look at images.
         context: Turns before the question: worked examples, earlier attempts.
         preamble: Words before the question, in the same turn.
         manner: Code of the manner in which the item is asked (`vlm_probe.probes.conditions`); empty for the plain one.
@@ -152,7 +152,7 @@ class Model(ABC):
     """A model or an observer. Answers do not depend on how items are batched.
 
     Attributes:
-        needs_images: Whether it looks at pictures; one that does not is given none.
+        needs_images: Whether it looks at images; one that does not is given none.
         batch_size: Trials per call that suit it.
         streams: Whether it takes trials one by one, and answers several at a time in any order (`stream`).
         text_only: Whether it is a language model, which is asked nothing but descriptions.

@@ -1,6 +1,6 @@
 """Hidden states of a model while it reads a question, by layer and place; and what it answers when they are moved.
 
-Depth counts as in the literature: language layer 0 is what the decoder gets (embedded words, projected picture), layer k is the
+Depth counts as in the literature: language layer 0 is what the decoder gets (embedded words, projected image), layer k is the
 output of its k-th block, before the final norm. Vision layer 0 is what the first block of the vision tower gets.
 """
 
@@ -22,8 +22,8 @@ from vlm_probe.probes.models.device import quantisation
 from vlm_probe.probes.models.option_scoring import find_cache
 
 POSITIONS = ("last", "image", "question")
-"""Places in a prompt: its last token, where the answer is about to be said; the mean over the tokens of its pictures; the
-mean over the tokens after the last picture."""
+"""Places in a prompt: its last token, where the answer is about to be said; the mean over the tokens of its images; the
+mean over the tokens after the last image."""
 
 Floats32 = npt.NDArray[np.float32]
 Inputs = dict[str, torch.Tensor]
@@ -115,13 +115,13 @@ class HiddenStates:
         """The states of a batch of trials, as (trials, width) float32 for every site.
 
         Raises:
-            ModelError: If a trial has no picture where the position needs one.
+            ModelError: If a trial has no image where the position needs one.
         """
         if not self._alone:
             found = self._read(trials)
             if found is not None:
                 return found
-            # Some towers lay all patches of a batch end to end, or see several tiles of a picture. One trial at a time, all
+            # Some towers lay all patches of a batch end to end, or see several tiles of an image. One trial at a time, all
             # that the tower sees belongs to it.
             self._alone = True
         each = [self._read([trial]) for trial in trials]
@@ -152,7 +152,7 @@ class HiddenStates:
 
         network = _network(self._model)
         with torch.inference_mode(), _reading(network, self.sites, take):
-            # By way of `generate`, which knows for every architecture how positions and pictures enter.
+            # By way of `generate`, which knows for every architecture how positions and images enter.
             self._model._model.generate(**inputs, generation_config=_one_token(self._model._prompter.pad_token))
         if mixed:
             return None

@@ -1,4 +1,4 @@
-"""Folders that trainings leave: what they say about themselves, read without loading a model or torch."""
+"""Folders that training runs leave: what they say about themselves, read without loading a model or torch."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def read_adapter(folder: Path) -> Trained:
 
 
 def find_trained(folder: Path) -> list[Path]:
-    """What trainings have left in a folder, at any depth, in the order of the names; checkpoints are left out."""
+    """What training runs have left in a folder, at any depth, in the order of the names; checkpoints are left out."""
     places = {file.parent for file in folder.rglob(CONFIG)}
     places |= {file.parent for file in folder.rglob(TRAINING) if (file.parent / "config.json").is_file()}
     return sorted(

@@ -1,4 +1,4 @@
-"""Made-up questions about made-up pictures, with which a model is checked before any trial."""
+"""Made-up questions about made-up images, with which a model is checked before any trial."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ QUESTIONS = (
 
 
 def dummy_inputs(number: int = 0) -> Turn:
-    """A question about a picture, 224 x 224 pixels.
+    """A question about an image, 224 x 224 pixels.
 
     Args:
-        number: Of the question in `QUESTIONS`; each has a picture of its own.
+        number: Of the question in `QUESTIONS`; each has an image of its own.
     """
     ramp = np.add.outer(np.arange(224), np.arange(224)) // 2
     shades = np.stack([ramp, ramp[::-1], ramp.T], axis=2).astype(np.uint8)

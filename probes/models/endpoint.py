@@ -118,7 +118,7 @@ class Endpoint:
         if self._key and parts.scheme == "http" and not here:
             log.warning("the key is sent to %s without encryption", parts.hostname)
         self._openai = openai
-        # No proxy reaches a server on this machine, whatever the variables say; certificates of one's own still count.
+        # No proxy reaches a server on this machine, whatever the variables say; certificates of your own still count.
         direct = {"trust_env": False, "verify": ssl.create_default_context()} if here else {}
         try:
             # Tried again here and not by the client, which honours a rate limit for one request and not for all of them.

@@ -27,7 +27,7 @@ from vlm_probe.probes.models.model_folder import (
 
 QUESTION = "The blocks are let go. Will the tower stay up or will it fall? Answer with one word: yes or no."
 PICTURE = 224
-"""Width and height (pixels) of the pictures of the standard sets."""
+"""Width and height (pixels) of the images of the standard sets."""
 QUESTION_TOKENS, NEW_TOKENS = 40, 10
 """Of a prompt's words where they cannot be counted, and of a reply: a short answer and `SPARE_TOKENS`."""
 ITEMS = 500
@@ -50,7 +50,7 @@ class Shape:
         cache_width: Numbers that a layer keeps per token, for keys and for values each.
         hidden: Width of the language model.
         inner: Width of its feed-forward layers.
-        prompt_tokens: Tokens of the question and one picture of `PICTURE` pixels.
+        prompt_tokens: Tokens of the question and one image of `PICTURE` pixels.
         patches: Patches that the vision tower reads of it; 0 = unknown.
     """
 
@@ -62,7 +62,7 @@ class Shape:
     patches: int = 0
 
 
-# Tokens are those of one square picture of 224 pixels, with the tiles that each processor cuts it into.
+# Tokens are those of one square image of 224 pixels, with the tiles that each processor cuts it into.
 PUBLISHED = {
     "llava": Shape(32, 4096, 4096, 11008, 576 + QUESTION_TOKENS),
     "llava-next": Shape(32, 1024, 4096, 14336, 1176 + QUESTION_TOKENS),
@@ -88,11 +88,11 @@ class Footprint:
         stored_bytes: Size of the weights on disk; None if they are not here.
         weight_bytes: Number format -> bytes of the weights in memory, for all formats.
         dtype: The number format that a run would use.
-        prompt_tokens: Tokens of a typical question with one picture of `PICTURE` pixels.
-        picture: What the model gets of that picture; "" if unknown.
+        prompt_tokens: Tokens of a typical question with one image of `PICTURE` pixels.
+        picture: What the model gets of that image; "" if unknown.
         batch_size: Trials per batch.
         cache_bytes: Keys and values of a batch (estimate).
-        activation_bytes: What a forward pass holds beside (estimate).
+        activation_bytes: What a forward pass holds next to (estimate).
         process_bytes: Python and its libraries (estimate).
         device: "cpu" or "cuda".
         device_name: What it is.
@@ -274,7 +274,7 @@ def _read_shape(folder: Path, name: str) -> tuple[Shape, str]:
 
 
 def _patches(pixels: Any, config: Any) -> int:
-    """Patches in a tensor of pictures: already cut (patches, numbers), or (..., 3, height, width)."""
+    """Patches in a tensor of images: already cut (patches, numbers), or (..., 3, height, width)."""
     if pixels.ndim == 2:
         return int(pixels.shape[0])
     patch = getattr(getattr(config, "vision_config", None), "patch_size", 14)

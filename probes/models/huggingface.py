@@ -94,7 +94,7 @@ class HuggingFaceModel(Model):
         self.adapter_change = 0.0
         """Largest change that the adapter makes to a log-probability on a made-up question, nats."""
         self.observed: dict[str, Any] = {}
-        """What the run has seen: "pictures": width x height (pixels) of the pictures given, and of what the model got of
+        """What the run has seen: "images": width x height (pixels) of the images given, and of what the model got of
         them; "prompt_tokens": of the longest prompt; "batch_size": what it came down to, if memory ran out."""
 
     @classmethod
@@ -142,7 +142,7 @@ class HuggingFaceModel(Model):
         if adapter is not None:
             loaded.adapter_change = check_effect(model, inputs, adapter)
         loaded._identity = Identity(
-            # A folder goes by its own name, so that a run can be gone on with from another working directory. A short name
+            # A folder goes by its own name, so that a run can be resumed from another working directory. A short name
             # goes by itself, even where there happens to be a folder of that name.
             name=folder.resolve().name if Path(name).expanduser().resolve() == folder.resolve() else name,
             revision=revision,
@@ -198,17 +198,17 @@ class HuggingFaceModel(Model):
             settings: How replies are generated.
 
         Raises:
-            ModelError: If a trial has no picture, and the model's processor cannot do without.
+            ModelError: If a trial has no image, and the model's processor cannot do without.
         """
         return self._in_parts(trials, lambda part: self._generate(part, settings))
 
     def score_options(self, trials: Sequence[Trial]) -> list[npt.NDArray[np.float64]]:
-        """The exact log-probability of every legal reply and its end, given the picture and the prompt.
+        """The exact log-probability of every legal reply and its end, given the image and the prompt.
 
         Where the model thinks, they come after a thought that it generates first, greedily.
 
         Raises:
-            ModelError: If a trial has no picture, and the model's processor cannot do without; or a thought does not end.
+            ModelError: If a trial has no image, and the model's processor cannot do without; or a thought does not end.
         """
         scored = self.score(trials, Generation())
         cut = [one for one in scored if one.logprobs is None]
@@ -226,7 +226,7 @@ class HuggingFaceModel(Model):
             settings: How thoughts are generated, where the model thinks.
 
         Raises:
-            ModelError: If a trial has no picture, and the model's processor cannot do without.
+            ModelError: If a trial has no image, and the model's processor cannot do without.
         """
         return self._in_parts(trials, lambda part: self._score(part, settings))
 
@@ -435,7 +435,7 @@ class HuggingFaceModel(Model):
         return self._prompter.inputs([trial.turns for trial in trials])
 
     def _seen(self, trial: Trial, image: Image.Image) -> str:
-        """The size of a picture, and of what the model gets of it, which depends on nothing else."""
+        """The size of an image, and of what the model gets of it, which depends on nothing else."""
         alone = sum(len(turn.images) for turn in trial.turns) == 1
         key = (*image.size, alone)
         if key not in self._sizes:

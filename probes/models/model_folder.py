@@ -101,7 +101,7 @@ def read_json(file: Path, *, wild: str = "") -> dict[str, Any]:
 
     Args:
         file: The file.
-        wild: Name of an entry in which NaN may stand, such as losses of a training that went wrong.
+        wild: Name of an entry in which NaN may stand, such as losses of a training run that went wrong.
 
     Raises:
         ModelError: If it is none, or has a NaN or a text in it that is no Unicode.

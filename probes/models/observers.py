@@ -1,4 +1,4 @@
-"""Observers: models without weights, as reference lines. They read the scene behind a picture and run like any model.
+"""Observers: models without weights, as reference lines. They read the scene behind an image and run like any model.
 
 chance              every legal answer alike
 heuristic           the first of the task's `rules`, which need no physics; grounding is read from the scene
@@ -64,7 +64,7 @@ class Observer(Model):
     Args:
         name: Of the catalogue.
         respond: From an item to the probabilities of all legal answers, in the order of `candidates()`.
-        parameters: What decides the answers beside the engine; hashed into the identity.
+        parameters: What decides the answers next to the engine; hashed into the identity.
     """
 
     needs_images = False

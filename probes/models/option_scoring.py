@@ -215,7 +215,7 @@ class OptionScorer:
 
     def _read(self, inputs: Inputs) -> tuple[torch.Tensor, tuple[str, Any]]:
         """Read the prompts: logits of the first token of the reply (rows, vocabulary), and the cache with its keyword."""
-        # By way of `generate`, which knows for every architecture how positions and pictures enter.
+        # By way of `generate`, which knows for every architecture how positions and images enter.
         with last_words_only(self._model) if self._trimmed else nullcontext():
             out = self._model.generate(**inputs, generation_config=self._settings(1))
         keyword, cache = find_cache(out)
@@ -246,7 +246,7 @@ class OptionScorer:
         return mask.masked_fill_(~visible, torch.finfo(self._model.dtype).min)[:, None]
 
     def _offset(self, rows: int) -> torch.Tensor | int:
-        """What is added to the number of tokens seen to get the next position (models with 2-D picture positions)."""
+        """What is added to the number of tokens seen to get the next position (models with 2-D image positions)."""
         owner = self._rope_owner()
         return 0 if owner is None else owner.rope_deltas.reshape(rows)
 
@@ -318,7 +318,7 @@ class _Force(LogitsProcessor):
 def last_words_only(model: Any, words: int = 1) -> Iterator[None]:
     """Let the last layer work on the last positions only, beyond the keys and values of all of them.
 
-    Nothing else of it is needed to go on from a prompt padded on the left; for the small model it is a tenth of the
+    Nothing else of it is needed to start from a prompt padded on the left; for the small model it is a tenth of the
     computation. What its parts add to their input is nothing at the other positions: wrong there, and unused. Whether a model
     is built like that has to be checked.
 

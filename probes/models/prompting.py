@@ -42,7 +42,7 @@ CLOCK = "strftime_now"
 LONGEST_PROMPT = 1024**2
 """Bytes of a prompt."""
 QWEN_PICTURE = ("<|vision_start|>", "<|vision_end|>")
-"""Where Qwen's pictures begin and end; its processor, unlike others, does not write them by itself."""
+"""Where Qwen's images begin and end; its processor, unlike others, does not write them by itself."""
 WORD = "yes"
 """A made-up reply."""
 _REPR = re.compile(r"""['"]type['"]\s*:\s*['"](text|image)['"]""")
@@ -198,8 +198,8 @@ class Prompter:
         """The model's inputs for a batch, padded on the left, on the CPU. May be called from another thread.
 
         Raises:
-            ModelError: If there are no pictures, and the processor cannot do without.
-            ValueError: If some conversations have pictures and others none.
+            ModelError: If there are no images, and the processor cannot do without.
+            ValueError: If some conversations have images and others none.
         """
         texts = [self.text(turns) for turns in conversations]
         images = [[image for turn in turns for image in turn.images] for turns in conversations]
@@ -253,11 +253,11 @@ class Prompter:
                 raise ModelError(f"{self._name} has no place for {_count(count)} in one prompt: {_fewer(count)}")
 
     def picture_size(self, size: tuple[int, int], *, alone: bool = True) -> str:
-        """What the model gets of a picture, as `seen_size` has it; empty where that cannot be told.
+        """What the model gets of an image, as `seen_size` has it; empty where that cannot be told.
 
         Args:
-            size: Width and height of the picture (pixels).
-            alone: Whether it is the only picture of its prompt; some processors cut only such pictures into tiles.
+            size: Width and height of the image (pixels).
+            alone: Whether it is the only image of its prompt; some processors cut only such images into tiles.
         """
         copies = 1 if alone else 2
         # By way of a whole prompt: some processors hand on other settings than their image processor has.
@@ -318,7 +318,7 @@ class Prompter:
         return self._encode([text])[0]
 
     def decode(self, tokens: Any, *, special: bool = False) -> str:
-        """The text of a reply, as generated but for special tokens.
+        """The text of a reply, as generated except for special tokens.
 
         Args:
             tokens: Of the reply.
@@ -655,7 +655,7 @@ def check_context(
 
 
 def message(turn: Turn) -> dict[str, Any]:
-    """A turn in the form that chat templates read: places for its pictures, then the words."""
+    """A turn in the form that chat templates read: places for its images, then the words."""
     pictures = [{"type": "image"} for _ in turn.images]
     return {"role": turn.role, "content": [*pictures, {"type": "text", "text": turn.text}]}
 

@@ -43,18 +43,18 @@ class Fault:
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """A conversation in the form of the protocol, its pictures as data URLs."""
+    """A conversation in the form of the protocol, its images as data URLs."""
     found: list[dict[str, Any]] = []
     for turn in turns:
         pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in turn.images]
-        # Some servers take a list only where there are pictures, and some templates none from an assistant.
+        # Some servers take a list only where there are images, and some templates none from an assistant.
         content = [*pictures, {"type": "text", "text": turn.text}] if pictures else turn.text
         found.append({"role": turn.role, "content": content})
     return found
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as PNG in a data URL: every pixel as it is, and the very bytes of a set's own file."""
+    """An image as PNG in a data URL: every pixel as it is, and the very bytes of a set's own file."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -25,7 +25,7 @@ Saying = tuple[str, list[tuple[str, dict[str, float]]]]
 def check_served(
     says: Callable[[int, str], Saying], name: str, adapter: str, card: Mapping[str, Any], url: str
 ) -> None:
-    """Make sure that an adapter changes what is said about pictures, by more than the model differs from itself.
+    """Make sure that an adapter changes what is said about images, by more than the model differs from itself.
 
     Args:
         says: What a model (its id at the server) says to a made-up question (its number).

@@ -23,7 +23,7 @@ def in_threads(
         cancelled: Set when nobody wants further answers.
 
     Yields:
-        In the order in which they are answered: trial, what came of it, and the seconds that it took.
+        In the order in which they are answered: trial, the outcome, and the seconds that it took.
     """
     asked: SimpleQueue[Trial | None] = SimpleQueue()
     answered: SimpleQueue[tuple[Trial, Any, float]] = SimpleQueue()
@@ -43,7 +43,7 @@ def in_threads(
     source, under_way = iter(trials), 0
     try:
         while True:
-            # One more for each thread, so that none waits for its next picture.
+            # One more for each thread, so that none waits for its next image.
             while under_way < 2 * width and (trial := next(source, None)) is not None:
                 asked.put(trial)
                 under_way += 1

@@ -16,11 +16,11 @@ from transformers import (
 from vlm_probe.probes.tiny.tokenizer import CHAT_TEMPLATE, CONTEXT, IMAGE
 
 PIXELS = 112
-"""Width and height that the processor resizes a picture to."""
+"""Width and height that the processor resizes an image to."""
 PATCH = 14
 GRID = PIXELS // PATCH
 TOKENS = GRID * GRID
-"""Visual tokens of one picture."""
+"""Visual tokens of one image."""
 HIDDEN = 128
 HEADS = 4
 VISION_LAYERS = 5

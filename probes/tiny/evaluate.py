@@ -1,4 +1,4 @@
-"""What `tiny` can do, measured on new pictures through the ordinary Hugging Face path, and written beside the weights.
+"""What `tiny` can do, measured on new images through the ordinary Hugging Face path, and written next to the weights.
 
 Run as `python -m vlm_probe.probes.tiny.evaluate [FOLDER]`: it writes `evaluation.json` and `MODEL_CARD.md` there.
 """
@@ -56,7 +56,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about the picture of a scene."""
+    """A question about the image of a scene."""
 
     scene: Scene
     question: Question
@@ -224,7 +224,7 @@ def evaluate(
     """Measure everything, and write `evaluation.json` and `MODEL_CARD.md` into the folder.
 
     Args:
-        folder: The weights, in the hub layout, with `training.json` beside them.
+        folder: The weights, in the hub layout, with `training.json` next to them.
         per_ask: Questions of each kind under each of `SHIFTS`, and prompts of each task and style.
         per_shift: Questions of each family under each of `SINGLE_SHIFTS`.
         scenes: Scenes of each judgement task.

@@ -1,4 +1,4 @@
-"""Many questions about one picture in one sequence: the picture is read once, and no question sees another one."""
+"""Many questions about one image in one sequence: the image is read once, and no question sees another one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm_probe.probes.tiny.tokenizer import ASSISTANT, BOS, EOS, USER
 from vlm_probe.stimuli.scene import COLOURS
 
 PREFIX = 2 + TOKENS
-"""Tokens that all questions about a picture share: the start, the user's turn and the picture."""
+"""Tokens that all questions about an image share: the start, the user's turn and the image."""
 IGNORED = -100
 WORD_LAYER = 2
 """Decoder layer (counted from 1) after which a colour word should have found its thing."""
@@ -27,7 +27,7 @@ TrialSpec = Callable[[Picture], Exchange]
 
 @dataclass(frozen=True)
 class Pack:
-    """Questions about n pictures, t tokens each beside the shared prefix.
+    """Questions about n images, t tokens each next to the shared prefix.
 
     Attributes:
         ids: (n, t) tokens.
@@ -66,7 +66,7 @@ class Encoder:
         return self._known[text]
 
     def turn(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """The tokens after the picture up to the reply, and the reply's.
+        """The tokens after the image up to the reply, and the reply's.
 
         Args:
             question: The prompt.
@@ -76,11 +76,11 @@ class Encoder:
 
 
 def pack(pictures: Sequence[Picture], ask: TrialSpec, encoder: Encoder, length: int) -> Pack:
-    """Ask about every picture until the next question would not fit.
+    """Ask about every image until the next question would not fit.
 
     Args:
         pictures: One per row of the result.
-        ask: Gives a question about a picture with its answer, another one every time.
+        ask: Gives a question about an image with its answer, another one every time.
         encoder: Makes tokens of them.
         length: Tokens per row.
     """
@@ -124,8 +124,8 @@ def read(
 
     Args:
         model: The model.
-        features: Of its eye, per picture (n, patches, width).
-        questions: What is asked of each picture.
+        features: Of its eye, per image (n, patches, width).
+        questions: What is asked of each image.
         encoder: Knows the tokens that come before.
 
     Returns:

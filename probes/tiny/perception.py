@@ -1,6 +1,6 @@
 """Linear read-outs that teach the vision tower what each patch shows; they are thrown away after pretraining.
 
-What there is to be said about a thing comes from two sources that know nothing of families: where it is in the picture, from
+What there is to be said about a thing comes from two sources that know nothing of families: where it is in the image, from
 the segmentation; and the answers to all questions of the family's grounding task that are about one thing or about the scene.
 """
 
@@ -33,7 +33,7 @@ LEAST = 12
 """Pixels of a thing in a patch from which the patch is asked about it."""
 NOTHING = -1
 PLACES, SIZES = 80, 40
-"""Places are told apart in eightieths of the picture, widths and heights up to half of it."""
+"""Places are told apart in eightieths of the image, widths and heights up to half of it."""
 ANGLES = 24
 OFFSET_CM = 20
 """Furthest offset from what a thing rests on, centimetres."""
@@ -103,7 +103,7 @@ class Facts:
 
     Attributes:
         things: (bodies and markers, attributes of things) int16.
-        angles: (bodies and markers,) where a thing points or moves in the picture, in turns; NaN where it does neither.
+        angles: (bodies and markers,) where a thing points or moves in the image, in turns; NaN where it does neither.
         scene: (attributes of scenes,) int16.
         colours: (colours,) the body of that colour, or `NOTHING`.
         clear: Whether things can be named by their colours.
@@ -117,7 +117,7 @@ class Facts:
 
 
 def facts(picture: Picture) -> Facts:
-    """What is to be seen in the picture's scene."""
+    """What is to be seen in the image's scene."""
     return _facts(picture.task, picture.scene)
 
 
@@ -174,7 +174,7 @@ def _offsets(scene: Scene) -> list[float | None]:
 
 
 def _angles(scene: Scene) -> npt.NDArray[np.float32]:
-    """Directions in the picture, in turns: of the motion of bodies that are shown to move, and of arrows."""
+    """Directions in the image, in turns: of the motion of bodies that are shown to move, and of arrows."""
     angles = np.full(len(scene.bodies) + len(scene.markers), np.nan, np.float32)
     everything: list[Body | Marker] = [*scene.bodies, *scene.markers]
     for i, thing in enumerate(everything):
@@ -215,7 +215,7 @@ class ReadOuts(nn.Module):
 
         Args:
             features: (n, `TOKENS`, `HIDDEN`) output of the vision tower.
-            pictures: The n pictures.
+            pictures: The n images.
         """
         hidden = self.norm(features)
         known = [facts(p) for p in pictures]
@@ -241,9 +241,9 @@ class ReadOuts(nn.Module):
 
         Args:
             hidden: (w, `HIDDEN`) states of the decoder at the colour words.
-            picture: (w,) index of the picture that each word is about.
+            picture: (w,) index of the image that each word is about.
             colour: (w,) index of the colour in `COLOURS`.
-            pictures: The pictures.
+            pictures: The images.
         """
         known = [facts(p) for p in pictures]
         rows = np.array([known[p].colours[c] for p, c in zip(picture.tolist(), colour.tolist(), strict=True)])
@@ -307,7 +307,7 @@ def _cells(picture: Picture) -> npt.NDArray[np.int8]:
 def _patches(
     pictures: Sequence[Picture], known: Sequence[Facts]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Patches that show something: number of the picture, number of the patch, box, angle and attributes of the thing."""
+    """Patches that show something: number of the image, number of the patch, box, angle and attributes of the thing."""
     parts: list[tuple[npt.NDArray, ...]] = []  # type: ignore[type-arg]
     quarter = (np.arange(GRID) >= GRID // 2).astype(int)
     for number, (picture, fact) in enumerate(zip(pictures, known, strict=True)):

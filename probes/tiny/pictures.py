@@ -1,4 +1,4 @@
-"""The pictures that `tiny` is pretrained on, with what covers each of their pixels. No picture has a physical label."""
+"""The images that `tiny` is pretrained on, with what covers each of their pixels. No image has a physical label."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ GROUNDING_SHARE = 0.6
 """Of the scenes, those of the grounding tasks; the samplers of the physics tasks contribute the others, so that their look
 is known. What would happen in them is never computed."""
 UNSHIFTED = 0.2
-"""Share of the pictures without any shift."""
+"""Share of the images without any shift."""
 LEVELS = {1: 0.4, 2: 0.6}
-"""Shares of the levels among the shifted pictures; level 3 is never seen."""
+"""Shares of the levels among the shifted images; level 3 is never seen."""
 ALL_SHIFTS = 0.5
-"""Share of the shifted pictures with all visual shifts at once; in the others each is there with probability one half."""
+"""Share of the shifted images with all visual shifts at once; in the others each is there with probability one half."""
 CHUNK = 1_000
-"""Pictures per file."""
+"""Images per file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Picture:
         pixels: (`PIXELS`, `PIXELS`, 3) uint8, resized by the processor that ships.
         things: (`PIXELS`, `PIXELS`) int8: what covers the pixel's centre, as in the segmentation of a frame.
         boxes: (panels or 1, things, 4) float32: middle x, middle y, width and height of what is visible of each body and
-            marker in each panel, as shares of the whole picture; NaN where nothing is.
+            marker in each panel, as shares of the whole image; NaN where nothing is.
     """
 
     task: str
@@ -130,7 +130,7 @@ def see(task: str, scene: Scene, frame: Frame, processor: LlavaProcessor) -> Pic
     Args:
         task: Name of the task whose sampler made the scene.
         scene: The scene.
-        frame: Its picture.
+        frame: Its image.
         processor: That ships with the model.
     """
     values = processor.image_processor(images=[frame.rgb], return_tensors="pt")["pixel_values"][0]
@@ -151,7 +151,7 @@ def see(task: str, scene: Scene, frame: Frame, processor: LlavaProcessor) -> Pic
 
 
 def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProcessor) -> list[Picture]:
-    """That many pictures of new scenes.
+    """That many images of new scenes.
 
     Args:
         rng: Draws the scenes.
@@ -164,11 +164,11 @@ def render_pictures(rng: np.random.Generator, count: int, processor: LlavaProces
 
 
 def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: LlavaProcessor) -> list[Picture]:
-    """`CHUNK` pictures from a file that an earlier call wrote, or rendered now and written there.
+    """`CHUNK` images from a file that an earlier call wrote, or rendered now and written there.
 
     Args:
         folder: Of the files; made if it is not there.
-        seed: Of the pictures.
+        seed: Of the images.
         chunk: Number of the file.
         processor: That ships with the model.
     """
@@ -183,7 +183,7 @@ def cached_pictures(folder: Path, seed: Sequence[int], chunk: int, processor: Ll
 
 
 def _arrays(pictures: Sequence[Picture]) -> dict[str, npt.NDArray[np.generic]]:
-    """Pictures as plain arrays; boxes, of which they have different numbers, one after the other."""
+    """Images as plain arrays; boxes, of which they have different numbers, one after the other."""
     described = dumps([[p.task, p.scene.to_dict()] for p in pictures], ascii_only=True).encode()
     return {
         "pixels": np.stack([p.pixels for p in pictures]),
@@ -209,7 +209,7 @@ def _pictures(arrays: Mapping[str, npt.NDArray[np.generic]]) -> list[Picture]:
 
 
 def batches(rng: np.random.Generator, pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
-    """Endless batches: every picture once per pass, in new order, half of them flipped.
+    """Endless batches: every image once per pass, in new order, half of them flipped.
 
     Args:
         rng: Draws order and flips.
@@ -230,7 +230,7 @@ def pixel_values(pictures: Sequence[Picture]) -> torch.Tensor:
 
 
 def relit(rng: np.random.Generator, pixels: torch.Tensor) -> torch.Tensor:
-    """The pictures in slightly other light: brightness, contrast and tint of each vary, and every pixel a little.
+    """The images in slightly other light: brightness, contrast and tint of each vary, and every pixel a little.
 
     Args:
         rng: Draws the light.
@@ -260,7 +260,7 @@ def disguised(rng: np.random.Generator, picture: Picture, other: Picture) -> Pic
     Args:
         rng: Draws the disguise.
         picture: The scene to show.
-        other: Any other picture.
+        other: Any other image.
     """
     things = picture.things
     gain = np.ones((PIXELS, PIXELS, 3), np.float32)
@@ -290,7 +290,7 @@ def disguised(rng: np.random.Generator, picture: Picture, other: Picture) -> Pic
 
 
 def _stripes(rng: np.random.Generator, strength: float) -> Floats:
-    """(`PIXELS`, `PIXELS`) waves across the picture, or two waves that cross."""
+    """(`PIXELS`, `PIXELS`) waves across the image, or two waves that cross."""
     waves = np.zeros((PIXELS, PIXELS), np.float32)
     for _ in range(int(rng.integers(1, 3))):
         angle, pitch, start = rng.uniform(0, np.pi), rng.uniform(24, 128) / PIXELS, rng.uniform(0, 2 * np.pi)

@@ -1,6 +1,6 @@
-"""The recipe of the shipped weights: `pretrain(folder)` renders pictures, teaches the eyes and the whole model, in turns.
+"""The recipe of the shipped weights: `pretrain(folder)` renders images, teaches the eyes and the whole model, in turns.
 
-Run as `probe pretrain --out FOLDER`. Nothing it learns from is physics: pictures have labels of what is to be
+Run as `probe pretrain --out FOLDER`. Nothing it learns from is physics: images have labels of what is to be
 seen, and the prompts of physics tasks come with all of their answers, so that only their format is learned.
 
 How the shipped weights were made, and in what that differed from a run with the defaults, is in `weights/MODEL_CARD.md`.
@@ -50,42 +50,42 @@ from vlm_probe.stimuli.tasks import get_task
 LOG, STATE, WEIGHTS, CACHE = "log.jsonl", "state.pt", "weights", "cache"
 
 BATCH = 16
-"""Pictures per process and step."""
+"""Images per process and step."""
 HARD, LOOKED_AT = {"collision": 0.2, "balance": 0.2, "support": 0.55, "towers": 0.05}, 12
-"""Shares of further pictures, of families that are harder to see, and how many of them each process looks at per step of the
+"""Shares of further images, of families that are harder to see, and how many of them each process looks at per step of the
 later stages without reading about them, which costs a fifth."""
 DISGUISED, FURTHER_DISGUISED = 0.15, 0.3
-"""Shares of the pictures and of the further ones that are disguised after the first stage."""
+"""Shares of the images and of the further ones that are disguised after the first stage."""
 WARM_UP = 200
 LAST_RATE = 0.02
 """The learning rate ends at this share of its peak."""
 TEXT_TOKENS = 192
-"""Tokens of questions and answers per picture."""
+"""Tokens of questions and answers per image."""
 FORMAT_FROM, FORMAT_LATE = 0.08, 0.7
 """Shares of the way from the first mixture of questions to the last after which a few and then many format questions are asked."""
 FEW, MANY = 0.12, 0.45
 """How many of the questions about scenes of physics tasks they are."""
 CAPTIONS = 0.02
 PLACES = (0.25, 0.1, 0.02)
-"""How many of the questions ask for a place in the picture, in the three parts of that way."""
+"""How many of the questions ask for a place in the image, in the three parts of that way."""
 LENGTHS = ((0.5, 0.3, 0.2), (0.25, 0.25, 0.5), (0.05, 0.15, 0.8))
 """Shares of short, bare and full prompts in the three parts of that way."""
 LENGTHS_FROM = (0.3, 0.72)
 SAVE_EVERY, EVALUATE_EVERY = 120.0, 240.0
-"""Seconds between two checkpoints, and between two looks at the held-out pictures."""
+"""Seconds between two checkpoints, and between two looks at the held-out images."""
 HELD_OUT = 640
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training, from a high learning rate to a low one.
+    """A part of the training run, from a high learning rate to a low one.
 
     Attributes:
         steps: Optimiser steps.
         rate: Peak learning rate.
         whole: Whether the whole model is taught, or the vision tower alone.
         mixture: How far the mixture of questions is when it begins, from 0 (short prompts) to 1 (full ones, and many of physics).
-        pictures: Numbers of the first picture and of the one after the last, all processes together; multiples of `CHUNK`.
+        pictures: Numbers of the first image and of the one after the last, all processes together; multiples of `CHUNK`.
         minutes: End it after this time even if steps are left; the learning rate then follows the clock.
     """
 
@@ -102,7 +102,7 @@ class Recipe:
     """How long to train on how much.
 
     Attributes:
-        seed: Of the pictures, the questions and the initial weights.
+        seed: Of the images, the questions and the initial weights.
         processes: Data-parallel processes of one thread each.
         stages: One after the other.
     """
@@ -125,7 +125,7 @@ class Recipe:
 
     @property
     def chunks(self) -> list[int]:
-        """Numbers of the files that the pictures of all stages are in."""
+        """Numbers of the files that the images of all stages are in."""
         return sorted({chunk for stage in self.stages for chunk in _chunks(stage)})
 
 
@@ -133,7 +133,7 @@ def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
     """Pretrain `tiny` from nothing, or go on from the checkpoint in `out`.
 
     Args:
-        out: Receives `weights/` (hub layout), `log.jsonl`, `state.pt` and, under `cache/`, the rendered pictures.
+        out: Receives `weights/` (hub layout), `log.jsonl`, `state.pt` and, under `cache/`, the rendered images.
         recipe: How long to train on how much; by default as long as the shipped weights were trained.
 
     Returns:
@@ -155,12 +155,12 @@ def pretrain(out: Path, recipe: Recipe | None = None) -> Path:
 
 
 def _chunks(stage: Stage) -> range:
-    """Numbers of the files of a stage's pictures."""
+    """Numbers of the files of a stage's images."""
     return range(stage.pictures[0] // CHUNK, stage.pictures[1] // CHUNK)
 
 
 class _Worker:
-    """One of the data-parallel processes: its share of the pictures, its copy of the model."""
+    """One of the data-parallel processes: its share of the images, its copy of the model."""
 
     def __init__(self, rank: int, recipe: Recipe, out: Path) -> None:
         self.rank, self.recipe, self.out = rank, recipe, out
@@ -202,7 +202,7 @@ class _Worker:
         return kept
 
     def _load(self, stage: Stage) -> None:
-        """This process's share of the stage's pictures: those of every other file, so that none is seen by two."""
+        """This process's share of the stage's images: those of every other file, so that none is seen by two."""
         if stage.pictures != self.loaded:
             self.pictures = []  # those of the stage before, which may fill half of the memory
             chunks = _chunks(stage)[self.rank :: self.recipe.processes]
@@ -268,7 +268,7 @@ class _Worker:
             self._tell({"held_out": self._evaluate()})
 
     def _further(self) -> Iterator[list[Picture]]:
-        """Endless batches of pictures that are only looked at."""
+        """Endless batches of images that are only looked at."""
         families = [get_task(p.task).family for p in self.pictures]
         supplies = {
             name: batches(self.rng, [p for p, f in zip(self.pictures, families, strict=True) if f == name], 1)
@@ -313,7 +313,7 @@ class _Worker:
         return disguised(self.rng, picture, others[self.rng.integers(len(others))])
 
     def _ask(self, picture: Picture, asks: list[str], progress: float) -> list[Exchange]:
-        """What is asked next about a picture: one question, or one about physics with each of its answers."""
+        """What is asked next about an image: one question, or one about physics with each of its answers."""
         rng, part = self.rng, sum(progress > edge for edge in LENGTHS_FROM)
         task = get_task(picture.task)
         if task.kind != "grounding":
@@ -345,7 +345,7 @@ class _Worker:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Share of right answers to full prompts about held-out pictures, each token read off the right ones before it."""
+        """Share of right answers to full prompts about held-out images, each token read off the right ones before it."""
         self.model.eval()
         rng = np.random.default_rng(5)
         right: dict[str, list[bool]] = {}
@@ -382,7 +382,7 @@ class _Worker:
             log.write(line + "\n")
 
     def _digest(self) -> str:
-        """SHA-256 of all pictures that are learned from: pixels and scenes, in order."""
+        """SHA-256 of all images that are learned from: pixels and scenes, in order."""
         total = hashlib.sha256()
         for chunk in self.recipe.chunks:
             for picture in self._chunk(1, chunk):

@@ -37,7 +37,7 @@ ASK_WEIGHTS = {
     "arrow-side": 1.0,
     "arrow-target": 1.0,
 }
-"""How often each kind of question is asked, before those that a picture does not allow are left out."""
+"""How often each kind of question is asked, before those that an image does not allow are left out."""
 SHORT = {
     "count": "How many?",
     "posts": "How many posts?",
@@ -63,7 +63,7 @@ SHORT = {
 }
 """Wordings of few tokens: pretraining is paid for by the token."""
 PLACE = "Place of {a}?"
-"""A stepping stone for every family: the middle of the thing of that colour, in hundredths of the picture from its upper left."""
+"""A stepping stone for every family: the middle of the thing of that colour, in hundredths of the image from its upper left."""
 CAPTION_REQUESTS = ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe the objects.")
 SHAPE_NAMES = {"box": "box", "cylinder": "cylinder", "sphere": "ball", "wedge": "wedge", "cradle": "stand"}
 LEFT_OUT = {"balance-place": ("count", "exists"), "collision-launch": tuple(SHORT)}
@@ -80,7 +80,7 @@ class Exchange:
     """A prompt and the reply that is taught.
 
     Attributes:
-        prompt: The text beside the picture.
+        prompt: The text next to the image.
         reply: What is to be said.
         kind: "family/ask" for questions of a grounding task in their full wording, else empty.
         question: The question, where it is one of a task.
@@ -169,7 +169,7 @@ def perception(
 
 
 def place(rng: np.random.Generator, picture: Picture) -> Exchange | None:
-    """Where in the picture the thing of some colour is; in a strip, in its last moment. None if nothing can be named.
+    """Where in the image the thing of some colour is; in a strip, in its last moment. None if nothing can be named.
 
     Args:
         rng: Draws the thing.
@@ -196,7 +196,7 @@ def sayable(answer: Answer, question: Question) -> bool:
 def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> list[Exchange]:
     """A prompt of the physics task that the scene is from, with all answers in random order; with a random one if they are numbers.
 
-    With every answer to the same picture there is nothing about the picture that could be taken for a hint.
+    With every answer to the same image there is nothing about the image that could be taken for a hint.
 
     Args:
         rng: Draws wording and answer.
@@ -218,7 +218,7 @@ def physics_format(rng: np.random.Generator, task: Task, scene: Scene) -> list[E
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> Exchange:
-    """A request to describe the picture, and a list of what has a colour, from left to right.
+    """A request to describe the image, and a list of what has a colour, from left to right.
 
     Args:
         rng: Draws the request.

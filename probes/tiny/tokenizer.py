@@ -126,7 +126,7 @@ def _training_text(texts: Iterable[str]) -> Iterator[str]:
         for token in (*SPECIAL, *TAGS):
             text = text.replace(token, " ")
         yield from [text] * 50
-        yield from ["\n" + text] * 5  # plain LLaVA prompts put a line break between the picture and the text
+        yield from ["\n" + text] * 5  # plain LLaVA prompts put a line break between the image and the text
     for word in sorted({*FUNCTION_WORDS, *CONTENT_WORDS}):
         yield from [word] * 10
         yield word.capitalize()

@@ -139,7 +139,7 @@ def _opened(folder: Path) -> _Archive:
 
 @lru_cache(maxsize=4)
 def _open(folder: Path, state: tuple[tuple[int, int], ...]) -> _Archive:
-    """`state`: so that an archive that was written anew is read anew."""
+    """`state`: so that an archive that was written again is read again."""
     return _Archive(folder)
 
 

@@ -128,7 +128,7 @@ def load_frame(folders: Iterable[str | Path]) -> pd.DataFrame:
         folders: The runs.
 
     Returns:
-        A row per trial. Beside `COLUMNS` it has `run` (the folder's path), `adapter` (hash, or ""), `seed`, and every entry
+        A row per trial. Next to `COLUMNS` it has `run` (the folder's path), `adapter` (hash, or ""), `seed`, and every entry
         of `condition`, `variant` and `manner` as a column of its own (`condition_count`, `variant_polarity`,
         `manner_control`, ...).
 

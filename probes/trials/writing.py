@@ -191,7 +191,7 @@ class TrialLog:
 
 
 class ShardLog(TrialLog):
-    """The log of a further process of a run (`vlm_probe.probes.sharding`): rows only, beside the run's own log.
+    """The log of a further process of a run (`vlm_probe.probes.sharding`): rows only, next to the run's own log.
 
     Nothing is read from it before the first process takes it over.
 
@@ -275,7 +275,7 @@ def rewrite_trials(
 def archive_runs(folders: Iterable[Path], root: Path, out: Path) -> int:
     """Write runs into an archive, from which they are read as if they were in `out`.
 
-    Logs are kept to the byte; run.json too, but for absolute paths of sets, of which the name is kept.
+    Logs are kept to the byte; run.json too, except for absolute paths of sets, of which the name is kept.
 
     Args:
         folders: Of runs below `root`.

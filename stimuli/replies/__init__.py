@@ -316,7 +316,7 @@ class Finding(NamedTuple):
 
 
 def _answer(tokens: Tokens, reader: Reader) -> Finding | None:
-    """What a unit answers: at its beginning, after its last "so", or after a circumstance ("Based on the picture, ...")."""
+    """What a unit answers: at its beginning, after its last "so", or after a circumstance ("Based on the image, ...")."""
     found = _answer_at(tokens, skip(tokens, 0, FILLERS), reader)
     if found is not None:
         return found

@@ -104,7 +104,7 @@ def body_states(scene: Scene, poses: Poses | None = None) -> npt.NDArray[np.floa
 
 @dataclass(frozen=True)
 class Frame:
-    """A rendered picture.
+    """A rendered image.
 
     Attributes:
         rgb: (size, size, 3) uint8.
@@ -141,11 +141,11 @@ class Simulator(Protocol):
         ...
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
-        """A square picture of the scene at its start, or with the bodies at `poses`.
+        """A square image of the scene at its start, or with the bodies at `poses`.
 
         Args:
             scene: What is drawn.
-            size: Edge of the picture, pixels.
+            size: Edge of the image, pixels.
             poses: Where the bodies are; by default where they start.
         """
         ...

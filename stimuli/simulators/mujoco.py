@@ -1,6 +1,6 @@
 """The second engine: MuJoCo, written independently of Bullet, to cross-check outcomes and to serve where Bullet is missing.
 
-Its pictures come from OpenGL (without a screen EGL or OSMesa, whichever is there) and differ from Bullet's in their pixels, so one set is never drawn by both.
+Its images come from OpenGL (without a screen EGL or OSMesa, whichever is there) and differ from Bullet's in their pixels, so one set is never drawn by both.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class MuJoCoSimulator:
         return run(_World(model, scene), scene, per_frame, stop, min_duration, max_duration)
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
-        """A square picture of the scene at its start, or with the bodies at `poses`.
+        """A square image of the scene at its start, or with the bodies at `poses`.
 
         Raises:
             NotInstalled: If no OpenGL is to be had; the message says what to install.
@@ -115,11 +115,11 @@ class MuJoCoSimulator:
 
 
 def model_xml(scene: Scene, *, size: int = 64, step: float = STEP) -> str:
-    """The scene in MuJoCo's own format (MJCF), for pictures of `size` pixels and steps of `step` seconds.
+    """The scene in MuJoCo's own format (MJCF), for images of `size` pixels and steps of `step` seconds.
 
     Args:
         scene: The scene.
-        size: Edge of its pictures, pixels.
+        size: Edge of its images, pixels.
         step: Of the integration, seconds.
     """
     light = scene.light

@@ -1,4 +1,4 @@
-"""The default engine: Bullet in DIRECT mode, with its software renderer, so that pictures are the same on every machine.
+"""The default engine: Bullet in DIRECT mode, with its software renderer, so that images are the same on every machine.
 
 The world is rebuilt for every scene. Bullet keeps contact caches between simulations, so this is what makes an outcome
 depend on the scene alone.
@@ -100,12 +100,12 @@ class PyBulletSimulator:
         return run(world, scene, per_frame, stop, min_duration, max_duration)
 
     def render(self, scene: Scene, size: int, poses: Poses | None = None) -> Frame:
-        """A square picture of the scene at its start, or with the bodies at `poses`."""
+        """A square image of the scene at its start, or with the bodies at `poses`."""
         if self._built is not scene:
             self._build(scene)
         client = self._client
         if poses is not None or not self._untouched:
-            # Several pictures of one scene take one world.
+            # Several images of one scene take one world.
             places = [b.position for b in scene.bodies] if poses is None else poses.positions
             turns = [b.orientation for b in scene.bodies] if poses is None else poses.orientations
             for index, place, turn in zip(self._ids[: len(scene.bodies)], places, turns, strict=True):

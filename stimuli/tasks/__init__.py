@@ -47,7 +47,7 @@ class Task(ABC):
     """One question about one family of scenes.
 
     A subclass states what a scene is (`sample_matched`), how far it is from the boundary (`margin`), what is asked
-    (`question`), what is right (`solve`) and what an answer is worth (`score`). `score` is the only scorer there is: the
+    (`question`), what is right (`solve`) and the score of an answer (`score`). `score` is the only scorer there is: the
     probe's accuracy, the reward of reinforcement learning and the analysis all come from it.
 
     Class attributes:
@@ -56,7 +56,7 @@ class Task(ABC):
         family: Folder under `stimuli/tasks`.
         kind: "judgement" (what will happen?), "action" (what must be done?) or "grounding" (what is there?).
         held_out: Never a training task; asked zero-shot.
-        facts: The physics of the task in plain words, for the control condition in which it is stated; empty if none.
+        facts: The physics of the task in words, for the control condition in which it is stated; empty if none.
         signed_side: The margin's sign is a side (left or right), so that it changes in the mirror.
         known_shortcuts: Names of rules, cues and classifiers that score well on the designed set although they are not the
             physics, each with the reason why it cannot be designed away; the card and the audit print it.
@@ -91,7 +91,7 @@ class Task(ABC):
 
     @abstractmethod
     def foil_condition(self, condition: Condition) -> Condition:
-        """The condition of the foils that `sample_matched` returns beside a scene on `condition`."""
+        """The condition of the foils that `sample_matched` returns next to a scene on `condition`."""
 
     @abstractmethod
     def margin(self, scene: Scene) -> float:

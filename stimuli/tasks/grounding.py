@@ -1,4 +1,4 @@
-"""Grounding: what is in the picture? The questions that every family can ask, and the task that asks them.
+"""Grounding: what is in the image? The questions that every family can ask, and the task that asks them.
 
 A family's grounding task is a `GroundingTask` with a table of `TrialSpec`s: the ones made here (counting, colours, shapes, existence,
 left and right) about its own objects, and its own (which way does the arrow point?).
@@ -62,7 +62,7 @@ class TrialSpec:
 
 
 class GroundingTask(Task):
-    """What is in the picture?
+    """What is in the image?
 
     The condition's `build` names the kind of question, one of `asks`. After a colon it may name a layout, which is the
     family's affair.
@@ -250,7 +250,7 @@ def exists(noun: str, objects: Objects) -> TrialSpec:
 
 
 def left_right(noun: str, objects: Objects) -> TrialSpec:
-    """Is one object left or right of another, as seen in the picture?
+    """Is one object left or right of another, as seen in the image?
 
     Args:
         noun: What one of them is called.

@@ -1,4 +1,4 @@
-"""balance-grounding: what is in the picture? Counting, colours, shapes, sides, arms and tilts: perception, no physics."""
+"""balance-grounding: what is in the image? Counting, colours, shapes, sides, arms and tilts: perception, no physics."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ DISTANCE = TrialSpec(
 
 
 class BalanceGrounding(GroundingTask):
-    """What is in the picture?
+    """What is in the image?
 
     The condition's `build` is the kind of question; ":down" after it shows the plank with one end on the floor.
     """

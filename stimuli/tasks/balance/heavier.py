@@ -69,7 +69,7 @@ ASSUMED = " Size says nothing about weight here: each object weighs at least as 
 class BalanceHeavier(Task):
     """Which of two objects must be heavier, given how the plank lies?
 
-    The answer is "left" or "right", the object that is heavier in every case that the picture allows, or "unclear" if both
+    The answer is "left" or "right", the object that is heavier in every case that the image allows, or "unclear" if both
     could be. A level plank shows that the nearer object is heavier, if the distances differ enough. A tilted one shows that
     the lower object is heavier, unless it also stands so much farther out that a lighter one could have done the same.
     A group has an unclear scene and two foils in which one object stands elsewhere (and weighs what fits the plank as it

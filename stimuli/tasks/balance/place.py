@@ -256,7 +256,7 @@ def _scene(rng: np.random.Generator, layout: Layout, weight: Load, shown: str) -
     joined = replace(layout, loads=(*layout.loads, weight))
     colours = load_colours(joined, look, shown)
     scene = look.scene(layout, shown, colours)
-    # Beside the fulcrum, on a side that tells nothing.
+    # Next to the fulcrum, on a side that tells nothing.
     aside = int(rng.integers(60, 121)) / 1000 * (1 if rng.random() < 0.5 else -1)
     x = float(np.clip(scene.body("fulcrum").position[0] + aside, -0.14, 0.14))
     body = load_bodies(weight, "", (round(x, 3), BESIDE, 0.0), colours[-1], look.shades[-2])[0]

@@ -204,7 +204,7 @@ def scatter(rng: np.random.Generator, loads: Sequence[Load]) -> tuple[float, ...
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils.
+    """Everything about an image that is not physics: colours, camera, light, place. Drawn once, shared by foils.
 
     Args:
         rng: Draws it.
@@ -214,7 +214,7 @@ class Look:
     def __init__(self, rng: np.random.Generator, reserved: str | None = None) -> None:
         self.colours = draw_colours(rng, 6, reserved)
         self.shades: list[float] = np.round(rng.uniform(0.92, 1.05, 8), 2).tolist()
-        self.place = float(np.round(rng.uniform(-0.015, 0.015), 3))  # of the plank's middle in the picture, metres
+        self.place = float(np.round(rng.uniform(-0.015, 0.015), 3))  # of the plank's middle in the image, metres
         self.camera = Camera(
             target=(float(np.round(rng.uniform(-0.01, 0.01), 3)), 0.0, float(np.round(rng.uniform(0.075, 0.09), 3))),
             distance=float(np.round(rng.uniform(0.78, 0.81), 3)),

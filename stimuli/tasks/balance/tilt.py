@@ -45,7 +45,7 @@ TEXTS = (
 )
 BUILDS = (("size", "place"), ("size", "weight"), ("colour", "place"), ("text", "weight"))
 """How weight is shown, and what of one object differs within a group. A colour stands for one weight within a prompt, and
-where weights are stated the picture stays the same."""
+where weights are stated the image stays the same."""
 MOVED = (
     "Where one object is moved, it has to move by centimetres to carry the common centre of mass across the support, and it can "
     "only move one way for each outcome; where its weight differs instead, this tells little or nothing."

@@ -79,7 +79,7 @@ def load_colours(layout: Layout, look: Look, shown: str) -> list[str]:
 
     Args:
         layout: Whose loads.
-        look: Of the picture.
+        look: Of the image.
         shown: How weight is shown.
     """
     if shown == "colour":

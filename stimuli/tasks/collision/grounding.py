@@ -1,4 +1,4 @@
-"""collision-grounding: what is in the picture, which ball moves, and where to? Perception, no physics."""
+"""collision-grounding: what is in the image, which ball moves, and where to? Perception, no physics."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _upwards(scene: Scene, about: About) -> Answer:
 
 
 class CollisionGrounding(GroundingTask):
-    """What is in the picture, which ball moves, and where to?"""
+    """What is in the image, which ball moves, and where to?"""
 
     name: ClassVar[str] = "collision-grounding"
     family: ClassVar[str] = "collision"
@@ -148,7 +148,7 @@ class CollisionGrounding(GroundingTask):
             raise SamplingFailed(f"{self.name} has 1 to {len(COLOURS) - 1} balls, got {condition.count}")
         if condition.shown not in SHOWN:
             raise SamplingFailed(f"{self.name} shows motion by one of {', '.join(SHOWN)}, got {condition.shown!r}")
-        # Drawn once: trails of balls that move up leave the picture more often, and directions must stay balanced.
+        # Drawn once: trails of balls that move up leave the image more often, and directions must stay balanced.
         speed = rng.uniform(0.5, 0.85)
         velocity = speed * kinematics.heading(rng.uniform(-180, 180))
         for _ in range(300):

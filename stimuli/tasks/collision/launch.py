@@ -35,17 +35,17 @@ MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
 BUILDS = ("gap", "delay", "both")
 """What is wrong with the foil: a gap in space, a delay in time, or both."""
 INTERVALS = (8, 14)
-"""Shortest and longest time between two pictures of a strip, in `FRAME_INTERVAL`s."""
+"""Shortest and longest time between two images of a strip, in `FRAME_INTERVAL`s."""
 AFTER_SECOND = (2, 5)
-"""How many frames after the second picture the second ball sets off, at least and at most."""
+"""How many frames after the second image the second ball sets off, at least and at most."""
 GAP_UNIT = 2.0
 """Ball diameters of gap that make a margin of -1."""
 DELAY_UNIT = 0.6
 """Seconds of delay that make a margin of -1."""
 SHORTEST_DELAY = 3
-"""Frames: with less, no departure would leave the first ball stopped by the second picture."""
+"""Frames: with less, no departure would leave the first ball stopped by the second image."""
 CLOSEST = 0.0005
-"""Metres left between the balls of a delay, so that stopping beside a ball never pushes it."""
+"""Metres left between the balls of a delay, so that stopping next to a ball never pushes it."""
 
 OVERLAP = 2e-5
 """Metres by which the balls of a launch overlap on the step of the engine on which they meet. Engines only notice a touch on a
@@ -75,7 +75,7 @@ class CollisionLaunch(Task):
 
     In a launch the first ball strikes the second, stops dead and the second sets off at once. In the foils the second ball
     sets off at the same moment and moves in the same way, but by a hidden push of its own; the first is stopped by another
-    hidden push, short of the second (a gap), beside it but too early (a delay), or both. Only the place at which the first
+    hidden push, short of the second (a gap), next to it but too early (a delay), or both. Only the place at which the first
     ball starts differs within a pair, so that the motion of the second tells nothing.
 
     The margin of a launch is the share of the first ball's speed that the second one gets, which is 0 where the first moves
@@ -144,7 +144,7 @@ class CollisionLaunch(Task):
         return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)
 
     def solve(self, scene: Scene, question: Question, simulator: Simulator | None = None) -> Answer:
-        """ "caused" or "alone": whether the second ball moves otherwise, by the last picture, when the first is taken away."""
+        """ "caused" or "alone": whether the second ball moves otherwise, by the last image, when the first is taken away."""
         simulator = simulator_or_default(simulator)
         actual, without = _simulated_way(scene, simulator), _simulated_way(_without_cue(scene), simulator)
         changed = float(np.linalg.norm(actual - without))
@@ -155,7 +155,7 @@ class CollisionLaunch(Task):
         return "caused" if self.margin(scene) > 0 else "alone"
 
     def cues(self) -> Mapping[str, Callable[[Scene], float]]:
-        """Numbers that can be read from single pictures, or from the motion of one ball."""
+        """Numbers that can be read from single images, or from the motion of one ball."""
         return {
             "distance in the first picture": lambda s: _distance(s, 0),
             "distance in the second picture": lambda s: _distance(s, 1),
@@ -167,7 +167,7 @@ class CollisionLaunch(Task):
         }
 
     def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
-        """Looks at one picture or one ball."""
+        """Looks at one image or one ball."""
 
         def caused(test: Callable[[Scene], bool]) -> Callable[[Scene], Answer]:
             return lambda scene: "caused" if test(scene) else "alone"
@@ -246,7 +246,7 @@ def _target_at(scene: Scene, time: float) -> Floats:
 
 
 def _distance(scene: Scene, picture: int) -> float:
-    """Distance between the surfaces of the balls in one of the pictures, in diameters of the second ball."""
+    """Distance between the surfaces of the balls in one of the images, in diameters of the second ball."""
     time = scene.panels[picture]
     cue = _cue_at(scene, time)
     if not event_of(scene).pushed:
@@ -261,7 +261,7 @@ def _distance(scene: Scene, picture: int) -> float:
 
 
 def _way_of_second(scene: Scene) -> float:
-    """How far the second ball goes between the first picture and the last, in its diameters."""
+    """How far the second ball goes between the first image and the last, in its diameters."""
     moved = _target_at(scene, scene.panels[-1]) - _target_at(scene, scene.panels[0])
     return float(np.linalg.norm(moved)) / scene.body("target").size[0]
 
@@ -276,7 +276,7 @@ def _without_cue(scene: Scene) -> Scene:
 
 
 def _simulated_way(scene: Scene, simulator: Simulator) -> Floats:
-    """How far (2,) the second ball has come by the last picture, metres."""
+    """How far (2,) the second ball has come by the last image, metres."""
     last = max(scene.panels)
     outcome = simulator.simulate(scene, min_duration=last, max_duration=last)
     return np.array(outcome.displacement()[outcome.names.index("target"), :2])
@@ -297,7 +297,7 @@ def _draw(rng: np.random.Generator, condition: Condition, size: tuple[float, flo
     speed = float(rng.uniform(0.35, 0.65))
     course = kinematics.heading(90 + float(np.round(rng.uniform(-25, 25))))
     velocity = np.round(speed * course, 3)
-    # A first ball that arrives early must have stopped by the second picture, so that the delay shows; and it must move in the
+    # A first ball that arrives early must have stopped by the second image, so that the delay shows; and it must move in the
     # first. Strips of different pace make it start near and far in launches as in delays.
     pace = int(rng.integers(max(INTERVALS[0], delay), INTERVALS[1] + 1))
     latest = min(AFTER_SECOND[1], delay - 1) if delay else AFTER_SECOND[1]
@@ -306,7 +306,7 @@ def _draw(rng: np.random.Generator, condition: Condition, size: tuple[float, flo
     last = moments[-1] - departs
     distance = 2 * radius
     approach = distance + speed * departs
-    # The whole event is somewhere about the middle of the picture.
+    # The whole event is somewhere about the middle of the image.
     middle = rng.uniform((-0.05, -0.15), (0.05, 0.15))
     place = np.round(middle + (approach - share * speed * last) / 2 * course, 3)
     target = _ball("target", 1, place, stuff, look)

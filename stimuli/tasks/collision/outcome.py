@@ -42,7 +42,7 @@ from vlm_probe.stimuli.tasks.collision.table import (
 MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
 """|margin| of the designed sets, half widths of a gate: near, middle and far from the boundary."""
 BUILDS = ("slid", "turned", "aimed")
-"""How the moving ball of a foil differs: it starts beside the other, it comes from another side, it moves elsewhere."""
+"""How the moving ball of a foil differs: it starts next to the other, it comes from another side, it moves elsewhere."""
 SMALLEST_ANGLE, WIDEST_ANGLE = 4.0, 54.0
 """Degrees by which the struck ball leaves the moving ball's path: on average at least, and at most. Beyond, a graze decides."""
 
@@ -63,7 +63,7 @@ SIDES = " Left and right are as seen in the picture."
 class CollisionOutcome(Task):
     """Through which of the three gates does the struck ball go?
 
-    Items come in threes: the same picture but for the moving ball, one for each gate. In a third of them the moving balls move
+    Items come in threes: the same image except for the moving ball, one for each gate. In a third of them the moving balls move
     alike but start side by side ("slid"), so that only the place of the impact differs; in a third they strike the same spot,
     seen along their path, but come from different sides ("turned"); in a third they start at the same place and move in
     different directions ("aimed"). Whatever looks at one of these alone is right on one member of three where it does not vary.
@@ -134,7 +134,7 @@ class CollisionOutcome(Task):
         return float(np.ptp(gate_edges(scene)[0][1:3])) / 2
 
     def question(self, scene: Scene, variant: Variant) -> Question:
-        """Left, middle or right, as seen in the picture. Polarity does not apply."""
+        """Left, middle or right, as seen in the image. Polarity does not apply."""
         options, clause = named_options([Option(gate, gate) for gate in GATES], variant.order)
         colours = {"a": scene.body("cue").colour, "b": scene.body("target").colour}
         seen = SEEN[scene.shown] + " " if scene.shown in SEEN else ""

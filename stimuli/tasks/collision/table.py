@@ -1,6 +1,6 @@
 """What a table is: smooth balls, gates, how motion is shown, the closed form of the struck ball's path, and when it is decided.
 
-Motion is in the plane of the table: +x is to the right of the picture, +y away from the viewer. Balls have no friction, so
+Motion is in the plane of the table: +x is to the right of the image, +y away from the viewer. Balls have no friction, so
 that the struck ball leaves along the line of centres. The moving ball is the body "cue", the one that it strikes "target"; further
 ones, "bystander1" and so on, are in nobody's way. Gates stand between neighbouring posts (markers "post1", "post2", ...).
 """
@@ -40,7 +40,7 @@ CLEARANCE = 0.03
 MAT_DEPTH, MAT_THICKNESS = 0.05, 0.002
 """Extents of the mat that lies in a gate, along y and z, metres."""
 FRAME_MARGIN = 0.93
-"""Share of the half picture within which everything must be."""
+"""Share of the half image within which everything must be."""
 GATES = ("left", "middle", "right")
 LARGEST = len(COLOURS)
 """Balls at most: each has a colour of its own."""
@@ -115,7 +115,7 @@ def settled(scene: Scene) -> Stop:
 
 
 def in_picture(scene: Scene) -> bool:
-    """Whether everything is in the picture, the earlier places of moving balls in a strip included."""
+    """Whether everything is in the image, the earlier places of moving balls in a strip included."""
     return bool(np.abs(project(scene.camera, extent(scene))[:, :2]).max() < FRAME_MARGIN)
 
 
@@ -222,7 +222,7 @@ def moving(body: Body, velocity: Sequence[float] | Floats) -> Body:
 
 @dataclass(frozen=True)
 class Materials:
-    """What the balls of a picture are made of: radii (metres), masses (kilograms) and the restitution of each."""
+    """What the balls of an image are made of: radii (metres), masses (kilograms) and the restitution of each."""
 
     radii: tuple[float, ...]
     masses: tuple[float, ...]
@@ -242,7 +242,7 @@ def draw_stuff(rng: np.random.Generator, count: int) -> Materials:
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light. Drawn once, shared by foils.
+    """Everything about an image that is not physics: colours, camera, light. Drawn once, shared by foils.
 
     Args:
         rng: Draws it.

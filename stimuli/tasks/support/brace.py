@@ -47,7 +47,7 @@ SMALLEST_FORCE = 0.8
 TOUCHING = 1e-6
 """Metres of gap below which two posts touch."""
 GAP = 0.01
-"""Metres between the posts, in the picture."""
+"""Metres between the posts, in the image."""
 
 TEXTS = (
     "As it is, something comes down. Where must the {moved} post stand so that everything stays up?",

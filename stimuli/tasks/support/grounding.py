@@ -1,4 +1,4 @@
-"""support-grounding: what is in the picture? Posts, loads, colours, shapes and the arrow: perception, no physics."""
+"""support-grounding: what is in the image? Posts, loads, colours, shapes and the arrow: perception, no physics."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _paired(scene: Scene) -> list[tuple[Body, Body]]:
 
 
 class SupportGrounding(GroundingTask):
-    """What is in the picture? The condition's `build` names the kind of question."""
+    """What is in the image? The condition's `build` names the kind of question."""
 
     name: ClassVar[str] = "support-grounding"
     family: ClassVar[str] = "support"

@@ -63,7 +63,7 @@ CLEAR = 1.4
 class SupportHold(Task):
     """Does the structure stay up while it is pushed, or does it come down?
 
-    Items come as minimal pairs: the same picture, push and weights but for the place of one body, the load or a post. Force,
+    Items come as minimal pairs: the same image, push and weights except for the place of one body, the load or a post. Force,
     height and everything stated are thus the same for both outcomes. On one post a load ahead of the post always makes the
     structure weaker, so both members of a pair have the load ahead of it, or both behind. On two posts of different width the load
     makes the structure stronger where it presses on the wider post, which half the pairs have ahead.

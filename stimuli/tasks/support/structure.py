@@ -150,7 +150,7 @@ def push_margin(scene: Scene) -> float:
     """(critical force - force) / critical force of a structure on one or two posts under a push; not below -1.
 
     The critical force is the strongest that the structure withstands. Where the plank would tip backwards without a push, the
-    margin is (force - weakest) / weakest if that is less. Beside the structure as a whole, the pushed load may tip or slide on the plank, and everything may slide on the floor.
+    margin is (force - weakest) / weakest if that is less. Next to the structure as a whole, the pushed load may tip or slide on the plank, and everything may slide on the floor.
     """
     push, sign, plank = scene.pushes[0], direction(scene), scene.body("plank")
     z = push.point[2]
@@ -277,7 +277,7 @@ class Structure:
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils.
+    """Everything about an image that is not physics: colours, camera, light, place. Drawn once, shared by foils.
 
     Args:
         rng: Draws it.

@@ -172,7 +172,7 @@ class TowersDirection(Task):
         return weakest_step(scene)
 
     def question(self, scene: Scene, variant: Variant) -> Question:
-        """Left or right, as seen in the picture. Polarity does not apply."""
+        """Left or right, as seen in the image. Polarity does not apply."""
         options, clause = named_options((Option("left", "left"), Option("right", "right")), variant.order)
         prompt = f"{DIRECTION_TEXTS[variant.paraphrase]} Answer with one word: {clause}."
         return Question(prompt + (THINK if variant.style == "think" else ""), ChoiceFormat(options), variant.style)

@@ -1,4 +1,4 @@
-"""towers-grounding: what is in the picture? Counting, colours, left and right, existence, shifts: perception, no physics."""
+"""towers-grounding: what is in the image? Counting, colours, left and right, existence, shifts: perception, no physics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlm_probe.stimuli.tasks.towers.tower import BLOCK, Look, draw_towers, tower
 from vlm_probe.stimuli.viewing import MIN_SEPARATION
 
 ASKS = ("count", "nth-colour", "left-right", "exists", "shift")
-"""The questions of the standard set; the others are easier or denser ones about the same pictures, for pretraining."""
+"""The questions of the standard set; the others are easier or denser ones about the same images, for pretraining."""
 TOLERANCE = 0.1
 """A stated shift within a tenth of a block (or the nearest whole centimetre) is right."""
 SHIFT_REACH, PLACE_REACH = 1, 3
@@ -40,7 +40,7 @@ def scale(wide: float) -> str:
 
 
 def blocks(scene: Scene) -> Sequence[Body]:
-    """Everything in the picture that is asked about."""
+    """Everything in the image that is asked about."""
     return scene.bodies
 
 
@@ -76,7 +76,7 @@ def which_number() -> TrialSpec:
 
 
 def position() -> TrialSpec:
-    """How many centimetres is a block from the middle of the picture?"""
+    """How many centimetres is a block from the middle of the image?"""
     return TrialSpec(
         (
             "How far is the {a} block from the middle of the picture?",
@@ -166,7 +166,7 @@ def _centimetres(reach: int) -> Callable[[Scene, int], tuple[Grammar, str]]:
 
 
 class TowersGrounding(GroundingTask):
-    """What is in the picture?
+    """What is in the image?
 
     The condition's `build` is "ASK" or "ASK:scattered", where ASK is one of `asks` and "scattered" puts the blocks side by
     side on the floor instead of on top of each other.
@@ -206,7 +206,7 @@ class TowersGrounding(GroundingTask):
 
 
 def any_tower(rng: np.random.Generator, count: int) -> Scene:
-    """A tower without regard to physics; every fifth has a further block on the floor beside it.
+    """A tower without regard to physics; every fifth has a further block on the floor next to it.
 
     Args:
         rng: Draws it.
@@ -217,7 +217,7 @@ def any_tower(rng: np.random.Generator, count: int) -> Scene:
     x = draw_towers(rng, count - beside, 1)[0]
     if not beside:
         return look.scene(look.centred(x))
-    # On a small tower, so that both fit the picture.
+    # On a small tower, so that both fit the image.
     x = x * min(1.0, 2.0 / max(1e-9, x.max() - x.min()))
     gap = float(rng.uniform(1.15, 2.0))
     side = x[0] + gap if rng.random() < 0.5 else x[0] - gap

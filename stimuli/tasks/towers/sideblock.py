@@ -99,7 +99,7 @@ class TowersSideblock(Task):
         return condition
 
     def sample_matched(self, rng: np.random.Generator, condition: Condition) -> tuple[Scene]:
-        """A leaning tower that stands, and a red block on the floor beside it."""
+        """A leaning tower that stands, and a red block on the floor next to it."""
         low, high = (int(part) for part in condition.build.split("to"))
         batch = 1024
         for _ in range(40):

@@ -52,7 +52,7 @@ SAME_REACH = 0.02
 class TowersStability(Task):
     """Will the tower stay up or fall?
 
-    Items come as minimal pairs: the same picture but for one block, whose place decides between standing and falling.
+    Items come as minimal pairs: the same image except for one block, whose place decides between standing and falling.
     From three blocks on and near the boundary, half the pairs stand by a counterweight although one step exceeds half a
     block, and half fall although every step is small, so that the neighbour rule is right on exactly one member of each.
     """
@@ -138,7 +138,7 @@ class TowersStability(Task):
         }
 
     def rules(self) -> Mapping[str, Callable[[Scene], Answer]]:
-        """The neighbour rule: it falls if some block sits more than half a block beside the one below."""
+        """The neighbour rule: it falls if some block sits more than half a block next to the one below."""
         return {"neighbour rule": lambda scene: "falls" if largest_step(scene) > SMALL_STEP + 1e-9 else "stands"}
 
 

@@ -28,11 +28,11 @@ SMALL_STEP = 0.5
 FALLEN = 0.25
 """A block that sank by this share of its height has left its place."""
 HALF_PICTURE = 2.7
-"""Blocks from the middle of the picture within which everything stays in view from every camera of a `Look`."""
+"""Blocks from the middle of the image within which everything stays in view from every camera of a `Look`."""
 FRAME = 0.9
-"""Share of the picture, from its middle, within which a tower is kept whose height asks for another camera."""
+"""Share of the image, from its middle, within which a tower is kept whose height asks for another camera."""
 MAX_EXTENT = 4.2
-"""Largest distance between the outermost centres of a scene, in blocks, so that it fits the picture."""
+"""Largest distance between the outermost centres of a scene, in blocks, so that it fits the image."""
 MARGIN_BINS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7))
 """|margin| of the designed sets, half widths: near, middle and far from the boundary."""
 
@@ -57,7 +57,7 @@ def tower_arrays(scene: Scene) -> tuple[Floats, Floats, Floats]:
 
 
 def width_cm(scene: Scene) -> float:
-    """Width of a block, centimetres: 10 but for scenes that a shift has scaled."""
+    """Width of a block, centimetres: 10 except for scenes that a shift has scaled."""
     return round(100 * scene.bodies[0].size[0], 4)
 
 
@@ -147,7 +147,7 @@ def first_tower(
 
 
 class Look:
-    """Everything about a picture that is not physics: colours, camera, light, place. Drawn once, shared by foils.
+    """Everything about an image that is not physics: colours, camera, light, place. Drawn once, shared by foils.
 
     Args:
         rng: Draws it.
@@ -160,7 +160,7 @@ class Look:
         # Larger towers than there are colours use them over again, which leaves neighbours different.
         self.colours = [self.colours[i % len(self.colours)] for i in range(colours)]
         self.shades = np.round(rng.uniform(0.9, 1.05, colours + 1), 2).tolist()
-        self.place = float(np.round(rng.uniform(-0.6, 0.6), 2))  # of the tower in the picture, in blocks
+        self.place = float(np.round(rng.uniform(-0.6, 0.6), 2))  # of the tower in the image, in blocks
         self.camera = Camera(
             target=(float(np.round(rng.uniform(-0.01, 0.01), 3)), 0.0, float(np.round(rng.uniform(0.225, 0.24), 3))),
             distance=float(np.round(rng.uniform(0.92, 0.96), 3)),
@@ -188,7 +188,7 @@ class Look:
     def offset(self, left: float, right: float) -> float:
         """What to subtract from all centres (blocks) so that those from `left` to `right` stand at this look's place.
 
-        The place gives way where the outermost blocks would otherwise leave the picture.
+        The place gives way where the outermost blocks would otherwise leave the image.
 
         Args:
             left, right: Outermost centres, in blocks.
@@ -198,12 +198,12 @@ class Look:
         return round((left + right) / 2 - float(np.clip(self.place, -room, room)), 2)
 
     def centred(self, x: Floats) -> Floats:
-        """Centres (blocks) moved to this look's place in the picture."""
+        """Centres (blocks) moved to this look's place in the image."""
         return np.round(x - self.offset(x.min(), x.max()), 2)
 
 
 def framed(scene: Scene) -> Scene:
-    """The scene seen by a camera that is raised to its middle and pulled back until all of it is in the picture."""
+    """The scene seen by a camera that is raised to its middle and pulled back until all of it is in the image."""
     points = extent(scene)
     x, y, z = scene.camera.target
     middle = round(float(points[:, 2].min() + points[:, 2].max()) / 2, 3)
