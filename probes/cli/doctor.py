@@ -82,7 +82,8 @@ EXTRAS = {
     "slurm": "studies on a Slurm cluster (`probe study run --executor slurm`)",
     "served": "models behind an OpenAI-compatible server (`--base-url`)",
     "quantized": "--load-in-4bit",
-    "photoreal": "photoreal pictures (`probe stimuli make --renderer photoreal`)",
+    "timm": "models whose vision tower comes from timm (Gemma 3n, FastVLM, Perception LM)",
+    "photoreal": "photoreal images (`probe stimuli make --renderer photoreal`)",
     "docs": "the documentation as a site (`make docs`)",
     "test": "the tests",
 }

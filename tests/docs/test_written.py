@@ -56,7 +56,9 @@ def check(command: Sequence[str]) -> str:
         if not script.is_file():
             return f"there is no {arguments[0]}"
         text = script.read_text(encoding="utf-8")
-        return "; ".join(f"no option {word}" for word in arguments if word.startswith("--") and f'"{word}"' not in text)
+        names = {word: word.removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+        known = [word for word, name in names.items() if f'"{word}"' in text or re.search(rf"\b{name}: ", text)]
+        return "; ".join(f"no option {word}" for word in names if word not in known)
     if name == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
             "optional-dependencies"
