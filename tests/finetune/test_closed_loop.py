@@ -62,6 +62,7 @@ def played(
     pictures = [(topblock.path / item.file_name).read_bytes() for item in topblock.items]
     data = TrainingSet(tuple(map(Example, topblock.items, pictures)))
     monkeypatch.setattr(vlm_probe.finetune.train, "training_set", lambda *_, **__: data)
+    monkeypatch.setattr(vlm_probe.finetune.train, "try_batch", lambda *_, **__: None)
 
     def play(config: TrainConfig, solve: bool = False) -> list[tuple[list[Sample], dict[str, Any]]]:
         rollouts: list[tuple[list[Sample], dict[str, Any]]] = []

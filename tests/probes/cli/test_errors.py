@@ -27,7 +27,7 @@ BAD_ADDRESSES = (
 CASES = [
     (["rn"], USAGE, 'Did you mean "run"?'),
     (["run"], USAGE, "--model"),
-    (["run", "--model", "chance", "--stimuli", "towers", "--lmit", "3"], USAGE, "Did you mean --limit?"),
+    (["run", "--model", "chance", "--stimuli", "towers", "--lmit", "3"], USAGE, "did you mean --limit?"),
     (["run", "--model", "chance", "--stimuli", "towers", "--limit", "0"], USAGE, "--limit"),
     (["run", "--model", "chance", "--stimuli", "towers", "--limit", "-5"], USAGE, "--limit"),
     (["run", "--model", "chance", "--stimuli", "towers", "--readout", "lips"], USAGE, "generate"),
