@@ -75,6 +75,7 @@ def test_the_expert_is_asked_as_at_probing_and_its_reply_alone_is_learned(
 ) -> None:
     folder, memory = str(save_family(family)), Memory(3, kept)
     monkeypatch.setattr(vlm_probe.finetune.train, "training_set", lambda *_, **__: TrainingSet(examples(topblock)))
+    monkeypatch.setattr(vlm_probe.finetune.train, "try_batch", lambda *_, **__: None)
     batches: list[dict[str, Any]] = []
     collate = Labelled.__call__
 
