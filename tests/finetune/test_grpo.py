@@ -22,7 +22,7 @@ def test_the_bonus_is_the_mean_entropy_of_the_tokens_that_were_chosen_as_far_as_
         return torch.zeros(2, 2), entropies, None
 
     def loss(self: Any, model: Any, inputs: Any) -> torch.Tensor:
-        logps, kept, _ = self._get_per_token_logps_and_entropies(model, compute_entropy=True)
+        logps, kept, _ = self._get_per_token_logps_and_entropies(model, mask, mask, 2, compute_entropy=True)
         return 2.0 + 0 * (logps + kept).sum()
 
     monkeypatch.setattr(RLOOTrainer, "_get_per_token_logps_and_entropies", ask)

@@ -160,7 +160,7 @@ def test_a_thought_is_rewarded_by_its_answer_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(GroupTrainer, "_generate_single_turn", generate)
     monkeypatch.setattr(AskedAlike, "encode_for_test", lambda self, text: self._prompter.encode(text), raising=False)
     result = train(settings(folder, "grpo", max_thinking_tokens=20), tmp_path / "run")
-    assert read == ["\n7", "<think>"] * 4
+    assert read == ["\n7", "<think>"] * 8  # of the batch that is tried first, and of the rollout
     assert result["curves"][0]["parse_rate"] == 0.5 and result["thinking"].startswith(
         "on (default of its chat template)"
     )

@@ -25,6 +25,7 @@ REACHED = {
     "power": ["--runs", "2", "--items", "2", "--simulations", "100"],
     "pretrain": ["--out", "file/below"],
     "doctor": ["--model", "nonesuch"],
+    "stimuli matched": ["./none", "--out", "file/below"],
     "ask": ["what?", "--model", "nonesuch"],
     "study plan": ["none.yaml"],
     "study freeze": ["none.yaml"],
