@@ -17,10 +17,11 @@ from vlm_probe.probes.models.loading import load_model
 from vlm_probe.probes.models.observers import make_observer
 from vlm_probe.probes.readout import rescore
 from vlm_probe.probes.run import RunConfig, run
-from vlm_probe.probes.trials import COLUMNS, TRIALS, RunError, read_run, read_trials
+from vlm_probe.probes.trials import COLUMNS, TRIALS, read_run, read_trials
 from vlm_probe.stimuli.dataset import Item, StimulusSet
 from vlm_probe.stimuli.environment import PhysicsEnv
 from vlm_probe.stimuli.generate import make_set
+from vlm_probe.stimuli.ranges import OutOfRange
 
 
 def wrong(item: Item) -> int:
@@ -242,7 +243,7 @@ def test_what_cannot_be_tried_several_times_is_refused(
         run(RunConfig("chance", "s", attempts=2), stability, tmp_path / "r", model=model)
     with pytest.raises(PresentationError, match="not with blank"):
         run(RunConfig("chance", "s", attempts=2, design="blank"), topblock, tmp_path / "r", model=model)
-    with pytest.raises(RunError, match="memory must be"):
+    with pytest.raises(OutOfRange, match="memory must be"):
         RunConfig("chance", "s", attempts=2, memory="some")
     painted = StimulusSet(topblock.path, topblock.card | {"versions": {"renderer": "Blender Cycles"}})
     with pytest.raises(PresentationError, match="by Blender Cycles"):
