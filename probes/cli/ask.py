@@ -137,7 +137,7 @@ def _reply(model: Any, trial: Trial, settings: Generation) -> Reply:
     from vlm_probe.probes.cli.errors import CommandError
     from vlm_probe.probes.models import Reply
 
-    if hasattr(model, "stream"):
+    if model.streams:
         value = next(iter(model.stream([trial], "generate", settings)))[1]
         if isinstance(value, Exception):
             raise CommandError(f"the server gave no reply ({value}): see to the server, then ask again")

@@ -186,4 +186,6 @@ def test_no_reply_takes_long(reply: str) -> None:
     for name in ("towers-stability", "towers-topblock", "towers-sideblock"):
         begun = time.process_time()
         item_of(name).question.parse(reply)
-        assert time.process_time() - begun < 1
+        assert (
+            time.process_time() - begun < 5
+        )  # a search that backtracks takes minutes; a collection of garbage, a second

@@ -20,9 +20,11 @@ WRITES_WHAT_IT_READS = {"score": "RUN", "stimuli check": "SET"}
 OUTPUTS = {
     "run": "--model chance --stimuli {set} --limit 2 --no-references --out {out}",
     "stimuli make": "towers-stability -n 2 --size 32 --jobs 1 --out {out}",
+    "stimuli matched": "{set} --out {out}",
     "stimuli show": "{set} -n 2 --out {out}",
     "stimuli audit": "{set} --out {out}",
     "stimuli export": "{set} --csv {out}",
+    "trials export": "{run} --csv {out}",
     "stimuli import": "--images {images} --table {table} --task towers-stability --out {out}",
     "train": "--model tiny --tasks towers-topblock --method sft --budget samples=8 --items 8 --size 32 --out {out}",
     "decode": "--model tiny --stimuli {set} --target margin --limit 8 --permutations 0 --intervene none --out {out}",
@@ -156,7 +158,7 @@ def test_every_option_that_is_a_path_is_known_here() -> None:
     assert every
     for name, command in every.items():
         new = {path for path in paths_of(command) if path.strip("-").upper() not in INPUTS and path not in INPUTS}
-        written = "--to" if name == "study pack" else "--csv" if name == "stimuli export" else "--out"
+        written = "--to" if name == "study pack" else "--csv" if name.endswith("export") else "--out"
         expected = {written} if name in OUTPUTS or name in READS_ONLY else set()
         assert new - ({"--out"} if name == "study pack" else set()) == expected, name
 
