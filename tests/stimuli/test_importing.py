@@ -142,7 +142,7 @@ def test_it_works_wherever_a_generated_set_works(pictures, tmp_path, caplog):
         scores = {shortcut.name: shortcut for shortcut in audit(made).shortcuts}
     assert "left out" in caplog.text
     assert scores["always stands"].score == 0.5
-    assert {s.kind for s in scores.values()} == {"constant", "prompt", "pixels"}
+    assert {s.kind for s in scores.values()} == {"constant", "order", "prompt", "pixels"}
     for name in ("ideal", "heuristic", "noisy-simulation"):
         with pytest.raises(ModelError, match="needs the scene behind a picture"):
             make_observer(name).check(made.items)

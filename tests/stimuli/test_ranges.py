@@ -8,7 +8,7 @@ import math
 import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -94,11 +94,12 @@ def test_every_number_of_a_configuration_has_a_range(config: type[Any]) -> None:
         for entry in dataclasses.fields(config)
         if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
     }
-    numbers = [f for f in dataclasses.fields(config) if {"int", "float"} & set(str(f.type).replace("[", " ").split())]
-    numbers += [f for f in dataclasses.fields(config) if str(f.type) in ("tuple[int, ...]", "tuple[float, ...]")]
+    hints = get_type_hints(config)
+    kinds = (int, float, int | None, float | None, tuple[int, ...], tuple[float, ...])
+    numbers = [entry for entry in dataclasses.fields(config) if hints[entry.name] in kinds]
     assert numbers
     for entry in numbers:
         for value in (math.nan, math.inf, 10**30, -(10**30), "1", True):
-            given = (value,) if str(entry.type).startswith("tuple") else value
+            given = (value,) if get_origin(hints[entry.name]) is tuple else value
             with pytest.raises(OutOfRange, match=f"^{entry.name} must be"):
                 config(**required | {entry.name: given})
