@@ -504,6 +504,10 @@ def commands_on(bad: str, good: Path, run: Path) -> Iterator[list[str]]:
     yield ["study", "pack", f"{bad}/x.yaml", "--to", "o"]
     yield ["pretrain", "--out", "o", "--config", f"{bad}/t.csv"]
     yield ["doctor", "--model", f"./{bad}"]
+    yield ["ask", "what?", "--model", f"./{bad}"]
+    yield ["ask", "what?", "--model", "tiny", "--image", f"{bad}/t.csv"]
+    yield ["stimuli", "matched", bad, "--out", "o"]
+    yield ["trials", "export", bad, "--csv", "o.csv"]
 
 
 def every_command(of: App, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:

@@ -181,7 +181,7 @@ def _check_folder(folder, result, config):
         train(replace(config, learning_rate=2e-3), folder)
 
 
-@pytest.mark.parametrize("method", ["sft", *[p for p in SLOW if p.values != ("sft",)]])
+@pytest.mark.parametrize("method", SLOW)
 def test_two_processes_see_the_same_data_and_learn_the_same(method, tmp_path):
     config = settings(method, budget="samples=32")
     running = start(config, tmp_path / "two", processes=2)

@@ -163,6 +163,7 @@ def test_a_folder_that_is_no_study_is_one_line(tmp_path):
     assert "holds no study" in made.told
 
 
+@pytest.mark.slow
 def test_a_paper_is_built_again_around_the_files_of_others(built, study, tmp_path):
     out = tmp_path / "again"
     shutil.copytree(built.out, out)

@@ -116,6 +116,7 @@ def test_cut_off_sets_hold_no_orphaned_files(tmp_path):
     assert np.load(cut.path / "segmentation" / f"{item.image_sha256}.npy").max() == len(item.scene.bodies) - 1
 
 
+@pytest.mark.slow
 def test_a_ray_cast_set_is_the_same_on_two_processes(tmp_path):
     one = make_set("balance-tilt", 14, 0, tmp_path / "one", size=64, renderer="raycast")
     two = make_set("balance-tilt", 14, 0, tmp_path / "two", size=64, renderer="raycast", jobs=2)

@@ -133,6 +133,7 @@ def test_a_pilot_times_what_was_not_timed_before(study, capsys, tmp_path):
     assert not (folder / "observers").exists(), "the pilot's items are not the study's"
 
 
+@pytest.mark.slow
 def test_what_fails_does_not_stop_the_rest_and_can_be_repeated_by_hand(study, capsys, tmp_path):
     folder = tmp_path / "studies" / "watch"
     in_the_way = (folder / NOISY).parent
@@ -209,6 +210,7 @@ def test_jobs_of_submitit_do_the_same(study, capsys, tmp_path, monkeypatch):
     assert "are for Slurm" in err
 
 
+@pytest.mark.slow
 def test_accelerate_starts_what_a_model_is_asked(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     study = tmp_path / "study.yaml"

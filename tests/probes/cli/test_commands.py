@@ -29,6 +29,7 @@ def test_making_a_set_twice_gives_the_same_bytes(capsys: pytest.CaptureFixture[s
     assert (tmp_path / "a/metadata.jsonl").read_bytes() == (tmp_path / "b/metadata.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_pixels_show_and_where_bodies_are_is_written_if_asked_for(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def test_the_ideal_observer_end_to_end(probe: Probe, towers: Path, tmp_path: Pat
     assert len(rows(tmp_path / "r")) == 24 and kept[0].stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_standard_set_of_another_size_by_another_renderer(
     capsys: pytest.CaptureFixture[str], towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
