@@ -131,7 +131,8 @@ def test_files_of_the_working_folder_are_never_run(python: Path, traps: Path) ->
 @pytest.mark.slow
 def test_a_study_runs_in_a_folder_full_of_such_files(python: Path, traps: Path) -> None:
     (traps / "study.yaml").write_text(
-        "models: {heuristic: {}}\ntests:\n  - {tasks: [towers-stability], n: 8}\n", encoding="utf-8"
+        "study: trapped\nobservers: [heuristic]\nsets: {n: 16, seed: 5, size: 32}\ntests: {tasks: [towers-stability]}\n",
+        encoding="utf-8",
     )
     done = call(python, traps, "-m", "vlm_probe", "study", "run", "study.yaml", "--out", "study")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""`probe run`: ask a model the items of a stimulus set, and reports the result."""
+"""`probe run`: ask a model the items of a stimulus set, and report the result."""
 
 from __future__ import annotations
 
